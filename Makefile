@@ -1,0 +1,64 @@
+# `make demo` and `make test` need python3 (3.11 or newer) and make, nothing else: they build .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+EXTRAS := video,tensorboard,test
+INSTALLED := $(VENV)/.installed
+
+# make demo DATA=folder trains on a folder of videos (sub-folders are classes); without it, on the synthetic world.
+# The work directory carries the folder's name, so that runs on different data do not meet.
+DATA ?=
+SUFFIX := $(if $(DATA),-$(shell basename -- "$(DATA)"))
+SOURCE := $(if $(DATA),--config.data.source="$(DATA)")
+# More flags for the command line, for example ARGS=--config.seed=1
+ARGS ?=
+
+.PHONY: help install demo demo-long test test-slow benchmark lint clean
+
+help:
+	@echo "make demo        train, sample and report in about 15 minutes on 2 cores; DATA=folder for your own videos"
+	@echo "make demo-long   the same at more length: up to 2 hours on 2 cores; run it again to resume"
+	@echo "make test        the tests; make test-slow for those that take longer"
+	@echo "make benchmark   training step against eager PyTorch (installs PyTorch into .venv)"
+	@echo "make lint        ruff"
+	@echo "PYTHON=python3.12 picks another Python, WORKDIR=folder another work directory."
+
+install: $(INSTALLED)
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: this needs Python 3.11 or newer, and '$(PYTHON)' is `$(PYTHON) --version 2>&1`." >&2; \
+	  echo "       Point PYTHON at a newer one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# The stamp is newer than setup.py once everything is in, so an interrupted installation is taken up again.
+$(INSTALLED): $(VENV)/.made setup.py pyproject.toml
+	@echo "installing into $(VENV): a few minutes the first time"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: WORKDIR ?= runs/demo$(SUFFIX)
+demo: $(INSTALLED)
+	$(VENV)/bin/pv-vae train --config experiments/demo.py --workdir "$(WORKDIR)" $(SOURCE) $(ARGS)
+
+demo-long: WORKDIR ?= runs/demo-long$(SUFFIX)
+demo-long: $(INSTALLED)
+	$(VENV)/bin/pv-vae train --config experiments/demo_long.py --workdir "$(WORKDIR)" $(SOURCE) $(ARGS)
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+benchmark: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark]"
+	$(VENV)/bin/python benchmarks/vae_step.py $(ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

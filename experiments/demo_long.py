@@ -1,0 +1,31 @@
+"""`make demo-long`: the demo's networks, trained longer. Its weights ship as `tiny-synthetic`."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from pv_vae_jax.config import Experiment
+
+
+def get_config() -> Experiment:
+    """The demo with longer stages."""
+    spec = importlib.util.spec_from_file_location("demo", Path(__file__).parent / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    base = demo.get_config()
+
+    def longer(stage, **changes):
+        return dataclasses.replace(stage, **changes)
+
+    return dataclasses.replace(
+        base,
+        name="demo-long",
+        data=dataclasses.replace(base.data, clips=32_768, test_clips=256),
+        image=longer(base.image, steps=2_500),
+        video=longer(base.video, steps=9_000, ema_decay=0.998),
+        decoder=longer(base.decoder, steps=300),
+        latents=dataclasses.replace(base.latents, clips=8_192),
+        diffusion=longer(base.diffusion, steps=8_000, ema_decay=0.999),
+        sampling=dataclasses.replace(base.sampling, clips=256, steps=100),
+        checkpoint_every=500,
+    )

@@ -1,0 +1,45 @@
+"""Predictive video VAEs (PV-VAE, arXiv 2605.02134) and latent video diffusion in JAX.
+
+The names here are what another codebase imports; training lives in `pv_vae_jax.train`, commands in `pv_vae_jax.cli`.
+
+  model = VAE(VAEConfig())
+  params = model.init(key, video)["params"]
+  posterior = model.apply({"params": params}, video, method="encode")
+  video = model.apply({"params": params}, posterior.mode, method="decode")
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pv_vae_jax.diffusion.guidance import guided
+    from pv_vae_jax.diffusion.rectified_flow import flow_matching_loss
+    from pv_vae_jax.diffusion.samplers import euler
+    from pv_vae_jax.models.latte import Latte, LatteConfig
+    from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
+    from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
+    from pv_vae_jax.pretrained import Pretrained, load, save
+
+# Resolved on first use: loader processes import `pv_vae_jax.data` and must not start jax with it.
+_HOMES = {
+    "diffusion.guidance": ("guided",),
+    "diffusion.rectified_flow": ("flow_matching_loss",),
+    "diffusion.samplers": ("euler",),
+    "models.latte": ("Latte", "LatteConfig"),
+    "models.vae": ("VAE", "Posterior", "VAEConfig"),
+    "predictive": ("predict_clip", "predict_filled", "predict_truncated"),
+    "pretrained": ("Pretrained", "load", "save"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -1,0 +1,1 @@
+"""The `pv-vae` command: one file a sub-command."""

@@ -1,0 +1,73 @@
+"""What the commands that take video files share: load a model, read clips, write clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from safetensors import SafetensorError
+
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.data.clips import centre_crop
+from pv_vae_jax.data.video_files import probe, read_video
+from pv_vae_jax.pretrained import Pretrained, load
+from pv_vae_jax.typing import check_clip_shape
+
+
+def define_model_flags(values: flags.FlagValues) -> None:
+    """`--model`, `--out`, `--size`, `--frames`."""
+    flags.DEFINE_string("model", "tiny-synthetic", "shipped name, model folder or work directory", flag_values=values)
+    flags.DEFINE_string("out", "out", "folder for the results", flag_values=values)
+    size, frames = (
+        "resize the short side to this, crop the centre square; 0 keeps it",
+        "read of each video; 0 reads all",
+    )
+    flags.DEFINE_integer("size", 0, size, lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("frames", 0, frames, lower_bound=0, flag_values=values)
+
+
+def load_model(values: flags.FlagValues) -> Pretrained:
+    """The model of `--model`.
+
+    Raises:
+      ConfigError: its files are damaged or do not fit together.
+    """
+    try:
+        return load(values.model)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(f"the model {values.model} cannot be loaded: {error}") from error
+
+
+def read_clips(
+    paths: Sequence[str], values: flags.FlagValues, model: Pretrained
+) -> Iterator[tuple[Path, np.ndarray, float]]:
+    """Yield `(path, (t, h, w, 3) uint8, frames per second)` for each file.
+
+    Raises:
+      ConfigError: no path, or two files of one name, whose results would take each other's place.
+      BrokenVideoError: a file that is no video, or with fewer frames than `--frames`.
+      ShapeError: length or size does not fit the model; the message names the nearest that do. Nothing is cut silently.
+    """
+    if not paths:
+        raise ConfigError("name at least one video file")
+    stems = [Path(path).stem for path in paths]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise ConfigError(f"several files are called {', '.join(sorted(twice))}: give them in calls of their own")
+    config = model.vae.config
+    for path in paths:
+        info = probe(path)
+        video = read_video(path, short_side=values.size or None, count=values.frames or None)
+        if values.size:
+            video = centre_crop(video, values.size)
+        try:
+            check_clip_shape(*video.shape[:3], config.time_factor, config.space_factor)
+        except ValueError as error:
+            raise type(error)(f"{path}: {error} (set --frames and --size)") from error
+        yield Path(path), video, info.fps
+
+
+def to_uint8(video: np.ndarray) -> np.ndarray:
+    """Float `[-1, 1]` -> uint8."""
+    return np.clip(np.rint((np.asarray(video) + 1.0) * 127.5), 0, 255).astype(np.uint8)

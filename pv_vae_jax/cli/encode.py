@@ -1,0 +1,43 @@
+"""Cache the posteriors of the training clips for diffusion training: writes `WORKDIR/latents`.
+
+  pv-vae encode --workdir runs/demo
+
+`python -m pv_vae_jax.cli.encode` takes the same flags.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from pv_vae_jax.cli.train import last_vae_stage
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.train.latents_stage import encode_latents, open_latents
+from pv_vae_jax.train.run import reopen_run
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `pv-vae encode`."""
+    flags.DEFINE_string("workdir", None, "folder of a run with a finished VAE stage", flag_values=values)
+    flags.mark_flag_as_required("workdir", flag_values=values)
+
+
+def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+    """Encode, or go on encoding."""
+    if positional or overrides:
+        raise ConfigError("pv-vae encode takes --workdir only: the configuration is the run's own")
+    run = reopen_run(values.workdir)
+    stage = last_vae_stage(run)
+    encode_latents(run, stage)
+    cache = open_latents(run, stage)
+    mean, std = cache.statistics
+    print(f"{run.folder('latents')}: {len(cache)} posteriors of {', '.join(cache.class_names)}; ")
+    print(f"channel means {mean.min():.3f} to {mean.max():.3f}, standard deviations {std.min():.3f} to {std.max():.3f}")
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command("encode", sys.argv[1:]))

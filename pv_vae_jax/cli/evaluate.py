@@ -1,0 +1,342 @@
+"""Measure a run and write its report: reconstruction, prediction, latents, samples, training curves.
+
+  pv-vae evaluate --workdir runs/demo
+
+Writes `WORKDIR/report/report.html` (one page that needs no other file), `metrics.json` (the numbers with their
+protocol) and, with a finished diffusion stage, `samples.npz` (uint8 video, label). Stages that are not finished are
+left out and named. `python -m pv_vae_jax.cli.evaluate` takes the same flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from pv_vae_jax import pretrained
+from pv_vae_jax.cli.train import steps_of
+from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
+from pv_vae_jax.data.sources import NoVideosError, VideoSource
+from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
+from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
+from pv_vae_jax.evaluation.report import Pictures, ShownClip, write_report
+from pv_vae_jax.evaluation.sampling import sample_clips
+from pv_vae_jax.pretrained import Pretrained, weights_hash
+from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.train.run import Run, reopen_run
+
+SHOWN_CLIPS = 6  # with reconstruction and predictions, and in the latent pictures
+SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
+SHOWN_STILLS = 8
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `pv-vae evaluate`."""
+    flags.DEFINE_string("workdir", None, "folder of a run with a finished stage", flag_values=values)
+    flags.DEFINE_integer(
+        "clips", None, "test clips to score, at most; default data.test_clips", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "sample_clips", None, "clips to generate, 0 for none; default sampling.clips", lower_bound=0, flag_values=values
+    )
+    flags.mark_flag_as_required("workdir", flag_values=values)
+
+
+def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+    """Evaluate the run of `--workdir`."""
+    if positional or overrides:
+        raise ConfigError("pv-vae evaluate takes flags only: the configuration is the run's own")
+    evaluate_run(reopen_run(values.workdir), values.clips, values.sample_clips)
+
+
+def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None) -> Path:
+    """Measure every finished stage, print a table, write report, metrics and samples.
+
+    Args:
+      run: the run.
+      clips: test clips to score, at most; None takes `data.test_clips`.
+      sampled: clips to generate; None takes `sampling.clips`.
+
+    Returns:
+      The path of `report.html`.
+
+    Raises:
+      ConfigError: no stage is finished.
+      NoVideosError: the data cannot be read at all.
+    """
+    finished = [stage for stage in STAGES if run.finished(stage)]
+    vae_stages = [stage for stage in VAE_STAGES if stage in finished]
+    if not vae_stages:
+        raise ConfigError(
+            f"no VAE stage of {run.workdir} is finished, so there is nothing to evaluate: run the command that began "
+            "it again, pv-vae train continues where it stopped"
+        )
+    source, split, notes = _open_clips(run, clips)
+    video, names = _read_clips(source, clips or run.experiment.data.test_clips)
+    if clips and len(video) < clips:
+        notes.append(f"{clips} clips were asked for, the {split} split has {len(video)}.")
+    metrics: dict[str, Any] = _describe(run, split, len(video)) | {"notes": notes}
+    unfinished = [stage for stage in STAGES if steps_of(run, stage) and stage not in finished]
+    metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
+    metrics["stages"] = {}
+    shown: dict[str, Any] = {"curves": {}}
+    for stage in STAGES:
+        if (run.folder(stage) / "metrics.jsonl").exists():
+            shown["curves"][stage] = read_metrics(run.folder(stage) / "metrics.jsonl")
+    on_clips = [stage for stage in vae_stages if not getattr(run.experiment, stage).images]
+    for stage in vae_stages:
+        model = pretrained.load(run.folder(stage) / "model")
+        metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
+        metrics["stages"][stage], means = _score_stage(run, stage, model, video)
+        if stage not in on_clips:
+            stills = _middle(video[:SHOWN_STILLS])
+            result = reconstruct(model.vae, model.vae_params, stills, batch_size=_batch_size(run, video))
+            shown["stills"] = (stills[:, 0], result[:, 0])
+        elif stage == on_clips[-1]:  # what later work uses
+            fields, metrics["latents"] = _show_stage(run, stage, model, video, names, means)
+            shown |= fields
+    folder = run.workdir / "report"
+    folder.mkdir(exist_ok=True)
+    sampled = run.experiment.sampling.clips if sampled is None else sampled
+    if "diffusion" in finished and sampled:
+        model = pretrained.load(run.folder("diffusion") / "model")
+        drawn = _sample(run, model, sampled, folder, metrics)
+        shown["samples"] = _by_class(model, *drawn, video, names)
+    _write_json(folder / "metrics.json", metrics)
+    write_report(folder / "report.html", metrics, Pictures(**shown))
+    print("\n".join(_summary(metrics)))
+    print(f"report: {folder / 'report.html'}", flush=True)
+    return folder / "report.html"
+
+
+def _open_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:
+    """Test clips, or training clips where a folder holds out none: `(source, split, what to tell)`."""
+    if clips:
+        data = dataclasses.replace(run.experiment.data, test_clips=clips)
+        run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=data))
+    try:
+        return run.source("test", random=False), "test", []
+    except NoVideosError as error:
+        source = run.source("train", random=False)
+        return source, "train", [f"Scored on training clips, which flatters every number: {error}."]
+
+
+def _read_clips(source: VideoSource, most: int) -> tuple[np.ndarray, list[str]]:
+    """`(n, t, h, w, 3)` uint8 and the class of every clip."""
+    interval = 1 if sys.stderr.isatty() else 20
+    index = tqdm(range(min(most, len(source))), desc="clips", unit="clip", mininterval=interval)
+    items = [source.clip(i, np.random.default_rng(0)) for i in index]
+    return np.stack([item["video"] for item in items]), [source.class_names[item["label"]] for item in items]
+
+
+def _describe(run: Run, split: str, clips: int) -> dict:
+    """What the numbers are numbers of."""
+    experiment, data = run.experiment, run.experiment.data
+    synthetic = data.source == "synthetic"
+    kinds = Counter(device.device_kind for device in jax.devices())
+    drawn = experiment.vae.pad == "gaussian"
+    return {
+        "experiment": experiment.name,
+        "model": experiment.vae.name,
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "devices": [f"{count} x {kind}" for kind, count in kinds.items()],
+        "versions": {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "numpy")}
+        | {"python": platform.python_version()},
+        "parameters": {},
+        "protocol": {
+            "source": data.source,
+            "split": split,
+            "clips": clips,
+            "frames": data.frames,
+            "size": data.size,
+            "stride": data.stride,
+            "crop": "none, drawn at this size" if synthetic else "short side resized by area, centre square",
+            "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
+            "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
+            "reconstruction": "decoded posterior mean",
+            "prediction": "gaussian padding and posterior sample drawn with the seed"
+            if drawn
+            else "posterior mean, learned padding",
+            "psnr": "per frame, at most 100 dB, mean over frames, then clips",
+            "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
+            "precision": experiment.vae.dtype,
+            "seed": experiment.seed,
+        },
+        "latents": None,
+        "samples": None,
+    }
+
+
+def _score_stage(run: Run, stage: str, model: Pretrained, video: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Numbers of one VAE stage, and the posterior means of its clips."""
+    images = getattr(run.experiment, stage).images
+    shown = _middle(video) if images else video
+    size = _batch_size(run, video)
+    score = score_reconstruction(model.vae, model.vae_params, shown, batch_size=size, label=f"{stage}: reconstruction")
+    prediction = None
+    if model.vae.config.latent_frames(shown.shape[1]) > 1:
+        errors = score_prediction(
+            model.vae, model.vae_params, shown, seed=run.experiment.seed, batch_size=size, label=f"{stage}: prediction"
+        )
+        prediction = _prediction_numbers(errors, shown.shape[1], model.vae.config.time_factor)
+    numbers = {
+        "scored": f"the middle frame of {len(video)} clips"
+        if images
+        else f"{len(video)} clips of {shown.shape[1]} frames",
+        "steps": model.meta.get("steps", getattr(run.experiment, stage).steps),
+        "weights": weights_hash(model.vae_params),
+        "psnr_db": score.psnr,
+        "ssim": score.ssim,
+        "prediction": prediction,
+    }
+    return numbers, score.means
+
+
+def _prediction_numbers(errors: PredictionErrors, frames: int, time_factor: int) -> dict:
+    dropped = range(len(errors.predicted))
+    numbers = {"dropped": list(dropped), "observed_frames": [frames - k * time_factor for k in dropped]}
+    for name in ("predicted", "seen", "copying", "extrapolation"):
+        numbers[name] = [None if math.isnan(v) else float(v) for v in getattr(errors, name)]
+    numbers["average"] = errors.average()
+    numbers |= {f"average_{name}": errors.average(name) for name in ("copying", "extrapolation")}
+    numbers["against_copying"] = None if math.isnan(errors.against_copying) else errors.against_copying
+    return numbers
+
+
+def _show_stage(
+    run: Run, stage: str, model: Pretrained, video: np.ndarray, names: Sequence[str], means: np.ndarray
+) -> tuple[dict, dict]:
+    """For a stage trained on clips: fields of `Pictures`, and the numbers of its latents."""
+    p_t, seed, size = model.vae.config.time_factor, run.experiment.seed, _batch_size(run, video)
+    shown, groups = video[:SHOWN_CLIPS], means.shape[1]
+    drops = sorted({int(k) for k in np.linspace(1, groups - 1, 4).round()}) if groups > 1 else []
+    reconstructed = reconstruct(model.vae, model.vae_params, shown, batch_size=size)
+    predicted = {k: predict(model.vae, model.vae_params, shown, k, seed=seed, batch_size=size) for k in drops}
+    clips = [
+        ShownClip(names[i], shown[i], reconstructed[i], {k: predicted[k][i] for k in drops}) for i in range(len(shown))
+    ]
+    colours, distance = principal_colours(means), temporal_distance(means)
+    latents = [(names[i], shown[i][::p_t], colours.pictures[i]) for i in range(len(shown))]
+    numbers = {
+        "stage": stage,
+        "clips": len(means),
+        "explained": colours.explained.tolist(),
+        "ltd_median": distance.median if distance else None,
+        "ltd_curve": distance.curve.tolist() if distance else None,
+        "ltd_chance": distance.chance if distance else None,
+    }
+    return {"clips": clips, "clips_stage": stage, "time_factor": p_t, "latents": latents}, numbers
+
+
+def _sample(run: Run, model: Pretrained, count: int, folder: Path, metrics: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Generate clips, classes in turn, and save them: `(n, t, h, w, 3)` uint8 and labels `(n,)`."""
+    sampling, diffusion = run.experiment.sampling, model.diffusion
+    conditional = diffusion.model.config.classes > 0
+    labels = np.arange(count) % len(diffusion.class_names) if conditional else np.zeros(count, int)
+    guidance = sampling.guidance if conditional else 1.0  # nothing to guide by
+    video = sample_clips(
+        model,
+        labels,
+        steps=sampling.steps,
+        guidance=guidance,
+        seed=run.experiment.seed,
+        batch_size=min(sampling.batch_size, count),
+    )
+    with (folder / "samples.npz.tmp").open("wb") as file:
+        np.savez_compressed(file, video=video, label=labels)
+    os.replace(folder / "samples.npz.tmp", folder / "samples.npz")
+    metrics["parameters"]["transformer"] = _count(diffusion.params)
+    metrics["samples"] = {
+        "clips": count,
+        "steps": sampling.steps,
+        "guidance": guidance,
+        "seed": run.experiment.seed,
+        "weights": weights_hash(diffusion.params),
+        "vae_stage": model.meta.get("stage", "unknown"),
+        "vae_weights": weights_hash(model.vae_params),
+        "training_steps": model.meta.get("diffusion_steps"),
+        "class_names": list(diffusion.class_names) if conditional else [],
+        "file": "samples.npz",
+    }
+    return video, labels
+
+
+def _by_class(
+    model: Pretrained, video: np.ndarray, labels: np.ndarray, real: np.ndarray, real_names: Sequence[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Class -> some generated clips and some real ones."""
+    if not model.diffusion.model.config.classes:
+        return {"all clips": (video[:SHOWN_PER_CLASS], real[:SHOWN_PER_CLASS])}
+    shown = {}
+    for label in np.unique(labels)[:SHOWN_CLASSES]:
+        name = model.diffusion.class_names[label]
+        same = [i for i, other in enumerate(real_names) if other == name]
+        shown[name] = (video[labels == label][:SHOWN_PER_CLASS], real[same[:SHOWN_PER_CLASS]])
+    return shown
+
+
+def _batch_size(run: Run, video: np.ndarray) -> int:
+    """As many clips as the encoding of latents takes at once."""
+    return min(run.experiment.latents.batch_size, len(video))
+
+
+def _middle(video: np.ndarray) -> np.ndarray:
+    """The middle frame of every clip, as a clip of one frame."""
+    middle = video.shape[1] // 2
+    return video[:, middle : middle + 1]
+
+
+def _count(params: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _write_json(path: Path, tree: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _summary(metrics: dict) -> list[str]:
+    """The numbers as lines for a terminal."""
+    p = metrics["protocol"]
+    lines = [
+        f"{metrics['experiment']}: {p['clips']} {p['split']} clips of {p['source']}, {p['frames']} x {p['size']} x "
+        f"{p['size']}, stride {p['stride']}"
+    ]
+    lines += metrics["notes"] + metrics["missing"]
+    lines.append(f"{'stage':14}{'PSNR dB':>9}{'SSIM':>9}   EMA weights       scored")
+    for name, stage in metrics["stages"].items():
+        similar = "-" if stage["ssim"] is None else f"{stage['ssim']:.4f}"
+        lines.append(f"{name:14}{stage['psnr_db']:9.2f}{similar:>9}   {stage['weights']}  {stage['scored']}")
+    found = {name: stage["prediction"] for name, stage in metrics["stages"].items() if stage["prediction"]}
+    if found:
+        first = next(iter(found.values()))
+        lines.append("squared error on dropped frames, range [-1, 1]")
+        lines.append(f"{'dropped':14}{''.join(f'{k:9}' for k in first['dropped'][1:])}  average")
+        rows = [(name, q["predicted"], q["average"], q["against_copying"]) for name, q in found.items()]
+        rows += [(name, first[name], first[f"average_{name}"], None) for name in ("copying", "extrapolation")]
+        for name, values, average, ratio in rows:
+            side = "" if ratio is None else f"  {abs(ratio):.0%} {'below' if ratio < 0 else 'above'} copying"
+            lines.append(f"{name:14}{''.join(f'{v:9.4f}' for v in values[1:])}{average:9.4f}{side}")
+    return lines
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command("evaluate", sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""`pv-vae COMMAND ...`: picks the sub-command, turns expected errors into one clear line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a stage, or all of them",
+    "encode": "cache the latents of the training clips",
+    "sample": "generate clips",
+    "reconstruct": "encode and decode video files",
+    "predict": "see the first frames of a video, draw the rest",
+    "evaluate": "measure a run and write its report",
+    "inspect": "show configuration, parameters, FLOPs and memory, then exit",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `argv[1]`; exit status 0, 1 for an error the user can mend, 2 for a wrong call, 130 or 143 if stopped."""
+    name = argv[1] if len(argv) > 1 else "--help"
+    if name in ("-h", "--help", "help"):
+        print("usage: pv-vae COMMAND [flags]; pv-vae COMMAND --help lists the flags\n")
+        print("\n".join(f"  {command:12} {text}" for command, text in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"pv-vae: unknown command {name!r}; {known}", file=sys.stderr)
+        return 2
+    return run_command(name, argv[2:])
+
+
+def run_command(name: str, argv: Sequence[str]) -> int:
+    """Parse the flags of sub-command `name` and run it."""
+    from absl import flags
+
+    from pv_vae_jax.config import ConfigError, parse_overrides
+    from pv_vae_jax.data.latents import StaleLatentsError
+    from pv_vae_jax.data.sources import NoVideosError
+    from pv_vae_jax.data.video_files import BrokenVideoError
+    from pv_vae_jax.train.guard import NonFiniteError
+    from pv_vae_jax.train.loop import Interrupted
+    from pv_vae_jax.typing import ShapeError
+
+    module = importlib.import_module(f"pv_vae_jax.cli.{name}")
+    values = flags.FlagValues()
+    values.set_gnu_getopt()  # flags may follow file names
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+    module.define_flags(values)
+    expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
+    expected += (OSError, ImportError)
+    if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
+        print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")
+        return 0
+    try:
+        rest, overrides = parse_overrides(argv)
+        positional = values([f"pv-vae {name}", *rest])[1:]
+    except (flags.Error, ConfigError) as error:
+        print(f"pv-vae {name}: {error}", file=sys.stderr)
+        return 2
+    try:
+        enable_compilation_cache()
+        module.run(values, positional, overrides)
+    except Interrupted as stop:
+        print(f"pv-vae {name}: {stop}", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print(f"pv-vae {name}: interrupted", file=sys.stderr)
+        return 130
+    except expected as error:
+        print(f"pv-vae {name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs between processes (`PV_VAE_CACHE`, default `~/.cache/pv_vae_jax`); empty turns it off."""
+    import jax
+
+    folder = os.environ.get("PV_VAE_CACHE", os.path.expanduser("~/.cache/pv_vae_jax"))
+    if folder and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

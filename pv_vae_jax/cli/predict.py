@@ -1,0 +1,69 @@
+"""See the first frames of a video and draw the rest, beside the truth and beside copying the last frame seen.
+
+  pv-vae predict --model tiny-synthetic --observe=9 --frames=17 --size=32 --out out clip.mp4
+
+`python -m pv_vae_jax.cli.predict` takes the same flags.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips, to_uint8
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.predictive import predict_clip
+from pv_vae_jax.train.vae_step import to_float
+from pv_vae_jax.typing import ShapeError, check_clip_shape
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `pv-vae predict`."""
+    define_model_flags(values)
+    observe = "frames the encoder sees, 1 + n p_t; 0 takes about the first half"
+    flags.DEFINE_integer("observe", 0, observe, lower_bound=0, flag_values=values)
+
+
+def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+    """Write `<name>_prediction.mp4`: truth on the left, prediction on the right."""
+    if overrides:
+        raise ConfigError("pv-vae predict takes no --config overrides: the configuration is the model's own")
+    model = load_model(values)
+    p_t = model.vae.config.time_factor
+
+    def draw(params, video, observe):
+        return predict_clip(model.vae, params, to_float(video[None]), observe, jax.random.key(0))[0]
+
+    predict = jax.jit(draw, static_argnums=2)
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for path, video, fps in read_clips(positional, values, model):
+        observe = values.observe or 1 + (len(video) - 1) // p_t // 2 * p_t
+        if not 1 <= observe < len(video):
+            raise ConfigError(f"{path} gives {len(video)} frames: --observe must leave at least one of them to predict")
+        try:
+            check_clip_shape(observe, *video.shape[1:3], p_t, model.vae.config.space_factor)
+        except ShapeError as error:
+            raise ShapeError(f"--observe: {error}") from error
+        result = to_uint8(predict(model.vae_params, video, observe))
+        target = out / f"{path.stem}_prediction.mp4"
+        write_video(target, np.concatenate([video, result], axis=2), fps=fps)
+        truth = video[observe:].astype(np.float32) / 127.5 - 1
+        error = np.mean((result[observe:].astype(np.float32) / 127.5 - 1 - truth) ** 2)
+        copied = np.mean((video[observe - 1].astype(np.float32) / 127.5 - 1 - truth) ** 2)
+        print(
+            f"{target}: saw {observe} frames, drew {len(video) - observe}; squared error {error:.4f}, "
+            f"copying the last frame {copied:.4f} (range [-1, 1])"
+        )
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command("predict", sys.argv[1:]))

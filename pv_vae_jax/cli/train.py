@@ -1,0 +1,88 @@
+"""Train a stage or all of them; the same command continues after any interruption.
+
+  pv-vae train --config experiments/demo.py --workdir runs/demo
+  pv-vae train --config experiments/demo.py --workdir runs/demo --stage video --config.video.steps=2000
+
+`python -m pv_vae_jax.cli.train` takes the same flags.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
+from pv_vae_jax.train.run import Run, open_run
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `pv-vae train`."""
+    flags.DEFINE_string("config", None, "experiment file with get_config()", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_enum("stage", "all", ("all", *STAGES), "what to train", flag_values=values)
+    flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
+
+
+def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+    """Train what the flags say."""
+    if positional:
+        raise ConfigError(f"pv-vae train takes flags only, got {' '.join(positional)}")
+    run = open_run(load_experiment(values.config, overrides), values.workdir)
+    stages = STAGES if values.stage == "all" else (values.stage,)
+    for stage in stages:
+        if steps_of(run, stage) == 0:
+            if values.stage == stage:
+                owner = "diffusion" if stage == "latents" else stage  # latents are cached for diffusion alone
+                raise ConfigError(f"stage {stage} has no steps in this configuration: set --config.{owner}.steps=N")
+            continue
+        if run.finished(stage):
+            print(f"{stage}: finished before", file=sys.stderr)
+            continue
+        began = time.time()
+        train_stage(run, stage)
+        print(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}", file=sys.stderr)
+    if values.stage == "all":
+        from pv_vae_jax.cli.evaluate import evaluate_run
+
+        evaluate_run(run)
+
+
+def train_stage(run: Run, stage: str) -> None:
+    """Train one stage on top of those before it."""
+    from pv_vae_jax.train.dit_stage import train_diffusion_stage
+    from pv_vae_jax.train.latents_stage import encode_latents
+    from pv_vae_jax.train.vae_stage import train_vae_stage
+
+    if stage in VAE_STAGES:
+        before = [s for s in VAE_STAGES[: VAE_STAGES.index(stage)] if steps_of(run, s)]
+        if before and not run.finished(before[-1]) and not getattr(run.experiment, stage).init_from:
+            raise ConfigError(f"stage {stage} starts from stage {before[-1]}, which is not finished: train it first")
+        train_vae_stage(run, stage, before[-1] if before else None)
+    elif stage == "latents":
+        encode_latents(run, last_vae_stage(run))
+    else:
+        train_diffusion_stage(run, last_vae_stage(run))
+
+
+def steps_of(run: Run, stage: str) -> int:
+    """Length of a stage; for the latent cache its clips, if diffusion follows."""
+    if stage == "latents":
+        return run.experiment.latents.clips if run.experiment.diffusion.steps else 0
+    return getattr(run.experiment, stage).steps
+
+
+def last_vae_stage(run: Run) -> str:
+    """The last VAE stage that is finished: what encoding and sampling use."""
+    finished = [s for s in VAE_STAGES if run.finished(s)]
+    if not finished:
+        raise ConfigError(f"no VAE stage of {run.workdir} is finished: train one first")
+    return finished[-1]
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command("train", sys.argv[1:]))

@@ -1,0 +1,391 @@
+"""The configuration of an experiment: one tree of frozen dataclasses, loaded from a file and overridden by flags.
+
+An experiment file defines `get_config() -> Experiment`. Networks never see this tree: each takes its own part.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import operator
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_collections
+
+from pv_vae_jax.diffusion.rectified_flow import TimeDistribution
+from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.models.discriminator import DiscriminatorConfig
+from pv_vae_jax.models.latte import LatteConfig
+from pv_vae_jax.models.vae import VAEConfig
+from pv_vae_jax.typing import check_clip_shape
+
+
+class ConfigError(ValueError):
+    """An experiment that cannot run as written; the message says what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Clips for training and evaluation.
+
+    Attributes:
+      source: `synthetic`, or a folder of video files whose sub-folders are classes.
+      clips: training clips of the synthetic world (a folder has what it has).
+      test_clips: clips held out for evaluation, at most.
+      frames: of a clip, `1 + n p_t`.
+      size: side of the square clip in pixels.
+      stride: video frames from one clip frame to the next.
+      threads: reading and decoding.
+      cache_bytes: memory for decoded videos.
+    """
+
+    source: str = "synthetic"
+    clips: int = 8_192
+    test_clips: int = 64
+    frames: int = 17
+    size: int = 32
+    stride: int = 1
+    threads: int = 2
+    cache_bytes: int = 2 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay to a fraction (paper: base rate 5e-5, decay to one tenth).
+
+    Attributes:
+      learning_rate: the peak.
+      warmup_steps: linear from 0; the paper does not give its length.
+      final_fraction: of the peak, at the last step.
+      weight_decay: decoupled, on matrices and kernels only.
+      b1, b2: moments' decays.
+      clip_norm: global gradient norm allowed; 0 leaves gradients alone.
+    """
+
+    learning_rate: float = 5e-5
+    warmup_steps: int = 1_000
+    final_fraction: float = 0.1
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEStageConfig:
+    """One of the three VAE stages.
+
+    Attributes:
+      steps: length; 0 skips the stage.
+      batch_size: clips (or images) of the global batch.
+      images: train on single frames, T = 0 (stage 1).
+      drop_ratio: `r`, the largest share of later groups withheld; 0 drops nothing.
+      drop_form: `truncated` (one k for the batch, a program each, saves encoder work) or `filled` (one program).
+      drop_per_example: a `k` for each example; needs the filled form.
+      reverse: probability of playing a clip backwards. The paper's figure 2 shows it, its text does not.
+      flip: probability of mirroring a clip.
+      frozen: parts of the VAE that do not move, of `encoder`, `decoder`, `pad`.
+      objective: loss weights.
+      optimizer, discriminator_optimizer: of the two sides.
+      ema_decay: of the VAE's moving average, which is what later stages use.
+      init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
+    """
+
+    steps: int = 0
+    batch_size: int = 8
+    images: bool = False
+    drop_ratio: float = 0.0
+    drop_form: Literal["truncated", "filled"] = "truncated"
+    drop_per_example: bool = False
+    reverse: float = 0.0
+    flip: float = 0.5
+    frozen: tuple[str, ...] = ()
+    objective: Objective = Objective()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    discriminator_optimizer: OptimizerConfig = OptimizerConfig()
+    ema_decay: float = 0.999
+    init_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsConfig:
+    """The cache of posteriors on which the transformer trains.
+
+    Attributes:
+      clips: encoded from the training split.
+      batch_size: clips encoded at once.
+    """
+
+    clips: int = 2_048
+    batch_size: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """Training of the latent diffusion transformer (paper: 250 K steps, rate 1e-4, batch 64).
+
+    Attributes:
+      steps, batch_size: length, and clips of the global batch.
+      conditional: on the classes of the data, if there is more than one; their number goes to the transformer.
+      label_dropout: share of examples trained without class, for guidance.
+      time_distribution: of the flow's time.
+      optimizer: of the transformer.
+      ema_decay: of the moving average that is sampled from.
+    """
+
+    steps: int = 0
+    batch_size: int = 64
+    conditional: bool = True
+    label_dropout: float = 0.1
+    time_distribution: TimeDistribution = "uniform"
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Generation: Euler steps (paper: 100), guidance scale (1 is none), clips and clips a batch."""
+
+    steps: int = 100
+    guidance: float = 1.0
+    clips: int = 64
+    batch_size: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices a mesh axis; one of them may be -1, "all that are left".
+
+    Attributes:
+      data: split the batch, replicate parameters.
+      fsdp: split the batch and the parameters with their optimiser state.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything one run needs. Stages run in the order image, video, decoder, latents, diffusion.
+
+    Attributes:
+      name: for people and reports.
+      seed: of every random draw.
+      log_every, checkpoint_every: steps.
+      checkpoints_kept: newest full training states kept a stage.
+      mesh: devices a mesh axis.
+    """
+
+    name: str = "experiment"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    vae: VAEConfig = VAEConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    image: VAEStageConfig = VAEStageConfig(images=True)
+    video: VAEStageConfig = VAEStageConfig(drop_ratio=1.0)
+    decoder: VAEStageConfig = VAEStageConfig(frozen=("encoder", "pad"))
+    latents: LatentsConfig = LatentsConfig()
+    latte: LatteConfig = LatteConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    log_every: int = 10
+    checkpoint_every: int = 1_000
+    checkpoints_kept: int = 2
+    mesh: MeshConfig = MeshConfig()
+
+    def validate(self) -> Experiment:
+        """Return self, or raise `ConfigError` / `ShapeError` naming the first thing that cannot work."""
+        data = self.data
+        check_clip_shape(data.frames, data.size, data.size, self.vae.time_factor, self.vae.space_factor)
+        for least, keys in AT_LEAST.items():
+            for key in keys:
+                value = operator.attrgetter(key)(self)
+                if value < least:
+                    raise ConfigError(f"config.{key} is at least {least}, got {value}")
+        if self.latte.latent_channels != self.vae.latent_channels:
+            raise ConfigError(
+                f"latte.latent_channels is {self.latte.latent_channels}, vae.latent_channels "
+                f"{self.vae.latent_channels}: set them equal"
+            )
+        if self.latte.classes:
+            raise ConfigError("latte.classes comes from the data: leave it 0, and use diffusion.conditional")
+        for name in VAE_STAGES:
+            stage: VAEStageConfig = getattr(self, name)
+            if stage.drop_per_example and stage.drop_form != "filled":
+                raise ConfigError(f"{name}.drop_per_example needs {name}.drop_form=filled")
+            for field in ("drop_ratio", "flip", "reverse"):
+                if not 0 <= getattr(stage, field) <= 1:
+                    raise ConfigError(f"{name}.{field} lies in [0, 1], got {getattr(stage, field)}")
+            if stage.images and stage.drop_ratio:
+                raise ConfigError(f"{name} trains on images, which have nothing to drop: set {name}.drop_ratio=0")
+            if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
+                raise ConfigError(f"{name}.frozen names no part of the VAE: {sorted(unknown)}")
+        return self
+
+
+VAE_STAGES = ("image", "video", "decoder")
+STAGES = VAE_STAGES + ("latents", "diffusion")
+TRAINED = VAE_STAGES + ("diffusion",)
+# Smallest value -> keys.
+AT_LEAST = {
+    0: ("seed", *(f"{stage}.steps" for stage in TRAINED)),
+    1: (
+        *("log_every", "checkpoint_every", "checkpoints_kept"),
+        *("data.clips", "data.test_clips", "data.stride", "data.threads", "latents.clips"),
+        *("sampling.steps", "sampling.clips"),
+        *(f"{group}.batch_size" for group in (*TRAINED, "latents", "sampling")),
+    ),
+}
+
+
+def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -> Experiment:
+    """Run `get_config()` of the file `path` and apply `overrides`, `{"video.steps": "100"}`.
+
+    Raises:
+      ConfigError: no such file, no `get_config`, an unknown key (the nearest is named) or a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py") if not p.name.startswith("_"))
+        raise ConfigError(f"no experiment file {path}" + (f"; there are {', '.join(near)}" if near else ""))
+    if path.suffix != ".py":
+        raise ConfigError(f"{path} is no Python file: --config takes one that defines get_config()")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} defines no get_config()")
+    experiment = module.get_config()
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
+    return override(experiment, overrides or {}).validate()
+
+
+def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:
+    """A copy with dotted keys replaced; values are Python literals, anything else is text."""
+    tree = ml_collections.ConfigDict(to_dict(experiment))
+    for key, text in overrides.items():
+        node, *rest = _walk(tree, key)
+        old = node[rest[0]]
+        if isinstance(old, ml_collections.ConfigDict):
+            inside = ", ".join(f"{key}.{name}" for name in old)
+            raise ConfigError(f"config.{key} is a group of settings; set one of {inside}")
+        value = text if isinstance(old, str) else _literal(text)
+        if isinstance(old, tuple):
+            value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        fits = isinstance(value, (int, float) if isinstance(old, float) else type(old))
+        fits &= isinstance(old, bool) == isinstance(value, bool)  # for Python a bool is an int
+        if not fits or (isinstance(old, tuple) and old and {type(v) for v in value} - {type(old[0])}):
+            raise ConfigError(f"config.{key} is {_kind(old)}, like {old!r}; got {text!r}")
+        node[rest[0]] = value
+    try:
+        return from_dict(type(experiment), tree.to_dict())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _walk(tree: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.ConfigDict, str]:
+    node = tree
+    *parents, leaf = key.split(".")
+    for i, part in enumerate([*parents, leaf]):
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            prefix = ".".join(key.split(".")[:i])
+            names = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
+            near = difflib.get_close_matches(part, names, 1)
+            known = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names) or 'nothing'}"
+            where = f"config.{prefix}" if prefix else "config"
+            raise ConfigError(f"unknown config key config.{key}: no {part!r} in {where}; {known}")
+        if i < len(parents):
+            node = node[part]
+    return node, leaf
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _kind(value: Any) -> str:
+    return {bool: "true or false", int: "an integer", float: "a number", tuple: "a tuple"}.get(type(value), "text")
+
+
+def to_dict(config: Any) -> dict:
+    """Nested dict of a dataclass tree."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, tree: dict) -> Any:
+    """Inverse of `to_dict`; lists (from JSON) become tuples. Raises `ConfigError` on what is unknown."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{cls.__name__} is a group of settings, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = set(tree) - set(hints)
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
+    values = {}
+    for key, value in tree.items():
+        if dataclasses.is_dataclass(hints[key]):
+            value = from_dict(hints[key], value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hints[key] is float and isinstance(value, int):
+            value = float(value)
+        elif typing.get_origin(hints[key]) is Literal and value not in typing.get_args(hints[key]):
+            known = " or ".join(map(repr, typing.get_args(hints[key])))
+            raise ConfigError(f"{cls.__name__}.{key} is {known}, got {value!r}")
+        kind = typing.get_origin(hints[key]) or hints[key]
+        if kind in (bool, int, float, str, tuple):
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+                raise ConfigError(f"{cls.__name__}.{key} is {_kind(kind())}, got {value!r}")
+        values[key] = value
+    return cls(**values)
+
+
+def save_config(experiment: Experiment, path: Path) -> None:
+    """Write the resolved configuration as JSON, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def parse_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Part `--config.a.b=value` (or `--config.a.b value`) from the other arguments."""
+    rest, overrides = [], {}
+    i = 0
+    while i < len(argv):
+        argument = argv[i]
+        if argument.startswith(("--config.", "-config.")):
+            key, equals, value = argument.lstrip("-")[len("config.") :].partition("=")
+            if not equals:
+                i += 1
+                if i == len(argv):
+                    raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
+                value = argv[i]
+            overrides[key] = value
+        else:
+            rest.append(argument)
+        i += 1
+    return rest, overrides

@@ -1,0 +1,162 @@
+"""The latent cache: posteriors of clips in ArrayRecord shards, with the key that says what they are posteriors of.
+
+A folder holds `key.json` (written first), `00000.array_record`, ... (each whole or not there) and `manifest.json`
+(written last: without it the cache is unfinished). A record is a safetensors blob of `mean`, `logvar` and `label`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load, save
+
+SHARD = 256  # records a file
+
+
+class StaleLatentsError(ValueError):
+    """A cache made from another encoder or other clips; the message names the differences."""
+
+
+def completed_records(folder: Path, key: dict) -> int:
+    """Records in whole shards of a cache with this `key`; 0 if there is none.
+
+    Raises:
+      StaleLatentsError: the folder holds a cache with another key.
+    """
+    if not (folder / "key.json").exists():
+        return 0
+    _check_key(folder, _read_json(folder / "key.json"), key)
+    return SHARD * len(_shards(folder))
+
+
+def write_latents(
+    folder: Path, records: Iterable[dict], *, key: dict, total: int, class_names: tuple[str, ...]
+) -> None:
+    """Write `records` behind the `completed_records` of the folder, up to `total`, and the manifest.
+
+    Args:
+      folder: of the cache.
+      records: the missing ones, in order: `mean`, `logvar` `(g, h, w, z)` float32 and `label`.
+      key: everything that decides the numbers, as JSON.
+      total: records of the whole cache.
+      class_names: in label order.
+
+    Raises:
+      StaleLatentsError: the folder holds a cache with another key.
+      ValueError: `records` ends early.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    done = completed_records(folder, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "key.json", key)
+    records = iter(records)
+    while done < total:
+        items = list(itertools.islice(records, min(SHARD, total - done)))
+        if len(items) < min(SHARD, total - done):
+            raise ValueError(f"{folder}: records end at {done + len(items)} of {total}")
+        path = folder / f"{done // SHARD:05d}.array_record"
+        temporary = path.with_suffix(".tmp")
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        for item in items:
+            writer.write(save({name: np.asarray(value) for name, value in item.items()}))
+        writer.close()
+        os.replace(temporary, path)
+        done += len(items)
+    mean, std = _statistics(_read_all(folder))
+    _write_json(
+        folder / "manifest.json",
+        {"records": total, "key": key, "class_names": list(class_names), "mean": mean.tolist(), "std": std.tolist()},
+    )
+
+
+class LatentSource:
+    """A finished cache as a random-access source.
+
+    Attributes:
+      class_names: in label order.
+      statistics: `(mean, std)`, each `(z,)` float32: of samples of the posteriors, over all records and positions.
+
+    Raises:
+      FileNotFoundError: no finished cache there.
+      StaleLatentsError: it has another key.
+    """
+
+    def __init__(self, folder: Path, key: dict | None = None):
+        if not (folder / "manifest.json").exists():
+            raise FileNotFoundError(
+                f"no finished latent cache in {folder}: run pv-vae encode, or stage latents of pv-vae train"
+            )
+        manifest = _read_json(folder / "manifest.json")
+        if key is not None:
+            _check_key(folder, manifest["key"], key)
+        self.folder, self._length = folder, manifest["records"]
+        self.class_names = tuple(manifest["class_names"])
+        self.statistics = tuple(np.asarray(manifest[name], np.float32) for name in ("mean", "std"))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @functools.cached_property
+    def _records(self):
+        from grain.sources import ArrayRecordDataSource
+
+        return ArrayRecordDataSource([str(path) for path in _shards(self.folder)])
+
+    def record(self, index: int) -> dict:
+        """`mean`, `logvar` `(g, h, w, z)` float32 and `label` int32."""
+        return load(self._records[index])
+
+    def clip(self, index: int, rng: np.random.Generator) -> dict:
+        """`record(index)`: the training step draws from the posterior, so `rng` has nothing to do."""
+        return self.record(index)
+
+
+def _check_key(folder: Path, found: dict, expected: dict) -> None:
+    names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if names:
+        changes = "; ".join(f"{name}: cached {found.get(name)!r}, now {expected.get(name)!r}" for name in names)
+        raise StaleLatentsError(f"the latents in {folder} are stale ({changes}): remove the folder to encode again")
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.array_record"))
+
+
+def _read_all(folder: Path) -> Iterator[dict]:
+    from grain.sources import ArrayRecordDataSource
+
+    for path in _shards(folder):
+        source = ArrayRecordDataSource([str(path)])
+        yield from (load(source[i]) for i in range(len(source)))
+
+
+def _statistics(records: Iterator[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Channel mean and standard deviation of posterior samples: `Var[z] = Var[mean] + E[exp(logvar)]`, in float64."""
+    count, first, second = 0, 0.0, 0.0
+    for record in records:
+        mean, variance = record["mean"].astype(np.float64), np.exp(record["logvar"].astype(np.float64))
+        count += mean[..., 0].size
+        first = first + mean.sum(axis=(0, 1, 2))
+        second = second + (mean**2 + variance).sum(axis=(0, 1, 2))
+    mean = first / count
+    return mean, np.sqrt(np.maximum(second / count - mean**2, 1e-12))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StaleLatentsError(f"{path} is damaged ({error}): remove its folder to encode again") from error
+
+
+def _write_json(path: Path, tree: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(tree, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,175 @@
+"""A world of moving textured sprites with occlusion: seeded, exact, no files needed.
+
+A clip is a pure function of (seed, index). Classes are families of motion, so that a conditional generator has
+something in time to get right:
+
+* `bounce`: constant velocity, reflected at the walls;
+* `orbit`: circles around a fixed centre, spinning;
+* `fall`: gravity from rest, elastic floor. The future follows from the first frame alone;
+* `swing`: a sine along a line, starting at one end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+FAMILIES = ("bounce", "orbit", "fall", "swing")
+SHAPES = ("disc", "square", "triangle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sprite:
+    """One textured shape. Positions are in units of the picture's side, y downwards, sprite 0 at the back.
+
+    Attributes:
+      shape: one of `SHAPES`.
+      radius: half its size.
+      position: `(t, 2)` centre as (y, x).
+      angle: `(t,)` radians.
+      colours: `(2, 3)` in [0, 1], the two ends of its stripes.
+      stripes: (frequency, direction, phase) of the texture, fixed to the sprite.
+    """
+
+    shape: str
+    radius: float
+    position: np.ndarray
+    angle: np.ndarray
+    colours: np.ndarray
+    stripes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """All that is needed to draw a clip: a background texture, sprites from back to front, and the class label."""
+
+    background: np.ndarray  # (3, 5): per channel level, amplitude, y and x frequency, phase
+    sprites: tuple[Sprite, ...]
+    label: int
+
+    def at(self, t: int) -> Scene:
+        """The scene of frame `t` alone."""
+        still = (dataclasses.replace(s, position=s.position[t : t + 1], angle=s.angle[t : t + 1]) for s in self.sprites)
+        return dataclasses.replace(self, sprites=tuple(still))
+
+
+def simulate(seed: int, index: int, frames: int, label: int, sprites: int = 2) -> Scene:
+    """Draw the scene of clip `index`: all sprites of one clip share the motion family `label`."""
+    rng = np.random.default_rng([seed, index])
+    background = np.stack(
+        [
+            rng.uniform(0.25, 0.75, 3),
+            rng.uniform(0.05, 0.2, 3),
+            np.repeat(rng.uniform(-1.5, 1.5), 3),
+            np.repeat(rng.uniform(-1.5, 1.5), 3),
+            rng.uniform(0, 2 * np.pi, 3),
+        ],
+        axis=1,
+    )
+    return Scene(background, tuple(_sprite(rng, frames, FAMILIES[label]) for _ in range(sprites)), label)
+
+
+def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
+    t = np.arange(frames)
+    radius = rng.uniform(0.12, 0.2)
+    angle = np.full(frames, rng.uniform(0, 2 * np.pi))
+    if family == "bounce":
+        heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.025, 0.06)
+        velocity = speed * np.array([np.sin(heading), np.cos(heading)])
+        position = _reflect(rng.uniform(radius, 1 - radius, 2) + t[:, None] * velocity, radius)
+    elif family == "orbit":
+        reach = rng.uniform(0.15, 0.3)
+        turn = rng.choice([-1, 1]) * rng.uniform(0.12, 0.3) * t + rng.uniform(0, 2 * np.pi)
+        position = rng.uniform(0.4, 0.6, 2) + reach * np.stack([np.sin(turn), np.cos(turn)], axis=1)
+        angle = angle + turn
+    elif family == "fall":
+        position = np.stack([_drop(rng.uniform(0.15, 0.4), 1 - radius, t), np.full(frames, rng.uniform(0.15, 0.85))], 1)
+    else:
+        along = rng.uniform(0, np.pi)
+        reach = rng.uniform(0.2, 0.35) * np.cos(rng.uniform(0.2, 0.4) * t)
+        position = rng.uniform(0.4, 0.6, 2) + reach[:, None] * np.array([np.sin(along), np.cos(along)])
+    colours = rng.uniform(0, 1, (2, 3))
+    stripes = np.array([rng.uniform(0.6, 1.4), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)])
+    return Sprite(SHAPES[rng.integers(len(SHAPES))], radius, position, angle, colours, stripes)
+
+
+def _reflect(path: np.ndarray, radius: float) -> np.ndarray:
+    """Fold a straight path into the box that the sprite's centre can reach."""
+    room = 1 - 2 * radius
+    folded = np.mod(path - radius, 2 * room)
+    return radius + np.where(folded > room, 2 * room - folded, folded)
+
+
+def _drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> np.ndarray:
+    """Height of a body released at rest that bounces back to where it began, for ever."""
+    down = np.sqrt(2 * (floor - start) / gravity)
+    since = np.abs(np.mod(t + down, 2 * down) - down)
+    return start + 0.5 * gravity * since**2
+
+
+def render(scene: Scene, size: int) -> np.ndarray:
+    """Draw `(t, size, size, 3)` uint8: soft one-pixel edges, later sprites hide earlier ones."""
+    axis = (np.arange(size) + 0.5) / size
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    level, amplitude, fy, fx, phase = scene.background.T
+    wave = np.sin(2 * np.pi * (fy * y[..., None] + fx * x[..., None]) + phase)
+    frames = len(scene.sprites[0].angle) if scene.sprites else 1
+    video = np.broadcast_to(level + amplitude * wave, (frames, size, size, 3)).astype(np.float32)
+    for sprite in scene.sprites:
+        cover, paint = _paint(sprite, y, x, size)
+        video = video + cover[..., None] * (paint - video)
+    return np.clip(np.rint(video * 255), 0, 255).astype(np.uint8)
+
+
+def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage `(t, h, w)` in [0, 1] and colour `(t, h, w, 3)` of one sprite."""
+    dy = (y - sprite.position[:, 0, None, None]).astype(np.float32)
+    dx = (x - sprite.position[:, 1, None, None]).astype(np.float32)
+    cos, sin = np.cos(sprite.angle)[:, None, None], np.sin(sprite.angle)[:, None, None]
+    v, u = (cos * dy - sin * dx) / sprite.radius, (sin * dy + cos * dx) / sprite.radius
+    if sprite.shape == "disc":
+        outside = np.sqrt(u * u + v * v) - 1
+    elif sprite.shape == "square":
+        outside = np.maximum(np.abs(u), np.abs(v)) - 0.85
+    else:
+        outside = np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.55
+    cover = np.clip(0.5 - outside * sprite.radius * size, 0, 1).astype(np.float32)
+    frequency, direction, phase = sprite.stripes
+    mix = 0.5 + 0.5 * np.sin(np.pi * frequency * (u * np.cos(direction) + v * np.sin(direction)) + phase)
+    paint = sprite.colours[0] + mix[..., None] * (sprite.colours[1] - sprite.colours[0])
+    return cover, paint.astype(np.float32)
+
+
+class SyntheticVideos:
+    """Source of `clips` synthetic clips: `clip(i)` -> `{"video": (t, s, s, 3) uint8, "label": int32}`.
+
+    Labels go round the families, so every class has the same number of clips. Test clips come from another `seed`.
+    """
+
+    class_names = FAMILIES
+
+    def __init__(self, clips: int, frames: int = 17, size: int = 32, seed: int = 0, sprites: int = 2):
+        self.clips, self.frames, self.size, self.seed, self.sprites = clips, frames, size, seed, sprites
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def scene(self, index: int) -> Scene:
+        """What clip `index` shows."""
+        if not 0 <= index < self.clips:
+            raise IndexError(index)
+        return simulate(self.seed, int(index), self.frames, int(index) % len(FAMILIES), self.sprites)
+
+    def clip(self, index: int, rng: np.random.Generator | None = None) -> dict:
+        """The whole clip; it is the same for every `rng`."""
+        scene = self.scene(index)
+        return {"video": render(scene, self.size), "label": np.int32(scene.label)}
+
+    def image(self, index: int, rng: np.random.Generator) -> dict:
+        """One frame of the clip, drawn by `rng`: `video` is `(1, s, s, 3)`."""
+        scene, t = self.scene(index), int(rng.integers(self.frames))
+        return {"video": render(scene.at(t), self.size), "label": np.int32(scene.label)}
+
+    def __repr__(self) -> str:
+        return f"SyntheticVideos(clips={self.clips}, frames={self.frames}, size={self.size}, seed={self.seed})"

@@ -1,0 +1,203 @@
+"""Video files in and out, through PyAV (extra `video`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
+
+TIMED = ("mov,", "matroska,", "gif")  # PyAV's names of containers that store when each frame is shown
+
+
+class BrokenVideoError(ValueError):
+    """A file that is no video, or stops decoding before the frames asked for; the message names it and says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What a file's header says. `frames` is an estimate until the file is decoded; `fps` is frames per second."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+def _av():
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("video files need PyAV: pip install 'pv_vae_jax[video]'") from error
+    av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
+    return av
+
+
+def _open(path: str | Path):
+    """`(container, video stream)`; raises FileNotFoundError or BrokenVideoError."""
+    av = _av()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no video file {path}")
+    if not os.path.getsize(path):
+        raise BrokenVideoError(f"{path}: the file is empty")
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise BrokenVideoError(f"{path}: not readable as video ({error})") from error
+    if not container.streams.video:
+        container.close()
+        raise BrokenVideoError(f"{path}: the file has no video stream")
+    stream = container.streams.video[0]
+    stream.thread_type = "SLICE"  # frame threads would hold memory per open file; clips are decoded in parallel anyway
+    return container, stream
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Read the header of a video file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      BrokenVideoError: no readable video stream.
+    """
+    container, stream = _open(path)
+    with container:
+        fps = float(stream.average_rate or stream.base_rate or 0) or 25.0
+        frames = stream.frames
+        if not frames:
+            if stream.duration:
+                frames = round(float(stream.duration * stream.time_base) * fps)
+            elif container.duration:
+                frames = round(container.duration / 1e6 * fps)
+            else:  # a recording that was never finished
+                frames = sum(packet.size > 0 for packet in container.demux(stream))
+        context = stream.codec_context
+        if not context.height or not context.width:
+            raise BrokenVideoError(f"{path}: the header gives no picture size")
+        return VideoInfo(int(frames), fps, context.height, context.width)
+
+
+def read_video(
+    path: str | Path, *, short_side: int | None = None, start: int = 0, count: int | None = None, stride: int = 1
+) -> np.ndarray:
+    """Decode frames `start, start + stride, ...` of a file, turned as its metadata say.
+
+    Args:
+      path: a video file.
+      short_side: resize so that the shorter side has this many pixels (area averaging, aspect kept).
+      start: first frame.
+      count: frames returned; None reads to the end.
+      stride: source frames from one returned frame to the next.
+
+    Returns:
+      `(t, h, w, 3)` uint8 RGB.
+
+    Raises:
+      FileNotFoundError: no such file.
+      BrokenVideoError: nothing decodes, or fewer than `count` frames do.
+    """
+    times = _frame_times(str(path), Path(path).stat().st_mtime_ns) if start and Path(path).is_file() else None
+    frames = _decode(path, short_side, start, count, stride, times)
+    if frames is None:
+        frames = _decode(path, short_side, start, count, stride, None)
+    if not frames:
+        raise BrokenVideoError(f"{path}: no frame decodes" + (f" from frame {start} on" if start else ""))
+    if count is not None and len(frames) < count:
+        raise BrokenVideoError(f"{path}: {len(frames)} of the {count} frames wanted from frame {start} on decode")
+    if len({frame.shape for frame in frames}) > 1:
+        raise BrokenVideoError(f"{path}: the picture size changes within the video")
+    return np.stack(frames)
+
+
+def _decode(
+    path: str | Path, short_side: int | None, start: int, count: int | None, stride: int, times: np.ndarray | None
+) -> list[np.ndarray] | None:
+    """Frames of `read_video`, as many as decode. With `times` it seeks; None then says that the times mislead."""
+    av = _av()
+    container, stream = _open(path)
+    wanted = range(start, sys.maxsize if count is None else start + count * stride, stride)
+    frames, position, trusted = [], -1, times is None
+    with container:
+        try:
+            if times is not None:
+                if start >= len(times):
+                    return []
+                container.seek(int(times[start]), stream=stream)  # to the key frame at or before it
+            for frame in container.decode(stream):
+                if times is None:
+                    position += 1
+                else:
+                    expected = max(position + 1, start)
+                    position = len(times) if frame.pts is None else int(np.searchsorted(times, frame.pts))
+                    # What decodes before the first key frame after a seek may lack what it refers to.
+                    trusted = trusted or frame.key_frame
+                    known = position < len(times) and times[position] == frame.pts
+                    if not known or position > expected or (position >= start and not trusted):
+                        return None
+                if position in wanted:
+                    frames.append(_picture(frame, short_side))
+                if count is not None and len(frames) == count:
+                    break
+        except (av.error.FFmpegError, ValueError, OSError) as error:
+            raise BrokenVideoError(f"{path}: decoding stops at frame {position + 1} ({error})") from error
+    return frames
+
+
+@functools.lru_cache(maxsize=256)
+def _frame_times(path: str, modified: int) -> np.ndarray | None:
+    """Presentation time of every frame in order, from the packets without decoding; None if they cannot be trusted.
+
+    The header's rate finds no frame where the rate varies (phones); AVI and MPEG files have times of decoding only.
+    """
+    av = _av()
+    container, stream = _open(path)
+    with container:
+        if not container.format.name.startswith(TIMED):
+            return None
+        try:
+            times = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+        except (av.error.FFmpegError, ValueError, OSError):
+            return None
+    if None in times or len(set(times)) < len(times):
+        return None
+    return np.sort(np.asarray(times, np.int64))
+
+
+def _picture(frame, short_side: int | None) -> np.ndarray:
+    height, width = frame.height, frame.width
+    if short_side:
+        scale = short_side / min(height, width)
+        height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.rot90(picture, turns) if turns else picture
+
+
+def write_video(path: str | Path, video: np.ndarray, *, fps: float = 8, scale: int = 1, crf: int = 16) -> None:
+    """Write `(t, h, w, 3)` uint8 as H.264 MP4, whole or not at all.
+
+    Args:
+      path: ends in `.mp4`.
+      video: the frames; odd sides are extended by one pixel, as the format wants even ones.
+      fps: frames per second.
+      scale: enlarge each pixel to a square of this side, for small clips.
+      crf: 0 lossless to 51; 16 shows no loss.
+    """
+    av = _av()
+    from fractions import Fraction
+
+    video = np.repeat(np.repeat(np.asarray(video, np.uint8), scale, 1), scale, 2)
+    video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
+    temporary = Path(path).with_suffix(".tmp.mp4")
+    with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode())
+    temporary.replace(path)

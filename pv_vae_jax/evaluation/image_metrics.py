@@ -1,0 +1,103 @@
+"""PSNR and SSIM of clips, in float64 on the host.
+
+Data outside the stated range are an error: scoring [-1, 1] clips as if they were [0, 1] is the commonest way to print a
+PSNR that is 6 dB off.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+CAP = 100.0  # dB, of identical frames
+WINDOW, SIGMA = 11, 1.5  # of SSIM, Wang et al. 2004
+K1, K2 = 0.01, 0.03
+SLACK = 1e-3  # outside the range that rounding may cause
+
+Range = float | tuple[float, float]
+
+
+def psnr(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
+    """Peak signal-to-noise ratio in dB: of each frame, at most 100, then the mean over frames and clips.
+
+    Args:
+      a, b: clips `(n, t, h, w, 3)`.
+      value_range: `L` for data in [0, L], or `(low, high)`.
+
+    Raises:
+      ValueError: the shapes differ, or data lie outside the range.
+    """
+    a, b, low, span = _checked(a, b, value_range)
+    scores = [_psnr_frames(_float(x, low), _float(y, low), span) for x, y in zip(a, b, strict=True)]
+    return float(np.mean(scores))
+
+
+def ssim(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
+    """Structural similarity (Wang et al. 2004), the mean over pixels, RGB channels, frames and clips.
+
+    11 x 11 Gaussian window of sigma 1.5, population covariance, and only those pixels whose window lies in the picture:
+    scikit-image's `structural_similarity` with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
+
+    Args:
+      a, b: clips `(n, t, h, w, 3)`.
+      value_range: `L` for data in [0, L], or `(low, high)`.
+
+    Raises:
+      ValueError: as `psnr`, or the pictures are smaller than the window.
+    """
+    a, b, low, span = _checked(a, b, value_range)
+    if min(a.shape[2:4]) < WINDOW:
+        raise ValueError(f"SSIM needs pictures of {WINDOW} x {WINDOW} pixels at least, got {a.shape[2]} x {a.shape[3]}")
+    # Clip by clip: the five filtered pictures are float64.
+    return float(np.mean([_ssim_clip(_float(x, low), _float(y, low), span) for x, y in zip(a, b, strict=True)]))
+
+
+def _checked(a: ArrayLike, b: ArrayLike, value_range: Range) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """The two clips, the lower end of the range and its width."""
+    a, b = np.asarray(a), np.asarray(b)
+    low, high = value_range if isinstance(value_range, tuple) else (0.0, value_range)
+    if not high > low:
+        raise ValueError(f"the value range runs from {low} to {high}")
+    if a.shape != b.shape:
+        raise ValueError(f"the clips to compare have shapes {a.shape} and {b.shape}")
+    if a.ndim != 5 or a.shape[-1] != 3 or 0 in a.shape:
+        raise ValueError(f"clips have shape (n, t, h, w, 3); got {a.shape}")
+    for clip in (a, b):
+        # Written so that NaN fails as well.
+        if not (clip.min() >= low - SLACK and clip.max() <= high + SLACK):
+            raise ValueError(
+                f"data from {clip.min():.4g} to {clip.max():.4g} do not lie in the value range [{low:g}, {high:g}]"
+            )
+    return a, b, float(low), float(high - low)
+
+
+def _float(clip: np.ndarray, low: float) -> np.ndarray:
+    """Brought to [0, width]: SSIM compares brightness, so its zero must be black."""
+    return clip.astype(np.float64) - low
+
+
+def _psnr_frames(a: np.ndarray, b: np.ndarray, span: float) -> np.ndarray:
+    """`(t,)` dB of `(t, h, w, 3)`."""
+    error = np.mean((a - b) ** 2, axis=(1, 2, 3))
+    least = span**2 * 10 ** (-CAP / 10)
+    return 10 * np.log10(span**2 / np.maximum(error, least))
+
+
+def _ssim_clip(a: np.ndarray, b: np.ndarray, span: float) -> float:
+    c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
+    mean_a, mean_b = _smooth(a), _smooth(b)
+    var_a, var_b = _smooth(a * a) - mean_a**2, _smooth(b * b) - mean_b**2
+    covariance = _smooth(a * b) - mean_a * mean_b
+    light = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return float(np.mean(light * structure))
+
+
+def _smooth(x: np.ndarray) -> np.ndarray:
+    """Gaussian window over height and width of `(t, h, w, 3)`, valid region only."""
+    offset = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-0.5 * (offset / SIGMA) ** 2)
+    weights /= weights.sum()
+    height, width = x.shape[1] - WINDOW + 1, x.shape[2] - WINDOW + 1
+    x = sum(w * x[:, i : i + height] for i, w in enumerate(weights))
+    return sum(w * x[:, :, i : i + width] for i, w in enumerate(weights))

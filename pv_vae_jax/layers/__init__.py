@@ -1,0 +1,1 @@
+"""Building blocks of the networks: causal convolution, resampling, norm, attention, embeddings."""

@@ -1,0 +1,149 @@
+"""Causal 3-D convolution: one op with several lowerings of equal result.
+
+XLA runs a direct 3-D convolution well on TPU and GPU. On CPU its gradient is 2-4 times slower than eager PyTorch while
+2-D convolutions stay fast, so there time is folded into the batch or the channels
+(`python benchmarks/vae_step.py` measures the step both ways).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pv_vae_jax.layers.initializers import lecun_normal, tail_init
+from pv_vae_jax.typing import Array
+
+Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
+LOWERINGS = ("auto", "direct", "sum2d", "im2col", "taps_out")
+
+
+def causal_conv3d(x: Array, kernel: Array, bias: Array | None = None, *, lowering: Lowering = "auto") -> Array:
+    """Stride-1 convolution, zero-padded `kt - 1` frames on the left in time and symmetrically in space.
+
+    Args:
+      x: `(b, t, h, w, ci)`.
+      kernel: `(kt, kh, kw, ci, co)`, spatial sizes odd. The last tap sees the current frame.
+      bias: `(co,)` or None.
+      lowering: how to run it; `auto` takes `direct` on TPU and GPU and the fastest folded form on CPU.
+
+    Returns:
+      `(b, t, h, w, co)`; frame `i` depends on frames `<= i` only.
+
+    Raises:
+      ValueError: unknown lowering.
+    """
+    kt, kh, kw, ci, co = kernel.shape
+    if lowering not in LOWERINGS:
+        raise ValueError(f"unknown lowering {lowering!r}; choose one of {', '.join(LOWERINGS)}")
+    if kernel.shape[:3] == (1, 1, 1):
+        y = x @ kernel[0, 0, 0]
+    elif (kh, kw) == (1, 1):
+        y = sum(_shift(x, kt - 1 - i) @ kernel[i, 0, 0] for i in range(kt))
+    else:
+        if x.shape[1] == 1:  # an image: only the last tap touches data, so the others need no work
+            kernel, kt = kernel[-1:], 1
+        if lowering == "auto":
+            lowering = _cpu_lowering(ci, co) if jax.default_backend() == "cpu" else "direct"
+        y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel)
+    return y if bias is None else y + bias
+
+
+def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding="SAME") -> Array:
+    """2-D convolution of every frame: `(..., h, w, ci)`, `(kh, kw, ci, co)` -> `(..., h', w', co)`."""
+    lead = x.shape[:-3]
+    y = jax.lax.conv_general_dilated(
+        x.reshape((-1,) + x.shape[-3:]), kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    y = y.reshape(lead + y.shape[1:])
+    return y if bias is None else y + bias
+
+
+def _shift(x: Array, frames: int) -> Array:
+    """Delay by `frames`: zeros come in on the left."""
+    if frames == 0:
+        return x
+    return jnp.pad(x, ((0, 0), (frames, 0), (0, 0), (0, 0), (0, 0)))[:, : x.shape[1]]
+
+
+def _cpu_lowering(ci: int, co: int) -> Lowering:
+    # Measured over shapes on 2 AVX-512 cores: few outputs favour taps-out, few inputs favour im2col.
+    if co <= 16:
+        return "taps_out"
+    return "im2col" if ci <= 64 else "sum2d"
+
+
+def _direct(x: Array, kernel: Array) -> Array:
+    kt, kh, kw = kernel.shape[:3]
+    # Padding goes to the convolution, never through jnp.pad: on a sharded side that would add a collective.
+    padding = ((kt - 1, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+def _sum2d(x: Array, kernel: Array) -> Array:
+    kt = kernel.shape[0]
+    return sum(conv2d(_shift(x, kt - 1 - i), kernel[i]) for i in range(kt))
+
+
+def _im2col(x: Array, kernel: Array) -> Array:
+    kt, kh, kw, ci, co = kernel.shape
+    stacked = jnp.concatenate([_shift(x, kt - 1 - i) for i in range(kt)], axis=-1)
+    return conv2d(stacked, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * ci, co))
+
+
+def _taps_out(x: Array, kernel: Array) -> Array:
+    kt, kh, kw, ci, co = kernel.shape
+    y = conv2d(x, jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, ci, kt * co))
+    return sum(_shift(y[..., i * co : (i + 1) * co], kt - 1 - i) for i in range(kt))
+
+
+_LOWERED = {"direct": _direct, "sum2d": _sum2d, "im2col": _im2col, "taps_out": _taps_out}
+
+
+class CausalConv3D(nn.Module):
+    """`causal_conv3d` with parameters `kernel (kt, kh, kw, ci, co)` and `bias (co,)`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: `(kt, kh, kw)`.
+      zero_init: start at zero (last convolution of a residual branch).
+      bias_init: initialiser of the bias.
+      dtype: compute type; parameters stay float32.
+      lowering: see `causal_conv3d`.
+    """
+
+    features: int
+    kernel_size: tuple[int, int, int] = (3, 3, 3)
+    zero_init: bool = False
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: str = "float32"
+    lowering: Lowering = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.zeros if self.zero_init else tail_init(lecun_normal)
+        kernel = self.param("kernel", init, self.kernel_size + (x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return causal_conv3d(x, kernel, bias, lowering=self.lowering)
+
+
+class Conv2D(nn.Module):
+    """`conv2d` on every frame, with parameters `kernel (kh, kw, ci, co)` and `bias (co,)`."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: str | tuple = "SAME"
+    zero_init: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.zeros if self.zero_init else lecun_normal
+        kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return conv2d(x, kernel, bias, stride=self.stride, padding=self.padding)

@@ -1,0 +1,57 @@
+"""Fixed sine-cosine tables and the embeddings of diffusion time and class."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pv_vae_jax.typing import Array
+
+
+def sincos_1d(width: int, positions: np.ndarray) -> np.ndarray:
+    """`(n, width)` float32: sines, then cosines, of `positions (n,)` at `width / 2` frequencies from 1 to 1e-4."""
+    if width % 2:
+        raise ValueError(f"a sine-cosine table has an even width, got {width}")
+    frequency = 10_000.0 ** -(np.arange(width // 2, dtype=np.float64) / (width // 2))
+    angle = np.asarray(positions, np.float64)[:, None] * frequency
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+
+
+def sincos_2d(width: int, height: int, breadth: int) -> np.ndarray:
+    """`(height * breadth, width)` row-major: the first half encodes the column, the second the row (as in Latte)."""
+    row, column = np.meshgrid(np.arange(height), np.arange(breadth), indexing="ij")
+    return np.concatenate([sincos_1d(width // 2, column.ravel()), sincos_1d(width // 2, row.ravel())], axis=1)
+
+
+def timestep_features(t: Array, width: int) -> Array:
+    """`(b,)` -> `(b, width)`: cosines, then sines (as in Latte), float32."""
+    half = width // 2
+    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = t.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Diffusion time `(b,)` -> `(b, features)` through 256 sinusoids and two dense layers."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, t: Array) -> Array:
+        init = nn.initializers.normal(0.02)
+        x = nn.Dense(self.features, kernel_init=init, name="dense1")(timestep_features(t, 256))
+        return nn.Dense(self.features, kernel_init=init, name="dense2")(jax.nn.silu(x))
+
+
+class ClassEmbedding(nn.Module):
+    """Labels `(b,)` int -> `(b, features)`. Row `classes` is the null class of classifier-free guidance."""
+
+    classes: int
+    features: int
+
+    @nn.compact
+    def __call__(self, label: Array) -> Array:
+        table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.features))
+        return table[label]

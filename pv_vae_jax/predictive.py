@@ -1,0 +1,124 @@
+"""Predictive reconstruction (paper section 3.1): withhold future frames from the encoder, draw the whole clip.
+
+A clip of `1 + T` frames has `g = 1 + T / p_t` groups; `k` of them, from the end, are dropped. Group 0 is always kept.
+Two forms give the same numbers, because the encoder is causal:
+
+* truncated: encode only the observed frames. `k` is shared by the batch and known when compiling (one program each).
+* filled: encode all frames, then overwrite the last `k` latent frames. `k` may differ per example; one program.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pv_vae_jax.models.vae import VAE, Posterior
+from pv_vae_jax.typing import Array, Params, PRNGKey, check_clip_shape
+
+
+@flax.struct.dataclass
+class Prediction:
+    """What one predictive pass yields.
+
+    Attributes:
+      features: `(b, 1 + T, H/patch, W/patch, c)` decoder features; `VAE.to_pixels` turns them into the clip.
+      posterior: over the encoded latent frames: `g - k` of them (truncated) or all `g` (filled).
+      observed: `(b, frames of posterior)` float, 1 where a latent frame was seen. KL counts these only.
+    """
+
+    features: Array
+    posterior: Posterior
+    observed: Array
+
+
+def max_dropped(groups: int, ratio: float) -> int:
+    """Largest `k`: `floor((g - 1) * r)`."""
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"the dropping ratio lies in [0, 1], got {ratio}")
+    # The small term keeps 5 * 0.6 from becoming 2.999...
+    return math.floor((groups - 1) * ratio + 1e-9)
+
+
+def draw_dropped(rng: np.random.Generator, groups: int, ratio: float, size: int | None = None) -> np.ndarray:
+    """`k ~ Uniform{0, ..., floor((g - 1) r)}`: one for the batch, or `size` of them, int32."""
+    return rng.integers(0, max_dropped(groups, ratio) + 1, size=size, dtype=np.int32)
+
+
+def observed_frames(frames: int, dropped: int, time_factor: int) -> int:
+    """Pixel frames the encoder sees when `dropped` groups are withheld."""
+    kept = frames - dropped * time_factor
+    if dropped < 0 or kept < 1:
+        raise ValueError(f"cannot drop {dropped} of {1 + (frames - 1) // time_factor} groups: group 0 is always kept")
+    return kept
+
+
+def predict_truncated(model: VAE, params: Params, video: Array, dropped: int, key: PRNGKey | None) -> Prediction:
+    """Encode the observed frames alone, append `dropped` pad frames, decode to all frames.
+
+    Args:
+      model: the VAE.
+      params: its parameters.
+      video: `(b, 1 + T, H, W, 3)` in [-1, 1]; frames after the observed ones are not read.
+      dropped: `k`, a Python int.
+      key: draws the posterior sample (and gaussian padding); None decodes the mean.
+    """
+    variables = {"params": params}
+    kept = observed_frames(video.shape[1], dropped, model.config.time_factor)
+    posterior = model.apply(variables, video[:, :kept], method="encode")
+    latents = _sample(posterior, key, model.config.latent_frames(video.shape[1]))
+    if dropped:
+        shape = (latents.shape[0], dropped) + latents.shape[2:]
+        pad = model.apply(variables, shape, _pad_key(key), method="pad_frames")
+        latents = jnp.concatenate([latents, pad.astype(latents.dtype)], axis=1)
+    features = model.apply(variables, latents, method="decode_features")
+    return Prediction(features, posterior, jnp.ones(posterior.mean.shape[:2]))
+
+
+def predict_filled(model: VAE, params: Params, video: Array, dropped: Array, key: PRNGKey | None) -> Prediction:
+    """Encode every frame, overwrite the last `dropped` latent frames with pads, decode to all frames.
+
+    `dropped` is an int array: scalar, or `(b,)` for a `k` per example. Gaussian pads are drawn for all `g` frames, so
+    their values differ from the truncated form's; with a learnable token the two forms agree to rounding.
+    """
+    variables = {"params": params}
+    posterior = model.apply(variables, video, method="encode")
+    b, g = posterior.mean.shape[:2]
+    latents = _sample(posterior, key, g)
+    dropped = jnp.broadcast_to(jnp.asarray(dropped), (b,))
+    observed = jnp.arange(g)[None, :] < (g - dropped)[:, None]
+    pad = model.apply(variables, latents.shape, _pad_key(key), method="pad_frames")
+    latents = jnp.where(observed[:, :, None, None, None], latents, pad.astype(latents.dtype))
+    features = model.apply(variables, latents, method="decode_features")
+    return Prediction(features, posterior, observed.astype(jnp.float32))
+
+
+def predict_clip(model: VAE, params: Params, video: Array, observed: int, key: PRNGKey | None = None) -> Array:
+    """See the first `observed` frames and draw the whole clip: `(b, 1 + T, H, W, 3)`, clamped to [-1, 1].
+
+    Raises:
+      ShapeError: `observed` is not `1 + n p_t`.
+    """
+    p_t = model.config.time_factor
+    check_clip_shape(observed, video.shape[2], video.shape[3], p_t, model.config.space_factor)
+    dropped = (video.shape[1] - observed) // p_t
+    if model.config.pad == "gaussian" and key is None:
+        raise ValueError("gaussian padding needs a random key")
+    prediction = predict_truncated(model, params, video, dropped, key if model.config.pad == "gaussian" else None)
+    return jnp.clip(model.apply({"params": params}, prediction.features, method="to_pixels"), -1.0, 1.0)
+
+
+def _sample(posterior: Posterior, key: PRNGKey | None, groups: int) -> Array:
+    """Posterior sample whose noise for latent frame `i` does not depend on how many frames were encoded."""
+    if key is None:
+        return posterior.mode
+    b, n, h, w, z = posterior.mean.shape
+    noise = jax.random.normal(jax.random.fold_in(key, 0), (b, groups, h, w, z))[:, :n]
+    return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
+
+
+def _pad_key(key: PRNGKey | None) -> PRNGKey | None:
+    return None if key is None else jax.random.fold_in(key, 1)

@@ -1,0 +1,166 @@
+"""Use checkpoints: the weights one needs to use a model, as safetensors beside a JSON config.
+
+A folder holds `config.json` (written last: without it the folder is not a model), `vae.safetensors`, and, after
+diffusion training, `latte.safetensors`. Both are tensors only, so opening one never runs code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.models.vae import VAE, VAEConfig
+from pv_vae_jax.typing import Params
+
+SHIPPED = Path(__file__).parent / "weights"
+# The stage whose model a work directory offers: the last that is finished.
+STAGE_ORDER = ("diffusion", "decoder", "video", "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """A latent diffusion transformer and what sampling with it needs.
+
+    Attributes:
+      model, params: the transformer.
+      mean, std: `(z,)` statistics that map its space to the VAE's latents.
+      latent_shape: `(g, h, w, z)` of one clip.
+      class_names: in label order.
+    """
+
+    model: Latte
+    params: Params
+    mean: np.ndarray
+    std: np.ndarray
+    latent_shape: tuple[int, int, int, int]
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A trained VAE, its diffusion transformer if there is one, and facts about the training (`meta`)."""
+
+    vae: VAE
+    vae_params: Params
+    diffusion: Diffusion | None = None
+    meta: dict = dataclasses.field(default_factory=dict)
+
+
+def load(name_or_path: str | Path) -> Pretrained:
+    """Load a shipped model by name, a model folder, or the newest finished model of a work directory.
+
+    Raises:
+      FileNotFoundError: no such model; the shipped names are listed.
+      ValueError: a tensor is missing, left over or misshapen; all of them are named.
+    """
+    folder = _find(name_or_path)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
+    vae = VAE(VAEConfig(**_tuples(config["vae"])))
+    vae_params = _read(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)))
+    diffusion = None
+    if "latte" in config:
+        latte = Latte(LatteConfig(**_tuples(config["latte"])))
+        shape = tuple(config["latents"]["shape"])
+        params = _read(folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)))
+        mean, std = (np.asarray(config["latents"][k], np.float32) for k in ("mean", "std"))
+        diffusion = Diffusion(latte, params, mean, std, shape, tuple(config["latents"]["class_names"]))
+    return Pretrained(vae, vae_params, diffusion, config.get("meta", {}))
+
+
+def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
+    """Write a model folder: tensors first, `config.json` last, each file whole or not at all.
+
+    `dtype` is that of the stored tensors; `float16` halves a model that is to be shipped. `load` gives float32.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    config = {"meta": model.meta, "vae": dataclasses.asdict(model.vae.config)}
+    _write(folder / "vae.safetensors", model.vae_params, dtype)
+    if model.diffusion is not None:
+        d = model.diffusion
+        config["latte"] = dataclasses.asdict(d.model.config)
+        config["latents"] = {
+            "shape": list(d.latent_shape),
+            "mean": np.asarray(d.mean).tolist(),
+            "std": np.asarray(d.std).tolist(),
+            "class_names": list(d.class_names),
+        }
+        _write(folder / "latte.safetensors", d.params, dtype)
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=1) + "\n")
+    os.replace(temporary, folder / "config.json")
+
+
+def weights_hash(params: Params) -> str:
+    """First 16 hex digits of the SHA-256 over names, shapes and float32 bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten_dict(params, sep="/").items()):
+        value = np.asarray(value, np.float32)
+        digest.update(f"{name}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def init_latte(model: Latte, latent_shape: tuple[int, ...], key: jax.Array | None = None) -> Params:
+    """Fresh parameters of a transformer for latents `(g, h, w, z)`."""
+    zeros = jax.numpy.zeros
+    key = jax.random.key(0) if key is None else key
+    return model.init(key, zeros((1, *latent_shape)), zeros((1,)), zeros((1,), int))["params"]
+
+
+def _init_vae(model: VAE) -> Params:
+    side = model.config.space_factor
+    return model.init(jax.random.key(0), jax.numpy.zeros((1, 1 + model.config.time_factor, side, side, 3)))["params"]
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    candidates = [SHIPPED / path, path] + [path / stage / "model" for stage in STAGE_ORDER]
+    for folder in candidates:
+        if (folder / "config.json").exists() and (folder / "vae.safetensors").exists():
+            return folder
+    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
+    raise FileNotFoundError(
+        f"no model at {name_or_path}: give a model folder, the work directory of a run with a finished stage, or one of "
+        f"the shipped models ({', '.join(shipped) or 'none'})"
+    )
+
+
+def _write(path: Path, params: Params, dtype: str) -> None:
+    flat = {k: np.asarray(v, dtype) for k, v in flatten_dict(params, sep="/").items()}
+    temporary = path.with_suffix(".tmp")
+    save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def _read(path: Path, expected: Params) -> Params:
+    """Tensors of `path`, checked against the expected tree; every fault is named at once."""
+    found = load_file(path)
+    expected = flatten_dict(expected, sep="/")
+    faults = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"left over {name}" for name in sorted(found.keys() - expected.keys())]
+    faults += [
+        f"{name} has shape {found[name].shape}, expected {expected[name].shape}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if faults:
+        raise ValueError(f"{path} does not fit its config: " + "; ".join(faults))
+    return unflatten_dict({k: jax.numpy.asarray(v, jax.numpy.float32) for k, v in found.items()}, sep="/")
+
+
+def _tuples(tree: dict) -> dict:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}

@@ -1,0 +1,1 @@
+"""Training: states, pure steps, one loop for every stage, checkpoints, metric writers."""

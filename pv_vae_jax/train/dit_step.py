@@ -1,0 +1,78 @@
+"""One training step of the latent diffusion transformer on cached posteriors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pv_vae_jax.diffusion.guidance import drop_labels
+from pv_vae_jax.diffusion.rectified_flow import TimeDistribution, draw_time, flow_matching_loss
+from pv_vae_jax.models.latte import Latte
+from pv_vae_jax.train.optim import ema_update
+from pv_vae_jax.train.state import TrainState, create_state
+from pv_vae_jax.train.vae_step import Logs
+from pv_vae_jax.typing import Array, Params
+
+
+def normalize_latents(latents: Array, mean: Array, std: Array) -> Array:
+    """`(latents - mean) / std` per channel, the space in which diffusion runs; `mean, std (z,)`."""
+    return (latents - mean) / std
+
+
+def denormalize_latents(latents: Array, mean: Array, std: Array) -> Array:
+    """Inverse of `normalize_latents`: back to what the decoder takes."""
+    return latents * std + mean
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit compiles once per instance
+class DiTStep:
+    """All that is fixed while the transformer trains.
+
+    Attributes:
+      model: the transformer.
+      optimizer: its transformation.
+      mean, std: `(z,)` channel statistics of the latents.
+      label_dropout: share of examples trained without class (Latte: 0.1).
+      time_distribution: of the flow's time.
+      ema_decay: of the moving average used for sampling.
+      seed: with the step number it gives all randomness.
+    """
+
+    model: Latte
+    optimizer: optax.GradientTransformation
+    mean: Array
+    std: Array
+    label_dropout: float = 0.1
+    time_distribution: TimeDistribution = "uniform"
+    ema_decay: float = 0.9999
+    seed: int = 0
+
+    def create(self, params: Params) -> TrainState:
+        """State at step 0."""
+        return create_state(params, self.optimizer.init(params))
+
+    def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, Logs]:
+        """Update once from `mean, logvar (b, g, h, w, z)` and `label (b,)`: a posterior sample a step."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        k_sample, k_noise, k_time, k_label = jax.random.split(key, 4)
+        std = jnp.exp(0.5 * batch["logvar"])
+        latents = batch["mean"] + std * jax.random.normal(k_sample, batch["mean"].shape)
+        data = normalize_latents(latents, self.mean, self.std)
+        noise = jax.random.normal(k_noise, data.shape)
+        t = draw_time(k_time, data.shape[0], self.time_distribution)
+        label = drop_labels(k_label, batch["label"], self.model.config.classes, self.label_dropout)
+
+        def loss_fn(params: Params) -> Array:
+            return flow_matching_loss(lambda x, t: self.model.apply({"params": params}, x, t, label), data, noise, t)
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = ema_update(state.ema, params, state.step, self.ema_decay)
+        return TrainState(state.step + 1, params, opt_state, ema), {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+        }

@@ -1,0 +1,70 @@
+"""Curves of a stage: one JSON object a line, and TensorBoard where `tensorboardX` is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+class MetricWriter:
+    """Appends scalars to `folder/metrics.jsonl` and to TensorBoard event files beside it.
+
+    A resumed stage first forgets what was written after `start_step`, and takes up the steps that were not yet written
+    at `start_step`, so that the curve of an interrupted run equals that of an uninterrupted one.
+
+    Attributes:
+      path: of the JSON lines.
+      unwritten: `(step, terms)` of the steps up to `start_step` for which `set_aside` was called.
+    """
+
+    def __init__(self, folder: Path, start_step: int = 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self.path)
+        self._file = self.path.open("a")
+        self._aside = folder / "metrics.aside.json"
+        aside = json.loads(self._aside.read_text()) if self._aside.exists() else []
+        written = rows[-1]["step"] if rows else 0
+        fits = aside and aside[-1][0] == start_step
+        self.unwritten = [(step, terms) for step, terms in aside if step > written] if fits else []
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            self._board = None
+        else:
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Record `scalars` at `step`."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items() if self._board else ():
+            self._board.add_scalar(name, value, step)
+
+    def set_aside(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Keep the terms of single steps for the process that resumes at the last of them."""
+        temporary = self._aside.with_suffix(".tmp")
+        temporary.write_text(json.dumps(rows))
+        temporary.replace(self._aside)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Rows of a metrics file; a last line cut off by a kill is left out. No file gives no rows."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,55 @@
+"""Optimiser and schedule, and the split of parameters into trained and frozen ones."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pv_vae_jax.config import OptimizerConfig
+from pv_vae_jax.typing import Array, Params
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate at a step of a stage of `steps` steps."""
+    warmup = min(config.warmup_steps, max(steps - 1, 0))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / max(warmup, 1),
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(steps, 1),
+        end_value=config.learning_rate * config.final_fraction,
+    )
+
+
+def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The transformation described by `config`."""
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    adamw = optax.adamw(
+        schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
+    return optax.chain(*clip, adamw)
+
+
+def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
+    """Part top-level entries: `(trained, frozen)`.
+
+    Frozen parameters stay out of the gradient and the optimiser altogether, so they cannot move by one bit.
+
+    Raises:
+      ValueError: a name in `frozen` is not a part of the model.
+    """
+    unknown = set(frozen) - set(params)
+    if unknown:
+        raise ValueError(f"cannot freeze {sorted(unknown)}: the model's parts are {sorted(params)}")
+    return {k: v for k, v in params.items() if k not in frozen}, {k: params[k] for k in frozen}
+
+
+def ema_update(ema: Params, params: Params, step: Array, decay: float) -> Params:
+    """Exponential moving average, with a shorter memory in the first steps (`(1 + s) / (10 + s)`)."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)

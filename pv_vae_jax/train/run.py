@@ -1,0 +1,105 @@
+"""A work directory: which experiment it belongs to, where its stages live, and what is shared between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from pv_vae_jax.config import ConfigError, Experiment, differences, from_dict, save_config, to_dict
+from pv_vae_jax.data.sources import VideoSource, open_source
+from pv_vae_jax.sharding.mesh import make_mesh
+
+# What may change between two starts of one run without changing its numbers.
+FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "data.threads", "data.cache_bytes")
+FREE_KEYS += ("sampling.",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An experiment in its folder.
+
+    Attributes:
+      experiment: resolved configuration.
+      workdir: its folder.
+      mesh: the devices it uses.
+    """
+
+    experiment: Experiment
+    workdir: Path
+    mesh: Mesh
+
+    def folder(self, stage: str) -> Path:
+        """Folder of a stage: checkpoints, curves and, once finished, `model`."""
+        return self.workdir / stage
+
+    def finished(self, stage: str) -> bool:
+        """Whether the stage's result is there, whole."""
+        done = "manifest.json" if stage == "latents" else "model/config.json"
+        return (self.folder(stage) / done).exists()
+
+    def source(self, split: str, *, random: bool) -> VideoSource:
+        """Clips of a split; `random` draws windows, otherwise every clip starts at frame 0."""
+        data = self.experiment.data
+        return open_source(
+            data.source,
+            frames=data.frames,
+            size=data.size,
+            split=split,
+            seed=self.experiment.seed,
+            clips=data.clips if split == "train" else data.test_clips,
+            stride=data.stride,
+            random=random,
+            cache_bytes=data.cache_bytes,
+        )
+
+
+def open_run(experiment: Experiment, workdir: str | Path) -> Run:
+    """Open or make a work directory.
+
+    Raises:
+      ConfigError: the folder belongs to another configuration (the differences are listed), to something else, or
+        cannot be written; or the devices do not make the mesh.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    try:
+        mesh = make_mesh(experiment.mesh.data, experiment.mesh.fsdp)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from error
+    if path.exists():
+        changed = differences(_read_config(path), to_dict(experiment))
+        changed = [line for line in changed if not line.startswith(FREE_KEYS)]
+        if changed:
+            raise ConfigError(
+                f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
+            )
+    elif workdir.is_dir() and {p.name for p in workdir.iterdir()} - {"config.tmp"}:  # left by a kill while writing it
+        raise ConfigError(f"{workdir} is not empty and holds no run of pv_vae_jax; use another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        save_config(experiment, path)
+    except OSError as error:
+        raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
+    return Run(experiment, workdir, mesh)
+
+
+def reopen_run(workdir: str | Path) -> Run:
+    """Open the run that `workdir` holds, with the configuration it was made with."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        train = f"pv-vae train --config experiments/demo.py --workdir {workdir}"
+        raise ConfigError(f"{workdir} holds no run: train one with {train}")
+    return open_run(from_dict(Experiment, _read_config(path)).validate(), workdir)
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text at all
+        raise ConfigError(f"{path} is damaged ({error}): use another --workdir, or write it back") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no configuration: use another --workdir")
+    return tree

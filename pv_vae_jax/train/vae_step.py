@@ -1,0 +1,148 @@
+"""One training step of the VAE: a pure function `(state, batch) -> (state, logs)`, for all three stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pv_vae_jax.losses.adversarial import adaptive_weight, discriminator_hinge, generator_hinge
+from pv_vae_jax.losses.kl import kl_divergence
+from pv_vae_jax.losses.objective import Objective, pixel_terms
+from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.models.discriminator import Discriminator
+from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.predictive import predict_filled, predict_truncated
+from pv_vae_jax.train.optim import ema_update, split_frozen
+from pv_vae_jax.train.state import Networks, TrainState, create_state
+from pv_vae_jax.typing import Array, Params, PRNGKey
+
+Logs = dict[str, Array]
+Step = Callable[[TrainState, dict], tuple[TrainState, Logs]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit compiles once per instance
+class VAEStep:
+    """All that is fixed while a stage runs.
+
+    One "step" updates the generator and, while the GAN is on, the discriminator, both from the same batch.
+
+    Attributes:
+      model, discriminator: the networks.
+      objective: weights of the terms.
+      optimizer, discriminator_optimizer: their transformations.
+      frozen: top-level parts of the VAE that do not move.
+      ema_decay: of the VAE's moving average.
+      seed: with the step number it gives all randomness.
+      perceptual: fills the perceptual slot, or None.
+    """
+
+    model: VAE
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    discriminator: Discriminator | None = None
+    discriminator_optimizer: optax.GradientTransformation | None = None
+    frozen: tuple[str, ...] = ()
+    ema_decay: float = 0.999
+    seed: int = 0
+    perceptual: Perceptual | None = None
+
+    def create(self, params: Params, discriminator_params: Params | None = None) -> TrainState:
+        """State at step 0 from given parameters."""
+        trained, _ = split_frozen(params, self.frozen)
+        networks = None
+        if self.discriminator is not None:
+            if discriminator_params is None:
+                raise ValueError("this stage has a discriminator: give its parameters")
+            networks = Networks(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
+        return create_state(params, self.optimizer.init(trained), networks)
+
+    def __call__(
+        self, state: TrainState, batch: dict, *, dropped: int | None = 0, gan: bool = False
+    ) -> tuple[TrainState, Logs]:
+        """Update once.
+
+        Args:
+          state: the stage's state.
+          batch: `video (b, 1 + T, H, W, 3)` uint8, and `dropped` int32 if the filled form is used.
+          dropped: `k` of the truncated form (compile one program each), or None for the filled form, which takes `k`
+            from the batch.
+          gan: whether the GAN is on (it starts late; both programs stay small).
+
+        Returns:
+          New state, and float32 scalars: every term unweighted, `loss`, gradient norm.
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        video = to_float(batch["video"])
+        trained, frozen = split_frozen(state.params, self.frozen)
+
+        def forward(trained: Params):
+            params = trained | frozen
+            if dropped is None:
+                prediction = predict_filled(self.model, params, video, batch["dropped"], key)
+            else:
+                prediction = predict_truncated(self.model, params, video, dropped, key)
+            return prediction.features, kl_divergence(prediction.posterior, prediction.observed)
+
+        def to_pixels(trained: Params, features: Array) -> Array:
+            return self.model.apply({"params": trained | frozen}, features, method="to_pixels")
+
+        # The backward pass is taken in three pieces (losses, last convolution, network) because the adaptive GAN weight
+        # needs gradients at the last kernel: this way it costs one more kernel gradient, not one more backward pass.
+        (features, kl), pull_network = jax.vjp(forward, trained)
+        output, pull_pixels = jax.vjp(to_pixels, trained, features)
+        (loss, logs), d_output = jax.value_and_grad(
+            lambda y: pixel_terms(self.objective, y, video, self.perceptual), has_aux=True
+        )(output)
+        logs["kl"] = kl
+        if gan:
+            gan_loss, d_gan = jax.value_and_grad(
+                lambda y: generator_hinge(self.discriminator.apply({"params": state.discriminator.params}, y))
+            )(output)
+            weight = jnp.asarray(self.objective.gan)
+            if self.objective.gan_adaptive:
+                last = lambda cotangent: pull_pixels(cotangent)[0]["decoder"]["head"]["kernel"]  # noqa: E731
+                weight = weight * adaptive_weight(last(d_output), last(d_gan))
+            loss, d_output = loss + weight * gan_loss, d_output + weight * d_gan
+            logs |= {"gan": gan_loss, "gan_weight": weight}
+        loss = loss + self.objective.kl * kl
+        d_head, d_features = pull_pixels(d_output)
+        (d_trained,) = pull_network((d_features, jnp.asarray(self.objective.kl, kl.dtype)))
+        grads = jax.tree.map(jnp.add, d_trained, d_head)
+
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+        params = optax.apply_updates(trained, updates) | frozen
+        logs |= {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        networks = state.discriminator
+        if gan:
+            networks, more = self._update_discriminator(networks, video, jax.lax.stop_gradient(output))
+            logs |= more
+        ema = ema_update(state.ema, params, state.step, self.ema_decay)
+        ema |= {part: frozen[part] for part in frozen}  # averaging equal numbers would still move them by rounding
+        return TrainState(state.step + 1, params, opt_state, ema, networks), logs
+
+    def _update_discriminator(self, networks: Networks, real: Array, fake: Array) -> tuple[Networks, Logs]:
+        def loss(params: Params):
+            variables = {"params": params}
+            real_logits = self.discriminator.apply(variables, real)
+            fake_logits = self.discriminator.apply(variables, fake)
+            mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
+            return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
+
+        (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(networks.params)
+        updates, opt_state = self.discriminator_optimizer.update(grads, networks.opt_state, networks.params)
+        logs = {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
+        return Networks(optax.apply_updates(networks.params, updates), opt_state), logs
+
+
+def to_float(video: Array) -> Array:
+    """uint8 `[0, 255]` -> float32 `[-1, 1]`, on the device: a quarter of the bytes to transfer."""
+    return video.astype(jnp.float32) / 127.5 - 1.0
+
+
+def stage_key(seed: int, name: str) -> PRNGKey:
+    """Key for drawing initial parameters of `name`."""
+    return jax.random.fold_in(jax.random.key(seed), sum(name.encode()))

@@ -1,0 +1,50 @@
+"""Array aliases, the errors users meet, and the shape rules of causal video networks.
+
+Shape letters used in every comment of this library: `b` batch, `t` time, `h w` space, `c` channels, `z` latent
+channels, `g` latent frames (groups), `k` dropped groups, `n` tokens, `d` width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PRNGKey = jax.Array
+Params = Any  # a nested dict of arrays, as Flax Linen makes it
+
+
+class ShapeError(ValueError):
+    """A clip whose frame count or size the network cannot hold; the message names the nearest valid ones."""
+
+
+def check_clip_shape(frames: int, height: int, width: int, time_factor: int, space_factor: int) -> None:
+    """Raise `ShapeError` unless `frames = 1 + n * time_factor` and both sides are multiples of `space_factor`.
+
+    Peers truncate such clips silently; a clip that comes back shorter than it went in is worse than an error.
+    """
+    problems = []
+    if frames < 1 or (frames - 1) % time_factor:
+        below = 1 + max(0, (frames - 1) // time_factor) * time_factor
+        problems.append(
+            f"{frames} frames do not fit 1 + {time_factor} n: use {_either(below, below + time_factor, frames)} frames"
+        )
+    for name, size in (("height", height), ("width", width)):
+        if size < 1 or size % space_factor:
+            below = size // space_factor * space_factor
+            problems.append(
+                f"{name} {size} is not a multiple of {space_factor}: use {_either(below, below + space_factor, size)}"
+            )
+    if problems:
+        raise ShapeError("; ".join(problems))
+
+
+def _either(below: int, above: int, size: int) -> str:
+    return f"{below} or {above}" if 0 < below < size else str(above)
+
+
+def check_latent_shape(shape: tuple[int, ...], channels: int) -> None:
+    """Raise `ShapeError` unless `shape` is `(b, g, h, w, channels)`."""
+    if len(shape) != 5 or shape[-1] != channels:
+        raise ShapeError(f"latents have shape (b, g, h, w, {channels}); got {tuple(shape)}")

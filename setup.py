@@ -1,0 +1,62 @@
+"""Packaging of pv_vae_jax: the one place of its metadata."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# Bounds are versions that the tests ran with; a package without one takes whatever the others accept.
+CORE = [
+    "absl-py",
+    "chex>=0.1.92",
+    "clu>=0.0.12",  # parameter_overview; its metric writers would need TensorFlow and are not used
+    "einops>=0.8.2",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "ml_collections>=1.1.0",
+    "numpy",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "safetensors>=0.8.0",
+    "tqdm",
+]
+
+EXTRAS = {
+    "video": ["av>=18.1.0", "pillow"],  # folders of video files in, clips and pictures out
+    "tensorboard": ["tensorboardX>=2.6.5"],
+    "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda13]>=0.10.2"],
+    "cuda12": ["jax[cuda12]>=0.10.2"],
+    "test": ["pytest>=9.0", "pytest-timeout>=2.4.0", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"],
+    "benchmark": ["torch>=2.13.0"],
+}
+EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]
+
+setup(
+    name="pv_vae_jax",
+    version="0.1.0",
+    description="Predictive video VAE (PV-VAE) and latent video diffusion in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["jax", "flax", "video", "vae", "diffusion", "predictive latents"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.11",
+    # experiments/, launch/, tests/ and benchmarks/ are files of the clone that name paths, not modules to install.
+    packages=find_packages(include=["pv_vae_jax", "pv_vae_jax.*"]),
+    package_data={"pv_vae_jax": ["weights/**/*.safetensors", "weights/**/*.json"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["pv-vae = pv_vae_jax.cli.main:run"]},
+)

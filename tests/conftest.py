@@ -1,0 +1,66 @@
+"""Settings that must be in place before jax starts, and the small models that the tests share."""
+
+import os
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Compilation is the test budget: keep programs between runs, and share them with the commands that tests start.
+os.environ.setdefault("PV_VAE_CACHE", os.path.join(tempfile.gettempdir(), f"pv_vae_jax_test_cache_{os.getuid()}"))
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pv_vae_jax.cli.main import enable_compilation_cache
+from pv_vae_jax.models.vae import VAE, VAEConfig
+
+enable_compilation_cache()
+
+# One level of time and space, one of space: every kind of layer, t2s8.
+TINY = VAEConfig(
+    patch=2,
+    latent_channels=4,
+    time_factors=(2, 1),
+    space_factors=(2, 2),
+    encoder_widths=(8, 8, 8),
+    decoder_widths=(8, 8, 8),
+    encoder_blocks=1,
+    decoder_blocks=1,
+)
+
+
+def perturbed(params, scale=0.1):
+    """Parameters moved off their special starting values (zeros, identities), so that no path is silent."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    return jax.tree.unflatten(tree, [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`(model, params, video)`: a t2s8 VAE, perturbed parameters, two clips of 7 x 16 x 16 in [-1, 1]."""
+    model = VAE(TINY)
+    video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 7, 16, 16, 3)), jnp.float32)
+    params = jax.jit(model.init)(jax.random.key(0), video)["params"]
+    return model, perturbed(params), video
+
+
+@pytest.fixture(scope="session")
+def gaussian(tiny):
+    """The same VAE with gaussian padding."""
+    model, params, video = tiny
+    return VAE(dataclasses.replace(TINY, pad="gaussian")), {k: v for k, v in params.items() if k != "pad"}, video
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real clips, on machines that have them."""
+    folder = Path(os.environ.get("PV_VAE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip("no real clips here: set PV_VAE_SHARED to a folder that holds data/")
+    return folder

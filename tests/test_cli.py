@@ -1,0 +1,438 @@
+"""`pv-vae` from end to end on a tiny run: what every command writes and prints, and what it says when it cannot."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pv_vae_jax import load
+from pv_vae_jax.cli import sample
+from pv_vae_jax.cli.clips import to_uint8
+from pv_vae_jax.cli.main import COMMANDS, main
+from pv_vae_jax.data.latents import LatentSource
+from pv_vae_jax.models.latte import Latte
+from pv_vae_jax.pretrained import SHIPPED, init_latte, save
+from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.train.vae_step import to_float
+
+pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+
+from pv_vae_jax.data.video_files import read_video, write_video  # noqa: E402
+from tests.test_video_files import lying_file, waves  # noqa: E402
+
+# Every stage in a few steps; one device, so that a batch of four needs no eight. The GAN starts within stage video.
+TINY_EXPERIMENT = """
+from pv_vae_jax.config import *
+from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.models.discriminator import DiscriminatorConfig
+from pv_vae_jax.models.latte import LatteConfig
+from pv_vae_jax.models.vae import VAEConfig
+
+FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
+
+
+def get_config():
+    stage = dict(batch_size=4, optimizer=FAST, discriminator_optimizer=FAST, ema_decay=0.5)
+    return Experiment(
+        name="tiny",
+        data=DataConfig(clips=16, test_clips=4, frames=5, size=16, threads=1),
+        vae=VAEConfig(
+            patch=2, latent_channels=4, time_factors=(2,), space_factors=(2,), encoder_widths=(8, 8),
+            decoder_widths=(8, 8), encoder_blocks=1, decoder_blocks=1, mid_attention=False,
+        ),
+        discriminator=DiscriminatorConfig(width=4, levels=1, kinds=("2d",)),
+        image=VAEStageConfig(images=True, steps=3, **stage),
+        video=VAEStageConfig(
+            steps=4, drop_ratio=1.0, drop_form="filled", drop_per_example=True, reverse=0.5,
+            objective=Objective(gan=0.1, gan_start=2), **stage,
+        ),
+        decoder=VAEStageConfig(steps=3, frozen=("encoder", "pad"), objective=Objective(gan=0.1, gan_start=0), **stage),
+        latents=LatentsConfig(clips=10, batch_size=4),
+        latte=LatteConfig(latent_channels=4, depth=2, width=8, heads=2),
+        diffusion=DiffusionConfig(steps=3, batch_size=4, optimizer=FAST),
+        log_every=1,
+        checkpoint_every=2,
+        mesh=MeshConfig(data=1),
+    )
+"""
+
+
+def pv_vae(*arguments) -> tuple[int, str, str]:
+    """Run the command in this process: exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["pv-vae", *map(str, arguments)])
+    return status, out.getvalue(), err.getvalue()
+
+
+def fails(*arguments, status=1) -> str:
+    """Run a command that cannot work: it ends with one line that begins with the command; return that line."""
+    found, _, error = pv_vae(*arguments)
+    line = error.strip().splitlines()[-1]
+    assert found == status and line.startswith(f"pv-vae {arguments[0]}: " if arguments else "pv-vae: "), error
+    assert "Traceback" not in error
+    return line
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("experiments") / "tiny.py"
+    path.write_text(TINY_EXPERIMENT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_experiment) -> Path:
+    """The work directory of a run of all stages."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", workdir)
+    assert status == 0, error
+    for stage in ("image", "video", "decoder", "latents", "diffusion"):
+        assert f"{stage}: done in " in error
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Four classes of video files of 16 pixels; among them one that is no video and one that breaks off."""
+    folder = tmp_path_factory.mktemp("clips")
+    for c, name in enumerate(("jump", "run", "walk", "wave")):
+        for i in range(3):
+            path = folder / ("test" if i == 2 else "train") / name / f"{i}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, waves(9, 16, 16, seed=4 * i + c), fps=12)
+    (folder / "train" / "walk" / "bad.mp4").write_text("no video")
+    lying_file(folder / "train" / "walk" / "lying.mp4", frames=20)
+    return folder
+
+
+# Training
+
+
+def test_train_leaves_a_model_and_a_curve_of_every_stage(trained):
+    assert json.loads((trained / "config.json").read_text())["name"] == "tiny"
+    for stage, steps in {"image": 3, "video": 4, "decoder": 3, "diffusion": 3}.items():
+        rows = read_metrics(trained / stage / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, steps + 1))
+        assert all(np.isfinite(value) for row in rows for value in row.values())
+        assert {"loss", "gradient_norm", "data_wait"} <= rows[0].keys()
+        assert {p.name for p in (trained / stage / "checkpoints").iterdir()} >= {str(steps)}
+        assert "vae.safetensors" in files(trained / stage / "model")
+    assert ["gan" in row for row in read_metrics(trained / "video" / "metrics.jsonl")] == [False, False, True, True]
+    assert all("gan" in row for row in read_metrics(trained / "decoder" / "metrics.jsonl"))
+    assert len(LatentSource(trained / "latents")) == 10
+    assert not list(trained.rglob("*.tmp"))
+
+
+def test_stages_build_on_each_other(trained):
+    image, video, decoder = (load(trained / stage / "model") for stage in ("image", "video", "decoder"))
+    assert not same(image.vae_params["encoder"], video.vae_params["encoder"])
+    assert same(video.vae_params["encoder"], decoder.vae_params["encoder"])
+    assert same(video.vae_params["pad"], decoder.vae_params["pad"])
+    assert not same(video.vae_params["decoder"], decoder.vae_params["decoder"])
+    assert decoder.meta["stage"] == "decoder" and decoder.meta["steps"] == 3
+
+
+def test_a_work_directory_loads_as_its_newest_model(trained, tmp_path):
+    model = load(trained)
+    assert same(model.vae_params, load(trained / "decoder" / "model").vae_params)
+    assert model.diffusion.class_names == ("bounce", "orbit", "fall", "swing")
+    assert model.diffusion.latent_shape == (3, 4, 4, 4)
+    mean, std = LatentSource(trained / "latents").statistics
+    np.testing.assert_array_equal(model.diffusion.mean, mean)
+    np.testing.assert_array_equal(model.diffusion.std, std)
+    assert model.meta["diffusion_steps"] == 3
+
+
+def test_a_finished_run_stays_as_it_is(trained, tiny_experiment):
+    before = files(trained)
+    status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", trained)
+    assert status == 0 and error.count("finished before") == 5
+    assert files(trained) == before
+
+
+def test_another_configuration_is_refused_with_its_differences(trained, tiny_experiment):
+    before = files(trained)
+    call = ("train", "--config", tiny_experiment, "--workdir", trained)
+    line = fails(*call, "--config.seed=1", "--config.video.optimizer.learning_rate=0.1")
+    assert "belongs to another configuration" in line
+    assert "seed: 0 -> 1; video.optimizer.learning_rate: 0.001 -> 0.1" in line
+    assert files(trained) == before
+    status, _, error = pv_vae(*call, "--config.log_every=7", "--config.data.threads", "2", "--config.sampling.clips=3")
+    assert status == 0, "what does not change the numbers may change"
+    (trained / "config.json").write_bytes(before["config.json"])
+
+
+def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_experiment):
+    changes = [f"--config.data.source={clips}", "--config.image.steps=0", "--config.decoder.steps=0"]
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", *changes)
+    status, _, error = pv_vae(*call, "--stage=video")
+    assert status == 0, error
+    assert "bad.mp4: not readable as video" in error and "1 of 10 files skipped" in error
+    assert "lying.mp4: decoding stops" in error
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "video" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert pv_vae(*call, "--stage=latents")[0] == 0
+    cache = LatentSource(tmp_path / "run" / "latents")
+    assert cache.class_names == ("jump", "run", "walk", "wave")
+    assert {int(cache.record(i)["label"]) for i in range(len(cache))} == {0, 1, 2, 3}
+
+
+def test_a_folder_without_videos_is_refused(tmp_path, tiny_experiment):
+    (tmp_path / "clips").mkdir()
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run")
+    assert "holds no video files" in fails(*call, f"--config.data.source={tmp_path / 'clips'}")
+    call = (*call[:4], tmp_path / "run2", *call[5:])
+    assert f"did you mean {tmp_path / 'clips'}?" in fails(*call, f"--config.data.source={tmp_path / 'clisp'}")
+
+
+def test_numbers_that_are_not_finite_end_the_run_with_their_name(trained, tmp_path, tiny_experiment):
+    model = load(trained / "image" / "model")
+    model.vae_params["decoder"]["head"]["kernel"] *= np.nan
+    save(tmp_path / "poison", model)
+    changes = [f"--config.image.init_from={tmp_path / 'poison'}", "--stage=image"]
+    line = fails("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", *changes)
+    assert "stage image, step 1: mse is nan" in line or "stage image, step 1: motion is nan" in line
+    assert not list((tmp_path / "run" / "image").glob("checkpoints/*"))
+    assert not (tmp_path / "run" / "image" / "model").exists()
+
+
+def test_one_stage_alone(tmp_path, tiny_experiment):
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run")
+    assert "stage video starts from stage image, which is not finished" in fails(*call, "--stage=video")
+    assert "no VAE stage of" in fails(*call, "--stage=latents")
+    assert "--stage" in fails(*call, "--stage=vidio", status=2)
+    changed = (*call[:4], tmp_path / "other", "--config.video.steps=0", "--config.diffusion.steps=0")
+    assert "set --config.video.steps=N" in fails(*changed, "--stage=video")
+    assert "set --config.diffusion.steps=N" in fails(*changed, "--stage=latents")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"config.json": ""}, "config.json is damaged"),
+        ({"config.json": '{"name": "tiny", "see'}, "config.json is damaged"),
+        ({"config.json": "[1]"}, "config.json holds no configuration"),
+        ({"config.json": b"\xff\xfe\x00"}, "config.json is damaged"),
+        ({"thesis.txt": "years of work"}, "is not empty and holds no run of pv_vae_jax"),
+    ],
+)
+def test_a_damaged_or_foreign_work_directory_is_left_alone(tmp_path, tiny_experiment, content, says):
+    for name, text in content.items():
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = files(tmp_path)
+    assert says in fails("train", "--config", tiny_experiment, "--workdir", tmp_path)
+    says = says if "config.json" in content else "holds no run: train one with"
+    assert says in fails("encode", "--workdir", tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_work_directory_that_cannot_be_made(tmp_path, tiny_experiment):
+    (tmp_path / "file").touch()
+    call = ("train", "--config", tiny_experiment, "--workdir")
+    assert "cannot use" in (line := fails(*call, tmp_path / "file")) and "as work directory" in line
+    assert "as work directory: Not a directory" in fails(*call, tmp_path / "file" / "run")
+    if os.geteuid():  # nothing is forbidden to root
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert "as work directory: Permission denied" in fails(*call, tmp_path / "locked" / "run")
+    assert "config.mesh: mesh {'data': 99" in fails(*call, tmp_path / "many", "--config.mesh.data=99")
+    assert not (tmp_path / "many").exists()
+
+
+def test_a_kill_while_the_configuration_is_written_does_not_block_the_work_directory(tmp_path):
+    from pv_vae_jax.config import Experiment
+    from pv_vae_jax.train.run import open_run
+
+    (tmp_path / "config.tmp").write_text('{"na')
+    open_run(Experiment(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+# Calls
+
+
+def test_help_lists_the_commands_and_each_has_its_own(tmp_path):
+    status, out, _ = pv_vae()
+    assert status == 0 and all(command in out for command in COMMANDS)
+    for command in set(COMMANDS) - {"evaluate"}:
+        status, out, _ = pv_vae(command, "--help")
+        assert status == 0 and f"pv-vae {command}: {COMMANDS[command]}" in out and "--" in out
+    env = {**os.environ, "PYTHONWARNINGS": "error"}
+    script = Path(sys.executable).with_name("pv-vae")
+    for command in [[sys.executable, "-m", "pv_vae_jax"]] + [[script]] * script.exists():
+        done = subprocess.run([*command, "--help"], env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.returncode == 0 and "pv-vae COMMAND" in done.stdout, done.stderr
+
+
+def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
+    status, _, error = pv_vae("trian")
+    assert status == 2 and error == "pv-vae: unknown command 'trian'; did you mean 'train'?\n"
+    status, _, error = pv_vae("xyz")
+    assert status == 2 and "there are train, encode" in error
+    assert "--config" in fails("train", "--workdir", tmp_path / "x", status=2)
+    assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "x")
+    assert "did you mean 'steps'?" in fails(*call, "--config.video.stepz=3")
+    assert "--config.seed needs a value" in fails(*call, "--config.seed", status=2)
+    assert "takes flags only, got clip.mp4" in fails(*call, "clip.mp4")
+    assert "there are tiny.py" in fails(
+        "train", "--config", tiny_experiment.parent / "x.py", "--workdir", tmp_path / "x"
+    )
+    for command in ("reconstruct", "predict", "sample", "encode"):
+        assert "takes" in fails(command, "--workdir=x" if command == "encode" else "--model=x", "--config.seed=1")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_or_damaged_model_is_named(trained, tmp_path):
+    clip = tmp_path / "a.mp4"
+    write_video(clip, waves(5, 16, 16))
+    shipped = [p.parent.name for p in SHIPPED.glob("*/config.json")]
+    line = fails("reconstruct", "--model=nowhere", clip)
+    assert "no model at nowhere" in line and "shipped models" in line and all(name in line for name in shipped)
+    shutil.copytree(trained / "decoder" / "model", tmp_path / "model")
+    for name, text in (("config.json", ""), ("config.json", "{}"), ("vae.safetensors", "x" * 100)):
+        good = (tmp_path / "model" / name).read_bytes()
+        (tmp_path / "model" / name).write_text(text)
+        for command in ("reconstruct", "predict", "sample"):
+            arguments = () if command == "sample" else (clip,)
+            assert "cannot be loaded" in fails(command, "--model", tmp_path / "model", "--out", tmp_path, *arguments)
+        (tmp_path / "model" / name).write_bytes(good)
+
+
+# Using a run
+
+
+def test_encode_finishes_what_is_missing(trained, tmp_path):
+    status, out, _ = pv_vae("encode", "--workdir", trained)
+    assert status == 0 and "10 posteriors of bounce, orbit, fall, swing" in out and "standard deviations" in out
+    before = files(trained / "latents")
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "latents")
+    assert pv_vae("encode", "--workdir", copy)[0] == 0
+    assert files(copy / "latents") == before
+    key = json.loads((copy / "latents" / "key.json").read_text())
+    (copy / "latents" / "key.json").write_text(json.dumps(key | {"encoder": "other"}))
+    assert "are stale (encoder: cached 'other', now " in fails("encode", "--workdir", copy)
+
+
+def test_sample_writes_clips_of_every_class(trained, tmp_path):
+    call = ("sample", "--model", trained, "--steps=2", "--batch_size=4")
+    status, out, error = pv_vae(*call, "--clips=6", "--out", tmp_path / "all")
+    assert status == 0, error
+    with np.load(tmp_path / "all" / "samples.npz") as saved:
+        video, label = saved["video"], saved["label"]
+    assert video.shape == (6, 5, 16, 16, 3) and video.dtype == np.uint8 and label.tolist() == [0, 1, 2, 3, 0, 1]
+    assert len({clip.tobytes() for clip in video}) == 6
+    for name, count in {"bounce": 2, "orbit": 2, "fall": 1, "swing": 1}.items():
+        assert f"samples_{name}.mp4: {count} clips" in out
+        assert read_video(tmp_path / "all" / f"samples_{name}.mp4").shape == (5, 16, 16 * count, 3)
+    assert pv_vae(*call, "--clips=3", "--class_name=fall", "--out", tmp_path / "one")[0] == 0
+    with np.load(tmp_path / "one" / "samples.npz") as saved:
+        assert saved["label"].tolist() == [2, 2, 2]
+        np.testing.assert_array_equal(saved["video"][2], video[2])  # clip i depends on the seed, i and the class
+    assert set(files(tmp_path / "one")) == {"samples.npz", "samples_fall.mp4"}
+
+
+def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
+    call = ("sample", "--out", tmp_path / "out", "--model")
+    assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
+    assert "there are bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
+    assert "no diffusion transformer yet" in fails(*call, trained / "video" / "model")
+    assert fails(*call, trained, "--clips=0", status=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sample_of_a_model_without_classes_needs_no_flag(trained, tmp_path, monkeypatch):
+    model = load(trained)
+    latte = Latte(dataclasses.replace(model.diffusion.model.config, classes=0))
+    params = init_latte(latte, model.diffusion.latent_shape)
+    free = dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, model=latte, params=params))
+    save(tmp_path / "model", free)
+    seen = []
+
+    def sample_clips(model, labels, *, guidance, **_):
+        seen.append(guidance)
+        return np.zeros((len(labels), 5, 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(sample, "sample_clips", sample_clips)
+    call = ("sample", "--model", tmp_path / "model", "--out", tmp_path / "out")
+    assert pv_vae(*call, "--clips=2")[0] == 0
+    assert set(files(tmp_path / "out")) == {"samples.npz", "samples_all.mp4"} and seen == [1.0]
+    assert "trained without classes: leave --class_name out" in fails(*call, "--class_name=fall")
+    assert "no guidance: leave --guidance out" in fails(*call, "--guidance=2")
+
+
+def test_reconstruct_writes_both_side_by_side(trained, clips, tmp_path):
+    videos = [clips / "train" / "walk" / "0.mp4", clips / "train" / "walk" / "1.mp4"]
+    status, out, error = pv_vae("reconstruct", *videos, "--model", trained, "--frames=5", "--out", tmp_path)
+    assert status == 0, error
+    for path in videos:
+        target = tmp_path / f"{path.stem}_reconstruction.mp4"
+        assert f"{target}: 5x16x16, latents t2s4c4, PSNR " in out
+        written, original = read_video(target), read_video(path)[:5]
+        assert written.shape == (5, 16, 32, 3)
+        assert np.abs(written[:, :, :16].astype(int) - original).mean() < 4
+    model, video = load(trained), read_video(videos[0])[:5]
+    apply = jax.jit(lambda params, video: model.vae.apply({"params": params}, to_float(video[None]))[0][0])
+    error = to_uint8(apply(model.vae_params, video)).astype(float) - video
+    assert f"PSNR {np.mean(10 * np.log10(255**2 / np.mean(error**2, (1, 2, 3)))):.2f} dB" in out
+
+
+def test_predict_compares_with_copying_the_last_frame(trained, clips, tmp_path):
+    video = clips / "test" / "jump" / "2.mp4"
+    status, out, error = pv_vae("predict", "--model", trained, "--frames=5", "--out", tmp_path, video)
+    assert status == 0, error
+    target = tmp_path / "2_prediction.mp4"
+    assert f"{target}: saw 3 frames, drew 2; squared error 0." in out
+    assert read_video(target).shape == (5, 16, 32, 3)
+    truth = read_video(video)[:5] / 127.5 - 1
+    assert f"copying the last frame {np.mean((truth[2] - truth[3:]) ** 2):.4f}" in out
+
+
+def test_wrong_shapes_name_the_right_ones(trained, clips, tmp_path):
+    video = clips / "train" / "walk" / "0.mp4"
+    write_video(tmp_path / "big.mp4", waves(5, 18, 30))
+    call = ("reconstruct", "--model", trained, "--out", tmp_path)
+    line = fails(*call, video, "--frames=4")
+    assert "0.mp4: 4 frames do not fit 1 + 2 n: use 3 or 5 frames" in line and "--frames" in line
+    line = fails(*call, tmp_path / "big.mp4")
+    assert "height 18 is not a multiple of 4: use 16 or 20; width 30 is not a multiple of 4: use 28 or 32" in line
+    assert "height 10 is not a multiple of 4" in fails(*call, video, "--size=10")
+    assert "9 of the 11 frames wanted" in fails(*call, video, "--frames=11")
+    assert "bad.mp4: not readable as video" in fails(*call, clips / "train" / "walk" / "bad.mp4")
+    assert "no video file" in fails(*call, "absent.mp4")
+    assert "name at least one video file" in fails(*call)
+    assert "several files are called 0" in fails(*call, video, clips / "train" / "jump" / "0.mp4")
+    call = ("predict", "--model", trained, "--out", tmp_path, video)
+    assert "4 frames do not fit 1 + 2 n: use 3 or 5 frames" in fails(*call, "--frames=4")
+    assert "--observe: 4 frames do not fit 1 + 2 n: use 3 or 5" in fails(*call, "--frames=5", "--observe=4")
+    assert "must leave at least one" in fails(*call, "--frames=5", "--observe=5")
+    (tmp_path / "file").touch()
+    assert "File exists" in fails(*call, "--frames=5", "--out", tmp_path / "file")
+
+
+def test_inspect_shows_what_would_run(tiny_experiment):
+    status, out, error = pv_vae("inspect", "--config", tiny_experiment, "--stage=diffusion", "--config.seed=9")
+    assert status == 0, error
+    tree, end = json.JSONDecoder().raw_decode(out)
+    assert tree["seed"] == 9 and tree["data"]["frames"] == 5
+    rest = out[end:]
+    for word in ("parameters", "GFLOP", "MiB", "mesh {'data': 1, 'fsdp': 1}", "stage diffusion", "pairs/"):
+        assert word in rest

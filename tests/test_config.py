@@ -1,0 +1,198 @@
+"""Experiments: files, overrides and JSON; every mistake names what would have been right."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pv_vae_jax.config import (
+    AT_LEAST,
+    ConfigError,
+    Experiment,
+    differences,
+    from_dict,
+    load_experiment,
+    override,
+    parse_overrides,
+    save_config,
+    to_dict,
+)
+from pv_vae_jax.typing import ShapeError
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+BASE = Experiment()
+GET = "from pv_vae_jax.config import Experiment\n\n\ndef get_config():\n    return "
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_loads_and_survives_json(path):
+    experiment = load_experiment(path)
+    assert from_dict(Experiment, json.loads(json.dumps(to_dict(experiment)))) == experiment
+    assert any(getattr(experiment, stage).steps for stage in ("image", "video", "decoder"))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("video.steps", "100", 100),
+        ("video.steps", "1_000", 1_000),
+        ("video.optimizer.learning_rate", "3e-4", 3e-4),
+        ("video.optimizer.learning_rate", "1", 1.0),
+        ("image.images", "false", False),
+        ("video.drop_per_example", "True", True),
+        ("name", "12", "12"),
+        ("data.source", "/clips/my folder", "/clips/my folder"),
+        ("video.drop_form", "filled", "filled"),
+        ("vae.pad", "gaussian", "gaussian"),
+        ("vae.encoder_widths", "(64,128,256,256,256)", (64, 128, 256, 256, 256)),
+        ("vae.time_factors", "[2, 2, 2, 1]", (2, 2, 2, 1)),
+        ("decoder.frozen", "encoder", ("encoder",)),
+        ("decoder.frozen", "()", ()),
+        ("video.frozen", "('encoder','pad')", ("encoder", "pad")),
+        ("discriminator.kinds", "2d", ("2d",)),
+        ("video.objective.gan_adaptive", "FALSE", False),
+        ("mesh.data", "-1", -1),
+    ],
+)
+def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
+    changed = override(BASE, {key: text})
+    node = changed
+    for part in key.split("."):
+        node = getattr(node, part)
+    assert node == value and type(node) is type(value)
+    old, new = to_dict(BASE), to_dict(changed)
+    assert [line.split(":")[0] for line in differences(old, new)] in ([key], [])
+    assert override(changed, {}) == changed
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "says"),
+    [
+        ("video.steps", "1.5", "config.video.steps is an integer, like 0; got '1.5'"),
+        ("video.steps", "many", "config.video.steps is an integer"),
+        ("video.steps", "None", "config.video.steps is an integer"),
+        ("video.steps", "True", "config.video.steps is an integer"),
+        ("video.optimizer.learning_rate", "fast", "config.video.optimizer.learning_rate is a number"),
+        ("video.optimizer.learning_rate", "None", "is a number"),
+        ("video.optimizer.learning_rate", "false", "is a number"),
+        ("image.images", "1", "config.image.images is true or false, like True; got '1'"),
+        ("vae.encoder_widths", "(8,'wide')", "config.vae.encoder_widths is a tuple"),
+        ("vae.encoder_widths", "8.5", "config.vae.encoder_widths is a tuple"),
+        ("video", "100", "config.video is a group of settings; set one of video.batch_size, "),
+        ("video.objective.gan", "-1", "objective.gan is a weight >= 0"),
+        ("latte.depth", "3", "depth counts pairs"),
+        ("video.drop_form", "cut", "VAEStageConfig.drop_form is 'truncated' or 'filled', got 'cut'"),
+        ("diffusion.time_distribution", "normal", "DiffusionConfig.time_distribution is 'uniform' or "),
+        (
+            "video.stepz",
+            "1",
+            "config key config.video.stepz: no 'stepz' in config.video; did you mean 'steps'?",
+        ),
+        ("vidio.steps", "1", "no 'vidio' in config; did you mean 'video'?"),
+        ("video.xyz", "1", "known here: batch_size, discriminator_optimizer, drop_form"),
+        ("video.steps.more", "1", "no 'more' in config.video.steps; known here: nothing"),
+        ("", "1", "unknown config key"),
+    ],
+)
+def test_a_wrong_override_says_what_would_be_right(key, text, says):
+    with pytest.raises(ConfigError) as error:
+        override(BASE, {key: text})
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "says"),
+    [
+        ({"data.frames": "16"}, ShapeError, r"16 frames do not fit 1 \+ 4 n: use 13 or 17"),
+        ({"data.frames": "0"}, ShapeError, "use 5"),
+        ({"data.size": "30"}, ShapeError, "height 30 is not a multiple of 16: use 16 or 32"),
+        ({"latte.classes": "4"}, ConfigError, "latte.classes comes from the data"),
+        ({"latte.latent_channels": "8"}, ConfigError, "latte.latent_channels is 8, vae.latent_channels 64"),
+        ({"video.drop_per_example": "true"}, ConfigError, "drop_per_example needs video.drop_form=filled"),
+        ({"video.drop_ratio": "1.5"}, ConfigError, r"video.drop_ratio lies in \[0, 1\], got 1.5"),
+        ({"video.flip": "-0.5"}, ConfigError, r"video.flip lies in \[0, 1\]"),
+        ({"image.drop_ratio": "1"}, ConfigError, "set image.drop_ratio=0"),
+        ({"decoder.frozen": "encodr"}, ConfigError, "decoder.frozen names no part of the VAE: .'encodr'"),
+        *(
+            ({key: str(least - 1)}, ConfigError, f"{key} is at least {least}")
+            for least, keys in AT_LEAST.items()
+            for key in keys
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_run_is_refused_before_it_starts(overrides, error, says):
+    base = override(BASE, {"latte.latent_channels": "64", "vae.latent_channels": "64", "data.size": "32"})
+    base.validate()
+    with pytest.raises(error, match=says):
+        override(base, overrides).validate()
+
+
+def test_a_missing_file_lists_its_neighbours(tmp_path):
+    for name in ("demo.py", "paper.py", "_private.py", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"no experiment file .*dmo.py; there are demo.py, paper.py$"):
+        load_experiment(tmp_path / "dmo.py")
+    with pytest.raises(ConfigError, match=r"no experiment file .*x.py$"):
+        load_experiment(tmp_path / "nowhere" / "x.py")
+    with pytest.raises(ConfigError, match="no experiment file"):
+        load_experiment(tmp_path)
+
+
+def test_a_file_that_defines_no_experiment_is_refused(tmp_path):
+    (tmp_path / "empty.py").touch()
+    (tmp_path / "notes.txt").write_text(GET + "Experiment()\n")
+    (tmp_path / "dict.py").write_text(GET + "{'steps': 3}\n")
+    for name, says in (
+        ("empty.py", r"defines no get_config\(\)"),
+        ("notes.txt", "no Python file"),
+        ("dict.py", "dict"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load_experiment(tmp_path / name)
+    (tmp_path / "good.py").write_text(GET + "Experiment(seed=3)\n")
+    assert load_experiment(tmp_path / "good.py", {"image.steps": "7"}).image.steps == 7
+
+
+def test_json_gives_the_same_experiment_and_refuses_what_it_does_not_know(tmp_path):
+    experiment = override(BASE, {"decoder.frozen": "encoder", "video.optimizer.learning_rate": "1", "seed": "5"})
+    save_config(experiment, tmp_path / "config.json")
+    tree = json.loads((tmp_path / "config.json").read_text())
+    assert from_dict(Experiment, tree) == experiment
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    del tree["video"]  # written before there was this stage: its defaults
+    assert from_dict(Experiment, tree).video == BASE.video
+    with pytest.raises(ConfigError, match="OptimizerConfig has no momentum"):
+        tree["image"]["optimizer"]["momentum"] = 0.9
+        from_dict(Experiment, tree)
+    with pytest.raises(ConfigError, match="Experiment is a group of settings, got 3"):
+        from_dict(Experiment, 3)
+    for part, says in (
+        ({"seed": "1"}, "Experiment.seed is an integer, got '1'"),
+        ({"video": {"steps": 1e4}}, "VAEStageConfig.steps is an integer, got 10000.0"),
+        ({"video": {"images": 0}}, "VAEStageConfig.images is true or false, got 0"),
+        ({"video": {"frozen": "encoder"}}, "VAEStageConfig.frozen is a tuple, got 'encoder'"),
+        ({"vae": 3}, "VAEConfig is a group of settings, got 3"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            from_dict(Experiment, part)
+
+
+def test_differences_are_named_leaf_by_leaf():
+    new = override(BASE, {"seed": "4", "video.objective.gan": "0.5", "decoder.frozen": "encoder"})
+    through_json = json.loads(json.dumps(to_dict(BASE)))
+    assert differences(through_json, to_dict(BASE)) == []
+    assert differences(through_json, to_dict(new)) == [
+        "decoder.frozen: ['encoder', 'pad'] -> ('encoder',)",
+        "seed: 0 -> 4",
+        "video.objective.gan: 0.0 -> 0.5",
+    ]
+
+
+def test_flags_and_overrides_are_parted():
+    argv = ["--workdir", "w", "--config.a.b=1", "--config=x.py", "-config.c", "2", "--config.d=e=f", "clip.mp4"]
+    rest, overrides = parse_overrides(argv)
+    assert rest == ["--workdir", "w", "--config=x.py", "clip.mp4"]
+    assert overrides == {"a.b": "1", "c": "2", "d": "e=f"}
+    with pytest.raises(ConfigError, match="--config.seed needs a value: --config.seed=VALUE"):
+        parse_overrides(["--config.seed"])

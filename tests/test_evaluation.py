@@ -1,0 +1,343 @@
+"""Metrics against their definitions, predictions against guesses worked out by hand, and a report that stands alone."""
+
+import base64
+import dataclasses
+import io
+import json
+import sys
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+
+from pv_vae_jax import pretrained
+from pv_vae_jax.cli.evaluate import evaluate_run
+from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.config import (
+    ConfigError,
+    DataConfig,
+    DiffusionConfig,
+    Experiment,
+    LatentsConfig,
+    SamplingConfig,
+    VAEStageConfig,
+)
+from pv_vae_jax.data.synthetic import FAMILIES
+from pv_vae_jax.evaluation.figures import Media, Series, fit, line_chart, linear_ticks, log_ticks, png_uri
+from pv_vae_jax.evaluation.image_metrics import psnr, ssim
+from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
+from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
+from pv_vae_jax.evaluation.report import Pictures, ShownClip, write_report
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.predictive import predict_clip
+from pv_vae_jax.pretrained import Diffusion, Pretrained, init_latte, weights_hash
+from pv_vae_jax.train.run import open_run
+
+RNG = np.random.default_rng(0)
+A = RNG.uniform(0, 1, (2, 3, 20, 17, 3))
+B = np.clip(A + RNG.normal(0, 0.1, A.shape), 0, 1)
+HOSTILE = '<script>alert("x")</script>'
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Three clips `(7, 16, 16, 3)` uint8."""
+    return np.random.default_rng(1).integers(0, 256, (3, 7, 16, 16, 3), dtype=np.uint8)
+
+
+def unit(video):
+    return video.astype(np.float64) / 127.5 - 1
+
+
+# Image metrics
+
+
+def test_psnr_and_ssim_equal_scikit_image():
+    measure = pytest.importorskip("skimage.metrics")
+    frames = [(a, b) for x, y in zip(A, B, strict=True) for a, b in zip(x, y, strict=True)]
+    similar = [
+        measure.structural_similarity(
+            a, b, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for a, b in frames
+    ]
+    ratio = [measure.peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in frames]
+    assert ssim(A, B, 1.0) == pytest.approx(np.mean(similar), abs=1e-9)
+    assert psnr(A, B, 1.0) == pytest.approx(np.mean(ratio), abs=1e-9)
+    # The same pictures on another range, and as float32 arrays of JAX.
+    for metric in (psnr, ssim):
+        assert metric(2 * A - 1, 2 * B - 1, (-1, 1)) == pytest.approx(metric(A, B, 1.0), abs=1e-9)
+        assert metric(jax.numpy.asarray(A), jax.numpy.asarray(B), 1.0) == pytest.approx(metric(A, B, 1.0), abs=1e-5)
+
+
+def test_psnr_is_capped_and_averages_decibels():
+    assert psnr(A, A, 1.0) == 100.0
+    assert ssim(A, A, 1.0) == pytest.approx(1.0)
+    half = A.copy()
+    half[:, 0] = B[:, 0]  # one frame of three differs
+    assert psnr(A, half, 1.0) == pytest.approx((psnr(A[:, :1], B[:, :1], 1.0) + 200) / 3)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_metrics_refuse_data_that_cannot_be_meant(metric):
+    with pytest.raises(ValueError, match="do not lie in the value range"):
+        metric(2 * A - 1, 2 * B - 1, 1.0)
+    with pytest.raises(ValueError, match="do not lie"):
+        metric(np.where(A > 0.5, np.nan, A), B, 1.0)
+    with pytest.raises(ValueError, match="have shapes"):
+        metric(A, B[:, :2], 1.0)
+    with pytest.raises(ValueError, match=r"\(n, t, h, w, 3\)"):
+        metric(A[0], B[0], 1.0)
+    metric(A + 9e-4, B, 1.0001)  # rounding is no error
+
+
+def test_ssim_says_that_pictures_are_too_small():
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim(A[:, :, :10], B[:, :, :10], 1.0)
+
+
+# Reconstruction and prediction
+
+
+def test_reconstruction_scores_every_clip_once(tiny, clips):
+    model, params, _ = tiny
+    score = score_reconstruction(model, params, clips, batch_size=2)  # the last batch is filled up
+    decoded = reconstruct(model, params, clips, batch_size=2)
+    assert decoded.shape == clips.shape and decoded.dtype == np.uint8
+    assert score.psnr == pytest.approx(psnr(clips, decoded, 255.0))
+    assert score.ssim == pytest.approx(ssim(clips, decoded, 255.0))
+    assert score.means.shape == (3, 4, 2, 2, 4)
+
+
+def test_guesses_by_hand():
+    levels = np.array([-0.8, -0.5, -0.2, 0.1, 0.4, 0.7, 1.0])
+    ramp = np.broadcast_to(levels[None, :, None, None, None], (2, 7, 4, 4, 3))
+    np.testing.assert_allclose(copy_last(ramp, 5)[0, :, 0, 0, 0], [0.4, 0.4])
+    np.testing.assert_allclose(extrapolate(ramp, 3), ramp[:, 3:], atol=1e-12)  # a straight line is what it assumes
+    np.testing.assert_allclose(extrapolate(ramp, 1), copy_last(ramp, 1))  # no direction yet
+    steep = np.broadcast_to(np.array([0.0, 0.6, 0.0])[None, :, None, None, None], (1, 3, 4, 4, 3))
+    assert extrapolate(steep, 2).max() == 1.0
+
+
+def test_prediction_errors_of_a_model_that_draws_grey(tiny, clips):
+    """With a dead last convolution every frame is grey, so each error is a mean that one can work out."""
+    model, params, _ = tiny
+    grey = params | {"decoder": params["decoder"] | {"head": jax.tree.map(np.zeros_like, params["decoder"]["head"])}}
+    errors = score_prediction(model, grey, clips, batch_size=2)
+    truth, level = unit(clips), unit(np.full(1, 128, np.uint8))[0]  # 0 lies between two of 256 levels
+    for k in range(4):
+        n = 7 - 2 * k
+        assert errors.seen[k] == pytest.approx(np.mean((truth[:, :n] - level) ** 2))
+        if k:
+            assert errors.predicted[k] == pytest.approx(np.mean((truth[:, n:] - level) ** 2))
+            assert errors.copying[k] == pytest.approx(np.mean((truth[:, n - 1 : n] - truth[:, n:]) ** 2))
+    assert errors.extrapolation[3] == errors.copying[3]
+    assert np.isnan([errors.predicted[0], errors.copying[0], errors.extrapolation[0]]).all()
+    ratio = np.mean(errors.predicted[1:]) / np.mean(errors.copying[1:])
+    assert errors.against_copying == pytest.approx(ratio - 1)
+
+
+def test_predictions_are_those_of_the_library_and_see_no_dropped_frame(tiny, clips):
+    model, params, _ = tiny
+    drawn = predict(model, params, clips[:2], 2, batch_size=2)
+    expected = jax.jit(lambda p, v: predict_clip(model, p, v, 3))(params, unit(clips[:2]).astype(np.float32))
+    assert np.abs(unit(drawn) - expected).max() < 1 / 127.5  # rounding to uint8
+    other = clips[:2].copy()
+    other[:, 3:] = 0
+    np.testing.assert_array_equal(drawn, predict(model, params, other, 2, batch_size=2))
+    with pytest.raises(ValueError, match="group 0 is always kept"):
+        predict(model, params, clips, 4)
+    with pytest.raises(ValueError, match="nothing can be dropped"):
+        score_prediction(model, params, clips[:, :1])
+
+
+def test_gaussian_padding_is_drawn_with_the_seed(gaussian, clips):
+    model, params, _ = gaussian
+    first, again, other = (predict(model, params, clips[:2], 2, seed=s, batch_size=2) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+# Latents
+
+
+def test_principal_colours_do_not_depend_on_the_solvers_sign():
+    amount = RNG.normal(size=(5, 3, 4, 4, 1))
+    means = 2.0 + amount * np.array([0.1, -0.9, 0.3, 0.2])
+    for sign in (1, -1):
+        found = principal_colours(sign * means)
+        red = found.pictures[..., 0]
+        assert found.pictures.shape == (5, 3, 4, 4, 3) and found.explained[0] == pytest.approx(1.0)
+        assert red.min() == 0 and red.max() == 255
+        # Channel 1 has the largest loading, so red rises with it.
+        order = np.argsort(sign * means[..., 1].ravel())
+        assert (np.diff(red.ravel()[order].astype(int)) >= 0).all()
+    assert principal_colours(means[..., :2]).pictures[..., 2].max() == 0
+
+
+def test_temporal_distance_of_steady_drift_frozen_and_short_clips():
+    drift = np.arange(5.0)[None, :, None, None, None] * np.array([0.5, 0.9, 1.3])[:, None, None, None, None]
+    found = temporal_distance(np.broadcast_to(drift, (3, 5, 2, 2, 4)))
+    np.testing.assert_allclose(found.curve, [1 / 3, 2 / 3, 1])
+    assert found.adjacent[0] < found.median < found.adjacent[2]
+    frozen = temporal_distance(np.broadcast_to(RNG.normal(size=(3, 1, 2, 2, 4)), (3, 5, 2, 2, 4)))
+    assert frozen.median == 0 and frozen.chance > 0
+    assert temporal_distance(np.zeros((3, 2, 2, 2, 4))) is None
+
+
+# Figures and report
+
+
+def test_ticks_enclose_the_values():
+    for low, high in ((0.0, 60.0), (0.013, 0.0174), (-0.08, 1.0), (5.0, 5.0), (0.0, 0.0)):
+        ticks = linear_ticks(low, high, 5)
+        assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9 and 2 <= len(ticks) <= 9
+    for low, high in ((0.013, 0.17), (1e-6, 3.0), (2.0, 2.0)):
+        ticks = log_ticks(low, high)
+        assert ticks[0] <= low * (1 + 1e-9) and 1 <= len(ticks) <= 8
+
+
+def test_charts_survive_gaps_and_single_points():
+    assert "No values" in line_chart("t", [Series("a", [1.0], [np.nan])], x_label="x")
+    assert "circle" in line_chart("t", [Series("a", [5.0], [2.0])], x_label="x")
+    gap = line_chart("t", [Series("a", [1, 2, 3], [1.0, np.nan, 100.0])], x_label="x", log=True)
+    assert "nan" not in gap and "logarithmic" in gap
+    long = line_chart("t", [Series("a", np.arange(5_000), np.arange(5_000.0))], x_label="x")
+    assert len(long) < 20_000
+
+
+def test_pictures_are_enlarged_and_shrunk_by_whole_factors():
+    picture = RNG.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    assert fit(picture, 40).shape == (1, 40, 40, 3) and fit(picture, 4).shape == (1, 4, 4, 3)
+    np.testing.assert_array_equal(fit(picture, 40)[:, ::5, ::5], picture)
+    uri = png_uri(picture[0])
+    image = pytest.importorskip("PIL.Image")
+    np.testing.assert_array_equal(image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), picture[0])
+
+
+def test_media_say_what_is_left_out(clips, monkeypatch):
+    assert "<img" in Media(10_000).picture(clips[0, 0], "a") and "Left out" in Media(100).picture(clips[0, 0], "a")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "pip install" in Media(10_000).video(clips[0], "a")
+
+
+class References(HTMLParser):
+    """Everything that a page would load or lead to, and the elements it has."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.elements = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.found += [value for name, value in attributes if name in ("src", "href", "data", "srcset", "poster")]
+
+
+def assert_stands_alone(page):
+    references = References(page)
+    assert references.found and all(value.startswith(("data:", "#")) for value in references.found)
+    assert not {"script", "link", "iframe", "object"} & set(references.elements)
+    assert "http" not in page.split("<body>")[0] and "@import" not in page and "url(" not in page
+    return references.elements
+
+
+def test_report_escapes_what_comes_from_outside(tmp_path, clips):
+    pytest.importorskip("av")
+    prediction = {"dropped": [0, 1], "observed_frames": [7, 5], "seen": [0.1, 0.1], "average": 0.2}
+    prediction |= {name: [None, 0.2] for name in ("predicted", "copying", "extrapolation")}
+    prediction |= {"average_copying": 0.2, "average_extrapolation": 0.2, "against_copying": -0.43}
+    stage = {"scored": "3 clips", "psnr_db": 20.0, "ssim": None, "steps": 10, "weights": "ab", "prediction": prediction}
+    metrics = {
+        "experiment": HOSTILE,
+        "model": "t2s8c4",
+        "date": "today",
+        "devices": [HOSTILE],
+        "versions": {"jax": "1"},
+        "parameters": {"encoder": 12_345},
+        "protocol": {"source": HOSTILE, "split": "test", "clips": 3, "frames": 7, "size": 16},
+        "stages": {"video": stage},
+        "latents": None,
+        "samples": None,
+        "notes": [HOSTILE],
+        "missing": [],
+    }
+    shown = ShownClip(HOSTILE, clips[0], clips[1], {1: clips[2]})
+    pictures = Pictures(
+        clips=[shown], clips_stage="video", time_factor=2, curves={"video": [{"step": 1, HOSTILE: 2.0}]}
+    )
+    write_report(tmp_path / "report.html", metrics, pictures)
+    page = (tmp_path / "report.html").read_text()
+    assert assert_stands_alone(page).count("video") == 1
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert 'src="data:video/mp4;base64,' in page and "playsinline" in page and "43% below" in page and "12,345" in page
+    assert "No samples" in page
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+# The whole evaluation
+
+
+def experiment_of(model, **data):
+    return Experiment(
+        name="tiny",
+        data=DataConfig(test_clips=3, frames=7, size=16, **data),
+        vae=model.config,
+        image=VAEStageConfig(images=True, steps=0),
+        video=VAEStageConfig(steps=1),
+        decoder=VAEStageConfig(steps=1),
+        latents=LatentsConfig(batch_size=2),
+        latte=LatteConfig(latent_channels=4, depth=2, width=16, heads=2),
+        diffusion=DiffusionConfig(steps=1),
+        sampling=SamplingConfig(steps=1, guidance=1.5, clips=5, batch_size=5),
+    )
+
+
+def test_evaluation_of_a_run(tiny, tmp_path, capsys):
+    model, params, _ = tiny
+    run = open_run(experiment_of(model), tmp_path / "run")
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        evaluate_run(run)
+    latte = Latte(dataclasses.replace(run.experiment.latte, classes=4))
+    shape = (4, 2, 2, 4)
+    diffusion = Diffusion(latte, jax.jit(lambda: init_latte(latte, shape))(), np.zeros(4), np.ones(4), shape, FAMILIES)
+    pretrained.save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
+    pretrained.save(run.folder("diffusion") / "model", Pretrained(model, params, diffusion, {"stage": "video"}))
+
+    report = evaluate_run(run)
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert report == run.workdir / "report" / "report.html" and printed[-1] == f"report: {report}"
+    assert any("Stage decoder is not finished" in line for line in printed)
+
+    metrics = json.loads((report.parent / "metrics.json").read_text())
+    expected = {"source": "synthetic", "split": "test", "clips": 3, "frames": 7, "size": 16, "stride": 1, "seed": 0}
+    assert expected.items() <= metrics["protocol"].items()
+    stage = metrics["stages"]["video"]
+    assert stage["weights"] == weights_hash(params) and stage["psnr_db"] > 0 and 0 < stage["ssim"] < 1
+    assert stage["prediction"]["observed_frames"] == [7, 5, 3, 1] and stage["prediction"]["predicted"][0] is None
+    assert metrics["samples"]["clips"] == 5 and metrics["latents"]["ltd_curve"][-1] == pytest.approx(1)
+    assert metrics["parameters"]["pad"] == 4
+
+    with np.load(report.parent / "samples.npz") as samples:
+        assert samples["video"].shape == (5, 7, 16, 16, 3) and samples["label"].tolist() == [0, 1, 2, 3, 0]
+    elements = assert_stands_alone(report.read_text())
+    assert "svg" in elements and "img" in elements
+    assert sorted(p.name for p in report.parent.iterdir()) == ["metrics.json", "report.html", "samples.npz"]
+
+
+def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path, capsys):
+    pytest.importorskip("av")
+    from pv_vae_jax.data.video_files import write_video
+
+    model, params, _ = tiny
+    (tmp_path / "films").mkdir()
+    write_video(tmp_path / "films" / "only.mp4", np.concatenate([clips[0], clips[1]]))
+    run = open_run(experiment_of(model, source=str(tmp_path / "films")), tmp_path / "run")
+    pretrained.save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
+    assert run_command("evaluate", ["--workdir", str(run.workdir), "--clips=2"]) == 0
+    metrics = json.loads((run.workdir / "report" / "metrics.json").read_text())
+    assert metrics["protocol"]["split"] == "train" and metrics["protocol"]["clips"] == 2 and metrics["samples"] is None
+    for text in (capsys.readouterr().out, (run.workdir / "report" / "report.html").read_text(), metrics["notes"][0]):
+        assert "training clips" in text

@@ -1,0 +1,263 @@
+"""A run that was stopped anywhere goes on with the same command and ends with the same bits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pv_vae_jax import pretrained
+from pv_vae_jax.data import latents
+from pv_vae_jax.train import vae_stage
+from pv_vae_jax.train.metrics import MetricWriter, read_metrics
+from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
+
+# The GAN is off for two steps and on for two; the windows of the curve do not end where states are saved.
+CHANGES = ("--config.image.steps=0", "--config.decoder.steps=0", "--config.log_every=3", "--config.checkpoint_every=2")
+
+
+class PowerCut(Exception):
+    pass
+
+
+def cut():
+    raise PowerCut
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def train(tiny_experiment, monkeypatch):  # noqa: F811
+    """`train(workdir, {step: event})`: train stage video, calling each event as its step begins.
+
+    Returns the exit status, the state that training ended with (None if it did not end) and standard error.
+    """
+    states, real_batches, real_run = [], vae_stage.train_batches, vae_stage.run_stage
+
+    def run_stage(**arguments):
+        states.append(real_run(**arguments))
+        return states[-1]
+
+    def run(workdir: Path, events=None, stage="video"):
+        def train_batches(*arguments, start_step, **more):
+            stream = real_batches(*arguments, start_step=start_step, **more)
+            try:
+                for step, batch in enumerate(stream, start_step):
+                    (events or {}).get(step, lambda: None)()
+                    yield batch
+            finally:
+                stream.close()
+
+        states.clear()
+        monkeypatch.setattr(vae_stage, "train_batches", train_batches)
+        monkeypatch.setattr(vae_stage, "run_stage", run_stage)
+        status, _, error = pv_vae(
+            "train", "--config", tiny_experiment, "--workdir", workdir, f"--stage={stage}", *CHANGES
+        )
+        return status, states[-1] if states else None, error
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Filled by the first test that needs it: work directory, state and curve of the uninterrupted run."""
+    return {"workdir": tmp_path_factory.mktemp("straight") / "run"}
+
+
+@pytest.fixture
+def reference(straight, train):
+    if "state" not in straight:
+        status, straight["state"], error = train(straight["workdir"])
+        assert status == 0, error
+    return straight
+
+
+def curve(folder: Path) -> list[dict]:
+    """Rows of a stage without what a clock decides."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.endswith(("_per_second", "data_wait"))} for row in rows]
+
+
+def assert_same_run(reference, workdir, state):
+    expected, found = (jax.tree_util.tree_leaves_with_path(s) for s in (reference["state"], state))
+    for (path, a), (other, b) in zip(expected, found, strict=True):
+        assert path == other and a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+    assert curve(workdir / "video") == curve(reference["workdir"] / "video")
+    for name in ("model/vae.safetensors", "model/config.json", "discriminator.safetensors"):
+        assert (workdir / "video" / name).read_bytes() == (reference["workdir"] / "video" / name).read_bytes()
+
+
+def test_the_reference_is_worth_comparing_with(reference):
+    state = reference["state"]
+    assert int(state.step) == 4 and state.discriminator is not None
+    assert [row["step"] for row in curve(reference["workdir"] / "video")] == [2, 3, 4]
+    for tree in (state.params, state.ema, state.opt_state, state.discriminator.params, state.discriminator.opt_state):
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+    differs = [np.any(a != b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True)]
+    assert any(differs)
+
+
+def test_a_crash_costs_the_steps_since_the_last_whole_state_and_nothing_else(reference, train, tmp_path):
+    with pytest.raises(PowerCut):
+        train(tmp_path, {1: cut})  # nothing saved yet
+    with pytest.raises(PowerCut):
+        train(tmp_path, {3: cut})
+    folder = tmp_path / "video"
+    assert not (folder / "model").exists()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "gan": 0.5}\n{"step": 4, "lo')  # written after the state that is taken up, and cut off
+    (folder / "checkpoints" / "3").mkdir()
+    (folder / "checkpoints" / "7" / "default").mkdir(parents=True)  # a copy that broke off
+    (folder / "checkpoints" / "4.orbax-checkpoint-tmp-123" / "default").mkdir(parents=True)
+    (folder / "checkpoints" / "4.orbax-checkpoint-tmp-123" / "_CHECKPOINT_METADATA").write_text("{}")
+    status, state, error = train(tmp_path)
+    assert status == 0 and "video: resumed at step 2 of 4" in error
+    assert_same_run(reference, tmp_path, state)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(reference, train, tmp_path):
+    """The signal comes as step `n` begins, so the run stops with `n + 1` steps done; 3 is the last step."""
+    handler = signal.getsignal(signal.SIGTERM)
+    for done, n in ((0, 0), (1, 2), (3, 3)):
+        status, state, error = train(tmp_path, {n: terminate})
+        assert f"resumed at step {done} of 4" in error or not done
+        assert status == 143 and state is None
+        assert f"pv-vae train: video: SIGTERM at step {n + 1}; saved, the same command goes on" in error
+        assert signal.getsignal(signal.SIGTERM) == handler
+        assert not (tmp_path / "video" / "model").exists()
+    status, state, error = train(tmp_path)
+    assert status == 0 and "resumed at step 4 of 4" in error
+    assert_same_run(reference, tmp_path, state)
+
+
+def test_a_kill_between_the_last_state_and_the_model(reference, train, tmp_path, monkeypatch):
+    real = pretrained._write
+
+    def half(path, params, dtype):
+        real(path, params, dtype)
+        path.with_suffix(".tmp").write_bytes(path.read_bytes()[:100])
+        raise PowerCut
+
+    with monkeypatch.context() as patched, pytest.raises(PowerCut):
+        patched.setattr(pretrained, "_write", half)
+        train(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        pretrained.load(tmp_path)  # tensors without the config that is written last
+    status, state, error = train(tmp_path)
+    assert status == 0 and "resumed at step 4 of 4" in error
+    assert_same_run(reference, tmp_path, state)
+
+
+def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, monkeypatch):
+    """Shards of three do not end where batches of four do."""
+    monkeypatch.setattr(latents, "SHARD", 3)
+    workdir = reference["workdir"]
+    assert train(workdir, stage="latents")[0] == 0
+    expected = files(workdir / "latents")
+    assert len([name for name in expected if name.endswith("array_record")]) == 4
+    for kept in (1, 3, 4):  # a kill in the second, in the last shard, before the manifest
+        for name in expected:
+            if name == "manifest.json" or (name.endswith("array_record") and int(name[:5]) >= kept):
+                (workdir / "latents" / name).unlink()
+        (workdir / "latents" / f"{kept:05}.tmp").write_bytes(b"half a shard")
+        assert train(workdir, stage="latents")[0] == 0
+        (workdir / "latents" / f"{kept:05}.tmp").unlink(missing_ok=True)
+        assert files(workdir / "latents") == expected
+
+
+def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(3, {"loss": 1.0})
+    writer.set_aside([(4, {"loss": 2.0}), (5, {"loss": 3.0})])
+    writer.close()
+    for start, rows, unwritten in ((5, [3], [4, 5]), (4, [3], []), (2, [], []), (5, [], [4, 5])):
+        writer = MetricWriter(tmp_path, start)
+        assert [row["step"] for row in read_metrics(writer.path)] == rows
+        assert [step for step, _ in writer.unwritten] == unwritten
+        writer.close()
+    writer = MetricWriter(tmp_path)
+    writer.write(5, {"loss": 2.5})  # what was set aside has been written since
+    writer.close()
+    writer = MetricWriter(tmp_path, 5)
+    assert writer.unwritten == []
+    writer.close()
+
+
+# The real thing
+
+
+def wait_for(process: subprocess.Popen, pattern: str, folder: Path, seconds: float = 240) -> bool:
+    """Whether a path of this pattern appeared before the process ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if any(folder.glob(pattern)):
+            return True
+        time.sleep(0.002)
+    return False
+
+
+# What to wait for, and the longest pause (s) before the kill: at once where a file is just being written.
+MOMENTS = (
+    ("config.json", 8.0),
+    ("image/checkpoints/*tmp*", 0.01),
+    ("image/metrics.jsonl", 3.0),
+    ("video/checkpoints/*tmp*", 0.05),
+    ("video/checkpoints/9", 2.0),
+    ("video/model/*", 0.01),
+    ("decoder/checkpoints/*tmp*", 0.2),
+    ("latents/*.tmp", 0.005),
+    ("latents/00000.array_record", 0.5),
+    ("diffusion/checkpoints/*tmp*", 0.05),
+    ("diffusion/metrics.jsonl", 2.0),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_kill_9_at_any_moment(tiny_experiment, tmp_path):  # noqa: F811
+    steps = {"image": 30, "video": 30, "decoder": 20, "diffusion": 30}
+    command = [
+        sys.executable,
+        "-m",
+        "pv_vae_jax",
+        "train",
+        "--config",
+        str(tiny_experiment),
+        "--config.latents.clips=700",
+    ]
+    command += [f"--config.{stage}.steps={n}" for stage, n in steps.items()]
+    command += ["--config.checkpoint_every=3", "--config.log_every=5", "--workdir"]
+
+    def start(workdir: Path) -> subprocess.Popen:
+        return subprocess.Popen([*command, str(workdir)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert start(straight).wait(timeout=900) == 0
+    rng = np.random.default_rng(int(os.environ.get("PV_VAE_KILL_SEED", 0)))
+    kills = 0
+    for pattern, pause in MOMENTS:
+        process = start(killed)
+        if wait_for(process, pattern, killed):
+            time.sleep(rng.uniform(0, pause))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 6
+    assert start(killed).wait(timeout=900) == 0
+    for stage, n in steps.items():
+        assert curve(killed / stage) == curve(straight / stage), stage
+        assert curve(killed / stage)[-1]["step"] == n
+    expected, found = files(straight), files(killed)
+    results = [n for n in expected if n.endswith(("safetensors", "model/config.json", "array_record", "manifest.json"))]
+    assert len(results) == 7 + 4 + 3 + 1
+    for name in results:
+        assert found[name] == expected[name], name

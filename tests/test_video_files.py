@@ -1,0 +1,407 @@
+"""Video files and folders of them: exact frames whatever the container; files that cannot be read cost nothing else."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.data.sources import FolderVideos, NoVideosError, open_source
+from pv_vae_jax.data.video_files import BrokenVideoError, probe, read_video, write_video
+
+av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+
+
+def waves(frames, height=32, width=48, seed=0):
+    """Moving smooth waves: every frame differs, and the codec loses little."""
+    rng = np.random.default_rng(seed)
+    fy, fx, speed = *rng.uniform(0.06, 0.15, 2), rng.uniform(0.15, 0.3)
+    y, x, t = np.arange(height)[:, None], np.arange(width), np.arange(frames)[:, None, None]
+    wave = np.sin(fy * y + fx * x + speed * t)[..., None]
+    return (rng.uniform(110, 150, 3) + rng.uniform(60, 80, 3) * wave).round().astype(np.uint8)
+
+
+def encode(path, video, codec="libx264", rate=24, times=None, pixels="yuv420p", container=None, **options):
+    """Write a file with any codec, options and, in milliseconds, times."""
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=rate, options={k: str(v) for k, v in options.items()})
+        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], pixels
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1_000)
+        for i, picture in enumerate(video):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = int(times[i]), Fraction(1, 1_000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def encode_sound(path):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), format="fltp", layout="mono")
+        frame.rate = 16_000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def assert_seeks(path, starts, counts=(1, 5), strides=(1, 3)):
+    """Reading a part equals the part of reading all."""
+    whole = read_video(path)
+    for start in starts:
+        for count in counts:
+            for stride in strides:
+                part = read_video(path, start=start, count=count, stride=stride)
+                expected = whole[start : start + (count - 1) * stride + 1 : stride]
+                np.testing.assert_array_equal(part, expected, err_msg=f"{path.name} {start} {count} {stride}")
+    return whole
+
+
+# Files
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (31, 47), (16, 16)])
+def test_what_is_written_is_read(tmp_path, height, width):
+    video, path = waves(12, height, width), tmp_path / "a.mp4"
+    write_video(path, video, fps=12.5)
+    info = probe(path)
+    assert (info.frames, info.fps) == (12, 12.5)
+    assert (info.height, info.width) == (height + height % 2, width + width % 2), "sides are even in the file"
+    read = read_video(path)[:, :height, :width]
+    assert read.dtype == np.uint8 and read.shape == video.shape
+    assert np.abs(read.astype(int) - video).mean() < 2.5
+    assert np.abs(read[5].astype(int) - video[6]).mean() > 5, "the frames are told apart"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file stays"
+
+
+def test_scale_makes_squares_of_pixels(tmp_path):
+    video = np.repeat(np.repeat(waves(3, 4, 6), 4, 1), 4, 2)  # blocks, so that halved colour loses little
+    write_video(tmp_path / "a.mp4", video, scale=2, crf=0)
+    read = read_video(tmp_path / "a.mp4")
+    assert read.shape == (3, 32, 48, 3)
+    assert np.abs(read[:, ::2, ::2].astype(int) - video).mean() < 4
+
+
+def test_short_side_keeps_the_aspect(tmp_path):
+    write_video(tmp_path / "wide.mp4", waves(3, 32, 48))
+    write_video(tmp_path / "tall.mp4", waves(3, 48, 32))
+    assert read_video(tmp_path / "wide.mp4", short_side=16).shape == (3, 16, 24, 3)
+    assert read_video(tmp_path / "tall.mp4", short_side=16).shape == (3, 24, 16, 3)
+    whole, half = read_video(tmp_path / "wide.mp4").astype(float), read_video(tmp_path / "wide.mp4", short_side=16)
+    area = whole.reshape(3, 16, 2, 24, 2, 3).mean((2, 4))
+    assert np.abs(area - half).mean() < 2, "averages of areas"
+
+
+CODINGS = {
+    "key frames everywhere.mp4": dict(g=4, bf=0),
+    "b frames.mp4": dict(g=48, bf=3, b_strategy=0),
+    "open groups.mp4": {"g": 12, "bf": 3, "x264-params": "open-gop=1:scenecut=0"},
+    "one group.mkv": dict(g=500),
+    "a.avi": dict(codec="mpeg4", g=12, bf=2),
+    "h264.avi": dict(g=12, bf=2),
+    "a.mpg": dict(codec="mpeg1video", rate=25, g=12, bf=2),
+    "a.gif": dict(codec="gif", pixels="rgb8", rate=10),
+}
+
+
+@pytest.mark.parametrize("name", CODINGS)
+def test_a_part_equals_the_part_of_the_whole(tmp_path, name):
+    encode(tmp_path / name, waves(60), **CODINGS[name])
+    whole = assert_seeks(tmp_path / name, (1, 11, 12, 13, 22, 37, 47))
+    assert len(whole) == 60
+    np.testing.assert_array_equal(read_video(tmp_path / name, start=50), whole[50:])
+    with pytest.raises(BrokenVideoError, match="2 of the 5 frames wanted from frame 58 on decode"):
+        read_video(tmp_path / name, start=58, count=5)
+    with pytest.raises(BrokenVideoError, match="no frame decodes from frame 60 on"):
+        read_video(tmp_path / name, start=60)
+
+
+def test_a_part_equals_the_part_of_the_whole_at_a_varying_rate(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(15, 90, 60))
+    encode(tmp_path / "phone.mp4", waves(60), g=8, times=times)
+    assert_seeks(tmp_path / "phone.mp4", range(1, 46, 4))
+
+
+def test_real_files_seek_exactly(shared_data):
+    files = [*shared_data.glob("originals/*/*.*")] + [*shared_data.glob("clips128/train/*.mp4")][::150]
+    for path in (p for p in files if p.suffix in (".avi", ".mp4", ".gif")):
+        length = probe(path).frames
+        assert len(assert_seeks(path, (1, length // 2, length - 9), counts=(4,), strides=(1, 2))) == length
+
+
+def test_a_phone_held_upright_is_turned(tmp_path):
+    video = waves(3)
+    write_video(tmp_path / "a.mp4", video)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44  # turn by a quarter clockwise
+    one = 1 << 16
+    data[matrix : matrix + 36] = b"".join(v.to_bytes(4, "big") for v in (0, one, 0, 2**32 - one, 0, 0, 0, 0, 1 << 30))
+    (tmp_path / "b.mp4").write_bytes(data)
+    read = read_video(tmp_path / "b.mp4")
+    np.testing.assert_array_equal(read, np.rot90(read_video(tmp_path / "a.mp4"), -1, axes=(1, 2)))
+    assert read_video(tmp_path / "b.mp4", short_side=16).shape == (3, 24, 16, 3)
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    """Write one file of every kind that cannot be used in clips of 9 frames: name -> a word of the reason."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    write_video(folder / "short.mp4", waves(5))
+    encode(folder / "cut.mp4", waves(40))  # its index is at the end, which is missing
+    (folder / "cut.mp4").write_bytes((folder / "cut.mp4").read_bytes()[:-2_000])
+    encode_sound(folder / "sound.mp4")
+    return {
+        "empty.mp4": "the file is empty",
+        "text.mp4": "not readable as video",
+        "short.mp4": "5 frames, a clip spans 9",
+        "cut.mp4": "not readable as video",
+        "sound.mp4": "no video stream",
+    }
+
+
+def lying_file(path: Path, frames: int = 40, keep: float = 0.5) -> None:
+    """A download that broke off: the header promises all frames, the data end early."""
+    encode(path, waves(frames), g=10, crf=5, container={"movflags": "+faststart"})
+    data = path.read_bytes()
+    pictures = data.index(b"mdat")
+    path.write_bytes(data[: pictures + int((len(data) - pictures) * keep)])
+    assert probe(path).frames == frames
+
+
+def test_a_broken_file_says_why(tmp_path):
+    for name, why in broken_files(tmp_path).items():
+        if name != "short.mp4":
+            with pytest.raises(BrokenVideoError, match=f"{name}: .*{why}"):
+                probe(tmp_path / name)
+    lying_file(tmp_path / "lying.mp4")
+    with pytest.raises(BrokenVideoError, match=r"lying.mp4: decoding stops at frame [1-9]\d? "):
+        read_video(tmp_path / "lying.mp4")
+    sizes = b""
+    for i, width in enumerate((48, 64)):
+        encode(tmp_path / f"{i}.mpg", waves(12, width=width), codec="mpeg1video", rate=25)
+        sizes += (tmp_path / f"{i}.mpg").read_bytes()
+    (tmp_path / "sizes.mpg").write_bytes(sizes)
+    with pytest.raises(BrokenVideoError, match="picture size changes"):
+        read_video(tmp_path / "sizes.mpg")
+    with pytest.raises(FileNotFoundError, match="no video file .*absent.mp4"):
+        probe(tmp_path / "absent.mp4")
+    with pytest.raises(FileNotFoundError, match="no video file .*absent.mp4"):
+        read_video(tmp_path / "absent.mp4", start=3)
+
+
+def test_a_recording_without_length_is_counted(tmp_path):
+    encode(tmp_path / "live.webm", waves(20), codec="libvpx", container={"live": "1"})
+    assert probe(tmp_path / "live.webm").frames == 20
+
+
+# Folders
+
+SHAPE = dict(frames=9, size=16)
+
+
+def rng(i=0):
+    return np.random.default_rng(i)
+
+
+@pytest.fixture(scope="module")
+def one_video(tmp_path_factory) -> bytes:
+    """Bytes of a file of 20 frames, for folders of many equal files."""
+    path = tmp_path_factory.mktemp("one") / "a.mp4"
+    write_video(path, waves(20))
+    return path.read_bytes()
+
+
+def fill(folder: Path, names, data: bytes) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def names_of(source: FolderVideos) -> list[str]:
+    return [p.relative_to(source.folder).as_posix() for p in source.files]
+
+
+def test_clips_are_windows_of_the_files(tmp_path):
+    for name, frames in {"train/a.mp4": 20, "train/b.mp4": 45, "test/c.mp4": 30}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_video(tmp_path / name, waves(frames, seed=frames))
+    train, test = (open_source(str(tmp_path), split=s, random=s == "train", **SHAPE) for s in ("train", "test"))
+    assert train.class_names == (tmp_path.name,) and len(train) == 2 + 5 and len(test) == 3
+    whole = {p: read_video(p, short_side=16)[:, :, 4:20] for p in train.files + test.files}
+    starts = set()
+    for i in range(len(train)):
+        for draw in range(8 * i, 8 * i + 8):
+            clip = train.clip(i, rng(draw))
+            video = clip["video"]
+            assert video.shape == (9, 16, 16, 3) and clip["label"] == 0 and clip["label"].dtype == np.int32
+            found = [(p, s) for p, v in whole.items() for s in range(len(v) - 8) if (v[s : s + 9] == video).all()]
+            assert len(found) == 1 and found[0][0] in train.files
+            starts |= set(found)
+            image = train.image(i, rng(draw))["video"]
+            assert any((image[0] == frame).all() for p in train.files for frame in whole[p])
+            np.testing.assert_array_equal(train.clip(i, rng(draw))["video"], video)
+    assert len(starts) > 25, "windows start anywhere"
+    (path,) = test.files
+    for i in range(3):
+        np.testing.assert_array_equal(test.clip(i, rng(i))["video"], whole[path][9 * i : 9 * i + 9])
+    assert len(open_source(str(tmp_path), split="test", random=False, clips=2, **SHAPE)) == 2
+    clip = open_source(str(tmp_path), split="test", random=False, stride=3, **SHAPE).clip(0, rng())["video"]
+    np.testing.assert_array_equal(clip, whole[path][:25:3])
+
+
+def test_changing_a_clip_changes_no_other(tmp_path, one_video):
+    fill(tmp_path, ["a.mp4"], one_video)
+    source = FolderVideos(tmp_path, random=False, **SHAPE)
+    before = source.clip(0, rng())["video"].copy()
+    source.clip(0, rng())["video"][:] = 0
+    np.testing.assert_array_equal(source.clip(0, rng())["video"], before)
+
+
+def test_sub_folders_are_classes_and_a_class_of_one_clip_goes_to_training(tmp_path, one_video):
+    fill(tmp_path, [f"run/{i}.mp4" for i in range(5)] + ["jump/deep/0.mp4", "jump/1.MP4", "walk/only.mp4"], one_video)
+    (tmp_path / "nothing").mkdir()
+    fill(tmp_path, [".hidden/x.mp4", "run/notes.txt"], one_video)
+    train, test = (FolderVideos(tmp_path, split=s, **SHAPE) for s in ("train", "test"))
+    assert train.class_names == test.class_names == ("jump", "run", "walk")
+    assert "walk/only.mp4" in names_of(train)
+    both = names_of(train) + names_of(test)
+    assert sorted(both) == sorted(
+        [f"run/{i}.mp4" for i in range(5)] + ["jump/deep/0.mp4", "jump/1.MP4", "walk/only.mp4"]
+    )
+    assert {n.split("/")[0] for n in names_of(test)} == {"run", "jump"}, "every class of two has a test clip"
+    for source in (train, test):
+        for i, (_, file) in enumerate(source._windows):
+            expected = source.class_names.index(names_of(source)[file].split("/")[0])
+            assert source.clip(i, rng())["label"] == expected
+
+
+def test_folders_train_and_test_are_taken_as_they_are(tmp_path, one_video):
+    fill(tmp_path, ["train/a/1.mp4", "train/b/2.mp4", "train/c/3.mp4", "test/b/4.mp4", "test/c/5.mp4"], one_video)
+    train, test = (FolderVideos(tmp_path, split=s, **SHAPE) for s in ("train", "test"))
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert names_of(train) == ["train/a/1.mp4", "train/b/2.mp4", "train/c/3.mp4"]
+    assert names_of(test) == ["test/b/4.mp4", "test/c/5.mp4"] and test.clip(0, rng())["label"] == 1
+
+
+def test_the_hold_out_is_a_tenth_and_stays_when_files_are_added(tmp_path, one_video):
+    def held_out():
+        return set(names_of(FolderVideos(tmp_path, split="test", **SHAPE)))
+
+    fill(tmp_path, [f"a/{i:03}.mp4" for i in range(60)], one_video)
+    first = held_out()
+    assert first == held_out() and 3 <= len(first) <= 12
+    assert not first & set(names_of(FolderVideos(tmp_path, split="train", **SHAPE)))
+    fill(tmp_path, [f"a/new {i:03}.mp4" for i in range(30)], one_video)
+    assert {n for n in held_out() if "new" not in n} == first and len(held_out()) > len(first)
+
+
+def test_broken_files_are_skipped_by_name_and_counted(tmp_path, one_video, capsys):
+    reasons, good = broken_files(tmp_path), {f"clip {i}.mp4" for i in range(20)}
+    fill(tmp_path, good, one_video)
+    seen, skipped = set(), set()
+    for split in ("train", "test"):
+        source = FolderVideos(tmp_path, split=split, **SHAPE)
+        error = capsys.readouterr().err
+        for path, why in source.skipped.items():
+            assert reasons[path.name] in why and f"skipped {path}: {why}" in error
+        if source.skipped:
+            assert f"{len(source.skipped)} of {len(source.skipped) + len(source.files)} files skipped" in error
+        assert all(source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
+        seen |= set(names_of(source))
+        skipped |= {path.name for path in source.skipped}
+    assert seen == good and skipped == set(reasons)
+
+
+def test_a_folder_without_a_single_clip_says_what_is_wrong(tmp_path):
+    reasons = broken_files(tmp_path / "bad" / "train")
+    (tmp_path / "bad" / "test").mkdir()
+    with pytest.raises(NoVideosError) as error:
+        FolderVideos(tmp_path / "bad", **SHAPE)
+    assert "none of the 5 files" in str(error.value)
+    assert all(f"{name}: " in str(error.value) and why in str(error.value) for name, why in reasons.items())
+    (tmp_path / "clips").mkdir()
+    with pytest.raises(NoVideosError, match=r"clips holds no video files \(.mp4, "):
+        FolderVideos(tmp_path / "clips", **SHAPE)
+    with pytest.raises(NoVideosError, match="no folder .*clisp; did you mean .*clips"):
+        FolderVideos(tmp_path / "clisp", **SHAPE)
+    with pytest.raises(NoVideosError, match="no folder .*neither/here.* 'synthetic' or a folder"):
+        FolderVideos(tmp_path / "neither" / "here", **SHAPE)
+    with pytest.raises(NoVideosError, match="empty.mp4 is a file"):
+        FolderVideos(tmp_path / "bad" / "train" / "empty.mp4", **SHAPE)
+    write_video(tmp_path / "clips" / "only.mp4", waves(20))
+    with pytest.raises(NoVideosError, match="no clip for testing: give at least two"):
+        FolderVideos(tmp_path / "clips", split="test", **SHAPE)
+
+
+def test_a_file_that_breaks_off_is_replaced_while_reading(tmp_path, one_video, capsys):
+    fill(tmp_path / "train", ["b.mp4", "c.mp4"], one_video)
+    fill(tmp_path / "test", ["t.mp4"], one_video)
+    lying_file(tmp_path / "train" / "a.mp4")
+    source = FolderVideos(tmp_path, **SHAPE)
+    assert len(source.files) == 3 and not source.skipped
+    lying = [i for i, (_, file) in enumerate(source._windows) if file == 0]
+    other = FolderVideos(tmp_path, **SHAPE).clip(next(i for i, w in enumerate(source._windows) if w == (0, 1)), rng(4))
+    np.testing.assert_array_equal(source.clip(lying[0], rng(4))["video"], other["video"])
+    for i in range(len(source)):
+        assert source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3)
+        assert source.image(i, rng(i))["video"].shape == (1, 16, 16, 3)
+    assert (
+        list(source.skipped) == [tmp_path / "train" / "a.mp4"] and "decoding stops" in source.skipped[source.files[0]]
+    )
+    assert capsys.readouterr().err.count("skipped ") == 1, "told once"
+    (tmp_path / "train" / "b.mp4").unlink()  # while training runs
+    fresh = FolderVideos(tmp_path, **SHAPE)
+    (tmp_path / "train" / "c.mp4").unlink()
+    with pytest.raises(NoVideosError, match="none of the 2 files .* a.mp4: decoding stops.*; c.mp4: no video file"):
+        fresh.clip(0, rng())
+    stream = train_batches(fresh, batch_size=2, seed=0)
+    with pytest.raises(NoVideosError, match="none of the 2 files"):
+        next(stream)
+    stream.close()
+
+
+def test_the_cache_stays_within_its_bytes(tmp_path, one_video):
+    fill(tmp_path / "train", [f"{i}.mp4" for i in range(12)], one_video)
+    fill(tmp_path / "test", ["t.mp4"], one_video)
+    one = 20 * 16 * 16 * 3
+    source = FolderVideos(tmp_path, cache_bytes=9 * one, **SHAPE)
+    unbounded = FolderVideos(tmp_path, **SHAPE)
+    for i in [*range(len(source)), *range(len(source))]:
+        np.testing.assert_array_equal(source.clip(i, rng(i))["video"], unbounded.clip(i, rng(i))["video"])
+        assert source._cached == sum(v.nbytes for v in source._cache.values()) <= 9 * one
+    assert len(source._cache) == 9
+
+
+def test_a_long_video_gives_the_same_clips_without_the_cache(tmp_path):
+    for name in ("train/a.mp4", "train/b.mp4", "test/c.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_video(tmp_path / name, waves(70, seed=ord(name[-5])))
+    for split, random in (("train", True), ("test", False)):
+        for stride in (1, 2):
+            cached = FolderVideos(tmp_path, split=split, random=random, stride=stride, **SHAPE)
+            apart = FolderVideos(tmp_path, split=split, random=random, stride=stride, cache_bytes=1_000, **SHAPE)
+            assert len(cached) == len(apart)
+            for i in range(len(cached)):
+                assert_equal = np.testing.assert_array_equal
+                assert_equal(apart.clip(i, rng(i))["video"], cached.clip(i, rng(i))["video"])
+                assert_equal(apart.image(i, rng(i))["video"], cached.image(i, rng(i))["video"])
+            assert cached._cached > 0 and apart._cached == 0
+
+
+def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_before(tmp_path, one_video):
+    fill(tmp_path / "train", ["b.mp4"], one_video)
+    fill(tmp_path / "test", ["t.mp4"], one_video)
+    lying_file(tmp_path / "train" / "a.mp4", frames=80)
+    arguments = dict(cache_bytes=1_000, **SHAPE)
+    source = FolderVideos(tmp_path, **arguments)
+    asked = [(i, seed) for i in range(len(source)) for seed in range(3)]
+    first = [source.clip(i, rng(3 * i + seed))["video"] for i, seed in asked]
+    fresh = FolderVideos(tmp_path, **arguments)
+    for (i, seed), video in reversed(list(zip(asked, first, strict=True))):
+        np.testing.assert_array_equal(fresh.clip(i, rng(3 * i + seed))["video"], video)
+    assert list(source.skipped) == list(fresh.skipped) == [tmp_path / "train" / "a.mp4"]
+    readable = read_video(tmp_path / "train" / "a.mp4", short_side=16, count=15)[:, :, 4:20]
+    windows = [readable[s : s + 9] for s in range(7)]
+    assert any((video == window).all() for video in first for window in windows), "what can be read is used"
