@@ -163,9 +163,15 @@ def test_a_work_directory_loads_as_its_newest_model(trained, tmp_path):
 
 def test_a_finished_run_stays_as_it_is(trained, tiny_experiment):
     before = files(trained)
-    status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", trained)
+    call = ("train", "--config", tiny_experiment, "--workdir", trained)
+    status, out, error = pv_vae(*call)
     assert status == 0 and error.count("finished before") == 5
+    assert out == f"report: {trained / 'report' / 'report.html'}\n"
     assert files(trained) == before
+    older = (trained / "video" / "model" / "config.json").stat().st_mtime - 1
+    os.utime(trained / "report" / "report.html", (older, older))
+    status, out, _ = pv_vae(*call)
+    assert status == 0 and "PSNR" in out, "a report older than a stage is written anew"
 
 
 def test_another_configuration_is_refused_with_its_differences(trained, tiny_experiment):

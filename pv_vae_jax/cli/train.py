@@ -47,7 +47,12 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if values.stage == "all":
         from pv_vae_jax.cli.evaluate import evaluate_run
 
-        evaluate_run(run)
+        report = run.workdir / "report" / "report.html"
+        results = [run.result(stage) for stage in STAGES if run.finished(stage)]
+        if report.exists() and all(path.stat().st_mtime <= report.stat().st_mtime for path in results):
+            print(f"report: {report}")  # of these very stages: starting a finished run again costs nothing
+        else:
+            evaluate_run(run)
 
 
 def train_stage(run: Run, stage: str) -> None:

@@ -35,10 +35,13 @@ class Run:
         """Folder of a stage: checkpoints, curves and, once finished, `model`."""
         return self.workdir / stage
 
+    def result(self, stage: str) -> Path:
+        """The file that a stage writes last."""
+        return self.folder(stage) / ("manifest.json" if stage == "latents" else "model/config.json")
+
     def finished(self, stage: str) -> bool:
         """Whether the stage's result is there, whole."""
-        done = "manifest.json" if stage == "latents" else "model/config.json"
-        return (self.folder(stage) / done).exists()
+        return self.result(stage).exists()
 
     def source(self, split: str, *, random: bool) -> VideoSource:
         """Clips of a split; `random` draws windows, otherwise every clip starts at frame 0."""
