@@ -134,7 +134,9 @@ def duplicate_up(x: Tensor, features: int, time: int, space: int) -> Tensor:
 
 
 class Level(nn.Module):
-    def __init__(self, config: VAEConfig, into: int, out: int, blocks: int, time: int, space: int, up: bool, last: bool):
+    def __init__(
+        self, config: VAEConfig, into: int, out: int, blocks: int, time: int, space: int, up: bool, last: bool
+    ):
         super().__init__()
         self.names = [f"block{i}" for i in range(blocks)]
         for i, name in enumerate(self.names):
@@ -267,7 +269,9 @@ def load_flax(model: TorchVAE, params: dict) -> None:
 class TorchStep:
     """One whole training step: predictive pass, equation 1 without GAN, backward, clipping, AdamW, EMA."""
 
-    def __init__(self, params: dict, config: VAEConfig, layout: torch.memory_format, rate: float, kl: float, ema: float):
+    def __init__(
+        self, params: dict, config: VAEConfig, layout: torch.memory_format, rate: float, kl: float, ema: float
+    ):
         self.model = TorchVAE(config)
         load_flax(self.model, params)
         if layout == torch.channels_last_3d:

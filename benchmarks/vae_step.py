@@ -3,8 +3,8 @@
     python benchmarks/vae_step.py [--case demo] [--rounds 15] [--threads 2]
 
 All run in one process, on the same cores, in turns (A B C A B C ...), from the same parameters: their outputs are
-compared before anything is timed. A step is the predictive pass (filled form, one `k` per example), pixel, motion and KL
-terms, backward pass, gradient clipping, AdamW and EMA. PyTorch runs in the faster of its two memory layouts.
+compared before anything is timed. A step is the predictive pass (filled form, one `k` per example), pixel, motion and
+KL terms, backward pass, gradient clipping, AdamW and EMA. PyTorch runs in the faster of its two memory layouts.
 The ratio is ours / PyTorch of medians; the aim is at most 0.8. Results go to `benchmarks/results/vae_step_cpu.json`.
 """
 
@@ -94,9 +94,10 @@ def make_steps(case: Case, threads: int) -> tuple[dict[str, Callable[[], None]],
 
     from pv_vae_jax.losses.objective import Objective
     from pv_vae_jax.models.vae import VAE, VAEConfig
+    from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_filled
     from pv_vae_jax.train.optim import OptimizerConfig, optimizer
-    from pv_vae_jax.train.vae_step import VAEStep, to_float
+    from pv_vae_jax.train.vae_step import VAEStep
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

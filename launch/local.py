@@ -4,8 +4,8 @@
   python launch/local.py --config experiments/demo.py --workdir runs/ratio \\
       --sweep config.video.drop_ratio=0.5,0.75,1.0 --sweep config.seed=0,1 --config.image.steps=200
 
-Each setting gets a folder of its own below the work directory, and its lines a prefix. The same command goes on where it
-was stopped, since `pv-vae train` does. One failure stops the sweep. Only the standard library is needed here.
+Each setting gets a folder of its own below the work directory, and its lines a prefix. The same command goes on where
+it was stopped, since `pv-vae train` does. One failure stops the sweep. Only the standard library is needed here.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pv_vae_jax.models.vae import VAE, Posterior
 from pv_vae_jax.typing import Array, Params, PRNGKey, check_clip_shape
@@ -36,16 +35,11 @@ class Prediction:
 
 
 def max_dropped(groups: int, ratio: float) -> int:
-    """Largest `k`: `floor((g - 1) * r)`."""
+    """Largest `k` that training draws, `k ~ Uniform{0, ..., floor((g - 1) r)}`."""
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"the dropping ratio lies in [0, 1], got {ratio}")
     # The small term keeps 5 * 0.6 from becoming 2.999...
     return math.floor((groups - 1) * ratio + 1e-9)
-
-
-def draw_dropped(rng: np.random.Generator, groups: int, ratio: float, size: int | None = None) -> np.ndarray:
-    """`k ~ Uniform{0, ..., floor((g - 1) r)}`: one for the batch, or `size` of them, int32."""
-    return rng.integers(0, max_dropped(groups, ratio) + 1, size=size, dtype=np.int32)
 
 
 def observed_frames(frames: int, dropped: int, time_factor: int) -> int:

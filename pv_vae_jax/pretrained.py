@@ -134,8 +134,8 @@ def _find(name_or_path: str | Path) -> Path:
             return folder
     shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
     raise FileNotFoundError(
-        f"no model at {name_or_path}: give a model folder, the work directory of a run with a finished stage, or one of "
-        f"the shipped models ({', '.join(shipped) or 'none'})"
+        f"no model at {name_or_path}: give a model folder, the work directory of a run with a finished stage, or one "
+        f"of the shipped models ({', '.join(shipped) or 'none'})"
     )
 
 

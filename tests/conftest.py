@@ -38,7 +38,9 @@ def perturbed(params, scale=0.1):
     """Parameters moved off their special starting values (zeros, identities), so that no path is silent."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
-    return jax.tree.unflatten(tree, [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+    return jax.tree.unflatten(
+        tree, [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,12 @@ import pytest
 
 from pv_vae_jax import load
 from pv_vae_jax.cli import sample
-from pv_vae_jax.cli.clips import to_uint8
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.models.latte import Latte
+from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.pretrained import SHIPPED, init_latte, save
 from pv_vae_jax.train.metrics import read_metrics
-from pv_vae_jax.train.vae_step import to_float
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
@@ -397,7 +396,7 @@ def test_reconstruct_writes_both_side_by_side(trained, clips, tmp_path):
         assert np.abs(written[:, :, :16].astype(int) - original).mean() < 4
     model, video = load(trained), read_video(videos[0])[:5]
     apply = jax.jit(lambda params, video: model.vae.apply({"params": params}, to_float(video[None]))[0][0])
-    error = to_uint8(apply(model.vae_params, video)).astype(float) - video
+    error = np.asarray(to_uint8(apply(model.vae_params, video))).astype(float) - video
     assert f"PSNR {np.mean(10 * np.log10(255**2 / np.mean(error**2, (1, 2, 3)))):.2f} dB" in out
 
 

@@ -59,7 +59,9 @@ def test_embeddings_equal_the_reference_values():
     np.testing.assert_allclose(table[2], [0, 0, 1, 1, 0.841471, 0.0099998, 0.5403023, 0.99995], atol=1e-6)
     np.testing.assert_allclose(sincos_1d(4, range(3))[2], [0.9092974, 0.0199987, -0.4161468, 0.9998], atol=1e-6)
     features = timestep_features(jnp.array([0, 1]), 6)
-    np.testing.assert_allclose(features[1], [0.5403023, 0.9989229, 0.9999977, 0.841471, 0.0463992, 0.0021544], atol=1e-6)
+    np.testing.assert_allclose(
+        features[1], [0.5403023, 0.9989229, 0.9999977, 0.841471, 0.0463992, 0.0021544], atol=1e-6
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pv_vae_jax"
 
 # Room -> rooms it may import. A room is a folder or a module right below the package; "" is the package itself.
-NETWORKS = {"typing", "sharding", "layers", "models"}
+NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
 ALLOWED = {
     "typing": set(),
+    "pixels": set(),
     "sharding": {"typing"},
     "layers": {"typing", "sharding"},
     "models": {"typing", "sharding", "layers"},

@@ -23,7 +23,9 @@ def test_a_sweep_is_the_grid_of_its_axes():
 
 
 def test_commands_name_folders_and_pass_flags_through(capsys):
-    assert local.main(["--config", "c.py", "--workdir", "w", "--sweep", "config.seed=1", "--config.a=2", "--dry-run"]) == 0
+    assert (
+        local.main(["--config", "c.py", "--workdir", "w", "--sweep", "config.seed=1", "--config.a=2", "--dry-run"]) == 0
+    )
     assert "train --config c.py --workdir w/seed=1 --config.seed=1 --config.a=2" in capsys.readouterr().out
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from pv_vae_jax.losses.kl import kl_divergence
 from pv_vae_jax.predictive import (
-    draw_dropped,
     max_dropped,
     observed_frames,
     predict_clip,
@@ -16,16 +15,11 @@ from pv_vae_jax.predictive import (
 )
 
 
-@pytest.mark.parametrize(("groups", "ratio", "expected"), [(5, 0.5, 2), (5, 0.75, 3), (5, 1.0, 4), (6, 0.6, 3), (1, 1.0, 0)])
+@pytest.mark.parametrize(
+    ("groups", "ratio", "expected"), [(5, 0.5, 2), (5, 0.75, 3), (5, 1.0, 4), (6, 0.6, 3), (1, 1.0, 0)]
+)
 def test_largest_number_of_dropped_groups(groups, ratio, expected):
     assert max_dropped(groups, ratio) == expected
-
-
-def test_k_is_uniform_and_repeatable():
-    draws = draw_dropped(np.random.default_rng(0), 5, 1.0, 5_000)
-    assert set(draws) == {0, 1, 2, 3, 4}
-    assert np.all(np.abs(np.bincount(draws) / 5_000 - 0.2) < 0.03)
-    np.testing.assert_array_equal(draws, draw_dropped(np.random.default_rng(0), 5, 1.0, 5_000))
 
 
 def test_frame_zero_is_always_kept():
@@ -43,7 +37,9 @@ def test_truncated_equals_filled(tiny, dropped):
     a = predict_truncated(model, params, video, dropped, key)
     b = predict_filled(model, params, video, jnp.int32(dropped), key)
     np.testing.assert_allclose(a.features, b.features, atol=2e-5)
-    np.testing.assert_allclose(kl_divergence(a.posterior, a.observed), kl_divergence(b.posterior, b.observed), rtol=1e-5)
+    np.testing.assert_allclose(
+        kl_divergence(a.posterior, a.observed), kl_divergence(b.posterior, b.observed), rtol=1e-5
+    )
 
 
 def test_k_per_example_equals_each_alone(tiny):
@@ -100,7 +96,9 @@ def test_kl_counts_observed_frames_only(tiny):
     filled = predict_filled(model, params, video, jnp.int32(3), None)
     first = predict_truncated(model, params, video, 3, None)
     assert float(filled.observed.sum()) == 2.0  # two clips, one latent frame each
-    np.testing.assert_allclose(kl_divergence(filled.posterior, filled.observed), kl_divergence(first.posterior, first.observed))
+    np.testing.assert_allclose(
+        kl_divergence(filled.posterior, filled.observed), kl_divergence(first.posterior, first.observed)
+    )
 
 
 def test_predicting_a_clip_names_the_lengths_that_can_be_observed(tiny):

@@ -58,8 +58,9 @@ def test_one_step_moves_everything_and_logs_every_term(stepped):
     assert not leaves_equal(before.discriminator.params, after.discriminator.params)
     assert not leaves_equal(before.ema, after.ema)
     assert set(logs) == {
-        "mse", "motion", "kl", "gan", "gan_weight", "loss", "gradient_norm", "discriminator", "logits_real", "logits_fake"
-    }  # fmt: skip
+        *("mse", "motion", "kl", "gan", "gan_weight", "loss", "gradient_norm"),
+        *("discriminator", "logits_real", "logits_fake"),
+    }
     expected = logs["mse"] + logs["motion"] + logs["gan_weight"] * logs["gan"] + 1e-3 * logs["kl"]
     np.testing.assert_allclose(logs["loss"], expected, rtol=1e-5)
 
@@ -75,8 +76,8 @@ def test_the_gradient_in_pieces_is_the_gradient_of_the_loss(tiny):
     def loss(params):
         from pv_vae_jax.losses.kl import kl_divergence
         from pv_vae_jax.losses.objective import pixel_terms
+        from pv_vae_jax.pixels import to_float
         from pv_vae_jax.predictive import predict_truncated
-        from pv_vae_jax.train.vae_step import to_float
 
         video = to_float(BATCH["video"])
         out = predict_truncated(model, params, video, 1, jax.random.fold_in(jax.random.key(0), 0))
@@ -116,7 +117,10 @@ def test_eight_devices_take_the_same_step_as_one(stepped):
         other, other_logs = run(jax.device_put(state, sharding), rules.put_batch(mesh, BATCH), dropped=None, gan=True)
     np.testing.assert_allclose(other_logs["loss"], logs["loss"], rtol=1e-5)
     # Adam's first step is the sign of the gradient: only entries whose gradient is noise may differ.
-    close = [np.isclose(a, b, atol=1e-5) for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(other.params))]
+    close = [
+        np.isclose(a, b, atol=1e-5)
+        for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(other.params), strict=True)
+    ]
     assert np.mean(np.concatenate([c.ravel() for c in close])) > 0.995
 
 

@@ -32,9 +32,7 @@ def test_an_image_is_a_clip_of_one_frame(tiny):
     model, params, video = tiny
     whole, first = encode(model, params, video), encode(model, params, video[:, :1])
     np.testing.assert_allclose(first.mean, whole.mean[:, :1], atol=1e-5)
-    np.testing.assert_allclose(
-        decode(model, params, first.mean), decode(model, params, whole.mean)[:, :1], atol=1e-5
-    )
+    np.testing.assert_allclose(decode(model, params, first.mean), decode(model, params, whole.mean)[:, :1], atol=1e-5)
 
 
 def test_the_encoder_is_causal(tiny):
@@ -137,5 +135,5 @@ def test_remat_changes_nothing(tiny):
     def gradient(model):
         return jax.jit(jax.grad(lambda p: jnp.mean(model.apply({"params": p}, video[:1, :3])[0] ** 2)))(params)
 
-    for a, b in zip(jax.tree.leaves(gradient(model)), jax.tree.leaves(gradient(saving))):
+    for a, b in zip(jax.tree.leaves(gradient(model)), jax.tree.leaves(gradient(saving)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)

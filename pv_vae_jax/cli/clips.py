@@ -66,8 +66,3 @@ def read_clips(
         except ValueError as error:
             raise type(error)(f"{path}: {error} (set --frames and --size)") from error
         yield Path(path), video, info.fps
-
-
-def to_uint8(video: np.ndarray) -> np.ndarray:
-    """Float `[-1, 1]` -> uint8."""
-    return np.clip(np.rint((np.asarray(video) + 1.0) * 127.5), 0, 255).astype(np.uint8)

@@ -36,7 +36,9 @@ from pv_vae_jax.train.vae_step import VAEStep
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae inspect`."""
     flags.DEFINE_string("config", None, "experiment file with get_config()", flag_values=values)
-    flags.DEFINE_enum("stage", "video", [s for s in STAGES if s != "latents"], "whose step to compile", flag_values=values)
+    flags.DEFINE_enum(
+        "stage", "video", [s for s in STAGES if s != "latents"], "whose step to compile", flag_values=values
+    )
     flags.mark_flag_as_required("config", flag_values=values)
 
 
@@ -59,7 +61,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     whole = NamedSharding(mesh, PartitionSpec())
     batch = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows if a.shape else whole) for k, a in batch.items()}
     with jax.set_mesh(mesh):
-        compiled = jax.jit(step, static_argnames=tuple(kwargs), donate_argnums=0).lower(placed, batch, **kwargs).compile()
+        compiled = (
+            jax.jit(step, static_argnames=tuple(kwargs), donate_argnums=0).lower(placed, batch, **kwargs).compile()
+        )
     bytes_of = lambda a, s: int(np.prod(s.shard_shape(a.shape))) * a.dtype.itemsize  # noqa: E731
     state_bytes = sum(jax.tree.leaves(jax.tree.map(bytes_of, state, sharding)))
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
@@ -101,7 +105,12 @@ def abstract_step(experiment: Experiment, name: str):
         if filled:
             batch["dropped"] = shape((stage.batch_size,) if stage.drop_per_example else (), jnp.int32)
         return step, jax.eval_shape(create), batch, {"dropped": None if filled else 0, "gan": gan}
-    latent = (vae.latent_frames(data.frames), data.size // vae.space_factor, data.size // vae.space_factor, vae.latent_channels)
+    latent = (
+        vae.latent_frames(data.frames),
+        data.size // vae.space_factor,
+        data.size // vae.space_factor,
+        vae.latent_channels,
+    )
     unit = np.ones(vae.latent_channels, np.float32)
     latte = Latte(conditioned(experiment, len(class_names(data.source))))
     step = DiTStep(latte, optimizer(stage.optimizer, max(stage.steps, 1)), 0 * unit, unit)

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips, to_uint8
+from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.predictive import predict_clip
-from pv_vae_jax.train.vae_step import to_float
 from pv_vae_jax.typing import ShapeError, check_clip_shape
 
 
@@ -51,12 +51,12 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
             check_clip_shape(observe, *video.shape[1:3], p_t, model.vae.config.space_factor)
         except ShapeError as error:
             raise ShapeError(f"--observe: {error}") from error
-        result = to_uint8(predict(model.vae_params, video, observe))
+        result = np.asarray(to_uint8(predict(model.vae_params, video, observe)))
         target = out / f"{path.stem}_prediction.mp4"
         write_video(target, np.concatenate([video, result], axis=2), fps=fps)
-        truth = video[observe:].astype(np.float32) / 127.5 - 1
-        error = np.mean((result[observe:].astype(np.float32) / 127.5 - 1 - truth) ** 2)
-        copied = np.mean((video[observe - 1].astype(np.float32) / 127.5 - 1 - truth) ** 2)
+        truth = to_float(video[observe:])
+        error = np.mean((to_float(result[observe:]) - truth) ** 2)
+        copied = np.mean((to_float(video[observe - 1]) - truth) ** 2)
         print(
             f"{target}: saw {observe} frames, drew {len(video) - observe}; squared error {error:.4f}, "
             f"copying the last frame {copied:.4f} (range [-1, 1])"

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips, to_uint8
+from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
-from pv_vae_jax.train.vae_step import to_float
+from pv_vae_jax.pixels import to_float, to_uint8
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -36,7 +36,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     for path, video, fps in read_clips(positional, values, model):
-        result = to_uint8(apply(model.vae_params, video))
+        result = np.asarray(to_uint8(apply(model.vae_params, video)))
         target = out / f"{path.stem}_reconstruction.mp4"
         write_video(target, np.concatenate([video, result], axis=2), fps=fps)
         score = psnr(video[None] / np.float32(255), result[None] / np.float32(255), 1.0)

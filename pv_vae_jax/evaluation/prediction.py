@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pv_vae_jax.evaluation.reconstruction import batches, to_float, to_uint8
+from pv_vae_jax.evaluation.reconstruction import batches
 from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.predictive import observed_frames, predict_filled
 from pv_vae_jax.typing import Array, Params
 
@@ -71,9 +72,9 @@ def score_prediction(
     guesses = {"copying": copy_last, "extrapolation": extrapolate}
     total = {name: np.zeros(groups) for name in ("predicted", "seen", *guesses)}
     for start, batch, count in batches(video, batch_size, label):
-        truth = _float(batch[:count])
+        truth = to_float(batch[:count], "float64")
         for k, n in enumerate(kept):
-            drawn = _float(np.asarray(_predict(model, params, batch, k, seed, start))[:count])
+            drawn = to_float(np.asarray(_predict(model, params, batch, k, seed, start))[:count], "float64")
             total["seen"][k] += count * np.mean((drawn[:, :n] - truth[:, :n]) ** 2)
             if k == 0:
                 continue
@@ -114,10 +115,6 @@ def extrapolate(video: np.ndarray, observed: int) -> np.ndarray:
     last, before = video[:, observed - 1 : observed], video[:, observed - 2 : observed - 1]
     ahead = np.arange(1, video.shape[1] - observed + 1).reshape(1, -1, 1, 1, 1)
     return np.clip(last + ahead * (last - before), -1.0, 1.0)
-
-
-def _float(video: np.ndarray) -> np.ndarray:
-    return video.astype(np.float64) / 127.5 - 1.0
 
 
 @functools.partial(jax.jit, static_argnums=0)

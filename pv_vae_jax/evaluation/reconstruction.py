@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
 from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.typing import Array, Params
 
 
@@ -79,16 +79,6 @@ def batches(video: np.ndarray, batch_size: int, label: str | None = None) -> Ite
             count = min(batch_size, len(video) - start)
             yield start, video[index], count
             bar.update(count)
-
-
-def to_float(video: Array) -> Array:
-    """uint8 -> float32 in [-1, 1]."""
-    return video.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(video: Array) -> Array:
-    """Clamp to [-1, 1] and round to uint8."""
-    return jnp.clip(jnp.round((video + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # at module level, so that all stages of a run share one program

@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from pv_vae_jax.diffusion.guidance import guided
 from pv_vae_jax.diffusion.samplers import euler
+from pv_vae_jax.pixels import to_uint8
 from pv_vae_jax.pretrained import Pretrained
 
 
 def sample_clips(
-    model: Pretrained, labels: np.ndarray, *, steps: int = 100, guidance: float = 1.0, seed: int = 0, batch_size: int = 16
+    model: Pretrained,
+    labels: np.ndarray,
+    *,
+    steps: int = 100,
+    guidance: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
 ) -> np.ndarray:
     """Draw one clip a label: noise, Euler with guidance, decoder.
 
@@ -42,12 +48,14 @@ def sample_clips(
 
     @jax.jit
     def draw(vae_params, params, index, label):
-        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), d.latent_shape))(index)
+        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), d.latent_shape))(
+            index
+        )
         velocity = lambda x, t, label: d.model.apply({"params": params}, x, t, label)  # noqa: E731
         flow = guided(velocity, label, classes, guidance) if classes else lambda x, t: velocity(x, t, None)
         latents = euler(flow, noise, steps) * d.std + d.mean
         video = model.vae.apply({"params": vae_params}, latents, method="decode")
-        return jnp.clip(jnp.round((video + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+        return to_uint8(video)
 
     clips = []
     for first in tqdm(range(0, len(labels), batch_size), desc="samples", unit="batch", disable=not sys.stderr.isatty()):

@@ -14,8 +14,8 @@ from pv_vae_jax.typing import Array, PRNGKey
 def lecun_normal(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """The numbers of `jax.nn.initializers.lecun_normal()`, drawn flat and reshaped.
 
-    XLA takes about 2 s on CPU to compile a draw of a new 5-D shape and a quarter of one for a flat array (jax 0.10.2); a
-    network has dozens of shapes.
+    XLA takes about 2 s on CPU to compile a draw of a new 5-D shape and a quarter of one for a flat array (jax 0.10.2);
+    a network has dozens of shapes.
     """
     fan_in = math.prod(shape[:-1])
     # The standard deviation of a normal cut off at 2 is 0.8796; this makes the variance 1 / fan_in.

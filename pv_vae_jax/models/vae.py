@@ -91,7 +91,7 @@ class VAEConfig:
             self._check_shortcuts()
 
     def _check_shortcuts(self):
-        factors = list(zip(self.time_factors, self.space_factors)) + [(1, 1)]
+        factors = list(zip(self.time_factors, self.space_factors, strict=True)) + [(1, 1)]
         for i, (t, s) in enumerate(factors):
             into, out = self.encoder_widths[max(i - 1, 0)], self.encoder_widths[i]
             if into * t * s * s % out:
@@ -210,12 +210,23 @@ class Encoder(nn.Module):
             last = i == len(c.space_factors)
             time, space = (1, 1) if last else (c.time_factors[i], c.space_factors[i])
             x = level(
-                width, c.encoder_blocks, time, space, False, not last, c.shortcuts, c.shortcut_pad, name=f"level{i}", **kind
+                width,
+                c.encoder_blocks,
+                time,
+                space,
+                False,
+                not last,
+                c.shortcuts,
+                c.shortcut_pad,
+                name=f"level{i}",
+                **kind,
             )(x)
         x = Middle(c.encoder_widths[-1], c.mid_attention, name="middle", **kind)(x)
         x = nn.silu(RMSNorm(name="norm")(x))
         x = CausalConv3D(2 * c.latent_channels, name="head", **kind)(x)
-        return CausalConv3D(2 * c.latent_channels, (1, 1, 1), bias_init=_quiet_start, name="moments")(x.astype(jnp.float32))
+        return CausalConv3D(2 * c.latent_channels, (1, 1, 1), bias_init=_quiet_start, name="moments")(
+            x.astype(jnp.float32)
+        )
 
 
 class Decoder(nn.Module):

@@ -21,5 +21,6 @@ def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> No
             name = min(bad, key=lambda n: (n == "gradient_norm", n == "loss"))
             raise NonFiniteError(
                 f"stage {stage}, step {step}: {name} is {terms[name]}. The newest checkpoint is from before this step; "
-                f"try a lower learning rate, a lower weight of this term, or a smaller clip_norm, and run again."
+                f"try a lower learning rate, a lower weight of this term, or a smaller clip_norm, with "
+                f"another --workdir."
             )

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.data.latents import LatentSource, completed_records, write_latents
+from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import weights_hash
 from pv_vae_jax.train.run import Run
-from pv_vae_jax.train.vae_step import to_float
 
 
 def encode_latents(run: Run, vae_stage: str) -> None:

@@ -15,6 +15,7 @@ from pv_vae_jax.losses.objective import Objective, pixel_terms
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_filled, predict_truncated
 from pv_vae_jax.train.optim import ema_update, split_frozen
 from pv_vae_jax.train.state import Networks, TrainState, create_state
@@ -136,11 +137,6 @@ class VAEStep:
         updates, opt_state = self.discriminator_optimizer.update(grads, networks.opt_state, networks.params)
         logs = {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
         return Networks(optax.apply_updates(networks.params, updates), opt_state), logs
-
-
-def to_float(video: Array) -> Array:
-    """uint8 `[0, 255]` -> float32 `[-1, 1]`, on the device: a quarter of the bytes to transfer."""
-    return video.astype(jnp.float32) / 127.5 - 1.0
 
 
 def stage_key(seed: int, name: str) -> PRNGKey:
