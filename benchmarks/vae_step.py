@@ -117,7 +117,7 @@ def make_steps(case: Case, threads: int) -> tuple[dict[str, Callable[[], None]],
 
     def jax_step(lowering: str) -> Callable[[], None]:
         model = VAE(dataclasses.replace(config, lowering=lowering))
-        transform = optimizer(OptimizerConfig(rate, warmup_steps=0, clip_norm=1.0), steps=1_000_000)
+        transform = optimizer(OptimizerConfig(learning_rate=rate, warmup_steps=0, clip_norm=1.0), steps=1_000_000)
         step = VAEStep(model, Objective(kl=kl), transform, ema_decay=ema)
         run = jax.jit(step, static_argnames=("dropped", "gan"), donate_argnums=0)
         held = [step.create(jax.tree.map(jnp.array, host))]
