@@ -66,9 +66,9 @@ def get_config() -> Experiment:
         latents=LatentsConfig(clips=2_048, batch_size=16),
         latte=LatteConfig(latent_channels=64, depth=6, width=96, heads=4),
         diffusion=DiffusionConfig(
-            steps=1_000,
+            steps=800,
             batch_size=32,
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
+            optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, warmup_steps=50, final_fraction=0.03),
             ema_decay=0.99,
         ),
         sampling=SamplingConfig(steps=50, guidance=1.5, clips=64, batch_size=32),
