@@ -39,19 +39,19 @@ class Case:
 
 
 CASES = {
-    # The size that `make demo` trains.
+    # The network and batch of `make demo`.
     "demo": Case(
         dict(
-            patch=2,
-            latent_channels=16,
+            patch=4,
+            latent_channels=64,
             time_factors=(2, 2),
-            space_factors=(2, 2),
-            encoder_widths=(32, 64, 64),
-            decoder_widths=(32, 64, 128),
+            space_factors=(2, 1),
+            encoder_widths=(48, 48, 48),
+            decoder_widths=(48, 48, 64),
             encoder_blocks=1,
             decoder_blocks=1,
         ),
-        batch=4,
+        batch=8,
         frames=17,
         side=32,
     ),
@@ -117,7 +117,7 @@ def make_steps(case: Case, threads: int) -> tuple[dict[str, Callable[[], None]],
 
     def jax_step(lowering: str) -> Callable[[], None]:
         model = VAE(dataclasses.replace(config, lowering=lowering))
-        transform = optimizer(OptimizerConfig(rate, warmup_steps=0, clip_norm=1.0), steps=1_000_000)
+        transform = optimizer(OptimizerConfig(learning_rate=rate, warmup_steps=0, clip_norm=1.0), steps=1_000_000)
         step = VAEStep(model, Objective(kl=kl), transform, ema_decay=ema)
         run = jax.jit(step, static_argnames=("dropped", "gan"), donate_argnums=0)
         held = [step.create(jax.tree.map(jnp.array, host))]

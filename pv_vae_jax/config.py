@@ -60,14 +60,16 @@ class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay to a fraction (paper: base rate 5e-5, decay to one tenth).
 
     Attributes:
+      name: `adamw`, or `muon` (ours): orthogonalised momentum for kernels, Nesterov AdamW for the rest.
       learning_rate: the peak.
       warmup_steps: linear from 0; the paper does not give its length.
       final_fraction: of the peak, at the last step.
       weight_decay: decoupled, on matrices and kernels only.
-      b1, b2: moments' decays.
+      b1, b2: decays of AdamW's moments; Muon's momentum is 0.95.
       clip_norm: global gradient norm allowed; 0 leaves gradients alone.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 5e-5
     warmup_steps: int = 1_000
     final_fraction: float = 0.1

@@ -17,11 +17,13 @@ import pytest
 from pv_vae_jax import load
 from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
+from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.pretrained import SHIPPED, init_latte, save
 from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.train.run import open_run, reopen_run
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
@@ -185,6 +187,22 @@ def test_another_configuration_is_refused_with_its_differences(trained, tiny_exp
     (trained / "config.json").write_bytes(before["config.json"])
 
 
+def test_a_setting_younger_than_the_work_directory_stands_at_its_default(trained, tmp_path, tiny_experiment):
+    tree = json.loads((trained / "config.json").read_text())
+    del tree["video"]["optimizer"]["name"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    assert open_run(load_experiment(tiny_experiment), tmp_path).experiment.video.optimizer.name == "adamw"
+    with pytest.raises(ConfigError, match="video.optimizer.name: adamw -> muon"):
+        open_run(load_experiment(tiny_experiment, {"video.optimizer.name": "muon"}), tmp_path)
+
+
+def test_two_processes_do_not_share_a_work_directory(trained, tiny_experiment):
+    with reopen_run(trained).lock():
+        assert "is in use by another process" in fails("train", "--config", tiny_experiment, "--workdir", trained)
+        assert "is in use by another process" in fails("encode", "--workdir", trained)
+    assert pv_vae("encode", "--workdir", trained)[0] == 0
+
+
 def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_experiment):
     changes = [f"--config.data.source={clips}", "--config.image.steps=0", "--config.decoder.steps=0"]
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", *changes)
@@ -234,6 +252,7 @@ def test_one_stage_alone(tmp_path, tiny_experiment):
         ({"config.json": ""}, "config.json is damaged"),
         ({"config.json": '{"name": "tiny", "see'}, "config.json is damaged"),
         ({"config.json": "[1]"}, "config.json holds no configuration"),
+        ({"config.json": '{"sead": 1}'}, "config.json is of another version of pv_vae_jax (Experiment has no sead)"),
         ({"config.json": b"\xff\xfe\x00"}, "config.json is damaged"),
         ({"thesis.txt": "years of work"}, "is not empty and holds no run of pv_vae_jax"),
     ],

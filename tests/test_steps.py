@@ -145,7 +145,12 @@ def test_diffusion_learns_a_constant():
         "logvar": np.full((8, 2, 2, 2, 4), -20, np.float32),
         "label": rng.integers(0, 2, 8).astype(np.int32),
     }
-    step = DiTStep(model, optimizer(OptimizerConfig(1e-2, 0), 40), np.full(4, 3, np.float32), np.ones(4, np.float32))
+    step = DiTStep(
+        model,
+        optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 40),
+        np.full(4, 3, np.float32),
+        np.ones(4, np.float32),
+    )
     state = step.create(model.init(jax.random.key(0), batch["mean"], np.zeros(8), batch["label"])["params"])
     run, losses = jax.jit(step), []
     for _ in range(40):
@@ -157,3 +162,24 @@ def test_diffusion_learns_a_constant():
 def test_latent_normalisation_inverts():
     x, mean, std = np.random.default_rng(0).normal(size=(2, 3, 4)), np.arange(4.0), np.arange(1.0, 5.0)
     np.testing.assert_allclose(denormalize_latents(normalize_latents(x, mean, std), mean, std), x)
+
+
+def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adamw():
+    """A kernel of any rank moves by 0.2 sqrt(larger side) times a nearly orthogonal matrix, layers of a scan apart."""
+    rng = np.random.default_rng(0)
+    shapes = {"dense": (12, 8), "conv": (3, 3, 3, 4, 8), "stacked": (2, 8, 16)}
+    params = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(8)} for name, shape in shapes.items()}
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), jnp.float32), params)
+    config = OptimizerConfig(name="muon", learning_rate=1e-2, warmup_steps=0, clip_norm=0)
+    rules = {"muon": optimizer(config, 10), "adamw": optax.nadamw(schedule(config, 10), config.b1, config.b2)}
+    updates = {name: jax.jit(rule.update)(grads, rule.init(params), params)[0] for name, rule in rules.items()}
+    for name, shape in shapes.items():
+        matrices = np.asarray(updates["muon"][name]["kernel"]).reshape(-1 if name == "stacked" else 1, *_matrix(shape))
+        for matrix in matrices:
+            singular = np.linalg.svd(matrix, compute_uv=False) / (1e-2 * 0.2 * max(matrix.shape) ** 0.5)
+            assert singular.min() > 0.5 and singular.max() < 1.3
+        np.testing.assert_allclose(updates["muon"][name]["bias"], updates["adamw"][name]["bias"], rtol=1e-6)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[-2:] if len(shape) == 3 else (int(np.prod(shape[:-1])), shape[-1])

@@ -30,7 +30,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("pv-vae encode takes --workdir only: the configuration is the run's own")
     run = reopen_run(values.workdir)
     stage = last_vae_stage(run)
-    encode_latents(run, stage)
+    with run.lock():
+        encode_latents(run, stage)
     cache = open_latents(run, stage)
     mean, std = cache.statistics
     print(f"{run.folder('latents')}: {len(cache)} posteriors of {', '.join(cache.class_names)}; ")

@@ -31,10 +31,15 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if positional:
         raise ConfigError(f"pv-vae train takes flags only, got {' '.join(positional)}")
     run = open_run(load_experiment(values.config, overrides), values.workdir)
-    stages = STAGES if values.stage == "all" else (values.stage,)
+    with run.lock():
+        _train(run, values.stage)
+
+
+def _train(run: Run, wanted: str) -> None:
+    stages = STAGES if wanted == "all" else (wanted,)
     for stage in stages:
         if steps_of(run, stage) == 0:
-            if values.stage == stage:
+            if wanted == stage:
                 owner = "diffusion" if stage == "latents" else stage  # latents are cached for diffusion alone
                 raise ConfigError(f"stage {stage} has no steps in this configuration: set --config.{owner}.steps=N")
             continue
@@ -44,7 +49,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         began = time.time()
         train_stage(run, stage)
         print(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}", file=sys.stderr)
-    if values.stage == "all":
+    if wanted == "all":
         from pv_vae_jax.cli.evaluate import evaluate_run
 
         report = run.workdir / "report" / "report.html"

@@ -23,16 +23,36 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The transformation described by `config`."""
+    """The transformation described by `config`: gradient clipping, then AdamW or Muon."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    adamw = optax.adamw(
-        schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-    )
-    return optax.chain(*clip, adamw)
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    rate = schedule(config, steps)
+    if config.name == "adamw":
+        rule = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
+    else:
+        # Updates as large as AdamW's (root mean square 0.2, arXiv 2502.16982), so that a learning rate means the same.
+        rule = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=matrices,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=_kernel_axes,
+            consistent_rms=0.2,
+        )
+    return optax.chain(*clip, rule)
+
+
+def _kernel_axes(params: Params) -> Params:
+    """For every kernel the axes that make it a matrix, inputs and outputs; None leaves a parameter to AdamW."""
+
+    def axes(path: tuple, p: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if p.ndim < 2 or path[-1].key != "kernel":
+            return None
+        stacked = p.ndim == 3  # dense layers under nn.scan: one matrix a layer
+        return optax.contrib.MuonDimensionNumbers(tuple(range(int(stacked), p.ndim - 1)), p.ndim - 1)
+
+    return jax.tree.map_with_path(axes, params)
 
 
 def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from pv_vae_jax.config import ConfigError, Experiment, differences, from_dict, save_config, to_dict
@@ -43,6 +46,29 @@ class Run:
         """Whether the stage's result is there, whole."""
         return self.result(stage).exists()
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Refuse a second process that would write to this work directory; a killed one leaves no lock behind.
+
+        Raises:
+          ConfigError: another process holds the lock.
+        """
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:  # the processes of one run share the work directory
+                with contextlib.suppress(ImportError):  # a system without fcntl, such as Windows, goes unguarded
+                    import fcntl
+
+                    file = stack.enter_context((self.workdir / ".lock").open("w"))
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError as error:
+                        raise ConfigError(
+                            f"{self.workdir} is in use by another process: wait for it, or stop it"
+                        ) from error
+                    except OSError:
+                        pass  # a file system without locks
+            yield
+
     def source(self, split: str, *, random: bool) -> VideoSource:
         """Clips of a split; `random` draws windows, otherwise every clip starts at frame 0."""
         data = self.experiment.data
@@ -73,7 +99,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from error
     if path.exists():
-        changed = differences(_read_config(path), to_dict(experiment))
+        changed = differences(to_dict(_read_config(path)), to_dict(experiment))
         changed = [line for line in changed if not line.startswith(FREE_KEYS)]
         if changed:
             raise ConfigError(
@@ -95,14 +121,18 @@ def reopen_run(workdir: str | Path) -> Run:
     if not path.exists():
         train = f"pv-vae train --config experiments/demo.py --workdir {workdir}"
         raise ConfigError(f"{workdir} holds no run: train one with {train}")
-    return open_run(from_dict(Experiment, _read_config(path)).validate(), workdir)
+    return open_run(_read_config(path).validate(), workdir)
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(path: Path) -> Experiment:
+    """The configuration in `path`. Settings that are younger than the file stand at their defaults."""
     try:
         tree = json.loads(path.read_text())
     except ValueError as error:  # no JSON, or no text at all
         raise ConfigError(f"{path} is damaged ({error}): use another --workdir, or write it back") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: use another --workdir")
-    return tree
+    try:
+        return from_dict(Experiment, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is of another version of pv_vae_jax ({error}): use another --workdir") from error
