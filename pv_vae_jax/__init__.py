@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
     from pv_vae_jax.pretrained import Pretrained, load, save
+    from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step
 
 # Resolved on first use: loader processes import `pv_vae_jax.data` and must not start jax with it.
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
     "predictive": ("predict_clip", "predict_filled", "predict_truncated"),
     "pretrained": ("Pretrained", "load", "save"),
+    "streaming": ("decode_chunks", "decode_step", "encode_chunks", "encode_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
