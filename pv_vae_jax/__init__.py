@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pv_vae_jax.diffusion.guidance import guided
     from pv_vae_jax.diffusion.rectified_flow import flow_matching_loss
     from pv_vae_jax.diffusion.samplers import euler
-    from pv_vae_jax.models.latte import Latte, LatteConfig
+    from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
+    from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
     from pv_vae_jax.pretrained import Pretrained, load, save
@@ -26,7 +27,8 @@ _HOMES = {
     "diffusion.guidance": ("guided",),
     "diffusion.rectified_flow": ("flow_matching_loss",),
     "diffusion.samplers": ("euler",),
-    "models.latte": ("Latte", "LatteConfig"),
+    "models.latte": ("LATTE_SIZES", "Latte", "LatteConfig"),
+    "models.transformer_vae": ("TransformerVAE", "TransformerVAEConfig"),
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
     "predictive": ("predict_clip", "predict_filled", "predict_truncated"),
     "pretrained": ("Pretrained", "load", "save"),
