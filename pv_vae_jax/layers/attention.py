@@ -17,8 +17,8 @@ from pv_vae_jax.typing import Array
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
-# (query index (n, 1), key index (1, m)) -> bool (n, m). Written with operators only, it takes NumPy and JAX arrays: then
-# XLA computes the mask where it is used, and a kernel that plans its blocks from the mask reads it while compiling.
+# (query index (n, 1), key index (1, m)) -> bool (n, m). Written with operators only, so that it takes JAX arrays (XLA
+# computes the mask where it is used) and NumPy ones (splash plans its blocks by the mask, and reads it when compiling).
 MaskFunction = Callable[[Array, Array], Array]
 
 LANES = 128  # of a TPU's vector unit: head width and block side of the splash kernel

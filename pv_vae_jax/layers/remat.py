@@ -20,9 +20,8 @@ REMATS = ("none", *POLICIES)
 def remat(block: type[nn.Module], policy: Remat) -> type[nn.Module]:
     """A block class to be repeated by `nn.scan`, saving what `policy` says; values and gradients stay the same.
 
-    `none`: everything is saved. `blocks`: nothing inside a block, it runs again (least memory, about a third more work).
-    `dots`: results of all matrix products. `dots_no_batch`: of those with a weight, but not the attention logits, which
-    are the largest arrays of a transformer.
+    `none`: everything is saved. `blocks`: nothing inside a block, which runs once more. `dots`: results of all matrix
+    products. `dots_no_batch`: of those with weights, so not the attention logits, the largest arrays of a transformer.
     """
     if policy == "none":
         return block

@@ -4,10 +4,10 @@ Blocks alternate between the tokens of one frame and the frames of one position;
 
     model = Latte(dataclasses.replace(LATTE_SIZES["XL"], classes=101))
 
-Sizes, initialisation and embeddings are those of the public Latte code; the output is a velocity, so there are no channels
-for a learned variance. Not taken over from that code: guidance applied to the first four channels only
-(`diffusion.guidance` guides all of them), a null label fixed at 101 (here it is `classes`, whatever their number), and a
-fused-attention branch whose result differs from the plain one (`layers.attention` tests its kernels against each other).
+Sizes, initialisation and embeddings are those of the public Latte code; the output is a velocity, with no channels for
+a learned variance. Three traps of that code are not taken over: guidance of the first four channels only (here
+`diffusion.guidance` guides all), a null label fixed at 101 (here it is `classes`, whatever their number), and fused
+attention that differs from the plain one (here the kernels of `layers.attention` are held to equal results).
 """
 
 from __future__ import annotations

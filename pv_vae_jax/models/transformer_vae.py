@@ -6,16 +6,19 @@ A latent position is one token: a patch of `p_t x p_s x p_s` pixels, of `1 x p_s
 embedding. A token of latent frame `i` attends to all tokens of frames `i - window .. i`, in the encoder and in the
 decoder, so nothing mixes time backwards: truncated and filled dropping agree, and an image is the case T = 0.
 
-Published: the patch sizes, layers, heads, the pixel-shuffle output. Ours, for want of more: rotary positions in time and
-space (`layers.rotary`; they hold for any size and length), pre-norm layers with RMS norm and GELU, residual branches that
-start at zero, and the window. The default window covers the five latent frames of the paper's clips, so it hides nothing
-in training; longer clips then meet no distance in time that training has not.
+Published: the patch sizes, layers, heads, the pixel-shuffle output. Ours, for want of more: rotary positions in time
+and space (`layers.rotary`; they hold for any size and length), pre-norm layers with RMS norm and GELU, residual
+branches that start at zero, and the window. The default window covers the five latent frames of the paper's clips, so
+it hides nothing in training, and longer clips then hold no distance in time that training has not seen.
 
-Streaming works as for the CNN (`pv_vae_jax.streaming`, `layers.cache`), and gives the same numbers as the whole pass. What
-differs: a layer remembers the keys and values of `window` latent frames instead of one or two frames of its input, so the
-cache is larger, `2 layers window h w width` values an example, and a network without a window (0) cannot stream. What
-image training leaves untouched are the embedding and the output columns of later patches (where the CNN has temporal
-taps): the two networks do not start video training as a per-frame model.
+Images hand over a video model, as with the CNN: the matrices of later patches are those of frame 0 plus a part that
+starts at zero. A fresh network is a per-frame model exactly; a trained one nearly, because distances in time turn the
+attention a little (`experiments/demo_transformer.py` after 200 steps: 29.23 dB on images and on still clips).
+
+Streaming works as with the CNN (`pv_vae_jax.streaming`, `layers.cache`) and gives the numbers of the whole pass. What
+differs: a layer remembers the keys and values of `window` latent frames instead of one or two frames of its input, so
+the cache is larger (`2 layers window h w width` values an example), a network without a window (0) cannot stream, and
+neither can splash attention, whose mask must be known when compiling.
 """
 
 from __future__ import annotations
@@ -139,7 +142,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, angles: Array, start: Array):
-        """`x (b, g, n, d)`, `angles (g n, head width / 2)`, `start` latent frames before `x` -> `x`, None (for scan)."""
+        """Tokens `x (b, g, n, d)`, their `angles`, the latent frames before them -> tokens, and None for the scan."""
         c = self.config
         g, n = x.shape[1:3]
         into = dict(dtype=c.dtype, kernel_init=lecun_normal)
@@ -159,9 +162,9 @@ class Layer(nn.Module):
         return constrain(x + nn.Dense(c.width, name="mlp2", **back)(y), TOKEN_AXES), None
 
     def _remember(self, x: Array, tokens: int, name: str = "keys") -> Array:
-        """`x (b, m, heads, e)` behind what is left of earlier chunks: `window` latent frames, zeros where there were none.
+        """`x (b, m, heads, e)` behind what earlier chunks left: `window` latent frames, zeros where there were none.
 
-        The first chunk of a clip has nothing before it, and stores its end for the next.
+        The first chunk of a clip has nothing before it.
         """
         before = self.get_variable(CACHE, name)
         size = self.config.window * tokens
@@ -201,36 +204,51 @@ class Trunk(nn.Module):
         return RMSNorm(name="norm")(x).reshape(b, g, h, w, d)
 
 
+class Affine(nn.Module):
+    """A matrix and a bias, for others to multiply by."""
+
+    inputs: int
+    outputs: int
+    init: nn.initializers.Initializer = lecun_normal
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        kernel = self.param("kernel", self.init, (self.inputs, self.outputs))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.outputs,))
+
+
 class PatchEmbedding(nn.Module):
-    """Pixels `(b, 1 + T, H, W, 3)` -> tokens `(b, g, h, w, d)`; without frame 0 unless the chunk `begins` a clip."""
+    """Pixels `(b, 1 + T, H, W, 3)` -> tokens `(b, g, h, w, d)`; without frame 0 unless the chunk `begins` a clip.
+
+    The matrix of later patches is that of frame 0, averaged over the frames, plus one of its own that starts at zero.
+    """
 
     config: TransformerVAEConfig
 
     @nn.compact
     def __call__(self, video: Array, begins: bool) -> Array:
         c = self.config
-        p, parts = c.space_factor, []
-
-        def embed(name: str, frames: int) -> tuple[Array, Array]:
-            kernel = self.param(f"{name}_kernel", lecun_normal, (frames * p * p * 3, c.width))
-            return kernel.astype(c.dtype), self.param(f"{name}_bias", nn.initializers.zeros, (c.width,)).astype(c.dtype)
-
+        p, f, parts = c.space_factor, c.time_factor, []
+        first, first_bias = Affine(3 * p * p, c.width, name="first")()
+        later, later_bias = Affine(3 * p * p * f, c.width, nn.initializers.zeros, name="later")()
+        later, later_bias = later + jnp.tile(first / f, (f, 1)), later_bias + first_bias
+        first, first_bias, later, later_bias = (a.astype(c.dtype) for a in (first, first_bias, later, later_bias))
         video = video.astype(c.dtype)
-        (first, first_bias), (later, later_bias) = embed("first", 1), embed("later", c.time_factor)
         if begins:
             patches = rearrange(video[:, :1], "b g (h p) (w q) c -> b g h w (p q c)", p=p, q=p)
             parts.append(patches @ first + first_bias)
         if video.shape[1] > begins:
             patches = video[:, int(begins) :]
-            patches = rearrange(patches, "b (g f) (h p) (w q) c -> b g h w (f p q c)", f=c.time_factor, p=p, q=p)
+            patches = rearrange(patches, "b (g f) (h p) (w q) c -> b g h w (f p q c)", f=f, p=p, q=p)
             parts.append(patches @ later + later_bias)
         return jnp.concatenate(parts, axis=1)
 
 
 class PixelShuffle(nn.Module):
-    """Tokens `(b, g, h, w, d)` -> pixels `(b, 1 + T, H, W, 3)`; `kernel` holds frame 0's columns, then a later patch's.
+    """Tokens `(b, g, h, w, d)` -> pixels `(b, 1 + T, H, W, 3)`.
 
-    They share one array because the adaptive GAN weight is taken at the decoder's last kernel, for images and for clips.
+    `kernel` has columns for frame 0, then for a later patch; the latter are added to those of frame 0, repeated, and
+    start at zero. One array, because the adaptive GAN weight is taken at the decoder's last kernel, images included.
     """
 
     config: TransformerVAEConfig
@@ -238,17 +256,27 @@ class PixelShuffle(nn.Module):
     @nn.compact
     def __call__(self, x: Array, begins: bool) -> Array:
         c = self.config
-        p, parts = c.space_factor, []
-        first, columns = p * p * 3, (1 + c.time_factor) * p * p * 3
-        kernel = self.param("kernel", lecun_normal, (c.width, columns)).astype(c.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (columns,)).astype(c.dtype)
+        p, f, parts = c.space_factor, c.time_factor, []
+        one = 3 * p * p  # columns of a frame
+        kernel = self.param("kernel", _first_columns(one), (c.width, (1 + f) * one))
+        bias = self.param("bias", nn.initializers.zeros, ((1 + f) * one,))
         if begins:
-            y = x[:, :1] @ kernel[:, :first] + bias[:first]
+            y = x[:, :1] @ kernel[:, :one].astype(c.dtype) + bias[:one].astype(c.dtype)
             parts.append(rearrange(y, "b g h w (p q c) -> b g (h p) (w q) c", p=p, q=p))
         if x.shape[1] > begins:
-            y = x[:, int(begins) :] @ kernel[:, first:] + bias[first:]
-            parts.append(rearrange(y, "b g h w (f p q c) -> b (g f) (h p) (w q) c", f=c.time_factor, p=p, q=p))
+            later = kernel[:, one:] + jnp.tile(kernel[:, :one], (1, f))
+            y = x[:, int(begins) :] @ later.astype(c.dtype) + (bias[one:] + jnp.tile(bias[:one], f)).astype(c.dtype)
+            parts.append(rearrange(y, "b g h w (f p q c) -> b (g f) (h p) (w q) c", f=f, p=p, q=p))
         return jnp.concatenate(parts, axis=1)
+
+
+def _first_columns(count: int) -> nn.initializers.Initializer:
+    """Draw the first `count` columns; the others are zero."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        return jnp.zeros(shape, dtype).at[:, :count].set(lecun_normal(key, (shape[0], count), dtype))
+
+    return initialise
 
 
 class Encoder(nn.Module):

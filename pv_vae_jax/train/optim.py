@@ -43,7 +43,7 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
 
 
 def _decayed(params: Params) -> Params:
-    """Matrices and kernels. Biases and gains are told by name: under `nn.scan` they are stacked, so they have two axes."""
+    """Matrices and kernels. Biases and gains are told by name: stacked by `nn.scan` they have two axes as well."""
     return jax.tree.map_with_path(lambda path, p: p.ndim > 1 and path[-1].key not in ("bias", "gamma"), params)
 
 
