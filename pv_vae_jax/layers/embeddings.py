@@ -28,7 +28,8 @@ def sincos_2d(width: int, height: int, breadth: int) -> np.ndarray:
 def timestep_features(t: Array, width: int) -> Array:
     """`(b,)` -> `(b, width)`: cosines, then sines (as in Latte), float32."""
     half = width // 2
-    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    # Float32 as in Latte, and in NumPy: at time 1000 the last bit of a frequency, which devices round apart, shows.
+    frequency = np.exp(np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half))
     angle = t.astype(jnp.float32)[:, None] * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
