@@ -15,20 +15,24 @@ if TYPE_CHECKING:
     from pv_vae_jax.diffusion.guidance import guided
     from pv_vae_jax.diffusion.rectified_flow import flow_matching_loss
     from pv_vae_jax.diffusion.samplers import euler
-    from pv_vae_jax.models.latte import Latte, LatteConfig
+    from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
+    from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
     from pv_vae_jax.pretrained import Pretrained, load, save
+    from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step
 
 # Resolved on first use: loader processes import `pv_vae_jax.data` and must not start jax with it.
 _HOMES = {
     "diffusion.guidance": ("guided",),
     "diffusion.rectified_flow": ("flow_matching_loss",),
     "diffusion.samplers": ("euler",),
-    "models.latte": ("Latte", "LatteConfig"),
+    "models.latte": ("LATTE_SIZES", "Latte", "LatteConfig"),
+    "models.transformer_vae": ("TransformerVAE", "TransformerVAEConfig"),
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
     "predictive": ("predict_clip", "predict_filled", "predict_truncated"),
     "pretrained": ("Pretrained", "load", "save"),
+    "streaming": ("decode_chunks", "decode_step", "encode_chunks", "encode_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import json
 import operator
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ import ml_collections
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution
 from pv_vae_jax.losses.objective import Objective
 from pv_vae_jax.models.discriminator import DiscriminatorConfig
+from pv_vae_jax.models.kinds import vae_config_of
 from pv_vae_jax.models.latte import LatteConfig
+from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.typing import check_clip_shape
 
@@ -180,6 +183,7 @@ class Experiment:
     Attributes:
       name: for people and reports.
       seed: of every random draw.
+      vae: `VAEConfig` for the CNN, `TransformerVAEConfig` for the transformer; flags change its fields, not its kind.
       log_every, checkpoint_every: steps.
       checkpoints_kept: newest full training states kept a stage.
       mesh: devices a mesh axis.
@@ -188,7 +192,7 @@ class Experiment:
     name: str = "experiment"
     seed: int = 0
     data: DataConfig = DataConfig()
-    vae: VAEConfig = VAEConfig()
+    vae: VAEConfig | TransformerVAEConfig = VAEConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     image: VAEStageConfig = VAEStageConfig(images=True)
     video: VAEStageConfig = VAEStageConfig(drop_ratio=1.0)
@@ -337,7 +341,9 @@ def from_dict(cls: type, tree: dict) -> Any:
         raise ConfigError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
     values = {}
     for key, value in tree.items():
-        if dataclasses.is_dataclass(hints[key]):
+        if isinstance(hints[key], types.UnionType):
+            value = _vae_config(value)
+        elif dataclasses.is_dataclass(hints[key]):
             value = from_dict(hints[key], value)
         elif isinstance(value, list):
             value = tuple(value)
@@ -352,6 +358,16 @@ def from_dict(cls: type, tree: dict) -> Any:
                 raise ConfigError(f"{cls.__name__}.{key} is {_kind(kind())}, got {value!r}")
         values[key] = value
     return cls(**values)
+
+
+def _vae_config(tree: Any) -> VAEConfig | TransformerVAEConfig:
+    if not isinstance(tree, dict):
+        return from_dict(VAEConfig, tree)
+    try:
+        cls, fields = vae_config_of(tree)
+    except ValueError as error:
+        raise ConfigError(f"config.vae.kind: {error}") from error
+    return from_dict(cls, fields)
 
 
 def save_config(experiment: Experiment, path: Path) -> None:

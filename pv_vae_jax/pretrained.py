@@ -17,8 +17,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from pv_vae_jax.models.kinds import build_vae, vae_config_of
 from pv_vae_jax.models.latte import Latte, LatteConfig
-from pv_vae_jax.models.vae import VAE, VAEConfig
+from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.typing import Params
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -67,7 +68,8 @@ def load(name_or_path: str | Path) -> Pretrained:
         config = json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
-    vae = VAE(VAEConfig(**_tuples(config["vae"])))
+    cls, fields = vae_config_of(config["vae"])
+    vae = build_vae(cls(**_tuples(fields)))
     vae_params = _read(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)))
     diffusion = None
     if "latte" in config:

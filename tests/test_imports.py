@@ -24,13 +24,14 @@ ALLOWED = {
     "models": {"typing", "sharding", "layers"},
     "losses": NETWORKS,
     "predictive": NETWORKS,
+    "streaming": NETWORKS,
     "pretrained": NETWORKS,
     "diffusion": {"typing"},
     "data": set(),  # numpy only: loader processes must not start JAX, and typing imports it
     "config": NETWORKS | {"losses", "diffusion"},  # the dataclasses that an experiment is made of
-    "evaluation": NETWORKS | {"predictive", "pretrained", "diffusion", "data"},
+    "evaluation": NETWORKS | {"predictive", "streaming", "pretrained", "diffusion", "data"},
     "train": NETWORKS | {"losses", "pretrained", "predictive", "diffusion", "data", "config"},
-    "": NETWORKS | {"predictive", "diffusion", "pretrained"},
+    "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 EXPERIMENTS = {"config"}
@@ -42,6 +43,7 @@ FORBIDDEN = {
     "layers": {"ml_collections", "grain", "orbax", "absl"},
     "diffusion": {"ml_collections", "grain", "orbax", "absl", "flax"},
     "predictive": {"ml_collections", "grain", "orbax", "absl"},
+    "streaming": {"ml_collections", "grain", "orbax", "absl"},
 }
 # Loaded where they are used, never by `import pv_vae_jax`.
 HEAVY = ("grain", "orbax", "av", "PIL", "tensorboardX", "tensorflow", "torch", "skimage", "ml_collections")

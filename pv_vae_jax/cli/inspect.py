@@ -21,8 +21,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, Experiment, load_experiment, to_dict
 from pv_vae_jax.data.sources import class_names
 from pv_vae_jax.models.discriminator import Discriminator
+from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.latte import Latte
-from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pretrained import init_latte
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
@@ -88,7 +88,7 @@ def abstract_step(experiment: Experiment, name: str):
         gan = stage.objective.gan > 0
         discriminator = Discriminator(experiment.discriminator) if gan else None
         step = VAEStep(
-            VAE(vae),
+            build_vae(vae),
             stage.objective,
             optimizer(stage.optimizer, max(stage.steps, 1)),
             discriminator,

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pv_vae_jax.layers.cache import left_context
 from pv_vae_jax.layers.initializers import lecun_normal, tail_init
 from pv_vae_jax.typing import Array
 
@@ -20,13 +21,16 @@ Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
 LOWERINGS = ("auto", "direct", "sum2d", "im2col", "taps_out")
 
 
-def causal_conv3d(x: Array, kernel: Array, bias: Array | None = None, *, lowering: Lowering = "auto") -> Array:
+def causal_conv3d(
+    x: Array, kernel: Array, bias: Array | None = None, *, context: Array | None = None, lowering: Lowering = "auto"
+) -> Array:
     """Stride-1 convolution, zero-padded `kt - 1` frames on the left in time and symmetrically in space.
 
     Args:
       x: `(b, t, h, w, ci)`.
       kernel: `(kt, kh, kw, ci, co)`, spatial sizes odd. The last tap sees the current frame.
       bias: `(co,)` or None.
+      context: `(b, kt - 1, h, w, ci)`, the frames before `x` where it is a later part of a clip; None pads with zeros.
       lowering: how to run it; `auto` takes `direct` on TPU and GPU and the fastest folded form on CPU.
 
     Returns:
@@ -41,13 +45,13 @@ def causal_conv3d(x: Array, kernel: Array, bias: Array | None = None, *, lowerin
     if kernel.shape[:3] == (1, 1, 1):
         y = x @ kernel[0, 0, 0]
     elif (kh, kw) == (1, 1):
-        y = sum(_shift(x, kt - 1 - i) @ kernel[i, 0, 0] for i in range(kt))
+        y = sum(_delay(x, kt - 1 - i, context) @ kernel[i, 0, 0] for i in range(kt))
     else:
-        if x.shape[1] == 1:  # an image: only the last tap touches data, so the others need no work
+        if x.shape[1] == 1 and context is None:  # an image: only the last tap touches data, so the others need no work
             kernel, kt = kernel[-1:], 1
         if lowering == "auto":
             lowering = _cpu_lowering(ci, co) if jax.default_backend() == "cpu" else "direct"
-        y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel)
+        y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel, context)
     return y if bias is None else y + bias
 
 
@@ -61,10 +65,12 @@ def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 
     return y if bias is None else y + bias
 
 
-def _shift(x: Array, frames: int) -> Array:
-    """Delay by `frames`: zeros come in on the left."""
+def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
+    """Delay by `frames`: zeros, or the last frames of `context`, come in on the left."""
     if frames == 0:
         return x
+    if context is not None:
+        return jnp.concatenate([context[:, context.shape[1] - frames :], x], axis=1)[:, : x.shape[1]]
     return jnp.pad(x, ((0, 0), (frames, 0), (0, 0), (0, 0), (0, 0)))[:, : x.shape[1]]
 
 
@@ -75,28 +81,33 @@ def _cpu_lowering(ci: int, co: int) -> Lowering:
     return "im2col" if ci <= 64 else "sum2d"
 
 
-def _direct(x: Array, kernel: Array) -> Array:
+def _direct(x: Array, kernel: Array, context: Array | None) -> Array:
     kt, kh, kw = kernel.shape[:3]
     # Padding goes to the convolution, never through jnp.pad: on a sharded side that would add a collective.
-    padding = ((kt - 1, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
+    left = kt - 1
+    if context is not None:
+        x, left = jnp.concatenate([context, x], axis=1), 0
+    padding = ((left, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
     return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
 
 
-def _sum2d(x: Array, kernel: Array) -> Array:
+def _sum2d(x: Array, kernel: Array, context: Array | None) -> Array:
     kt = kernel.shape[0]
-    return sum(conv2d(_shift(x, kt - 1 - i), kernel[i]) for i in range(kt))
+    return sum(conv2d(_delay(x, kt - 1 - i, context), kernel[i]) for i in range(kt))
 
 
-def _im2col(x: Array, kernel: Array) -> Array:
+def _im2col(x: Array, kernel: Array, context: Array | None) -> Array:
     kt, kh, kw, ci, co = kernel.shape
-    stacked = jnp.concatenate([_shift(x, kt - 1 - i) for i in range(kt)], axis=-1)
+    stacked = jnp.concatenate([_delay(x, kt - 1 - i, context) for i in range(kt)], axis=-1)
     return conv2d(stacked, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * ci, co))
 
 
-def _taps_out(x: Array, kernel: Array) -> Array:
+def _taps_out(x: Array, kernel: Array, context: Array | None) -> Array:
     kt, kh, kw, ci, co = kernel.shape
+    if context is not None:  # what is delayed are outputs, so those of the context are needed too
+        return _taps_out(jnp.concatenate([context, x], axis=1), kernel, None)[:, kt - 1 :]
     y = conv2d(x, jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, ci, kt * co))
-    return sum(_shift(y[..., i * co : (i + 1) * co], kt - 1 - i) for i in range(kt))
+    return sum(_delay(y[..., i * co : (i + 1) * co], kt - 1 - i) for i in range(kt))
 
 
 _LOWERED = {"direct": _direct, "sum2d": _sum2d, "im2col": _im2col, "taps_out": _taps_out}
@@ -127,7 +138,8 @@ class CausalConv3D(nn.Module):
         kernel = self.param("kernel", init, self.kernel_size + (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return causal_conv3d(x, kernel, bias, lowering=self.lowering)
+        context = left_context(self, x, self.kernel_size[0] - 1)
+        return causal_conv3d(x, kernel, bias, context=context, lowering=self.lowering)
 
 
 class Conv2D(nn.Module):

@@ -33,3 +33,13 @@ def tail_init(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
         return jnp.zeros(shape, dtype).at[-1].set(init(key, shape[1:], dtype))
 
     return initialise
+
+
+def pass_frame(copies: int = 1) -> nn.initializers.Initializer:
+    """Kernel `(kt, 1, 1, c, copies * c)` that passes the current frame on, `copies` times: the last tap an identity."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        eye = jnp.tile(jnp.eye(shape[3], dtype=dtype), (1, copies))
+        return jnp.zeros(shape, dtype).at[-1, 0, 0].set(eye)
+
+    return initialise

@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
+from pv_vae_jax.layers.cache import continues, left_context
 from pv_vae_jax.layers.conv import Conv2D, Lowering, causal_conv3d
+from pv_vae_jax.layers.initializers import pass_frame
 from pv_vae_jax.typing import Array
 
 ShortcutPad = Literal["zero", "first"]
@@ -48,24 +50,15 @@ def average_down(x: Array, features: int, time: int, space: int, pad: ShortcutPa
     return x.reshape(x.shape[:-1] + (features, -1)).mean(-1)
 
 
-def duplicate_up(x: Array, features: int, time: int, space: int) -> Array:
-    """Repeat channels and deal them out over time and space (DupUp3D of Wan2.2), without the first `time - 1` frames.
+def duplicate_up(x: Array, features: int, time: int, space: int, begins: bool = True) -> Array:
+    """Repeat channels and deal them out over time and space (DupUp3D of Wan2.2).
 
-    `(b, t, h, w, c)` -> `(b, 1 + time * (t - 1), h * space, w * space, features)`.
+    `(b, t, h, w, c)` -> `(b, 1 + time * (t - 1), h * space, w * space, features)`: frame 0 gives one frame, the last of
+    its `time`. A later part of a clip, `begins=False`, keeps all `time * t` frames.
     """
     x = jnp.repeat(x, features * time * space**2 // x.shape[-1], axis=-1)
     x = rearrange(x, "b t h w (c f q r) -> b (t f) (h q) (w r) c", f=time, q=space, r=space)
-    return x[:, time - 1 :]
-
-
-def _pass_frame(taps: int, tap: int, copies: int = 1) -> nn.initializers.Initializer:
-    """Kernel `(kt, 1, 1, c, copies * c)` that passes one tap's frame on: the start of a per-frame model."""
-
-    def initialise(key, shape, dtype=jnp.float32):
-        eye = jnp.tile(jnp.eye(shape[3], dtype=dtype), (1, copies))
-        return jnp.zeros(shape, dtype).at[tap, 0, 0].set(eye)
-
-    return initialise
+    return x[:, time - 1 :] if begins else x
 
 
 class TimeDown(nn.Module):
@@ -76,14 +69,17 @@ class TimeDown(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = x.shape[-1]
-        kernel = self.param("kernel", _pass_frame(3, 2), (3, 1, 1, c, c)).astype(self.dtype)
+        kernel = self.param("kernel", pass_frame(), (3, 1, 1, c, c)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype)
+        context = left_context(self, x, 1)
+        if context is not None:
+            x = jnp.concatenate([context, x], axis=1)
         if x.shape[1] == 1:
             return x
         n = (x.shape[1] - 1) // 2
         # Strides by slicing frames: a strided 3-D convolution has a 10-20 times slower gradient on CPU.
         later = sum(x[:, i : i + 2 * n - 1 : 2] @ kernel[i, 0, 0] for i in range(3)) + bias
-        return jnp.concatenate([x[:, :1], later], axis=1)
+        return jnp.concatenate([x[:, :1], later], axis=1) if context is None else later
 
 
 class TimeUp(nn.Module):
@@ -95,13 +91,15 @@ class TimeUp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = x.shape[-1]
-        kernel = self.param("kernel", _pass_frame(3, 2, copies=2), (3, 1, 1, c, 2 * c)).astype(self.dtype)
+        kernel = self.param("kernel", pass_frame(copies=2), (3, 1, 1, c, 2 * c)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (2 * c,)).astype(self.dtype)
-        if x.shape[1] == 1:
-            return x
         # The convolution does not see frame 0, as in Wan: its left context starts with zeros.
-        later = causal_conv3d(x[:, 1:], kernel, bias, lowering=self.lowering)
-        return jnp.concatenate([x[:, :1], rearrange(later, "b t h w (f c) -> b (t f) h w c", f=2)], axis=1)
+        first, later = (x[:, :0], x) if continues(self) else (x[:, :1], x[:, 1:])
+        context = left_context(self, later, 2)
+        if not later.shape[1]:
+            return x
+        later = causal_conv3d(later, kernel, bias, context=context, lowering=self.lowering)
+        return jnp.concatenate([first, rearrange(later, "b t h w (f c) -> b (t f) h w c", f=2)], axis=1)
 
 
 class Downsample(nn.Module):

@@ -1,6 +1,13 @@
 """Latent diffusion transformer: Latte with one token per latent position (paper: "its patchify removed").
 
 Blocks alternate between the tokens of one frame and the frames of one position; depth counts both.
+
+    model = Latte(dataclasses.replace(LATTE_SIZES["XL"], classes=101))
+
+Sizes, initialisation and embeddings are those of the public Latte code; the output is a velocity, so there are no channels
+for a learned variance. Not taken over from that code: guidance applied to the first four channels only
+(`diffusion.guidance` guides all of them), a null label fixed at 101 (here it is `classes`, whatever their number), and a
+fused-attention branch whose result differs from the plain one (`layers.attention` tests its kernels against each other).
 """
 
 from __future__ import annotations
@@ -11,8 +18,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
-from pv_vae_jax.layers.attention import dot_product_attention
+from pv_vae_jax.layers.attention import IMPLEMENTATIONS, Implementation, dot_product_attention
 from pv_vae_jax.layers.embeddings import ClassEmbedding, TimestepEmbedding, sincos_1d, sincos_2d
+from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.sharding.axes import constrain
 from pv_vae_jax.typing import Array
 
@@ -21,7 +29,7 @@ TOKEN_AXES = ("batch", "time", "space", "width")
 
 @dataclasses.dataclass(frozen=True)
 class LatteConfig:
-    """Architecture of `Latte`. Published sizes: S 12/384/6, B 12/768/12, L 24/1024/16, XL 28/1152/16.
+    """Architecture of `Latte`; the published sizes are in `LATTE_SIZES`.
 
     Attributes:
       latent_channels: `z` of the VAE, in and out.
@@ -29,6 +37,8 @@ class LatteConfig:
       width, heads: of every block.
       classes: labels; 0 makes the model unconditional.
       patch: side of the latent patch that becomes a token; 1 in the paper.
+      attention: who computes it, see `layers.attention`.
+      remat: what the backward pass keeps of a pair of blocks, see `layers.remat`.
       dtype: compute type; parameters and output are float32.
     """
 
@@ -38,6 +48,8 @@ class LatteConfig:
     heads: int = 16
     classes: int = 0
     patch: int = 1
+    attention: Implementation = "auto"
+    remat: Remat = "none"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -45,6 +57,18 @@ class LatteConfig:
             raise ValueError(f"depth counts pairs of a spatial and a temporal block, so it is even; got {self.depth}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of 4 and of heads {self.heads}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention is one of {', '.join(IMPLEMENTATIONS)}, got {self.attention!r}")
+        if self.remat not in REMATS:
+            raise ValueError(f"remat is one of {', '.join(REMATS)}, got {self.remat!r}")
+
+
+LATTE_SIZES: dict[str, LatteConfig] = {
+    "S": LatteConfig(depth=12, width=384, heads=6),
+    "B": LatteConfig(depth=12, width=768, heads=12),
+    "L": LatteConfig(depth=24, width=1024, heads=16),
+    "XL": LatteConfig(depth=28, width=1152, heads=16),  # the paper's
+}
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
@@ -70,7 +94,7 @@ class Block(nn.Module):
         y = y if self.spatial else y.swapaxes(1, 2)
         qkv = nn.Dense(3 * c.width, name="qkv", **dense)(y)
         q, k, v = rearrange(qkv, "b s n (three heads e) -> three (b s) n heads e", three=3, heads=c.heads)
-        y = dot_product_attention(q, k, v).reshape(y.shape)
+        y = dot_product_attention(q, k, v, implementation=c.attention).reshape(y.shape)
         y = nn.Dense(c.width, name="proj", **dense)(y)
         y = y if self.spatial else y.swapaxes(1, 2)
         x = constrain(x + gate1[:, None, None] * y, TOKEN_AXES)
@@ -121,7 +145,7 @@ class Latte(nn.Module):
             condition = condition + ClassEmbedding(c.classes, c.width, name="label")(label)
 
         pairs = nn.scan(
-            BlockPair,
+            remat(BlockPair, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pv_vae_jax.layers.attention import FrameAttention
 from pv_vae_jax.layers.blocks import ResidualBlock
+from pv_vae_jax.layers.cache import continues
 from pv_vae_jax.layers.conv import CausalConv3D, Lowering
 from pv_vae_jax.layers.norm import RMSNorm
 from pv_vae_jax.layers.resample import (
@@ -158,7 +159,7 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = x
+        y, begins = x, not continues(self)
         for i in range(self.blocks):
             y = ResidualBlock(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
             y = constrain(y, VIDEO_AXES)
@@ -167,7 +168,7 @@ class Level(nn.Module):
         elif self.resample:
             y = Downsample(self.time, self.space, self.dtype, name="down")(y)
         if self.shortcut and self.up:
-            y = y + duplicate_up(x, self.features, self.time, self.space)
+            y = y + duplicate_up(x, self.features, self.time, self.space, begins)
         elif self.shortcut:
             y = y + average_down(x, self.features, self.time, self.space, self.shortcut_pad)
         return constrain(y, VIDEO_AXES)
@@ -303,7 +304,8 @@ class VAE(nn.Module):
         """
         if video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(f"a clip has shape (b, t, h, w, 3); got {video.shape}")
-        check_clip_shape(*video.shape[1:4], self.config.time_factor, self.config.space_factor)
+        frames = video.shape[1] + continues(self)  # a later chunk of a clip has no frame 0 of its own
+        check_clip_shape(frames, *video.shape[2:4], self.config.time_factor, self.config.space_factor)
         mean, logvar = jnp.split(self.encoder(video), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 

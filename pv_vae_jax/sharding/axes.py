@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -25,3 +27,17 @@ def constrain(x: Array, axes: tuple[str, ...]) -> Array:
     if not any(spec):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def per_example(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function` of arrays `(b, ...)`, run by every device on its own examples.
+
+    For kernels that the compiler cannot split (Pallas): under a mesh of ours it would gather the whole batch for them.
+    The batch must then be a multiple of the devices; without such a mesh the function comes back as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in LOGICAL["batch"] if mesh.shape.get(axis, 1) > 1)
+    if not axes:
+        return function
+    split = PartitionSpec(axes)
+    return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)

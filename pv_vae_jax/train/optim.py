@@ -25,22 +25,26 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The transformation described by `config`: gradient clipping, then AdamW or Muon."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
     rate = schedule(config, steps)
     if config.name == "adamw":
-        rule = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
+        rule = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=_decayed)
     else:
         # Updates as large as AdamW's (root mean square 0.2, arXiv 2502.16982), so that a learning rate means the same.
         rule = optax.contrib.muon(
             rate,
             weight_decay=config.weight_decay,
-            weight_decay_mask=matrices,
+            weight_decay_mask=_decayed,
             adam_b1=config.b1,
             adam_b2=config.b2,
             muon_weight_dimension_numbers=_kernel_axes,
             consistent_rms=0.2,
         )
     return optax.chain(*clip, rule)
+
+
+def _decayed(params: Params) -> Params:
+    """Matrices and kernels. Biases and gains are told by name: under `nn.scan` they are stacked, so they have two axes."""
+    return jax.tree.map_with_path(lambda path, p: p.ndim > 1 and path[-1].key not in ("bias", "gamma"), params)
 
 
 def _kernel_axes(params: Params) -> Params:

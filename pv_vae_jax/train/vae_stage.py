@@ -14,6 +14,7 @@ from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import ImageFrames
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.models.discriminator import Discriminator
+from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.predictive import max_dropped
 from pv_vae_jax.pretrained import Pretrained, weights_hash
@@ -38,7 +39,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
     if stage.images:
         source = ImageFrames(source)
 
-    model = VAE(experiment.vae)
+    model = build_vae(experiment.vae)
     discriminator = Discriminator(experiment.discriminator) if stage.objective.gan else None
     step = VAEStep(
         model=model,

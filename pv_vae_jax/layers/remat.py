@@ -1,0 +1,30 @@
+"""What a backward pass keeps and what it computes again, by name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+Remat = Literal["none", "blocks", "dots", "dots_no_batch"]
+# What the backward pass finds saved, besides the input of every block.
+POLICIES = {
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMATS = ("none", *POLICIES)
+
+
+def remat(block: type[nn.Module], policy: Remat) -> type[nn.Module]:
+    """A block class to be repeated by `nn.scan`, saving what `policy` says; values and gradients stay the same.
+
+    `none`: everything is saved. `blocks`: nothing inside a block, it runs again (least memory, about a third more work).
+    `dots`: results of all matrix products. `dots_no_batch`: of those with a weight, but not the attention logits, which
+    are the largest arrays of a transformer.
+    """
+    if policy == "none":
+        return block
+    # The scan already keeps the compiler from merging the second run with the first.
+    return nn.remat(block, policy=POLICIES[policy], prevent_cse=False)

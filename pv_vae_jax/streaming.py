@@ -1,0 +1,141 @@
+"""Encode and decode clips of any length chunk by chunk: the numbers of the whole pass, in memory that stays flat.
+
+Every causal layer needs the last one or two frames of its input from the chunk before. They are the cache, a pytree
+that the steps take and give back (`layers.cache`). The first chunk holds frame 0, the later ones whole groups of `p_t`:
+
+    cache = None
+    for frames in chunks:
+        cache, posterior = encode_step(model, params, cache, frames)
+
+`encode_chunks` and `decode_chunks` run that loop over an array, inside `lax.scan`. They are for inference: on CPU the
+gradient of a convolution within a scan is more than twenty times slower than outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pv_vae_jax.layers.cache import CACHE
+from pv_vae_jax.models.vae import VAE, Posterior
+from pv_vae_jax.typing import Array, Params, ShapeError, check_clip_shape, check_latent_shape
+
+Cache = Any  # nested dict of arrays (b, 1 or 2, h, w, c), one for each layer that looks back
+CHUNK = 5  # latent frames: the 17 frames of a training clip of PV-VAE still go through in one piece
+
+
+def chunk_sizes(latent_frames: int, chunk: int = CHUNK) -> tuple[int, ...]:
+    """Latent frames of each chunk: a first of 1 to `chunk`, then as many full ones as it takes.
+
+    A first chunk may have any size and the later ones are equal, so a clip needs two programs, whatever its length.
+    """
+    if chunk < 1:
+        raise ValueError(f"a chunk has at least one latent frame, got {chunk}")
+    if latent_frames < 1:
+        raise ShapeError(f"a clip has at least one latent frame, got {latent_frames}")
+    later = (latent_frames - 1) // chunk
+    return (latent_frames - later * chunk,) + (chunk,) * later
+
+
+def encode_step(model: VAE, params: Params, cache: Cache | None, frames: Array) -> tuple[Cache, Posterior]:
+    """Encode the next frames of a clip.
+
+    Args:
+      model: the VAE.
+      params: its parameters, those of the whole pass.
+      cache: None at the start of a clip, then what the step before returned.
+      frames: `(b, 1 + n p_t, H, W, 3)` in [-1, 1] at the start, then `(b, n p_t, H, W, 3)`.
+
+    Returns:
+      The cache, and the posterior of these frames: `1 + n` latent frames at the start, then `n`.
+
+    Raises:
+      ShapeError: frame count or size does not fit.
+    """
+    p_t = model.config.time_factor
+    if cache is not None and (frames.shape[1] < 1 or frames.shape[1] % p_t):
+        raise ShapeError(f"a later chunk has a multiple of {p_t} frames, got {frames.shape[1]}")
+    return _apply(model, params, cache, frames, "encoder", "encode")
+
+
+def decode_step(model: VAE, params: Params, cache: Cache | None, latents: Array) -> tuple[Cache, Array]:
+    """Decode the next latent frames `(b, n, h, w, z)` of a clip; `cache` as in `encode_step`.
+
+    Returns:
+      The cache, and the frames: `(b, 1 + (n - 1) p_t, H, W, 3)` at the start, then `(b, n p_t, H, W, 3)`.
+
+    Raises:
+      ShapeError: the latents do not fit the model.
+    """
+    return _apply(model, params, cache, latents, "decoder", "decode")
+
+
+def encode_chunks(model: VAE, params: Params, video: Array, chunk: int = CHUNK) -> Posterior:
+    """`encode` of `(b, 1 + T, H, W, 3)`, at most `chunk` latent frames at a time.
+
+    Raises:
+      ShapeError: frame count or size does not fit; the message names the nearest that do.
+    """
+    config = model.config
+    check_clip_shape(*video.shape[1:4], config.time_factor, config.space_factor)
+    first, *later = chunk_sizes(config.latent_frames(video.shape[1]), chunk)
+
+    def step(cache, frames):
+        return encode_step(model, params, cache, frames)
+
+    return _scan(step, video, config.frames(first), len(later), takes=chunk * config.time_factor, gives=chunk)
+
+
+def decode_chunks(model: VAE, params: Params, latents: Array, chunk: int = CHUNK) -> Array:
+    """`decode` of `(b, g, h, w, z)`, at most `chunk` latent frames at a time.
+
+    Raises:
+      ShapeError: the latents do not fit the model.
+    """
+    check_latent_shape(latents.shape, model.config.latent_channels)
+    first, *later = chunk_sizes(latents.shape[1], chunk)
+
+    def step(cache, latents):
+        return decode_step(model, params, cache, latents)
+
+    return _scan(step, latents, first, len(later), takes=chunk, gives=chunk * model.config.time_factor)
+
+
+def _apply(model: VAE, params: Params, cache: Cache | None, x: Array, part: str, method: str) -> tuple[Cache, Any]:
+    variables = {"params": params}
+    if cache is not None:
+        if part not in cache:
+            raise ValueError(f"this is no cache of the {part}: it holds {', '.join(cache)}")
+        variables[CACHE] = cache
+    y, updated = model.apply(variables, x, method=method, mutable=[CACHE])
+    return updated[CACHE], y
+
+
+def _scan(
+    step: Callable[[Cache | None, Array], tuple[Cache, Any]], x: Array, first: int, later: int, takes: int, gives: int
+) -> Any:
+    """`step` over the first frames of `x`, then over `later` chunks of `takes` frames, each of which makes `gives`.
+
+    Input is sliced and output written in place. Handed to the scan as `xs` and `ys`, both would be copied as a whole,
+    and memory would grow with the clip.
+    """
+    cache, start = step(None, x[:, :first])
+    if not later:
+        return start
+    joined = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, later * gives), (0, 0), (0, 0), (0, 0))), start)
+
+    def body(carry, i):
+        cache, joined = carry
+        cache, new = step(cache, jax.lax.dynamic_slice_in_dim(x, first + i * takes, takes, axis=1))
+
+        def write(whole: Array, part: Array) -> Array:
+            begin = whole.shape[1] - (later - i) * gives
+            return jax.lax.dynamic_update_slice_in_dim(whole, part, begin, axis=1)
+
+        return (cache, jax.tree.map(write, joined, new)), None
+
+    (_, joined), _ = jax.lax.scan(body, (cache, joined), jnp.arange(later))
+    return joined
