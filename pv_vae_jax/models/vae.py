@@ -51,6 +51,7 @@ class VAEConfig:
       mid_attention: per-frame attention at latent resolution.
       shortcuts: parameter-free average / duplicate paths around every level.
       shortcut_pad: left padding of the average path; `first` makes an image equal a still clip, `zero` is Wan2.2's.
+      halve_up: the convolution after each doubling of space halves the channels before the next level (Wan2.1).
       pad: the dropped latent frames: one `learnable` vector (the paper's recipe) or `gaussian` draws (its ablation).
       lowering: how 3-D convolutions run, see `layers.conv`.
       dtype: compute type; parameters, posterior and pixels are float32.
@@ -68,6 +69,7 @@ class VAEConfig:
     mid_attention: bool = True
     shortcuts: bool = True
     shortcut_pad: ShortcutPad = "first"
+    halve_up: bool = False
     pad: Literal["learnable", "gaussian"] = "learnable"
     lowering: Lowering = "auto"
     dtype: str = "float32"
@@ -87,6 +89,9 @@ class VAEConfig:
             raise ValueError(f"pad is 'learnable' or 'gaussian', got {self.pad!r}")
         if self.shortcut_pad not in ("first", "zero"):
             raise ValueError(f"shortcut_pad is 'first' or 'zero', got {self.shortcut_pad!r}")
+        odd = any(width % 2 for width in self.decoder_widths[1:])
+        if self.halve_up and (self.shortcuts or odd or set(self.space_factors) != {2}):
+            raise ValueError("halve_up needs even decoder_widths, space_factors of 2 and shortcuts=False")
         if self.shortcuts:
             self._check_shortcuts()
 
@@ -155,6 +160,7 @@ class Level(nn.Module):
     shortcut_pad: ShortcutPad = "first"
     dtype: str = "float32"
     lowering: Lowering = "auto"
+    halve_up: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -163,7 +169,8 @@ class Level(nn.Module):
             y = ResidualBlock(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
             y = constrain(y, VIDEO_AXES)
         if self.resample and self.up:
-            y = Upsample(self.features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
+            features = self.features // 2 if self.halve_up else self.features
+            y = Upsample(features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
         elif self.resample:
             y = Downsample(self.time, self.space, self.dtype, name="down")(y)
         if self.shortcut and self.up:
@@ -247,7 +254,10 @@ class Decoder(nn.Module):
             last = j == top
             time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
             # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-            levels.append(level(width, c.decoder_blocks, time, space, True, not last, c.shortcuts and not last, **kind))
+            shortcut = c.shortcuts and not last
+            levels.append(
+                level(width, c.decoder_blocks, time, space, True, not last, shortcut, halve_up=c.halve_up, **kind)
+            )
         self.level = levels
         self.norm = RMSNorm()
         self.head = CausalConv3D(3 * c.patch**2, **kind)
