@@ -5,8 +5,8 @@
 
 Weights come as .safetensors or .pth, in the original or the diffusers layout (seen from the file); a .pth runs no code.
 The network is Wan2.2 or Wan2.1 by the latent channels of the file, unless --architecture names it; what differs from it
-is set by flags, `--config.encoder_widths=96,192,384,384`. Every tensor that is missing, left over or misshapen is reported
-at once, and then nothing is written. Nothing that exists is overwritten.
+is set by flags, `--config.encoder_widths=96,192,384,384`. Every tensor that is missing, left over or misshapen is
+reported at once, and then nothing is written. Nothing that exists is overwritten.
 
 `python -m pv_vae_jax.cli.convert` takes the same flags.
 """

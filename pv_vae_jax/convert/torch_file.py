@@ -48,7 +48,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise WeightsError(
-                f"{path} is no zip archive, so it is no .pth of PyTorch 1.6 or newer. An older one is not read here: save "
+                f"{path} is no zip archive, so it is no .pth of PyTorch 1.6 or newer. An older one is not read: save "
                 f"it again in PyTorch, torch.save(torch.load(path, weights_only=True), new_path), or look for a "
                 f".safetensors of the same weights"
             )
