@@ -20,7 +20,6 @@ from pv_vae_jax.models.latents import WAN21_LATENTS, WAN22_LATENTS, denormalize_
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from tests import wan_fixture
-from tests.conftest import perturbed
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_ops.json").read_text())
 COUNTS = {
@@ -177,7 +176,7 @@ def test_the_encoder_is_that_of_diffusers(published):
 def test_the_decoder_is_that_of_diffusers(published):
     _, model, params, stored = published
     inside = np.abs(stored["video"]) < 1
-    assert inside.mean() > 0.9  # diffusers clamps; most of the comparison is off the rails
+    assert inside.mean() > 0.8  # diffusers clamps, which hides differences outside
     for frames, latents in ((9, 3), (1, 1)):
         video = decode(model, params, stored["mean"][:, :latents])
         np.testing.assert_allclose(np.clip(video, -1, 1), stored["video"][:, :frames], atol=1e-5)
@@ -206,7 +205,8 @@ def test_diffusers_still_computes_what_is_stored(published, diffusers):
 def test_other_weights_agree_with_diffusers(published, diffusers):
     """Fresh weights and clip, for T = 1 as its own run of diffusers."""
     name, model, _, _ = published
-    tensors, clip = wan_fixture.random_weights(name, seed=6), wan_fixture.random_clip(name, seed=7)
+    tensors = wan_fixture.random_weights(model.config, seed=6)
+    clip = wan_fixture.random_clip(name, seed=7)
     params, theirs = from_wan(tensors, model.config), wan_fixture.diffusers_model(name, tensors)
     for frames in (9, 1):
         mean, logvar, video = wan_fixture.run_diffusers(theirs, clip[:, :frames])
@@ -216,43 +216,43 @@ def test_other_weights_agree_with_diffusers(published, diffusers):
         np.testing.assert_allclose(np.clip(decode(model, params, mean), -1, 1), video, atol=1e-5)
 
 
-# What every model shows. One level of time and space and one of space alone: fewer programs, the same layers.
+# What every model shows. One level down and up: fewer programs to compile, the same layers.
 
 
 @pytest.fixture(scope="module", params=list(wan_fixture.CONFIGS))
 def short(request):
-    small = dict(latent_channels=4, time_factors=(1, 2), space_factors=(2, 2), encoder_blocks=1, decoder_blocks=2)
-    config = dataclasses.replace(SIZES[request.param], encoder_widths=(4, 8, 8), decoder_widths=(4, 8, 8), **small)
-    model = VAE(config)
-    side = 2 * config.space_factor
+    """`(model, parameters, clip, gradient, output)`; the jit is another codebase's: no mesh, no setting of ours."""
+    levels = dict(time_factors=(2,), space_factors=(2,), encoder_widths=(4, 8), decoder_widths=(4, 8))
+    config = dataclasses.replace(SIZES[request.param], latent_channels=4, encoder_blocks=1, decoder_blocks=2, **levels)
+    model, side = VAE(config), 2 * config.space_factor
+    params = from_wan(wan_fixture.random_weights(config), config)
     video = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (1, 3, side, side, 3)), jnp.float32)
-    return model, perturbed(jax.jit(model.init)(jax.random.key(0), video)["params"]), video
+
+    def loss(params):
+        output, posterior = model.apply({"params": params}, video)
+        return jnp.mean(output**2) + jnp.mean(posterior.logvar**2), output
+
+    return model, params, video, *jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
-def reconstruct(model, params, video):
-    return model.apply({"params": params}, video)[0]
+def test_jit_equals_eager(short):
+    model, params, video, _, output = short
+    np.testing.assert_allclose(model.apply({"params": params}, video)[0], output, atol=1e-5)
 
 
-def test_jit_equals_eager_and_the_gradient_is_finite(short):
-    """Both jits are another codebase's: no mesh, no setting of ours."""
-    model, params, video = short
-    eager = reconstruct(model, params, video)
-    loss = lambda p: (jnp.mean((out := reconstruct(model, p, video)) ** 2), out)  # noqa: E731
-    gradient, jitted = jax.jit(jax.grad(loss, has_aux=True))(params)
-    np.testing.assert_allclose(jitted, eager, atol=1e-5)
+def test_the_gradient_is_finite_and_reaches_every_parameter(short):
+    *_, gradient, _ = short
     for path, g in jax.tree_util.tree_leaves_with_path(gradient):
-        assert np.isfinite(g).all(), path
-        if "logvar" not in str(path):
-            assert np.abs(g).max() > 0, path
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, path
 
 
 def test_bfloat16_stays_close(short):
     """Root mean square error below 5 % of the output's spread."""
-    model, params, video = short
+    model, params, video, _, output = short
     low = VAE(dataclasses.replace(model.config, dtype="bfloat16"))
-    a, b = (jax.jit(functools.partial(reconstruct, m))(params, video) for m in (model, low))
-    assert b.dtype == jnp.float32
-    assert float(jnp.sqrt(jnp.mean((a - b) ** 2)) / jnp.std(a)) < 0.05
+    rounded = jax.jit(lambda p, x: low.apply({"params": p}, x)[0])(params, video)
+    assert rounded.dtype == jnp.float32
+    assert float(jnp.sqrt(jnp.mean((rounded - output) ** 2)) / jnp.std(output)) < 0.05
 
 
 def test_causal_padding_is_zeros():

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from pv_vae_jax.convert.wan import published_shapes
 from pv_vae_jax.models.sizes import SIZES
+from pv_vae_jax.models.vae import VAEConfig
 
 FOLDER = Path(__file__).parent / "data"
 # Encoder and decoder widths differ where the network allows it, so that they cannot be mixed up.
@@ -31,14 +32,14 @@ SIZE = {"wan22": (16, 32), "wan21": (16, 16)}  # pixels, height and width
 FRAMES = 9  # three latent frames: both regimes of the published chunked code
 
 
-def random_weights(name: str, layout: str = "diffusers", seed: int = 7) -> dict[str, np.ndarray]:
+def random_weights(config: VAEConfig, layout: str = "diffusers", seed: int = 7) -> dict[str, np.ndarray]:
     """Published tensors of a small network: nothing at a special value, activations of order one.
 
     Biases are large enough to keep most activations off zero, where a norm over two channels magnifies rounding.
     """
     rng = np.random.default_rng(seed)
     tensors = {}
-    for key, shape in published_shapes(CONFIGS[name], layout).items():
+    for key, shape in published_shapes(config, layout).items():
         fan_in = int(np.prod(shape[1:]))
         draw = rng.standard_normal(shape)
         value = 1 + 0.3 * draw if key.endswith("gamma") else 0.5 * draw if len(shape) == 1 else draw / fan_in**0.5
@@ -88,7 +89,7 @@ def run_diffusers(model, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 def make(name: str) -> dict[str, np.ndarray]:
     """Everything that the file of `name` holds; names of weights begin with `weights.`."""
-    tensors = random_weights(name)
+    tensors = random_weights(CONFIGS[name])
     clip = random_clip(name)
     mean, logvar, video = run_diffusers(diffusers_model(name, tensors), clip)
     arrays = {"clip": ((clip + 1) * 127.5).round().astype(np.uint8), "mean": mean, "logvar": logvar, "video": video}

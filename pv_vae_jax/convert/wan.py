@@ -6,7 +6,9 @@ gives the names; the axes follow from the kind of layer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import jax
@@ -113,10 +115,12 @@ def published_shapes(config: VAEConfig, layout: Layout) -> dict[str, tuple[int, 
     return {names[path]: _to_published(path, value).shape for path, value in empty.items()}
 
 
-def _expected(config: VAEConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def _expected(config: VAEConfig) -> Mapping[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of ours."""
     clip = jnp.zeros((1, 1, config.space_factor, config.space_factor, 3))
     shapes = jax.eval_shape(lambda: VAE(config).init(jax.random.key(0), clip))["params"]
-    return {path: value.shape for path, value in flatten_dict(shapes, sep="/").items()}
+    return MappingProxyType({path: value.shape for path, value in flatten_dict(shapes, sep="/").items()})
 
 
 def _names(config: VAEConfig, layout: Layout) -> dict[str, str]:
