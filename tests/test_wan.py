@@ -222,7 +222,7 @@ def test_other_weights_agree_with_diffusers(published, diffusers):
 @pytest.fixture(scope="module", params=list(wan_fixture.CONFIGS))
 def short(request):
     """`(model, parameters, clip, gradient, output)`; the jit is another codebase's: no mesh, no setting of ours."""
-    levels = dict(time_factors=(2,), space_factors=(2,), encoder_widths=(4, 8), decoder_widths=(4, 8))
+    levels = dict(time_factors=(2,), space_factors=(2,), encoder_widths=(8, 8), decoder_widths=(4, 8))
     config = dataclasses.replace(SIZES[request.param], latent_channels=4, encoder_blocks=1, decoder_blocks=2, **levels)
     model, side = VAE(config), 2 * config.space_factor
     params = from_wan(wan_fixture.random_weights(config), config)
