@@ -320,6 +320,18 @@ def test_the_command_converts_both_ways(tmp_path, name):
     assert sorted(p.name for p in tmp_path.iterdir()) == files
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_reads_what_torch_saves(tmp_path, name):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[benchmark]'")
+    tensors = wan_fixture.random_weights(wan_fixture.CONFIGS[name], "original")
+    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, tmp_path / "a.pth")
+    status, out = convert(*flags_of(name), tmp_path / "a.pth", tmp_path / "ours")
+    assert status == 0, out
+    expected = from_wan(tensors, wan_fixture.CONFIGS[name])
+    for a, b in zip(jax.tree.leaves(load(tmp_path / "ours").vae_params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_nothing_is_written_when_a_tensor_is_wrong(tmp_path):
     tensors = wan_fixture.random_weights(wan_fixture.CONFIGS["wan22"], "original")
     del tensors["encoder.conv1.weight"]

@@ -145,10 +145,10 @@ def test_embeddings_of_latte():
     entry = GOLDEN["latte_temp_embed_1d"]
     np.testing.assert_allclose(sincos_1d(entry["dim"], np.arange(entry["length"])), entry["values"], atol=1e-6)
     entry = GOLDEN["latte_timestep_embedding"]
-    # Printed to seven digits; at t = 500 float32 angles are good to 2e-5.
+    # A float32 angle of 23, which t = 500 reaches, is good to 2e-6.
     features = timestep_features(jnp.float32(entry["t"]), entry["dim"])
     np.testing.assert_allclose(features[:2], entry["values"][:2], atol=1e-6)
-    np.testing.assert_allclose(features[2], entry["values"][2], atol=3e-5)
+    np.testing.assert_allclose(features[2], entry["values"][2], atol=5e-6)
 
 
 # Whole networks
