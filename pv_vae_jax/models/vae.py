@@ -56,6 +56,7 @@ class VAEConfig:
       shortcut_time: how the duplicate path fills the frames it makes of one: `deal` gives them different channels where
         widths narrow (Wan2.2's), `repeat` the same ones. What images teach carries over to clips exactly with
         `shortcut_pad="first"` and either `repeat` or equal decoder widths around every level that doubles time.
+      halve_up: the convolution after each doubling of space halves the channels before the next level (Wan2.1).
       pad: the dropped latent frames: one `learnable` vector (the paper's recipe) or `gaussian` draws (its ablation).
       lowering: how 3-D convolutions run, see `layers.conv`.
       dtype: compute type; parameters, posterior and pixels are float32.
@@ -74,6 +75,7 @@ class VAEConfig:
     shortcuts: bool = True
     shortcut_pad: ShortcutPad = "first"
     shortcut_time: ShortcutTime = "deal"
+    halve_up: bool = False
     pad: Literal["learnable", "gaussian"] = "learnable"
     lowering: Lowering = "auto"
     dtype: str = "float32"
@@ -95,6 +97,9 @@ class VAEConfig:
             raise ValueError(f"shortcut_pad is 'first' or 'zero', got {self.shortcut_pad!r}")
         if self.shortcut_time not in ("deal", "repeat"):
             raise ValueError(f"shortcut_time is 'deal' or 'repeat', got {self.shortcut_time!r}")
+        odd = any(width % 2 for width in self.decoder_widths[1:])
+        if self.halve_up and (self.shortcuts or odd or set(self.space_factors) != {2}):
+            raise ValueError("halve_up needs even decoder_widths, space_factors of 2 and shortcuts=False")
         if self.shortcuts:
             self._check_shortcuts()
 
@@ -167,6 +172,7 @@ class Level(nn.Module):
     shortcut_time: ShortcutTime = "deal"
     dtype: str = "float32"
     lowering: Lowering = "auto"
+    halve_up: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -175,7 +181,8 @@ class Level(nn.Module):
             y = ResidualBlock(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
             y = constrain(y, VIDEO_AXES)
         if self.resample and self.up:
-            y = Upsample(self.features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
+            features = self.features // 2 if self.halve_up else self.features
+            y = Upsample(features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
         elif self.resample:
             y = Downsample(self.time, self.space, self.dtype, name="down")(y)
         if self.shortcut and self.up:
@@ -259,7 +266,7 @@ class Decoder(nn.Module):
             last = j == top
             time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
             # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-            shortcut = dict(shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time)
+            shortcut = dict(shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up)
             levels.append(level(width, c.decoder_blocks, time, space, True, not last, **shortcut, **kind))
         self.level = levels
         self.norm = RMSNorm()

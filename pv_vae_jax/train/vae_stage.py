@@ -14,8 +14,8 @@ from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import ImageFrames
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.models.discriminator import Discriminator
-from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.inflate import inflate_image_params
+from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.predictive import max_dropped
 from pv_vae_jax.pretrained import Pretrained, weights_hash
