@@ -31,7 +31,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "test": ["pytest>=9.0", "pytest-timeout>=2.4.0", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"],
-    "benchmark": ["torch>=2.13.0"],
+    "benchmark": ["torch>=2.13.0", "diffusers>=0.42.1"],
 }
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]
 

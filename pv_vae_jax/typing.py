@@ -19,6 +19,10 @@ class ShapeError(ValueError):
     """A clip whose frame count or size the network cannot hold; the message names the nearest valid ones."""
 
 
+class WeightsError(ValueError):
+    """A weights file that cannot be used; the message names every fault and what to do."""
+
+
 def check_clip_shape(frames: int, height: int, width: int, time_factor: int, space_factor: int) -> None:
     """Raise `ShapeError` unless `frames = 1 + n * time_factor` and both sides are multiples of `space_factor`.
 

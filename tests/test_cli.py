@@ -419,6 +419,25 @@ def test_reconstruct_writes_both_side_by_side(trained, clips, tmp_path):
     assert f"PSNR {np.mean(10 * np.log10(255**2 / np.mean(error**2, (1, 2, 3)))):.2f} dB" in out
 
 
+def test_reconstruct_of_a_long_video_is_that_of_the_whole(trained, tmp_path):
+    """Read, coded and written chunk by chunk: the same pictures whatever the chunk."""
+    write_video(tmp_path / "long.mp4", waves(33, 16, 16), fps=12)
+    printed = {}
+    for chunk in (100, 5):  # 17 latent frames: whole, and in chunks of 2, 5, 5, 5
+        out = tmp_path / str(chunk)
+        call = ("reconstruct", tmp_path / "long.mp4", "--model", trained, "--out", out, "--chunk", chunk)
+        status, text, error = pv_vae(*call)
+        assert status == 0 and ("33/33" in error) == (chunk == 5), error
+        printed[chunk] = text.replace(str(out), "")
+    assert printed[100] == printed[5] and "33x16x16" in printed[5]
+    written = [read_video(tmp_path / chunk / "long_reconstruction.mp4") for chunk in ("100", "5")]
+    assert written[0].shape == (33, 16, 32, 3)
+    assert np.abs(written[0].astype(int) - written[1]).mean() < 0.01, "a pixel may be rounded the other way"
+    assert fails("reconstruct", tmp_path / "long.mp4", "--chunk=0", status=2)
+    line = fails("reconstruct", tmp_path / "long.mp4", "--model", trained, "--frames=35", "--out", tmp_path / "x")
+    assert "33 of the 35 frames wanted" in line and not files(tmp_path / "x"), "nothing half-written stays"
+
+
 def test_predict_compares_with_copying_the_last_frame(trained, clips, tmp_path):
     video = clips / "test" / "jump" / "2.mp4"
     status, out, error = pv_vae("predict", "--model", trained, "--frames=5", "--out", tmp_path, video)

@@ -23,6 +23,7 @@ ALLOWED = {
     "layers": {"typing", "sharding"},
     "models": {"typing", "sharding", "layers"},
     "losses": NETWORKS,
+    "convert": {"typing", "layers", "models"},
     "predictive": NETWORKS,
     "streaming": NETWORKS,
     "pretrained": NETWORKS,

@@ -97,6 +97,7 @@ def test_latents_of_another_width_are_refused(tiny):
         ({"encoder_widths": (8, 8)}, "needs 3 entries"),
         ({"encoder_widths": (8, 8, 24)}, "encoder level 2"),
         ({"pad": "zeros"}, "learnable"),
+        ({"shortcut_time": "copy"}, "'deal' or 'repeat'"),
     ],
 )
 def test_a_config_that_cannot_be_built_says_why(change, message):

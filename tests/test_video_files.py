@@ -8,7 +8,7 @@ import pytest
 
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import FolderVideos, NoVideosError, open_source
-from pv_vae_jax.data.video_files import BrokenVideoError, probe, read_video, write_video
+from pv_vae_jax.data.video_files import BrokenVideoError, count_frames, iterate_video, probe, read_video, write_video
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
@@ -73,6 +73,32 @@ def test_what_is_written_is_read(tmp_path, height, width):
     assert np.abs(read.astype(int) - video).mean() < 2.5
     assert np.abs(read[5].astype(int) - video[6]).mean() > 5, "the frames are told apart"
     assert list(tmp_path.iterdir()) == [path], "no temporary file stays"
+
+
+def test_frames_come_one_at_a_time(tmp_path):
+    """The same frames as at once; a file of which too little decodes says so when that is reached, not before."""
+    path = tmp_path / "a.mp4"
+    write_video(path, iter(waves(12)), fps=12)
+    whole = read_video(path, short_side=16)
+    assert count_frames(path) == 12
+    np.testing.assert_array_equal(list(iterate_video(path, short_side=16)), whole)
+    np.testing.assert_array_equal(list(iterate_video(path, short_side=16, count=5)), whole[:5])
+    frames = iterate_video(path, count=13)
+    assert len([next(frames) for _ in range(12)]) == 12
+    with pytest.raises(BrokenVideoError, match="12 of the 13 frames wanted"):
+        next(frames)
+
+
+def test_nothing_half_written_stays(tmp_path):
+    def breaking():
+        yield from waves(3)
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        write_video(tmp_path / "a.mp4", breaking())
+    with pytest.raises(ValueError, match="no frames"):
+        write_video(tmp_path / "a.mp4", [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_scale_makes_squares_of_pixels(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors import SafetensorError
 
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.clips import centre_crop
-from pv_vae_jax.data.video_files import probe, read_video
+from pv_vae_jax.data.video_files import count_frames, iterate_video, probe
 from pv_vae_jax.pretrained import Pretrained, load
 from pv_vae_jax.typing import check_clip_shape
 
@@ -40,14 +42,31 @@ def load_model(values: flags.FlagValues) -> Pretrained:
         raise ConfigError(f"the model {values.model} cannot be loaded: {error}") from error
 
 
-def read_clips(
-    paths: Sequence[str], values: flags.FlagValues, model: Pretrained
-) -> Iterator[tuple[Path, np.ndarray, float]]:
-    """Yield `(path, (t, h, w, 3) uint8, frames per second)` for each file.
+@dataclasses.dataclass(frozen=True)
+class VideoFile:
+    """A video file whose length and size fit the model.
+
+    Attributes:
+      path: of the file.
+      frames, height, width: their number, `1 + n p_t`, and size, after `--size`.
+      pictures: `(h, w, 3)` uint8 each, decoded as they are asked for.
+      fps: frames per second.
+    """
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    pictures: Iterator[np.ndarray]
+    fps: float
+
+
+def open_clips(paths: Sequence[str], values: flags.FlagValues, model: Pretrained) -> Iterator[VideoFile]:
+    """Yield each file, ready to be read.
 
     Raises:
       ConfigError: no path, or two files of one name, whose results would take each other's place.
-      BrokenVideoError: a file that is no video, or with fewer frames than `--frames`.
+      BrokenVideoError: a file that is no video; with fewer frames than `--frames`, as its `pictures` come to an end.
       ShapeError: length or size does not fit the model; the message names the nearest that do. Nothing is cut silently.
     """
     if not paths:
@@ -58,11 +77,23 @@ def read_clips(
     config = model.vae.config
     for path in paths:
         info = probe(path)
-        video = read_video(path, short_side=values.size or None, count=values.frames or None)
+        # A header may be wrong about the length. Counting costs little beside the network, and says early what is.
+        frames = values.frames or count_frames(path)
+        pictures = iterate_video(path, short_side=values.size or None, count=frames)
         if values.size:
-            video = centre_crop(video, values.size)
+            pictures = (centre_crop(picture[None], values.size)[0] for picture in pictures)
+        first = next(pictures)
+        shape = (frames, *first.shape[:2])
         try:
-            check_clip_shape(*video.shape[:3], config.time_factor, config.space_factor)
+            check_clip_shape(*shape, config.time_factor, config.space_factor)
         except ValueError as error:
             raise type(error)(f"{path}: {error} (set --frames and --size)") from error
-        yield Path(path), video, info.fps
+        yield VideoFile(Path(path), *shape, itertools.chain([first], pictures), info.fps)
+
+
+def read_clips(
+    paths: Sequence[str], values: flags.FlagValues, model: Pretrained
+) -> Iterator[tuple[Path, np.ndarray, float]]:
+    """Yield `(path, (t, h, w, 3) uint8, frames per second)` for each file; raises as `open_clips`."""
+    for file in open_clips(paths, values, model):
+        yield file.path, np.stack(list(file.pictures)), file.fps

@@ -14,6 +14,7 @@ COMMANDS = {
     "reconstruct": "encode and decode video files",
     "predict": "see the first frames of a video, draw the rest",
     "evaluate": "measure a run and write its report",
+    "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
 }
 
@@ -45,7 +46,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     from pv_vae_jax.data.video_files import BrokenVideoError
     from pv_vae_jax.train.guard import NonFiniteError
     from pv_vae_jax.train.loop import Interrupted
-    from pv_vae_jax.typing import ShapeError
+    from pv_vae_jax.typing import ShapeError, WeightsError
 
     module = importlib.import_module(f"pv_vae_jax.cli.{name}")
     values = flags.FlagValues()
@@ -53,7 +54,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
     expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
-    expected += (OSError, ImportError)
+    expected += (WeightsError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")
         return 0

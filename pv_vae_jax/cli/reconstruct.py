@@ -2,29 +2,39 @@
 
   pv-vae reconstruct --model tiny-synthetic --frames=17 --size=32 --out out clip.mp4
 
+A long video is read, coded and written chunk by chunk: memory does not grow with its length.
 `python -m pv_vae_jax.cli.reconstruct` takes the same flags.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips
+from pv_vae_jax.cli.clips import VideoFile, define_model_flags, load_model, open_clips
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
+from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
+from pv_vae_jax.pretrained import Pretrained
+from pv_vae_jax.streaming import CHUNK, Cache, chunk_sizes, decode_step, encode_step
+from pv_vae_jax.typing import Array, Params
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae reconstruct`."""
     define_model_flags(values)
+    chunk = "latent frames coded at a time, the numbers do not depend on it; fewer save memory"
+    flags.DEFINE_integer("chunk", CHUNK, chunk, lower_bound=1, flag_values=values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
@@ -32,16 +42,53 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if overrides:
         raise ConfigError("pv-vae reconstruct takes no --config overrides: the configuration is the model's own")
     model = load_model(values)
-    apply = jax.jit(lambda params, video: model.vae.apply({"params": params}, to_float(video[None]))[0][0])
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    for path, video, fps in read_clips(positional, values, model):
-        result = np.asarray(to_uint8(apply(model.vae_params, video)))
-        target = out / f"{path.stem}_reconstruction.mp4"
-        write_video(target, np.concatenate([video, result], axis=2), fps=fps)
-        score = psnr(video[None] / np.float32(255), result[None] / np.float32(255), 1.0)
-        t, h, w, _ = video.shape
-        print(f"{target}: {t}x{h}x{w}, latents {model.vae.config.name}, PSNR {score:.2f} dB")
+    for file in open_clips(positional, values, model):
+        target = out / f"{file.path.stem}_reconstruction.mp4"
+        score = _reconstruct(model, file, target, values.chunk)
+        shape = f"{file.frames}x{file.height}x{file.width}"
+        print(f"{target}: {shape}, latents {model.vae.config.name}, PSNR {score:.2f} dB")
+
+
+def _reconstruct(model: Pretrained, file: VideoFile, target: Path, chunk: int) -> float:
+    """Write original and reconstruction side by side; return the PSNR, the mean over frames."""
+    scores, weights = [], []
+
+    def side_by_side() -> Iterator[np.ndarray]:
+        for video, result in _chunks(model, file, chunk):
+            scores.append(psnr(video[None], result[None], 255.0))
+            weights.append(len(video))
+            yield from np.concatenate([video, result], axis=2)
+
+    write_video(target, side_by_side(), fps=file.fps)
+    return float(np.average(scores, weights=weights))
+
+
+def _chunks(model: Pretrained, file: VideoFile, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the original and the decoded posterior mean, `(t, h, w, 3)` uint8 each, chunk by chunk."""
+    config = model.vae.config
+    sizes = chunk_sizes(config.latent_frames(file.frames), chunk)
+    caches = None
+    interval = 1 if sys.stderr.isatty() else 20
+    bar = tqdm(total=file.frames, desc=file.path.name, unit="frame", mininterval=interval, disable=len(sizes) == 1)
+    with bar:
+        for i, size in enumerate(sizes):
+            count = size * config.time_factor if i else config.frames(size)
+            video = np.stack(list(itertools.islice(file.pictures, count)))
+            caches, result = _step(model.vae, model.vae_params, caches, video)
+            yield video, np.asarray(result)
+            bar.update(count)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # at module level, so that all files share its programs
+def _step(
+    model: VAE, params: Params, caches: tuple[Cache, Cache] | None, video: Array
+) -> tuple[tuple[Cache, Cache], Array]:
+    encoder, decoder = caches or (None, None)
+    encoder, posterior = encode_step(model, params, encoder, to_float(video[None]))
+    decoder, decoded = decode_step(model, params, decoder, posterior.mode)
+    return (encoder, decoder), to_uint8(decoded[0])
 
 
 if __name__ == "__main__":

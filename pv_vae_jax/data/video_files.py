@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,44 @@ def read_video(
     return np.stack(frames)
 
 
+def iterate_video(path: str | Path, *, short_side: int | None = None, count: int | None = None) -> Iterator[np.ndarray]:
+    """The frames that `read_video` returns from the start of a file, `(h, w, 3)` uint8, one at a time.
+
+    Raises:
+      FileNotFoundError, BrokenVideoError: as `read_video`, when the frame at fault is reached.
+    """
+    shape, number = None, 0
+    for frame in _frames(path, count):
+        picture = _picture(frame, short_side)
+        if picture.shape != (shape := shape or picture.shape):
+            raise BrokenVideoError(f"{path}: the picture size changes within the video")
+        number += 1
+        yield picture
+    if not number:
+        raise BrokenVideoError(f"{path}: no frame decodes")
+    if count is not None and number < count:
+        raise BrokenVideoError(f"{path}: {number} of the {count} frames wanted from frame 0 on decode")
+
+
+def count_frames(path: str | Path) -> int:
+    """Frames that decode, by decoding them: headers are estimates. Raises as `read_video`."""
+    return sum(1 for _ in _frames(path, None))
+
+
+def _frames(path: str | Path, count: int | None) -> Iterator:
+    """Decoded frames of PyAV from the start of a file, at most `count`."""
+    av = _av()
+    container, stream = _open(path)
+    decoded = 0
+    with container:
+        try:
+            for frame in itertools.islice(container.decode(stream), count):
+                yield frame
+                decoded += 1
+        except (av.error.FFmpegError, ValueError, OSError) as error:
+            raise BrokenVideoError(f"{path}: decoding stops at frame {decoded} ({error})") from error
+
+
 def _decode(
     path: str | Path, short_side: int | None, start: int, count: int | None, stride: int, times: np.ndarray | None
 ) -> list[np.ndarray] | None:
@@ -177,27 +217,45 @@ def _picture(frame, short_side: int | None) -> np.ndarray:
     return np.rot90(picture, turns) if turns else picture
 
 
-def write_video(path: str | Path, video: np.ndarray, *, fps: float = 8, scale: int = 1, crf: int = 16) -> None:
-    """Write `(t, h, w, 3)` uint8 as H.264 MP4, whole or not at all.
+def write_video(
+    path: str | Path, video: Iterable[np.ndarray], *, fps: float = 8, scale: int = 1, crf: int = 16
+) -> None:
+    """Write frames as H.264 MP4, whole or not at all.
 
     Args:
       path: ends in `.mp4`.
-      video: the frames; odd sides are extended by one pixel, as the format wants even ones.
+      video: `(t, h, w, 3)` uint8, or an iterable of its frames, taken one at a time; odd sides are extended by one
+        pixel, as the format wants even ones.
       fps: frames per second.
       scale: enlarge each pixel to a square of this side, for small clips.
       crf: 0 lossless to 51; 16 shows no loss.
+
+    Raises:
+      ValueError: there is no frame.
     """
     av = _av()
     from fractions import Fraction
 
-    video = np.repeat(np.repeat(np.asarray(video, np.uint8), scale, 1), scale, 2)
-    video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
+    def enlarged(picture: np.ndarray) -> np.ndarray:
+        picture = np.repeat(np.repeat(np.asarray(picture, np.uint8), scale, 0), scale, 1)
+        return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
+
+    pictures = map(enlarged, video)
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError(f"no frames to write to {path}")
     temporary = Path(path).with_suffix(".tmp.mp4")
-    with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
-        stream.height, stream.width = video.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for picture in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-        container.mux(stream.encode())
-    temporary.replace(path)
+    options = {"movflags": "+faststart"}
+    try:
+        with av.open(str(temporary), "w", format="mp4", options=options) as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+            stream.height, stream.width = first.shape[:2]
+            stream.pix_fmt = "yuv420p"
+            for picture in itertools.chain([first], pictures):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pv_vae_jax.diffusion.guidance import guided
 from pv_vae_jax.diffusion.samplers import euler
+from pv_vae_jax.models.latents import denormalize_latents
 from pv_vae_jax.pixels import to_uint8
 from pv_vae_jax.pretrained import Pretrained
 
@@ -53,7 +54,7 @@ def sample_clips(
         )
         velocity = lambda x, t, label: d.model.apply({"params": params}, x, t, label)  # noqa: E731
         flow = guided(velocity, label, classes, guidance) if classes else lambda x, t: velocity(x, t, None)
-        latents = euler(flow, noise, steps) * d.std + d.mean
+        latents = denormalize_latents(euler(flow, noise, steps), d.mean, d.std)
         video = model.vae.apply({"params": vae_params}, latents, method="decode")
         return to_uint8(video)
 

@@ -17,6 +17,7 @@ from pv_vae_jax.layers.initializers import pass_frame
 from pv_vae_jax.typing import Array
 
 ShortcutPad = Literal["zero", "first"]
+ShortcutTime = Literal["deal", "repeat"]
 
 
 def patchify(x: Array, p: int) -> Array:
@@ -50,14 +51,27 @@ def average_down(x: Array, features: int, time: int, space: int, pad: ShortcutPa
     return x.reshape(x.shape[:-1] + (features, -1)).mean(-1)
 
 
-def duplicate_up(x: Array, features: int, time: int, space: int, begins: bool = True) -> Array:
+def duplicate_up(
+    x: Array, features: int, time: int, space: int, begins: bool = True, over_time: ShortcutTime = "deal"
+) -> Array:
     """Repeat channels and deal them out over time and space (DupUp3D of Wan2.2).
 
-    `(b, t, h, w, c)` -> `(b, 1 + time * (t - 1), h * space, w * space, features)`: frame 0 gives one frame, the last of
-    its `time`. A later part of a clip, `begins=False`, keeps all `time * t` frames.
+    Args:
+      x: `(b, t, h, w, c)`.
+      features: output channels; `c` must divide `features * time * space**2`, or with `repeat` `features * space**2`.
+      time, space: integer factors.
+      begins: whether `x` is the beginning of a clip, whose frame 0 gives one frame: the last of its `time`.
+      over_time: `deal` gives the `time` frames that come from one different channels where the level narrows (Wan2.2);
+        `repeat` gives them the same, so that a still clip stays still.
+
+    Returns:
+      `(b, 1 + time * (t - 1), h * space, w * space, features)`; `time * t` frames unless it begins the clip.
     """
-    x = jnp.repeat(x, features * time * space**2 // x.shape[-1], axis=-1)
-    x = rearrange(x, "b t h w (c f q r) -> b (t f) (h q) (w r) c", f=time, q=space, r=space)
+    dealt = time if over_time == "deal" else 1
+    x = jnp.repeat(x, features * dealt * space**2 // x.shape[-1], axis=-1)
+    x = rearrange(x, "b t h w (c f q r) -> b (t f) (h q) (w r) c", f=dealt, q=space, r=space)
+    if dealt < time:
+        x = jnp.repeat(x, time, axis=1)
     return x[:, time - 1 :] if begins else x
 
 

@@ -24,6 +24,7 @@ from pv_vae_jax.layers.norm import RMSNorm
 from pv_vae_jax.layers.resample import (
     Downsample,
     ShortcutPad,
+    ShortcutTime,
     Upsample,
     average_down,
     duplicate_up,
@@ -52,6 +53,10 @@ class VAEConfig:
       mid_attention: per-frame attention at latent resolution.
       shortcuts: parameter-free average / duplicate paths around every level.
       shortcut_pad: left padding of the average path; `first` makes an image equal a still clip, `zero` is Wan2.2's.
+      shortcut_time: how the duplicate path fills the frames it makes of one: `deal` gives them different channels where
+        widths narrow (Wan2.2's), `repeat` the same ones. What images teach carries over to clips exactly with
+        `shortcut_pad="first"` and either `repeat` or equal decoder widths around every level that doubles time.
+      halve_up: the convolution after each doubling of space halves the channels before the next level (Wan2.1).
       pad: the dropped latent frames: one `learnable` vector (the paper's recipe) or `gaussian` draws (its ablation).
       lowering: how 3-D convolutions run, see `layers.conv`.
       dtype: compute type; parameters, posterior and pixels are float32.
@@ -69,6 +74,8 @@ class VAEConfig:
     mid_attention: bool = True
     shortcuts: bool = True
     shortcut_pad: ShortcutPad = "first"
+    shortcut_time: ShortcutTime = "deal"
+    halve_up: bool = False
     pad: Literal["learnable", "gaussian"] = "learnable"
     lowering: Lowering = "auto"
     dtype: str = "float32"
@@ -88,6 +95,11 @@ class VAEConfig:
             raise ValueError(f"pad is 'learnable' or 'gaussian', got {self.pad!r}")
         if self.shortcut_pad not in ("first", "zero"):
             raise ValueError(f"shortcut_pad is 'first' or 'zero', got {self.shortcut_pad!r}")
+        if self.shortcut_time not in ("deal", "repeat"):
+            raise ValueError(f"shortcut_time is 'deal' or 'repeat', got {self.shortcut_time!r}")
+        odd = any(width % 2 for width in self.decoder_widths[1:])
+        if self.halve_up and (self.shortcuts or odd or set(self.space_factors) != {2}):
+            raise ValueError("halve_up needs even decoder_widths, space_factors of 2 and shortcuts=False")
         if self.shortcuts:
             self._check_shortcuts()
 
@@ -99,8 +111,11 @@ class VAEConfig:
                 raise ValueError(f"shortcut of encoder level {i}: width {out} must divide {into} * {t} * {s}**2")
         for i, (t, s) in enumerate(factors[:-1]):
             into, out = self.decoder_widths[min(i + 2, len(factors) - 1)], self.decoder_widths[i + 1]
-            if out * t * s * s % into:
-                raise ValueError(f"shortcut of decoder level {i + 1}: width {into} must divide {out} * {t} * {s}**2")
+            dealt = t if self.shortcut_time == "deal" else 1
+            if out * dealt * s * s % into:
+                raise ValueError(
+                    f"shortcut of decoder level {i + 1}: width {into} must divide {out} * {dealt} * {s}**2"
+                )
 
     @property
     def time_factor(self) -> int:
@@ -154,8 +169,10 @@ class Level(nn.Module):
     resample: bool = True
     shortcut: bool = True
     shortcut_pad: ShortcutPad = "first"
+    shortcut_time: ShortcutTime = "deal"
     dtype: str = "float32"
     lowering: Lowering = "auto"
+    halve_up: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -164,11 +181,12 @@ class Level(nn.Module):
             y = ResidualBlock(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
             y = constrain(y, VIDEO_AXES)
         if self.resample and self.up:
-            y = Upsample(self.features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
+            features = self.features // 2 if self.halve_up else self.features
+            y = Upsample(features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
         elif self.resample:
             y = Downsample(self.time, self.space, self.dtype, name="down")(y)
         if self.shortcut and self.up:
-            y = y + duplicate_up(x, self.features, self.time, self.space, begins)
+            y = y + duplicate_up(x, self.features, self.time, self.space, begins, self.shortcut_time)
         elif self.shortcut:
             y = y + average_down(x, self.features, self.time, self.space, self.shortcut_pad)
         return constrain(y, VIDEO_AXES)
@@ -248,7 +266,8 @@ class Decoder(nn.Module):
             last = j == top
             time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
             # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-            levels.append(level(width, c.decoder_blocks, time, space, True, not last, c.shortcuts and not last, **kind))
+            shortcut = dict(shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up)
+            levels.append(level(width, c.decoder_blocks, time, space, True, not last, **shortcut, **kind))
         self.level = levels
         self.norm = RMSNorm()
         self.head = CausalConv3D(3 * c.patch**2, **kind)

@@ -10,21 +10,12 @@ import optax
 
 from pv_vae_jax.diffusion.guidance import drop_labels
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution, draw_time, flow_matching_loss
+from pv_vae_jax.models.latents import normalize_latents
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.train.optim import ema_update
 from pv_vae_jax.train.state import TrainState, create_state
 from pv_vae_jax.train.vae_step import Logs
 from pv_vae_jax.typing import Array, Params
-
-
-def normalize_latents(latents: Array, mean: Array, std: Array) -> Array:
-    """`(latents - mean) / std` per channel, the space in which diffusion runs; `mean, std (z,)`."""
-    return (latents - mean) / std
-
-
-def denormalize_latents(latents: Array, mean: Array, std: Array) -> Array:
-    """Inverse of `normalize_latents`: back to what the decoder takes."""
-    return latents * std + mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit compiles once per instance

@@ -14,6 +14,7 @@ from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import ImageFrames
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.models.discriminator import Discriminator
+from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.predictive import max_dropped
@@ -29,7 +30,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
     """Train stage `name` (`image`, `video` or `decoder`) to its end and write its model.
 
     It starts from the moving average of stage `before`, from `init_from`, or from scratch if both are missing; a
-    checkpoint of its own comes first.
+    checkpoint of its own comes first. Where the model it starts from ends a stage on images and this one is on clips,
+    what images leave untrained is set first (`inflate_image_params`); a model of clips is taken as it is.
     """
     experiment = run.experiment
     stage: VAEStageConfig = getattr(experiment, name)
@@ -95,7 +97,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
     if state.discriminator is not None:
         _save_discriminator(run, name, state.discriminator.params)
     ema = jax.device_get(state.ema)
-    meta = {"experiment": experiment.name, "stage": name, "steps": stage.steps, "weights": weights_hash(ema)}
+    meta = {"experiment": experiment.name, "stage": name, "images": stage.images, "steps": stage.steps}
+    meta["weights"] = weights_hash(ema)
     pretrained.save(run.folder(name) / "model", Pretrained(model, ema, meta=meta))
 
 
@@ -122,7 +125,14 @@ def _first_parameters(run: Run, name: str, before: str | None, model: VAE, clip:
         return jax.jit(model.init)(stage_key(run.experiment.seed, "vae"), jnp.zeros(clip))["params"]
     if loaded.vae.config != model.config:
         raise ConfigError(f"stage {name} starts from a VAE of another architecture: {loaded.vae.config}")
+    if not stage.images and _ends_on_images(loaded):
+        return inflate_image_params(loaded.vae_params)
     return loaded.vae_params
+
+
+def _ends_on_images(model: Pretrained) -> bool:
+    """Whether the stage that made `model` trained on images; before `images` was noted, its name told."""
+    return model.meta.get("images", model.meta.get("stage") == "image")
 
 
 def _discriminator_parameters(run: Run, before: str | None, model: Discriminator | None, clip) -> Params | None:

@@ -1,0 +1,152 @@
+"""Tensors of a PyTorch `.pth`, without PyTorch and without running code.
+
+A `.pth` (PyTorch 1.6 and newer) is a zip archive: `NAME/data.pkl`, a pickle of the dict, and `NAME/data/KEY`, the raw
+bytes of each storage. A pickle may name any function and have it called; this reader admits the few names that rebuild
+a tensor, and gives an immutable stand-in for each, so nothing the file names is ever imported or called.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pv_vae_jax.typing import WeightsError
+
+DTYPES = {
+    "torch.DoubleStorage": np.float64,
+    "torch.FloatStorage": np.float32,
+    "torch.HalfStorage": np.float16,
+    "torch.BFloat16Storage": jnp.bfloat16,
+    "torch.LongStorage": np.int64,
+    "torch.IntStorage": np.int32,
+    "torch.ShortStorage": np.int16,
+    "torch.CharStorage": np.int8,
+    "torch.ByteStorage": np.uint8,
+    "torch.BoolStorage": np.bool_,
+}
+REBUILD_TENSOR = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
+ORDERED_DICT = "collections.OrderedDict"
+ADMITTED = {*DTYPES, *REBUILD_TENSOR, REBUILD_PARAMETER, ORDERED_DICT}
+
+
+def read_torch(path: str | Path) -> dict[str, np.ndarray]:
+    """All tensors of a state dict saved by `torch.save`, by name, in their own type (bfloat16 too).
+
+    Raises:
+      WeightsError: not a zip archive (a file of PyTorch before 1.6), a pickle that asks for anything but tensors, an
+        entry that is no tensor, or records that do not fit; nothing of the file has run.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise WeightsError(
+                f"{path} is no zip archive, so it is no .pth of PyTorch 1.6 or newer. An older one is not read: save "
+                f"it again in PyTorch, torch.save(torch.load(path, weights_only=True), new_path), or look for a "
+                f".safetensors of the same weights"
+            )
+        with zipfile.ZipFile(file) as archive:
+            return _read_archive(path, archive)
+
+
+class _Storage(NamedTuple):
+    """A run of numbers in the archive."""
+
+    kind: str
+    key: str
+    size: int
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage, in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Dict(dict):
+    """Takes the place of OrderedDict; PyTorch hangs an attribute `_metadata` on it, which is not read."""
+
+
+class _Global(NamedTuple):
+    """Takes the place of an admitted name. A tuple, so that no pickle instruction can alter it."""
+
+    name: str
+
+    def __call__(self, *args):
+        if self.name in REBUILD_TENSOR:
+            return _Tensor(*args[:4])
+        if self.name == REBUILD_PARAMETER:
+            return args[0]
+        if self.name == ORDERED_DICT:
+            return _Dict(*args)
+        raise pickle.UnpicklingError(f"calls {self.name}")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> _Global:
+        full = f"{module}.{name}"
+        if full not in ADMITTED:
+            raise pickle.UnpicklingError(f"asks for {full}")
+        return _Global(full)
+
+    def persistent_load(self, pid) -> _Storage:
+        kind, storage, key, _, size = pid
+        if kind != "storage" or storage.name not in DTYPES:
+            raise pickle.UnpicklingError(f"asks for a {kind} of {storage}")
+        return _Storage(storage.name, key, size)
+
+
+def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise WeightsError(f"{path} is a zip archive, but no .pth: it holds {len(names)} records named data.pkl")
+    root = names[0].removesuffix("data.pkl")
+    packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise WeightsError(f"{path} holds compressed records, which PyTorch does not write: {', '.join(packed[:3])}")
+    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        raise WeightsError(f"{path} was written on a big-endian machine: save it again as .safetensors")
+    try:
+        tree = _Unpickler(io.BytesIO(archive.read(names[0]))).load()
+    except Exception as error:  # a broken or hostile pickle raises nearly anything
+        raise WeightsError(f"{path} is not a plain dict of tensors: its pickle {error}. Nothing was run") from error
+    if not isinstance(tree, dict):
+        raise WeightsError(f"{path} holds a {type(tree).__name__}, not a dict of tensors")
+    strange = [str(name) for name, value in tree.items() if not isinstance(value, _Tensor) or not isinstance(name, str)]
+    if strange:
+        shown = ", ".join(strange[:10])
+        raise WeightsError(f"{path} has entries that are no tensors: {shown}; save the network's state dict alone")
+    return {name: _tensor(path, archive, root, name, value) for name, value in tree.items()}
+
+
+def _tensor(path: Path, archive: zipfile.ZipFile, root: str, name: str, tensor: _Tensor) -> np.ndarray:
+    """The numbers of one tensor; every field comes from the file, so each is checked before memory is touched."""
+    try:
+        (kind, key, size), offset, shape, stride = tensor
+        dtype = np.dtype(DTYPES[kind])
+        record = archive.getinfo(f"{root}data/{key}")
+        counts = (size, offset, *shape, *stride)
+        if not all(type(n) is int and n >= 0 for n in counts) or len(shape) != len(stride):
+            raise ValueError(f"impossible shape {shape} or stride {stride}")
+        if record.file_size != size * dtype.itemsize:
+            raise ValueError(f"storage {key} has {record.file_size} bytes for {size} numbers of type {dtype}")
+        last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+        if math.prod(shape) > size or (math.prod(shape) and last >= size):
+            raise ValueError(f"it reaches beyond its storage of {size} numbers")
+        if not math.prod(shape):
+            return np.zeros(shape, dtype)
+        numbers = np.frombuffer(archive.read(record), dtype)[offset:]
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: tensor {name} is broken: {error}") from error
+    view = np.lib.stride_tricks.as_strided(numbers, shape, [s * dtype.itemsize for s in stride], writeable=False)
+    return np.ascontiguousarray(view) if shape else view.copy()

@@ -1,0 +1,226 @@
+"""Published Wan2.1 and Wan2.2 VAE weights, in the original and in the diffusers layout, to and from our parameters.
+
+The three hold the same numbers under other names, with the axes of each array in another order. One table a layout
+gives the names; the axes follow from the kind of layer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from pv_vae_jax.models.vae import VAE, VAEConfig
+from pv_vae_jax.typing import Params, WeightsError
+
+Layout = Literal["original", "diffusers"]
+LAYOUTS = ("original", "diffusers")
+
+# Ours -> theirs, within a residual block.
+BLOCK = {
+    "original": {
+        "norm1": "residual.0",
+        "conv1": "residual.2",
+        "norm2": "residual.3",
+        "conv2": "residual.6",
+        "shortcut": "shortcut",
+    },
+    "diffusers": {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "conv_shortcut"},
+}
+# Ours -> theirs, outside the levels; `middle/block0` and the like are prefixes of residual blocks.
+MODULES = {
+    "original": {
+        "encoder/stem": "encoder.conv1",
+        "encoder/norm": "encoder.head.0",
+        "encoder/head": "encoder.head.2",
+        "encoder/moments": "conv1",
+        "decoder/latents": "conv2",
+        "decoder/stem": "decoder.conv1",
+        "decoder/norm": "decoder.head.0",
+        "decoder/head": "decoder.head.2",
+    },
+    "diffusers": {
+        "encoder/stem": "encoder.conv_in",
+        "encoder/norm": "encoder.norm_out",
+        "encoder/head": "encoder.conv_out",
+        "encoder/moments": "quant_conv",
+        "decoder/latents": "post_quant_conv",
+        "decoder/stem": "decoder.conv_in",
+        "decoder/norm": "decoder.norm_out",
+        "decoder/head": "decoder.conv_out",
+    },
+}
+MIDDLE = {
+    "original": {"block0": "middle.0", "attention": "middle.1", "block1": "middle.2"},
+    "diffusers": {
+        "block0": "mid_block.resnets.0",
+        "attention": "mid_block.attentions.0",
+        "block1": "mid_block.resnets.1",
+    },
+}
+
+
+def detect_layout(names: Iterable[str]) -> Layout:
+    """Layout of a file by the names of its tensors.
+
+    Raises:
+      WeightsError: it has neither layout; some of its names are shown.
+    """
+    for layout in LAYOUTS:
+        # Two marks, so that a file that lacks one of them is still recognised, and its fault reported.
+        if {f"{MODULES[layout][f'encoder/{name}']}.weight" for name in ("stem", "moments")} & set(names):
+            return layout
+    shown = ", ".join(sorted(names)[:5]) or "nothing"
+    raise WeightsError(f"these are not the names of a Wan VAE, neither original nor diffusers: {shown}, ...")
+
+
+def from_wan(tensors: Mapping[str, np.ndarray], config: VAEConfig) -> Params:
+    """Our float32 parameters from published tensors of either layout and any float type.
+
+    Raises:
+      WeightsError: tensors are missing, left over, misshapen or no floats (all are named), the layout is unknown, or
+        `config` is no Wan network.
+    """
+    layout = detect_layout(tensors)
+    names, shapes = _names(config, layout), published_shapes(config, layout)
+    _raise_faults(f"the weights do not fit the {layout} layout of {config.name}", tensors, shapes)
+    expected = _expected(config)
+    params = {path: _from_published(tensors[names[path]], expected[path]) for path in expected}
+    return unflatten_dict(params, sep="/")
+
+
+def to_wan(params: Params, config: VAEConfig, layout: Layout) -> dict[str, np.ndarray]:
+    """Published names and axes for our parameters, float32: the inverse of `from_wan`.
+
+    Raises:
+      WeightsError: parameters are missing, left over or misshapen (all are named), or `config` is no Wan network.
+    """
+    names = _names(config, layout)
+    flat = flatten_dict(params, sep="/")
+    _raise_faults(f"the parameters do not fit {config.name}", flat, _expected(config))
+    return {names[path]: _to_published(path, np.asarray(value, np.float32)) for path, value in flat.items()}
+
+
+def published_shapes(config: VAEConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the network in a layout."""
+    names = _names(config, layout)
+    # An array of one number, broadcast: the axes are moved without memory for the values.
+    empty = {path: np.broadcast_to(np.float32(0), shape) for path, shape in _expected(config).items()}
+    return {names[path]: _to_published(path, value).shape for path, value in empty.items()}
+
+
+@functools.cache
+def _expected(config: VAEConfig) -> Mapping[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of ours."""
+    clip = jnp.zeros((1, 1, config.space_factor, config.space_factor, 3))
+    shapes = jax.eval_shape(lambda: VAE(config).init(jax.random.key(0), clip))["params"]
+    return MappingProxyType({path: value.shape for path, value in flatten_dict(shapes, sep="/").items()})
+
+
+def _names(config: VAEConfig, layout: Layout) -> dict[str, str]:
+    """Path of every parameter of ours, `encoder/level0/block1/conv2/kernel`, -> published name."""
+    _check_config(config)
+    if layout not in LAYOUTS:
+        raise ValueError(f"the layouts are {' and '.join(LAYOUTS)}, got {layout!r}")
+    modules = _modules(config, layout)
+    names = {}
+    for path in _expected(config):
+        module, leaf = path.rsplit("/", 1)
+        names[path] = f"{modules[module]}.{'weight' if leaf == 'kernel' else leaf}"
+    return names
+
+
+def _modules(config: VAEConfig, layout: Layout) -> dict[str, str]:
+    modules = dict(MODULES[layout])
+
+    def block(ours: str, theirs: str) -> None:
+        modules.update({f"{ours}/{a}": f"{theirs}.{b}" for a, b in BLOCK[layout].items()})
+
+    def resample(ours: str, theirs: str) -> None:
+        modules.update({f"{ours}/conv": f"{theirs}.resample.1", f"{ours}/time_conv": f"{theirs}.time_conv"})
+
+    for side in ("encoder", "decoder"):
+        middle = {ours: f"{side}.{theirs}" for ours, theirs in MIDDLE[layout].items()}
+        block(f"{side}/middle/block0", middle["block0"])
+        block(f"{side}/middle/block1", middle["block1"])
+        for name in ("norm", "to_qkv", "proj"):
+            modules[f"{side}/middle/attention/{name}"] = f"{middle['attention']}.{name}"
+    for i in range(len(config.encoder_widths)):
+        for n in range(config.encoder_blocks):
+            block(f"encoder/level{i}/block{n}", _in_encoder(config, layout, i, n))
+        resample(f"encoder/level{i}/down", _in_encoder(config, layout, i, config.encoder_blocks))
+        for n in range(config.decoder_blocks):
+            block(f"decoder/level_{i}/block{n}", _in_decoder(config, layout, i, n))
+        resample(f"decoder/level_{i}/up", _in_decoder(config, layout, i, config.decoder_blocks))
+    return modules
+
+
+def _in_encoder(config: VAEConfig, layout: Layout, level: int, n: int) -> str:
+    """Name of the nth layer of a level; the resampling counts as the one after the last block.
+
+    Wan2.2 nests the layers of a level, because a shortcut spans them; Wan2.1 lists the layers of all levels in a row.
+    """
+    flat = level * (config.encoder_blocks + 1) + n
+    if layout == "original":
+        return f"encoder.downsamples.{level}.downsamples.{n}" if config.shortcuts else f"encoder.downsamples.{flat}"
+    if not config.shortcuts:
+        return f"encoder.down_blocks.{flat}"
+    return f"encoder.down_blocks.{level}." + (f"resnets.{n}" if n < config.encoder_blocks else "downsampler")
+
+
+def _in_decoder(config: VAEConfig, layout: Layout, level: int, n: int) -> str:
+    """The same for the decoder, which diffusers nests in both networks."""
+    flat = level * (config.decoder_blocks + 1) + n
+    if layout == "original":
+        return f"decoder.upsamples.{level}.upsamples.{n}" if config.shortcuts else f"decoder.upsamples.{flat}"
+    up = "upsampler" if config.shortcuts else "upsamplers.0"
+    return f"decoder.up_blocks.{level}." + (f"resnets.{n}" if n < config.decoder_blocks else up)
+
+
+def _check_config(config: VAEConfig) -> None:
+    """Other networks have the same kinds of layers, and would go through silently to give weights nobody can use."""
+    wrong = {
+        "shortcuts and halve_up: one of them, as in Wan2.2 and Wan2.1": config.shortcuts == config.halve_up,
+        "shortcut_pad='zero'": config.shortcuts and config.shortcut_pad != "zero",
+        "mid_attention=True": not config.mid_attention,
+        "decoder_blocks = encoder_blocks + 1": config.decoder_blocks != config.encoder_blocks + 1,
+        "pad='gaussian' (a learned pad has no place in the published layouts)": config.pad == "learnable",
+    }
+    missing = [what for what, bad in wrong.items() if bad]
+    if missing:
+        raise WeightsError(f"{config.name} is no Wan network; one has " + "; ".join(missing))
+
+
+def _to_published(path: str, x: np.ndarray) -> np.ndarray:
+    if path.endswith("gamma"):  # attention works on frames, everything else on clips
+        return x.reshape(-1, *(1,) * (2 if "/attention/" in path else 3))
+    if x.ndim == 2:  # a dense layer, published as a 1 x 1 convolution
+        return x.T[:, :, None, None]
+    return x if x.ndim == 1 else np.moveaxis(x, (-1, -2), (0, 1))  # (.., i, o) -> (o, i, ..)
+
+
+def _from_published(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Inverse of `_to_published`, given the shape to arrive at."""
+    x = np.asarray(x).astype(np.float32)
+    if x.ndim > 1 and len(shape) > 1:
+        x = np.moveaxis(x, (0, 1), (-1, -2))
+    return np.ascontiguousarray(x.reshape(shape))
+
+
+def _raise_faults(what: str, found: Mapping, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names, shapes and types; raise one error that lists everything."""
+    faults = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"left over {name} {tuple(found[name].shape)}" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(found.keys() & expected.keys()):
+        if tuple(found[name].shape) != expected[name]:
+            faults.append(f"{name} has shape {tuple(found[name].shape)}, expected {expected[name]}")
+        elif not jnp.issubdtype(found[name].dtype, jnp.floating):
+            faults.append(f"{name} holds {found[name].dtype}, expected floats")
+    if faults:
+        raise WeightsError(f"{what}, {len(faults)} faults:\n  " + "\n  ".join(faults))
