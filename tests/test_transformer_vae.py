@@ -13,6 +13,7 @@ from pv_vae_jax import pretrained
 from pv_vae_jax.config import ConfigError, Experiment, OptimizerConfig, from_dict, override, to_dict
 from pv_vae_jax.losses.objective import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig, frame_causal
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
@@ -125,6 +126,8 @@ def test_a_still_clip_is_decoded_like_its_image_at_the_start(tiny):
     image = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])(params, video[:, :1])
     still = jax.jit(lambda p, x: model.apply({"params": p}, x)[0])(params, jnp.repeat(video[:, :1], 9, axis=1))
     np.testing.assert_allclose(still, jnp.repeat(image, 9, axis=1), atol=1e-5)
+    # The explicit hand-over of the CNN therefore finds nothing to set.
+    jax.tree.map(np.testing.assert_array_equal, inflate_image_params(tiny[1]), tiny[1])
 
 
 def test_truncated_equals_filled(tiny):
@@ -175,8 +178,11 @@ def test_chunks_equal_the_whole_pass(tiny, apply, chunk):
 
 def test_without_a_window_there_is_no_streaming(tiny):
     _, params, video = tiny
-    with pytest.raises(ValueError, match="streaming needs a window"):
-        encode_chunks(TransformerVAE(dataclasses.replace(TINY, window=0)), params, video, 1)
+    model = TransformerVAE(dataclasses.replace(TINY, window=0))
+    whole = model.apply({"params": params}, video[:, :3], method="encode").mean
+    np.testing.assert_allclose(encode_chunks(model, params, video[:, :3], 2).mean, whole, atol=1e-5)
+    with pytest.raises(ValueError, match="cannot stream: take the whole clip as one chunk"):
+        encode_chunks(model, params, video[:, :3], 1)
 
 
 def test_bfloat16_stays_close(tiny, apply):

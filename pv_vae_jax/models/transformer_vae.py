@@ -187,10 +187,12 @@ class Trunk(nn.Module):
         c = self.config
         b, g, h, w, d = x.shape
         start = self.get_variable(CACHE, "seen", jnp.int32(0))  # latent frames of earlier chunks
+        if not c.window and continues(self):
+            raise ValueError(
+                "a VAE whose window is 0 looks back without end and cannot stream: take the whole clip as one chunk"
+            )
         streaming = self.is_mutable_collection(CACHE) and not self.is_initializing()
         if streaming:
-            if not c.window:
-                raise ValueError("streaming needs a window: without one a layer's memory grows with the clip")
             self.put_variable(CACHE, "seen", start + g)
         layers = nn.scan(
             remat(Layer, c.remat),
