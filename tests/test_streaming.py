@@ -11,7 +11,7 @@ from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.streaming import chunk_sizes, decode_chunks, decode_step, encode_chunks, encode_step
 from pv_vae_jax.typing import ShapeError
-from tests.conftest import TINY, perturbed
+from tests.conftest import TINY
 
 # What differs between the families: how the shortcuts treat frame 0, or that there are none; where time is halved.
 KINDS = {
@@ -21,14 +21,32 @@ KINDS = {
 }
 
 
+def drawn(model: VAE, seed: int = 0):
+    """Parameters drawn on the host: fast, and none is zero or one."""
+    rng = np.random.default_rng(seed)
+    video = jnp.zeros((1, 1 + model.config.time_factor, 8, 8, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+    return jax.tree.map(
+        lambda p: rng.standard_normal(p.shape, np.float32) / max(2, np.prod(p.shape[:-1])) ** 0.5, shapes
+    )
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     """`(model, params, video, posterior, decoded)`: a clip of 17 frames through the whole pass."""
     model = VAE(KINDS[request.param])
-    video = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 17, 8, 16, 3)), jnp.float32)
-    params = perturbed(jax.jit(model.init)(jax.random.key(0), video[:, :5])["params"])
+    params = drawn(model)
+    video = np.random.default_rng(1).uniform(-1, 1, (1, 17, 8, 16, 3)).astype(np.float32)
     decoded, posterior = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, video)
     return model, params, video, posterior, decoded
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """`(model, params, video)`: two clips of 7 frames; drawing its parameters compiles nothing."""
+    model = VAE(TINY)
+    video = np.random.default_rng(2).uniform(-1, 1, (2, 7, 16, 16, 3)).astype(np.float32)
+    return model, drawn(model), jnp.asarray(video)
 
 
 def close(a, b):
@@ -39,26 +57,28 @@ def close(a, b):
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_equal_the_whole_pass(kind, chunk):
     model, params, video, posterior, decoded = kind
-    close(jax.jit(lambda p, x: encode_chunks(model, p, x, chunk))(params, video), posterior)
-    close(jax.jit(lambda p, z: decode_chunks(model, p, z, chunk))(params, posterior.mean), decoded)
-
-
-@pytest.mark.parametrize("frames", [1, 5])
-def test_short_clips_and_images(kind, frames):
-    """By causality a short clip is the beginning of the long one."""
-    model, params, video, posterior, decoded = kind
-    g = model.config.latent_frames(frames)
 
     @jax.jit
     def run(params, video, latents):
-        return encode_chunks(model, params, video, 1).mean, decode_chunks(model, params, latents, 1)
+        return encode_chunks(model, params, video, chunk), decode_chunks(model, params, latents, chunk)
 
-    close(run(params, video[:, :frames], posterior.mean[:, :g]), (posterior.mean[:, :g], decoded[:, :frames]))
+    close(run(params, video, posterior.mean), (posterior, decoded))
 
 
-def test_steps_in_a_python_loop_equal_the_scan(tiny):
+@pytest.mark.parametrize("frames", [1, 5])
+def test_short_clips_and_images(plain, frames):
+    """By causality a short clip is the beginning of a long one."""
+    model, params, video = plain
+    decoded, posterior = jax.jit(lambda x: model.apply({"params": params}, x))(video)
+    g = TINY.latent_frames(frames)
+    mean = jax.jit(lambda x: encode_chunks(model, params, x, 2).mean)(video[:, :frames])
+    close(mean, posterior.mean[:, :g])
+    close(jax.jit(lambda z: decode_chunks(model, params, z, 2))(mean), decoded[:, :frames])
+
+
+def test_steps_in_a_python_loop_equal_the_scan(plain):
     """The cache goes in and comes out: chunks of any size may follow each other, and an old cache stays as it was."""
-    model, params, video = tiny
+    model, params, video = plain
     video = jnp.concatenate([video, -video[:, 1:]], axis=1)  # 13 frames, 7 latent frames
     encode = jax.jit(lambda cache, x: encode_step(model, params, cache, x))
     decode = jax.jit(lambda cache, z: decode_step(model, params, cache, z))
@@ -73,22 +93,23 @@ def test_steps_in_a_python_loop_equal_the_scan(tiny):
     assert len(set(sizes)) == 1 and sizes[0] > 0, "the cache does not grow"
     close(encode(before, video[:, 9:])[1].mean, means[-1])
     mean = jnp.concatenate(means, axis=1)
-    close(mean, jax.jit(lambda x: encode_chunks(model, params, x, 2))(video).mean)
-    close(jnp.concatenate(pictures, axis=1), jax.jit(lambda z: decode_chunks(model, params, z, 2))(mean))
+    pictures = jnp.concatenate(pictures, axis=1)
+    scanned = jax.jit(lambda x, z: (encode_chunks(model, params, x, 2).mean, decode_chunks(model, params, z, 2)))
+    close((mean, pictures), scanned(video, mean))
 
 
-def test_the_parameters_are_those_of_the_whole_pass(tiny):
+def test_the_parameters_are_those_of_the_whole_pass(plain):
     """`init` makes no cache, and a whole pass neither needs nor returns one."""
-    model, _, video = tiny
+    model, _, video = plain
     variables = jax.eval_shape(model.init, jax.random.key(0), video)
     assert set(variables) == {"params"}
     cache, _ = jax.eval_shape(lambda v: encode_step(model, v["params"], None, video), variables)
     assert set(cache) == {"encoder"}
 
 
-def test_inside_a_foreign_jit_with_vmap(tiny):
+def test_inside_a_foreign_jit_with_vmap(plain):
     """As part of another program, mapped over an axis of its own."""
-    model, params, video = tiny
+    model, params, video = plain
     clips = jnp.stack([video, video[:, ::-1]])
     mean = jax.jit(jax.vmap(lambda x: 2 * encode_chunks(model, params, x, 1).mean))(clips)
     whole = jax.jit(lambda x: model.apply({"params": params}, x, method="encode").mean)
@@ -101,9 +122,9 @@ def temporary_bytes(function, *shapes) -> int:
 
 
 @pytest.mark.parametrize("part", ["encode", "decode"])
-def test_memory_does_not_grow_with_the_clip(tiny, part):
+def test_memory_does_not_grow_with_the_clip(plain, part):
     """Temporary memory of the compiled program; what goes in and what comes out are left out of it."""
-    model, params, _ = tiny
+    model, params, _ = plain
 
     def streamed(x):
         return (encode_chunks if part == "encode" else decode_chunks)(model, params, x, 4)
@@ -135,8 +156,8 @@ def test_chunk_sizes():
         chunk_sizes(5, 0)
 
 
-def test_what_does_not_fit_is_refused(tiny):
-    model, params, video = tiny
+def test_what_does_not_fit_is_refused(plain):
+    model, params, video = plain
     with pytest.raises(ShapeError, match="use 5 or 7 frames"):
         encode_chunks(model, params, video[:, :6])
     with pytest.raises(ShapeError, match="use 1 or 3 frames"):
