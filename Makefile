@@ -16,7 +16,7 @@ ARGS ?=
 .PHONY: help install demo demo-long test test-slow benchmark lint clean
 
 help:
-	@echo "make demo        train, sample and report in about 15 minutes on 2 cores; DATA=folder for your own videos"
+	@echo "make demo        train, sample and report in about 8 minutes on 2 cores; DATA=folder for your own videos"
 	@echo "make demo-long   the same at more length: up to 2 hours on 2 cores; run it again to resume"
 	@echo "make test        the tests; make test-slow for those that take longer"
 	@echo "make benchmark   training step against eager PyTorch (installs PyTorch into .venv)"

@@ -4,8 +4,9 @@
 
 All run in one process, on the same cores, in turns (A B C A B C ...), from the same parameters: their outputs are
 compared before anything is timed. A step is the predictive pass (filled form, one `k` per example), pixel, motion and
-KL terms, backward pass, gradient clipping, AdamW and EMA. PyTorch runs in the faster of its two memory layouts.
-The ratio is ours / PyTorch of medians; the aim is at most 0.8. Results go to `benchmarks/results/vae_step_cpu.json`.
+KL terms, backward pass, gradient clipping, AdamW and EMA. PyTorch runs in both of its memory layouts.
+The ratio is ours / PyTorch of medians; the aim is at most 0.8 against the faster layout. Results go to
+`benchmarks/results/vae_step_cpu.json`.
 """
 
 from __future__ import annotations
@@ -166,27 +167,23 @@ def time_case(name: str, rounds: int, threads: int) -> dict:
     first = {key: round(milliseconds(run), 1) for key, run in steps.items()}  # tracing and compilation
     for run in steps.values():
         run()
-    layouts = [key for key in steps if key.startswith("torch")]
-    trial = {key: min(milliseconds(steps[key]) for _ in range(4)) for key in layouts}
-    steps["torch"] = steps[min(trial, key=trial.get)]
-    times: dict[str, list[float]] = {key: [] for key in ("ours", "torch", "ours, direct conv3d")}
+    times: dict[str, list[float]] = {key: [] for key in steps}
     for _ in range(rounds):
         for key, taken in times.items():
             taken.append(milliseconds(steps[key]))
     median = {key: round(statistics.median(taken), 1) for key, taken in times.items()}
-    ratio = {key: round(median[key] / median["torch"], 3) for key in times if key != "torch"}
-    print(f"\n{name}: {facts['parameters']:,} parameters, clips {facts['clips']}, {min(trial, key=trial.get)}")
+    ratio = {key: round(median["ours"] / value, 3) for key, value in median.items() if key.startswith("torch")}
+    print(f"\n{name}: {facts['parameters']:,} parameters, clips {facts['clips']}")
     for key, value in median.items():
-        against = f"{ratio[key]:.2f} x torch" if key in ratio else ""
+        against = f"ours takes {ratio[key]:.2f} of it" if key in ratio else ""
         spread = f"({min(times[key]):.0f} to {max(times[key]):.0f})"
-        print(f"  {key:<20} {value:8.1f} ms {spread:<16} first {first.get(key, 0) / 1e3:5.1f} s  {against}")
+        print(f"  {key:<21} {value:8.1f} ms {spread:<16} first {first[key] / 1e3:5.1f} s  {against}")
     return facts | {
-        "torch_layout": min(trial, key=trial.get).removeprefix("torch, "),
         "median_ms": median,
-        "ratio_to_torch": ratio,
+        "ratio_of_ours": ratio,
         "first_call_ms": first,
         "rounds": rounds,
-        "meets_aim": ratio["ours"] <= AIM,
+        "meets_aim": max(ratio.values()) <= AIM,
     }
 
 

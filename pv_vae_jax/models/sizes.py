@@ -33,7 +33,7 @@ SIZES: dict[str, VAEConfig] = {
     "small": VAEConfig(encoder_widths=(32, 64, 128, 256, 256), decoder_widths=(32, 64, 128, 256, 256)),
     "base": VAEConfig(),
     # Multiples of 128 at every resolution: narrower channels leave lanes of a matrix unit idle, and cost most of all at
-    # full resolution. 9.6 T multiply-adds a clip of 17 x 256 x 256; Wan2.2 takes 12.3 T.
+    # full resolution.
     "paper": VAEConfig(encoder_widths=(128, 128, 512, 512, 512), decoder_widths=(128, 128, 512, 1024, 1024)),
     "t4s8c16": VAEConfig(
         latent_channels=16,

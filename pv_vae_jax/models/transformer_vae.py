@@ -13,7 +13,7 @@ it hides nothing in training, and longer clips then hold no distance in time tha
 
 Images hand over a video model, as with the CNN: the matrices of later patches are those of frame 0 plus a part that
 starts at zero. A fresh network is a per-frame model exactly; a trained one nearly, because distances in time turn the
-attention a little (`experiments/demo_transformer.py` after 200 steps: 29.23 dB on images and on still clips).
+attention a little.
 
 Streaming works as with the CNN (`pv_vae_jax.streaming`, `layers.cache`) and gives the numbers of the whole pass. What
 differs: a layer remembers the keys and values of `window` latent frames instead of one or two frames of its input, so
