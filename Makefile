@@ -17,7 +17,7 @@ ARGS ?=
 
 help:
 	@echo "make demo        train, sample and report in about 8 minutes on 2 cores; DATA=folder for your own videos"
-	@echo "make demo-long   the same at more length: up to 2 hours on 2 cores; run it again to resume"
+	@echo "make demo-long   the same at more length: about an hour on 2 cores; run it again to resume"
 	@echo "make test        the tests; make test-slow for those that take longer"
 	@echo "make benchmark   training step against eager PyTorch (installs PyTorch into .venv)"
 	@echo "make lint        ruff"

@@ -163,11 +163,16 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adamw():
     """A kernel of any rank moves by 0.2 sqrt(larger side) times a nearly orthogonal matrix, layers of a scan apart."""
     rng = np.random.default_rng(0)
     shapes = {"dense": (12, 8), "conv": (3, 3, 3, 4, 8), "stacked": (2, 8, 16)}
-    params = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(8)} for name, shape in shapes.items()}
+    params = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros((2, 8))} for name, shape in shapes.items()}
     grads = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), jnp.float32), params)
     config = OptimizerConfig(name="muon", learning_rate=1e-2, warmup_steps=0, clip_norm=0)
     rules = {"muon": optimizer(config, 10), "adamw": optax.nadamw(schedule(config, 10), config.b1, config.b2)}
+    for tree in (params, grads):
+        tree |= {f"layer{i}": jax.tree.map(lambda p, i=i: p[i], tree["stacked"]) for i in range(2)}
     updates = {name: jax.jit(rule.update)(grads, rule.init(params), params)[0] for name, rule in rules.items()}
+    for i in range(2):
+        alone = updates["muon"][f"layer{i}"]["kernel"]
+        np.testing.assert_allclose(updates["muon"]["stacked"]["kernel"][i], alone, atol=1e-6)
     for name, shape in shapes.items():
         matrices = np.asarray(updates["muon"][name]["kernel"]).reshape(-1 if name == "stacked" else 1, *_matrix(shape))
         for matrix in matrices:
