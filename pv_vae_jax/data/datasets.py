@@ -1,6 +1,7 @@
 """Published data sets in the layouts they come in: what their lists name, what of it is on disk, and what is missing.
 
-Nothing is downloaded. Each function takes the folder the user has and a split, `train` or `test`, and returns a `Listing`.
+Nothing is downloaded. Each function takes the folder the user has and a split, `train` or `test`, and returns a
+`Listing`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Clips in ArrayRecord shards, as `pv-vae prepare` writes them, and the source that reads them.
 
-A split is a folder. Shard `i` is `0000i.array_record` (clips) and `0000i.json` (what the clips are, and what was skipped),
-the second written after the first; `manifest.json` sums them up and is written last: without it the split is unfinished.
+A split is a folder. Shard `i` is `0000i.array_record` (clips) and `0000i.json` (what they are, what was skipped), the
+second written after the first; `manifest.json` sums them up and is written last: without it the split is unfinished.
 A record is a safetensors blob of `video`, the bytes of an H.264 MP4 file with frequent key frames, and `label`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,17 +135,15 @@ class RecordVideos:
         """
         window, record = self._windows[index]
         place = rng.random()
-        return self._read(
-            record, lambda n: int(place * (n - self.span + 1)) if self.random else window * self.span, rng
-        )
+        start = lambda n: int(place * (n - self.span + 1)) if self.random else window * self.span  # noqa: E731
+        return self._read(record, start, self.frames, rng)
 
     def image(self, index: int, rng: np.random.Generator) -> dict:
         """A random frame of one record."""
         place = rng.random()
-        return self._read(self._windows[index][1], lambda n: int(place * n), rng, count=1)
+        return self._read(self._windows[index][1], lambda n: int(place * n), 1, rng)
 
-    def _read(self, record: int, start, rng: np.random.Generator, count: int | None = None) -> dict:
-        count = self.frames if count is None else count
+    def _read(self, record: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
         corner = rng.random(2)  # drawn before reading: which record replaces a broken one changes no draw
         for step in range(len(self._lengths)):
             i = (record + step) % len(self._lengths)

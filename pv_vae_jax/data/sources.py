@@ -275,7 +275,5 @@ def open_source(
     if kind == "imagenet":
         return ImageFiles(folder, listing, size=size, random=random, clips=clips, crop=crop)
     if any(item.start or item.stop != float("inf") for item in listing.items):
-        raise NoVideosError(
-            f"{folder}: clips of {kind} are parts of longer videos; cut them first: pv-vae prepare {folder}"
-        )
+        raise NoVideosError(f"{folder}: clips of {kind} are parts of longer videos; cut them first with pv-vae prepare")
     return FolderVideos(folder, split=split, cache_bytes=cache_bytes, listing=listing, **settings)

@@ -1,4 +1,4 @@
-"""Videos or images of a prepared TensorFlow dataset, read as random-access ArrayRecord without TensorFlow (extra `tfds`)."""
+"""Videos or images of a prepared TensorFlow dataset in ArrayRecord, read without TensorFlow (extra `tfds`)."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class TFDSVideos:
         info = _info(self.folder)
         if info.get("fileFormat") != "array_record":
             raise NoVideosError(
-                f"{folder} is stored as {info.get('fileFormat', 'tfrecord')}, which has no random access: build it with "
-                "tfds build --file_format=array_record"
+                f"{folder} is stored as {info.get('fileFormat', 'tfrecord')}, which has no random access: build it "
+                "with tfds build --file_format=array_record"
             )
         splits = [s["name"] for s in info.get("splits", [])]
         if split == "test" and "test" not in splits and "validation" in splits:
