@@ -213,7 +213,7 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
         main([*call[:3], "--out", str(tmp_path / "in" / "x")]) == 1 and "taken for classes" in capsys.readouterr().err
     )
     assert main(["pv-vae", "prepare", str(tmp_path / "out"), "--out", "x"]) == 1
-    assert "training reads it as it is" in capsys.readouterr().err
+    assert "which training reads as it is" in capsys.readouterr().err
     assert main([*call, "--fold=2"]) == 1 and "--fold is of ucf101" in capsys.readouterr().err
     assert main([*call, "--short_side=31"]) == 1 and "even number" in capsys.readouterr().err
     if importlib.util.find_spec("apache_beam") is None:
