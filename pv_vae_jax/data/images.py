@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import threading
 import warnings
@@ -73,11 +72,6 @@ class ImageFiles:
         self.items = listing.items if random or clips is None else listing.items[:clips]
         self.skipped: dict[Path, str] = {}
         self._lock = threading.Lock()
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when a file comes or goes."""
-        return hashlib.sha256("\n".join(item.name for item in self.items).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.items)

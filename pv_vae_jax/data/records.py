@@ -119,11 +119,6 @@ class RecordVideos:
         """Recorded frames from the first to the last frame of a clip."""
         return (self.frames - 1) * self.stride + 1
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the clips do."""
-        return self.manifest["hash"]
-
     def __len__(self) -> int:
         return len(self._windows)
 

@@ -25,7 +25,7 @@ from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.tfds_videos import TFDSVideos
 from pv_vae_jax.data.video_files import SUFFIXES, BrokenVideoError, probe, read_video
 
-__all__ = ["FolderVideos", "ImageFrames", "NoVideosError", "VideoSource", "class_names", "open_source"]
+__all__ = ["FolderVideos", "ImageFrames", "NoVideosError", "VideoSource", "class_names", "fingerprint", "open_source"]
 
 
 class VideoSource(Protocol):
@@ -126,12 +126,6 @@ class FolderVideos:
         """Source frames from the first to the last frame of a clip."""
         return (self.frames - 1) * self.stride + 1
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes when a file comes, goes, or gets another length or size."""
-        lines = [f"{p}\t{p.stat().st_size}\t{n}" for p, n in zip(self.files, self._lengths, strict=True)]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
     def __len__(self) -> int:
         return len(self._windows)
 
@@ -211,6 +205,26 @@ class FolderVideos:
         if split == "test":
             return f"{self.folder} holds no clip for testing: give at least two videos, or sub-folders train and test"
         return f"{self.folder} holds no video files ({', '.join(SUFFIXES)}), neither directly nor in sub-folders"
+
+
+def fingerprint(source: str) -> str:
+    """Changes when a folder's training clips do, as far as names and sizes of files tell; "" for `synthetic`.
+
+    Raises:
+      NoVideosError: no such folder, or it is incomplete.
+    """
+    if source == "synthetic":
+        return ""
+    folder = Path(source)
+    check_folder(folder)
+    kind = recognise(folder)
+    if kind == "records":
+        return read_manifest(folder / "train")["hash"]
+    if kind == "tfds":
+        return hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
+    items = list_dataset(folder, "train", kind).items
+    lines = [f"{item.name}\t{item.label}\t{item.path.stat().st_size}" for item in items]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def class_names(source: str) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import threading
@@ -83,11 +82,6 @@ class TFDSVideos:
     def span(self) -> int:
         """Frames from the first to the last frame of a clip."""
         return (self.frames - 1) * self.stride + 1
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the dataset is built again with other examples."""
-        return hashlib.sha256((self.folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return self._length
