@@ -19,7 +19,7 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".
 TIMED = ("mov,", "matroska,", "gif")  # PyAV's names of containers that store when each frame is shown
 
 
-MAX_PAUSE = 60.0  # seconds from one frame to the next
+MAX_PAUSE = 2.0  # seconds from one frame to the next; a longer one is damage or a still, and is left out
 MAX_PIXELS = 1 << 26  # of a picture, 8192 x 8192: a damaged header may ask for more memory than there is
 
 
@@ -209,7 +209,7 @@ def iterate_at_rate(
     info = probe(path)
     if short_side and short_side >= min(info.height, info.width):
         short_side = None
-    gap = 1 / info.fps
+    gap = min(1 / info.fps, MAX_PAUSE)  # a damaged header may claim any rate
     held, origin, shown, wanted, shape = None, None, 0.0, 0, None
 
     def take(frame) -> np.ndarray:
