@@ -171,9 +171,9 @@ def iterate_video(path: str | Path, *, short_side: int | None = None, count: int
     Raises:
       FileNotFoundError, BrokenVideoError: as `read_video`, when the frame at fault is reached.
     """
-    shape, number = None, 0
+    shape, number, convert = None, 0, _Pictures(short_side)
     for frame in _frames(path, count):
-        picture = _picture(frame, short_side)
+        picture = convert(frame)
         if picture.shape != (shape := shape or picture.shape):
             raise BrokenVideoError(f"{path}: the picture size changes within the video")
         number += 1
@@ -211,10 +211,11 @@ def iterate_at_rate(
         short_side = None
     gap = min(1 / info.fps, MAX_PAUSE)  # a damaged header may claim any rate
     held, origin, shown, wanted, shape = None, None, 0.0, 0, None
+    convert = _Pictures(short_side)
 
     def take(frame) -> np.ndarray:
         nonlocal shape
-        picture = _picture(frame, short_side)
+        picture = convert(frame)
         if picture.shape != (shape := shape or picture.shape):
             raise BrokenVideoError(f"{path}: the picture size changes within the video")
         return picture
@@ -279,6 +280,7 @@ def _decode(
     container, stream = _open(path)
     wanted = range(start, sys.maxsize if count is None else start + count * stride, stride)
     frames, position, trusted = [], -1, times is None
+    convert = _Pictures(short_side)
     with container:
         try:
             if times is not None:
@@ -297,7 +299,7 @@ def _decode(
                     if not known or position > expected or (position >= start and not trusted):
                         return None
                 if position in wanted:
-                    frames.append(_picture(frame, short_side))
+                    frames.append(convert(frame))
                 if count is not None and len(frames) == count:
                     break
         except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -331,17 +333,23 @@ def _read_frame_times(path: str | EncodedVideo) -> np.ndarray | None:
 
 def resize(picture: np.ndarray, short_side: int) -> np.ndarray:
     """`(h, w, 3)` uint8 with its shorter side brought to `short_side` pixels, by area averaging as for files."""
-    return _picture(_av().VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"), short_side)
+    return _Pictures(short_side)(_av().VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
 
 
-def _picture(frame, short_side: int | None) -> np.ndarray:
-    height, width = frame.height, frame.width
-    if short_side:
-        scale = short_side / min(height, width)
-        height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.rot90(picture, turns) if turns else picture
+class _Pictures:
+    """Turns decoded frames into pictures `(h, w, 3)` uint8; one for a file, as its tables are made once a size."""
+
+    def __init__(self, short_side: int | None):
+        self._short_side, self._scaler = short_side, _av().video.reformatter.VideoReformatter()
+
+    def __call__(self, frame) -> np.ndarray:
+        height, width, short = frame.height, frame.width, self._short_side
+        if short:
+            scale = short / min(height, width)
+            height, width = max(short, round(height * scale)), max(short, round(width * scale))
+        rgb = self._scaler.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA")
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        return np.rot90(rgb.to_ndarray(), turns) if turns else rgb.to_ndarray()
 
 
 def write_video(
