@@ -36,7 +36,7 @@ from pv_vae_jax.layers.initializers import lecun_normal
 from pv_vae_jax.layers.norm import RMSNorm
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.layers.rotary import rotary_angles, rotate
-from pv_vae_jax.models.vae import VAE, PadToken, _quiet_start
+from pv_vae_jax.models.vae import VAE, Compression, PadToken, _quiet_start
 from pv_vae_jax.sharding.axes import constrain
 from pv_vae_jax.typing import Array
 
@@ -44,7 +44,7 @@ TOKEN_AXES = ("batch", "time", "space", "width")
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerVAEConfig:
+class TransformerVAEConfig(Compression):
     """Architecture of a `TransformerVAE`; the defaults are the paper's (table 7), its silences filled by us.
 
     Attributes:
@@ -92,19 +92,6 @@ class TransformerVAEConfig:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(self, name)!r}")
-
-    @property
-    def name(self) -> str:
-        """Compression in the field's shorthand, e.g. `t4s16c64`."""
-        return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
-
-    def latent_frames(self, frames: int) -> int:
-        """Latent frames `g` of a clip of `1 + T` frames."""
-        return 1 + (frames - 1) // self.time_factor
-
-    def frames(self, latent_frames: int) -> int:
-        """Pixel frames that `latent_frames` decode to."""
-        return 1 + (latent_frames - 1) * self.time_factor
 
 
 def frame_causal(tokens: int, window: int, past: int = 0, start: Array | int = 0) -> MaskFunction:
