@@ -38,7 +38,7 @@ from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.layers.rotary import rotary_angles, rotate
 from pv_vae_jax.models.vae import VAE, Compression, PadToken, _quiet_start
 from pv_vae_jax.sharding.axes import constrain
-from pv_vae_jax.typing import Array
+from pv_vae_jax.typing import Array, check_dtype, check_sizes
 
 TOKEN_AXES = ("batch", "time", "space", "width")
 
@@ -76,9 +76,8 @@ class TransformerVAEConfig(Compression):
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("time_factor", "space_factor", "latent_channels", "heads", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        check_sizes(self, "time_factor", "space_factor", "latent_channels", "heads", "encoder_layers", "decoder_layers")
+        check_dtype(self.dtype)
         if self.window < 0:
             raise ValueError(f"window counts latent frames, 0 for all; got {self.window}")
         if self.width % (2 * self.heads) or self.width // self.heads < 6:

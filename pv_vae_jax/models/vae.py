@@ -32,7 +32,7 @@ from pv_vae_jax.layers.resample import (
     unpatchify,
 )
 from pv_vae_jax.sharding.axes import constrain
-from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_latent_shape
+from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_dtype, check_latent_shape, check_sizes
 
 VIDEO_AXES = ("batch", "time", "height", "width", "channels")
 
@@ -99,6 +99,9 @@ class VAEConfig(Compression):
     remat: bool = False
 
     def __post_init__(self):
+        check_sizes(self, "patch", "latent_channels", "encoder_widths", "decoder_widths")
+        check_sizes(self, "encoder_blocks", "decoder_blocks")
+        check_dtype(self.dtype)
         levels = len(self.space_factors)
         if len(self.time_factors) != levels:
             raise ValueError(f"time_factors has {len(self.time_factors)} entries, space_factors {levels}")

@@ -49,7 +49,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         optimizer=optimizer(stage.optimizer, stage.steps),
         discriminator=discriminator,
         discriminator_optimizer=optimizer(stage.discriminator_optimizer, stage.steps),
-        frozen=stage.frozen,
+        # A gaussian pad has no parameter, so there is nothing to hold.
+        frozen=tuple(part for part in stage.frozen if part != "pad" or experiment.vae.pad == "learnable"),
         ema_decay=stage.ema_decay,
         seed=experiment.seed,
         perceptual=perceptual,
