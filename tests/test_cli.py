@@ -385,7 +385,9 @@ def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
     assert "there are bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
     assert "no diffusion transformer yet" in fails(*call, trained / "video" / "model")
-    assert fails(*call, trained, "--clips=0", status=2)
+    assert "--guidance is a finite number" in fails(*call, trained, "--guidance=nan")
+    for wrong in ("--clips=0", "--steps=3000000000", "--seed=-1"):
+        assert fails(*call, trained, wrong, status=2)
     assert not (tmp_path / "out").exists()
 
 
