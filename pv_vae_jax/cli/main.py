@@ -22,6 +22,11 @@ COMMANDS = {
 def main(argv: Sequence[str]) -> int:
     """Run `argv[1]`; exit status 0, 1 for an error the user can mend, 2 for a wrong call, 130 or 143 if stopped."""
     name = argv[1] if len(argv) > 1 else "--help"
+    if name in ("--version", "version"):
+        from importlib.metadata import version
+
+        print(f"pv_vae_jax {version('pv_vae_jax')}, jax {version('jax')}")
+        return 0
     if name in ("-h", "--help", "help"):
         print("usage: pv-vae COMMAND [flags]; pv-vae COMMAND --help lists the flags\n")
         print("\n".join(f"  {command:12} {text}" for command, text in COMMANDS.items()))

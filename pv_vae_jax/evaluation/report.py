@@ -294,7 +294,8 @@ def _latents(metrics: dict, pictures: Pictures, media: Media) -> str:
         return "".join(parts) + '<p class="none">Clips of fewer than three latent frames have no curve.</p>'
     intervals = range(1, len(found["ltd_curve"]) + 1)
     curve = line_chart(
-        "Distance over the one at the longest interval", [Series("latents", intervals, found["ltd_curve"])],
+        "Distance of latent frames, as a share of the longest interval's",
+        [Series("latents", intervals, found["ltd_curve"])],
         x_label="interval, latent frames", whole_x=True,
     )  # fmt: skip
     chance = f"; two different clips are {found['ltd_chance']:.3f} apart" if found["ltd_chance"] is not None else ""

@@ -327,7 +327,12 @@ class VAE(nn.Module):
 
         Raises:
           ShapeError: frame count or size does not fit; the message names the nearest that do.
+          TypeError: integer pixels.
         """
+        if not jnp.issubdtype(video.dtype, jnp.floating):
+            raise TypeError(
+                f"a clip is of floats in [-1, 1], got {video.dtype}; pv_vae_jax.to_float makes them of uint8"
+            )
         if video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(f"a clip has shape (b, t, h, w, 3); got {video.shape}")
         frames = video.shape[1] + continues(self)  # a later chunk of a clip has no frame 0 of its own
