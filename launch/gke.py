@@ -4,9 +4,9 @@
       --claim runs:/mnt/runs --config experiments/demo.py --workdir /mnt/runs/demo --dry-run
   python launch gke --image IMAGE --gpu nvidia-h100-80gb --nodes 2 --gpus-per-node 8 --claim runs:/mnt/runs ...
 
-The image is built from launch/Dockerfile. --claim mounts a volume that all pods may write (ReadWriteMany); the work directory
-lies in it, or results would end with the pods. A pod that fails restarts the whole run, --restarts times, from its
-newest checkpoint. The cluster needs the JobSet controller. What is printed by --dry-run is what `kubectl apply` gets.
+The image is built from launch/Dockerfile. --claim mounts a volume that all pods may write (ReadWriteMany); the work
+directory lies in it, or results would end with the pods. A pod that fails restarts the whole run, --restarts times,
+from its newest checkpoint. The cluster needs the JobSet controller. --dry-run prints what `kubectl apply` would get.
 """
 
 from __future__ import annotations

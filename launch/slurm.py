@@ -3,8 +3,8 @@
   python launch slurm --config experiments/demo.py --workdir /shared/runs/ratio --nodes 2 --gpus-per-node 8 \\
       --time 24:00:00 --sweep config.seed=0,1,2
 
-One process a GPU, on all nodes; --gpus-per-node 0 is one process a node, on CPUs. Two minutes before the time is up SLURM
-sends SIGTERM, at which the run saves its state, and the job is put back into the queue as often as --restarts says.
+One process a GPU, on all nodes; --gpus-per-node 0 is one process a node, on CPUs. Two minutes before the time is up,
+SLURM sends SIGTERM, at which the run saves its state, and the job goes back into the queue as often as --restarts says.
 The work directory must be on a file system that all nodes share. Options that a cluster wants besides:
 --sbatch=--partition=gpu --sbatch=--account=me
 """

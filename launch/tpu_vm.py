@@ -17,7 +17,8 @@ from experiment import Experiment, make_parser, parse, shell_line, submit
 
 # The images of TPU VMs carry an older Python than this needs; uv brings one along.
 SETUP = (
-    "mkdir -p {folder} && tar -xzf {folder}.tar.gz -C {folder} && cd {folder} && python3 -m pip install --user --quiet uv"
+    "mkdir -p {folder} && tar -xzf {folder}.tar.gz -C {folder} && cd {folder}"
+    " && python3 -m pip install --user --quiet uv"
     " && python3 -m uv venv --quiet --allow-existing --python {python} .venv"
     " && python3 -m uv pip install --quiet --python .venv/bin/python -e '.[{extras}]'"
 )

@@ -1,11 +1,12 @@
 """Run an experiment through xmanager: work units on this machine, or on Vertex AI.
 
   python launch xm --config experiments/demo.py --workdir runs/ratio --sweep config.seed=0,1,2
-  python launch xm --image gcr.io/PROJECT/pv_vae_jax --vertex h100=8 --config experiments/demo.py --workdir /gcs/BUCKET/runs
+  python launch xm --image gcr.io/PROJECT/pv_vae_jax --vertex h100=8 \\
+      --config experiments/demo.py --workdir /gcs/BUCKET/runs
 
-A point of the sweep is a work unit, and all of them run at once. Each is `launch local` with its point, so --restarts and
---processes mean what they mean there. The image is built from launch/Dockerfile. Needs `pip install '.[xm]'`, apart
-from --dry-run.
+A point of the sweep is a work unit, and all of them run at once. Each is `launch local` with its point, so --restarts
+and --processes mean what they mean there. The image is built from launch/Dockerfile. Needs `pip install '.[xm]'`,
+apart from --dry-run.
 """
 
 from __future__ import annotations

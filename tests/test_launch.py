@@ -342,7 +342,7 @@ SBATCH_OPTIONS = {
 
 
 def check_sbatch(text: str) -> dict[str, str | None]:
-    """The options of a batch script, all of them known and well formed; sbatch stops reading them at the first command."""
+    """The options of a batch script, all known and well formed; sbatch stops reading them at the first command."""
     lines = text.splitlines()
     assert lines[0] == "#!/bin/bash"
     first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
