@@ -1,9 +1,7 @@
 """What the documents say is so: their commands parse, their programs run, their errors are the real ones."""
 
-import argparse
 import contextlib
 import io
-import os
 import re
 import shlex
 import subprocess
@@ -14,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 from absl import flags
 
-from pv_vae_jax.cli.main import COMMANDS, advice_on, main
+from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.config import Experiment, load_experiment, override, parse_overrides
 from pv_vae_jax.typing import ShapeError
 
