@@ -10,7 +10,7 @@ BACKENDS = {
     "slurm": "a batch job, or an array of them",
     "tpu_vm": "all workers of a Cloud TPU VM, over ssh",
     "gke": "a JobSet on Google Kubernetes Engine",
-    "xpk": "the same through the xpk command",
+    "xpk": "TPUs of a cluster made by xpk",
     "xm": "xmanager: on this machine, or on Vertex AI (extra xm)",
 }
 

@@ -3,8 +3,8 @@
 Every back end takes the flags of `make_parser`. A flag that the launcher does not know goes to `pv-vae train` as it is,
 so `--config.image.steps=200` and `--stage video` work everywhere. `@FILE` reads flags from a file.
 
-Processes of one run find each other through three variables, `COORDINATOR`, `COUNT` and `INDEX`; on TPUs JAX asks the
-machine instead. Only the standard library is needed here, and nothing of the package is imported.
+Processes of one run find each other through three variables, `COORDINATOR`, `COUNT` and `INDEX`; on several hosts with
+TPUs the flag `AUTO` lets JAX ask the machine. Only the standard library is needed, nothing of the package is imported.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from xla_flags import SETS, VARIABLES
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
 COUNT = "JAX_NUM_PROCESSES"
 INDEX = "JAX_PROCESS_ID"
+AUTO = "--coordinator=auto"  # of pv-vae train
 
 
 @dataclasses.dataclass(frozen=True)

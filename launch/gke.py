@@ -16,7 +16,7 @@ import math
 import re
 import sys
 
-from experiment import COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, parse, submit
+from experiment import AUTO, COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, parse, submit
 
 # Kind -> node label, and chips of a host unless the topology is smaller.
 TPUS = {
@@ -56,7 +56,7 @@ def jobset(experiment: Experiment, run: Run, args) -> dict:
     container = {
         "name": "train",
         "image": args.image,
-        "command": ["python", *run.arguments],
+        "command": ["python", *run.arguments, *([AUTO] if args.tpu and hosts > 1 else [])],
         "env": environment,
         "resources": {"limits": {resource: devices}},
         "volumeMounts": [{"name": "runs", "mountPath": mount}, {"name": "memory", "mountPath": "/dev/shm"}],

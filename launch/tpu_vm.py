@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from experiment import Experiment, make_parser, parse, shell_line, submit
+from experiment import AUTO, Experiment, make_parser, parse, shell_line, submit
 
 # The images of TPU VMs carry an older Python than this needs; uv brings one along.
 SETUP = (
@@ -51,7 +51,7 @@ def script(experiment: Experiment, args) -> str:
     target = shlex.quote(args.tpu)
     runs = []
     for run in experiment.runs():
-        command = shell_line(experiment.environment, (".venv/bin/python", *run.arguments))
+        command = shell_line(experiment.environment, (".venv/bin/python", *run.arguments, AUTO))
         runs.append(f"train {shlex.quote(f'cd {folder} && {command}')}")
     setup = SETUP.format(folder=folder, python=args.python, extras=args.extras)
     return SCRIPT.format(

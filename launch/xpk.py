@@ -1,18 +1,19 @@
-"""Run an experiment on a cluster made by xpk: one workload a run.
+"""Run an experiment on TPUs of a cluster made by xpk: one workload a run.
 
   python launch xpk --cluster my-cluster --zone us-west4-a --device-type v5litepod-16 --image IMAGE \\
       --config experiments/demo.py --workdir /mnt/runs/demo
 
 The image is built from launch/Dockerfile. Attach the storage that the work directory lies in with `xpk storage attach`
-first.
+first. For GPUs take `launch gke`, which tells the processes who they are.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 
-from experiment import Experiment, Run, dns_label, make_parser, parse, submit
+from experiment import AUTO, Experiment, Run, dns_label, make_parser, parse, submit
 
 LONGEST = 35  # xpk refuses longer names of workloads
 
@@ -28,7 +29,7 @@ def command(experiment: Experiment, run: Run, args) -> list[str]:
         "device-type": args.device_type,
         "docker-image": args.image,
         "max-restarts": str(experiment.restarts),
-        "command": shlex.join(["python", *run.arguments]),
+        "command": shlex.join(["python", *run.arguments, AUTO]),
     }
     flags = [f"--{name}={value}" for name, value in options.items() if value]
     # Without this, xpk restarts a run when a machine fails, and not when the run itself does.
@@ -39,11 +40,13 @@ def command(experiment: Experiment, run: Run, args) -> list[str]:
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
     parser.add_argument("--cluster", required=True, help="name of the cluster")
-    parser.add_argument("--device-type", required=True, help="such as v5litepod-16 or h100-80gb-8")
+    parser.add_argument("--device-type", required=True, help="such as v5litepod-16 or v6e-8")
     parser.add_argument("--image", required=True, help="container image, built from launch/Dockerfile")
     parser.add_argument("--zone", help="of the cluster (default: gcloud's own)")
     parser.add_argument("--project", help="of the cluster (default: gcloud's own)")
     experiment, args = parse(parser, argv)
+    if not re.match(r"v\d|tpu", args.device_type):
+        parser.error(f"--device-type {args.device_type} is no TPU: take `launch gke --gpu` for GPUs")
     lines = [shlex.join(command(experiment, run, args)) for run in experiment.runs()]
     text = "\n".join(["set -eu", *lines, ""])
     if args.dry_run:

@@ -132,6 +132,7 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
         ("gke", ["--topology", "16"], "--topology"),
         ("gke", ["--chips-per-host", "3"], "does not divide"),
         ("gke", ["--gpu", "nvidia-l4"], "not allowed with"),
+        ("xpk", ["--device-type", "h100-80gb-8"], "is no TPU"),
         ("xm", ["--vertex", "h100=8"], "--vertex and --image go together"),
         ("xm", ["--vertex", "h100", "--image", "i"], "KIND=COUNT"),
         ("xm", ["--processes", "0"], "--processes is at least 1"),
@@ -193,6 +194,27 @@ def test_xla_knows_the_flags():
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*flags, *extra])}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
         assert (done.returncode == 0) is ends_well, done.stderr
+
+
+def test_launchers_and_package_agree_on_names():
+    processes = pytest.importorskip("pv_vae_jax.sharding.processes", reason="this package starts no processes yet")
+    names = description.COORDINATOR, description.COUNT, description.INDEX
+    assert names == (processes.COORDINATOR, processes.COUNT, processes.INDEX)
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "asks"),
+    [
+        ("tpu_vm", [], True),
+        ("xpk", [], True),
+        ("gke", [], True),
+        ("gke", ["--topology", "2x2"], False),
+        ("local", [], False),
+        ("slurm", [], False),
+    ],
+)
+def test_on_several_hosts_with_tpus_jax_asks_the_machine(backend, flags, asks):
+    assert ("--coordinator=auto" in dry(backend, *flags)) is asks
 
 
 # This machine.
