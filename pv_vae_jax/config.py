@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import importlib.util
 import json
-import operator
+import math
+import traceback
 import types
 import typing
 from collections.abc import Sequence
@@ -210,11 +211,7 @@ class Experiment:
         """Return self, or raise `ConfigError` / `ShapeError` naming the first thing that cannot work."""
         data = self.data
         check_clip_shape(data.frames, data.size, data.size, self.vae.time_factor, self.vae.space_factor)
-        for least, keys in AT_LEAST.items():
-            for key in keys:
-                value = operator.attrgetter(key)(self)
-                if value < least:
-                    raise ConfigError(f"config.{key} is at least {least}, got {value}")
+        check_limits(self)
         if self.latte.latent_channels != self.vae.latent_channels:
             raise ConfigError(
                 f"latte.latent_channels is {self.latte.latent_channels}, vae.latent_channels "
@@ -226,9 +223,6 @@ class Experiment:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":
                 raise ConfigError(f"{name}.drop_per_example needs {name}.drop_form=filled")
-            for field in ("drop_ratio", "flip", "reverse"):
-                if not 0 <= getattr(stage, field) <= 1:
-                    raise ConfigError(f"{name}.{field} lies in [0, 1], got {getattr(stage, field)}")
             if stage.images and stage.drop_ratio:
                 raise ConfigError(f"{name} trains on images, which have nothing to drop: set {name}.drop_ratio=0")
             if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
@@ -239,16 +233,50 @@ class Experiment:
 VAE_STAGES = ("image", "video", "decoder")
 STAGES = VAE_STAGES + ("latents", "diffusion")
 TRAINED = VAE_STAGES + ("diffusion",)
-# Smallest value -> keys.
-AT_LEAST = {
-    0: ("seed", *(f"{stage}.steps" for stage in TRAINED)),
-    1: (
-        *("log_every", "checkpoint_every", "checkpoints_kept"),
-        *("data.clips", "data.test_clips", "data.stride", "data.threads", "latents.clips"),
-        *("sampling.steps", "sampling.clips"),
-        *(f"{group}.batch_size" for group in (*TRAINED, "latents", "sampling")),
-    ),
+# The smallest and the largest value of a setting, both allowed; networks and objectives check themselves.
+COUNT, AMOUNT, SHARE = (1, 2**31 - 1), (0, math.inf), (0, 1)
+# Below 1: an average that never forgets never learns.
+DECAY = (0, math.nextafter(1, 0))
+LIMITS: dict[type, dict[str, tuple[float, float]]] = {
+    Experiment: {"seed": (0, 2**31 - 1), "log_every": COUNT, "checkpoint_every": COUNT, "checkpoints_kept": COUNT},
+    DataConfig: {
+        **dict.fromkeys(("clips", "test_clips", "stride", "threads"), COUNT),
+        "cache_bytes": AMOUNT,
+    },
+    OptimizerConfig: {
+        **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "clip_norm"), AMOUNT),
+        **{"final_fraction": SHARE, "b1": DECAY, "b2": DECAY},
+    },
+    VAEStageConfig: {
+        **{"steps": AMOUNT, "batch_size": COUNT, "ema_decay": DECAY},
+        **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
+    },
+    LatentsConfig: {"clips": COUNT, "batch_size": COUNT},
+    DiffusionConfig: {"steps": AMOUNT, "batch_size": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+    SamplingConfig: {"steps": COUNT, "guidance": AMOUNT, "clips": COUNT, "batch_size": COUNT},
 }
+
+
+def check_limits(config: Any, prefix: str = "config") -> None:
+    """Raise `ConfigError` at the first number of the tree `config` that is not finite or outside its `LIMITS`."""
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}.{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_limits(value, key)
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} is a finite number, got {value}")
+        low, high = LIMITS.get(type(config), {}).get(field.name, (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise ConfigError(f"{key} {_interval(low, high)}, got {value}")
+
+
+def _interval(low: float, high: float) -> str:
+    if high == math.inf:
+        return f"is at least {low}"
+    if high > 1:
+        return f"lies between {low} and {high}"
+    return f"lies in [{low}, 1{']' if high == 1 else ')'}"
 
 
 def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -> Experiment:
@@ -265,10 +293,17 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
         raise ConfigError(f"{path} is no Python file: --config takes one that defines get_config()")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config()")
-    experiment = module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise ConfigError(f"{path} defines no get_config()")
+        experiment = module.get_config()
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
     return override(experiment, overrides or {}).validate()

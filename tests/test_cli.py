@@ -234,6 +234,12 @@ def test_numbers_that_are_not_finite_end_the_run_with_their_name(trained, tmp_pa
     assert "stage image, step 1: mse is nan" in line or "stage image, step 1: motion is nan" in line
     assert not list((tmp_path / "run" / "image").glob("checkpoints/*"))
     assert not (tmp_path / "run" / "image" / "model").exists()
+    model = load(trained / "image" / "model")
+    model.vae_params["pad"]["token"] += np.inf  # images never meet it
+    save(tmp_path / "poison", model)
+    line = fails("train", "--config", tiny_experiment, "--workdir", tmp_path / "run2", *changes)
+    assert "parameters are not finite, pad/token among them" in line
+    assert not list((tmp_path / "run2" / "image").glob("checkpoints/*"))
 
 
 def test_one_stage_alone(tmp_path, tiny_experiment):
@@ -379,7 +385,9 @@ def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
     assert "there are bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
     assert "no diffusion transformer yet" in fails(*call, trained / "video" / "model")
-    assert fails(*call, trained, "--clips=0", status=2)
+    assert "--guidance is a finite number" in fails(*call, trained, "--guidance=nan")
+    for wrong in ("--clips=0", "--steps=3000000000", "--seed=-1"):
+        assert fails(*call, trained, wrong, status=2)
     assert not (tmp_path / "out").exists()
 
 

@@ -41,7 +41,7 @@ def same(a, b) -> bool:
 
 
 # Widths that narrow where time doubles: the shortcuts must treat all frames alike.
-NARROWING = dataclasses.replace(TINY, decoder_widths=(8, 8, 16), shortcut_time="repeat")
+NARROWING = dataclasses.replace(TINY, decoder_widths=(8, 8, 16))
 
 
 @pytest.fixture(scope="module")

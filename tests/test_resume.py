@@ -175,6 +175,16 @@ def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, 
         assert files(workdir / "latents") == expected
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"null\n", b'{"loss": 1.0}\n', b'{"step": 2, "lo'])
+def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage)
+    (tmp_path / "metrics.aside.json").write_bytes(damage)
+    writer = MetricWriter(tmp_path, 5)
+    writer.write(6, {"loss": 1.0})
+    writer.close()
+    assert [row["step"] for row in read_metrics(writer.path)] == [1, 6] and not writer.unwritten
+
+
 def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(3, {"loss": 1.0})

@@ -37,6 +37,12 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
+    for stage in VAE_STAGES:
+        if steps_of(run, stage) and getattr(run.experiment, stage).objective.perceptual:
+            raise ConfigError(
+                f"{stage}.objective.perceptual needs a perceptual function, and no weights come with the command line: "
+                f"pass one to pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
+            )
     for stage in stages:
         if steps_of(run, stage) == 0:
             if wanted == stage:

@@ -52,8 +52,11 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
                 f"it again in PyTorch, torch.save(torch.load(path, weights_only=True), new_path), or look for a "
                 f".safetensors of the same weights"
             )
-        with zipfile.ZipFile(file) as archive:
-            return _read_archive(path, archive)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _read_archive(path, archive)
+        except zipfile.BadZipFile as error:
+            raise WeightsError(f"{path} is damaged: {error}; fetch it again") from error
 
 
 class _Storage(NamedTuple):
@@ -92,7 +95,9 @@ class _Global(NamedTuple):
         raise pickle.UnpicklingError(f"calls {self.name}")
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """In Python: the C one allocates as much memory as any memo index in the file asks for."""
+
     def find_class(self, module: str, name: str) -> _Global:
         full = f"{module}.{name}"
         if full not in ADMITTED:
@@ -122,7 +127,11 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]
         raise WeightsError(f"{path} is not a plain dict of tensors: its pickle {error}. Nothing was run") from error
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} holds a {type(tree).__name__}, not a dict of tensors")
-    strange = [str(name) for name, value in tree.items() if not isinstance(value, _Tensor) or not isinstance(name, str)]
+    strange = [
+        name if isinstance(name, str) else f"one named by a {type(name).__name__}"
+        for name, value in tree.items()
+        if not isinstance(value, _Tensor) or not isinstance(name, str)
+    ]
     if strange:
         shown = ", ".join(strange[:10])
         raise WeightsError(f"{path} has entries that are no tensors: {shown}; save the network's state dict alone")

@@ -52,17 +52,17 @@ def average_down(x: Array, features: int, time: int, space: int, pad: ShortcutPa
 
 
 def duplicate_up(
-    x: Array, features: int, time: int, space: int, begins: bool = True, over_time: ShortcutTime = "deal"
+    x: Array, features: int, time: int, space: int, begins: bool = True, over_time: ShortcutTime = "repeat"
 ) -> Array:
-    """Repeat channels and deal them out over time and space (DupUp3D of Wan2.2).
+    """Repeat channels and deal them out over space, and with `deal` over time (DupUp3D of Wan2.2).
 
     Args:
       x: `(b, t, h, w, c)`.
-      features: output channels; `c` must divide `features * time * space**2`, or with `repeat` `features * space**2`.
+      features: output channels; `c` must divide `features * space**2`, or with `deal` `features * time * space**2`.
       time, space: integer factors.
       begins: whether `x` is the beginning of a clip, whose frame 0 gives one frame: the last of its `time`.
-      over_time: `deal` gives the `time` frames that come from one different channels where the level narrows (Wan2.2);
-        `repeat` gives them the same, so that a still clip stays still.
+      over_time: `repeat` gives the `time` frames that come from one the same channels, so that a still clip stays
+        still; `deal` gives them different ones where the level narrows (Wan2.2).
 
     Returns:
       `(b, 1 + time * (t - 1), h * space, w * space, features)`; `time * t` frames unless it begins the clip.

@@ -22,7 +22,7 @@ from pv_vae_jax.layers.attention import IMPLEMENTATIONS, Implementation, dot_pro
 from pv_vae_jax.layers.embeddings import ClassEmbedding, TimestepEmbedding, sincos_1d, sincos_2d
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.sharding.axes import constrain
-from pv_vae_jax.typing import Array
+from pv_vae_jax.typing import Array, check_dtype, check_sizes
 
 TOKEN_AXES = ("batch", "time", "space", "width")
 
@@ -53,6 +53,10 @@ class LatteConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_sizes(self, "latent_channels", "width", "heads", "patch")
+        check_dtype(self.dtype)
+        if self.classes < 0:
+            raise ValueError(f"classes is at least 0, got {self.classes}")
         if self.depth % 2 or self.depth < 2:
             raise ValueError(f"depth counts pairs of a spatial and a temporal block, so it is even; got {self.depth}")
         if self.width % self.heads or self.width % 4:

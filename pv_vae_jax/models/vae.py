@@ -32,13 +32,30 @@ from pv_vae_jax.layers.resample import (
     unpatchify,
 )
 from pv_vae_jax.sharding.axes import constrain
-from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_latent_shape
+from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_dtype, check_latent_shape, check_sizes
 
 VIDEO_AXES = ("batch", "time", "height", "width", "channels")
 
 
+class Compression:
+    """What the configuration of any VAE says of its latents, by `time_factor`, `space_factor` and `latent_channels`."""
+
+    @property
+    def name(self) -> str:
+        """Compression in the field's shorthand, e.g. `t4s16c64`."""
+        return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames `g` of a clip of `1 + T` frames."""
+        return 1 + (frames - 1) // self.time_factor
+
+    def frames(self, latent_frames: int) -> int:
+        """Pixel frames that `latent_frames` decode to."""
+        return 1 + (latent_frames - 1) * self.time_factor
+
+
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Compression):
     """Architecture of a `VAE`. Tuples run from pixels to latents; the decoder mirrors the encoder.
 
     The paper fixes the compression and the order of the levels (time and space first, then space alone) and leaves the
@@ -53,8 +70,8 @@ class VAEConfig:
       mid_attention: per-frame attention at latent resolution.
       shortcuts: parameter-free average / duplicate paths around every level.
       shortcut_pad: left padding of the average path; `first` makes an image equal a still clip, `zero` is Wan2.2's.
-      shortcut_time: how the duplicate path fills the frames it makes of one: `deal` gives them different channels where
-        widths narrow (Wan2.2's), `repeat` the same ones. What images teach carries over to clips exactly with
+      shortcut_time: how the duplicate path fills the frames it makes of one: `repeat` gives them the same channels,
+        `deal` different ones where widths narrow (Wan2.2's). What images teach carries over to clips exactly with
         `shortcut_pad="first"` and either `repeat` or equal decoder widths around every level that doubles time.
       halve_up: the convolution after each doubling of space halves the channels before the next level (Wan2.1).
       pad: the dropped latent frames: one `learnable` vector (the paper's recipe) or `gaussian` draws (its ablation).
@@ -74,7 +91,7 @@ class VAEConfig:
     mid_attention: bool = True
     shortcuts: bool = True
     shortcut_pad: ShortcutPad = "first"
-    shortcut_time: ShortcutTime = "deal"
+    shortcut_time: ShortcutTime = "repeat"
     halve_up: bool = False
     pad: Literal["learnable", "gaussian"] = "learnable"
     lowering: Lowering = "auto"
@@ -82,6 +99,9 @@ class VAEConfig:
     remat: bool = False
 
     def __post_init__(self):
+        check_sizes(self, "patch", "latent_channels", "encoder_widths", "decoder_widths")
+        check_sizes(self, "encoder_blocks", "decoder_blocks")
+        check_dtype(self.dtype)
         levels = len(self.space_factors)
         if len(self.time_factors) != levels:
             raise ValueError(f"time_factors has {len(self.time_factors)} entries, space_factors {levels}")
@@ -127,19 +147,6 @@ class VAEConfig:
         """Pixels per latent side, `p_s`."""
         return self.patch * math.prod(self.space_factors)
 
-    @property
-    def name(self) -> str:
-        """Compression in the field's shorthand, e.g. `t4s16c64`."""
-        return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
-
-    def latent_frames(self, frames: int) -> int:
-        """Latent frames `g` of a clip of `1 + T` frames."""
-        return 1 + (frames - 1) // self.time_factor
-
-    def frames(self, latent_frames: int) -> int:
-        """Pixel frames that `latent_frames` decode to."""
-        return 1 + (latent_frames - 1) * self.time_factor
-
 
 @flax.struct.dataclass
 class Posterior:
@@ -169,7 +176,7 @@ class Level(nn.Module):
     resample: bool = True
     shortcut: bool = True
     shortcut_pad: ShortcutPad = "first"
-    shortcut_time: ShortcutTime = "deal"
+    shortcut_time: ShortcutTime = "repeat"
     dtype: str = "float32"
     lowering: Lowering = "auto"
     halve_up: bool = False

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pv_vae_jax.sharding.rules import put_batch, state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
-from pv_vae_jax.train.guard import check_finite
+from pv_vae_jax.train.guard import check_finite, check_finite_params
 from pv_vae_jax.train.metrics import MetricWriter
 from pv_vae_jax.train.state import TrainState
 
@@ -119,6 +119,7 @@ def run_stage(
                 if stopping:
                     writer.set_aside(look())
                 if regular or stopping:
+                    check_finite_params(name, step + 1, state.params)
                     checkpoints.save(step + 1, state)
                 if stopping:
                     break

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax import pretrained
@@ -23,7 +24,7 @@ from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.vae_step import VAEStep, stage_key
-from pv_vae_jax.typing import Params
+from pv_vae_jax.typing import Params, WeightsError
 
 
 def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Perceptual | None = None) -> None:
@@ -49,7 +50,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         optimizer=optimizer(stage.optimizer, stage.steps),
         discriminator=discriminator,
         discriminator_optimizer=optimizer(stage.discriminator_optimizer, stage.steps),
-        frozen=stage.frozen,
+        # A gaussian pad has no parameter, so there is nothing to hold.
+        frozen=tuple(part for part in stage.frozen if part != "pad" or experiment.vae.pad == "learnable"),
         ema_decay=stage.ema_decay,
         seed=experiment.seed,
         perceptual=perceptual,
@@ -143,7 +145,10 @@ def _discriminator_parameters(run: Run, before: str | None, model: Discriminator
     if path is None or not path.exists():
         return fresh
     leaves, tree = jax.tree.flatten(fresh)
-    saved = load_file(path)
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged ({error}): delete it, and the discriminator starts afresh") from error
     return jax.tree.unflatten(tree, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
 
 
