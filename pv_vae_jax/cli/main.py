@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -81,7 +82,33 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except expected as error:
         print(f"pv-vae {name}: {error}", file=sys.stderr)
         return 1
+    except (RuntimeError, AssertionError) as error:
+        advice = advice_on(error)
+        if advice is None:
+            raise
+        print(f"pv-vae {name}: {advice}", file=sys.stderr)
+        return 1
     return 0
+
+
+def advice_on(error: Exception) -> str | None:
+    """The message of an error of JAX's own, and what to do; None if it is none that a user can mend."""
+    text = str(error).strip()
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    # Asked for a platform of which no plugin is installed, JAX fails in this function without a word.
+    silent = not text and traceback.extract_tb(error.__traceback__)[-1].name == "backends"
+    if silent or text.startswith("Unable to initialize backend"):
+        return (
+            f"{text or f'no backend for JAX_PLATFORMS={wanted} is installed'}. Install the device's build (pip install "
+            "'pv_vae_jax[tpu]', '[cuda]' or '[cuda12]'), see that its driver runs and that no other process holds the "
+            "device, or unset JAX_PLATFORMS to take what there is"
+        )
+    if "RESOURCE_EXHAUSTED" in text:
+        return (
+            f"{text.splitlines()[0]} The device has too little memory: lower the stage's batch_size, data.size or "
+            "data.frames, or split over more devices with --config.mesh.fsdp; pv-vae inspect shows what a step needs"
+        )
+    return None
 
 
 def enable_compilation_cache() -> None:
