@@ -39,7 +39,8 @@ class DataConfig:
     """Clips for training and evaluation.
 
     Attributes:
-      source: `synthetic`, or a folder of video files whose sub-folders are classes.
+      source: `synthetic`, or a folder: of video files, whose sub-folders are classes; of `pv-vae prepare`; or of a data
+        set in its official layout.
       clips: training clips of the synthetic world (a folder has what it has).
       test_clips: clips held out for evaluation, at most.
       frames: of a clip, `1 + n p_t`.
@@ -47,6 +48,7 @@ class DataConfig:
       stride: video frames from one clip frame to the next.
       threads: reading and decoding.
       cache_bytes: memory for decoded videos.
+      crop: where the square lies in a training clip; `random` draws its place each time.
     """
 
     source: str = "synthetic"
@@ -57,6 +59,7 @@ class DataConfig:
     stride: int = 1
     threads: int = 2
     cache_bytes: int = 2 << 30
+    crop: Literal["centre", "random"] = "centre"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +127,17 @@ class LatentsConfig:
     """The cache of posteriors on which the transformer trains.
 
     Attributes:
-      clips: encoded from the training split.
+      clips: encoded from the training split; more than it has windows gives each several, at other places.
       batch_size: clips encoded at once.
+      flip: probability of mirroring a clip.
+      online: encode clips as they are trained on instead, each time from other frames; `clips` are then encoded for the
+        statistics alone. Takes no disk, and the encoder's time at every step.
     """
 
     clips: int = 2_048
     batch_size: int = 16
+    flip: float = 0.0
+    online: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +227,8 @@ class Experiment:
             )
         if self.latte.classes:
             raise ConfigError("latte.classes comes from the data: leave it 0, and use diffusion.conditional")
+        if not 0 <= self.latents.flip <= 1:
+            raise ConfigError(f"latents.flip lies in [0, 1], got {self.latents.flip}")
         for name in VAE_STAGES:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":

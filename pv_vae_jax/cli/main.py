@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train a stage, or all of them",
+    "prepare": "cut videos into shards of clips that training reads at random",
     "encode": "cache the latents of the training clips",
     "sample": "generate clips",
     "reconstruct": "encode and decode video files",

@@ -82,6 +82,7 @@ class Run:
             stride=data.stride,
             random=random,
             cache_bytes=data.cache_bytes,
+            crop=data.crop,
         )
 
 
