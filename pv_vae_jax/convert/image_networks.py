@@ -103,7 +103,9 @@ def read_c3d_mean(path: str | Path) -> np.ndarray:
     if mean.ndim == 4 and mean.shape[:2] == (3, FRAMES) and min(mean.shape[2:]) >= 8 + SIDE:
         mean = np.moveaxis(mean[:, :, 8 : 8 + SIDE, 8 : 8 + SIDE], 0, -1)
     if mean.shape != (FRAMES, SIDE, SIDE, 3):
-        raise WeightsError(f"{path} holds {mean.shape}; C3D's mean is (3, {FRAMES}, 128, 171) or ({FRAMES}, {SIDE}, {SIDE}, 3)")
+        raise WeightsError(
+            f"{path} holds {mean.shape}; C3D's mean is (3, {FRAMES}, 128, 171) or ({FRAMES}, {SIDE}, {SIDE}, 3)"
+        )
     return mean.astype(np.float32)
 
 

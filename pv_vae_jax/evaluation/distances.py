@@ -173,7 +173,12 @@ def frechet_interval(
 
 
 def score_interval(
-    logits: np.ndarray, score: Callable[[np.ndarray], float], *, resamples: int = 100, level: float = 0.95, seed: int = 0
+    logits: np.ndarray,
+    score: Callable[[np.ndarray], float],
+    *,
+    resamples: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """Interval of any score of one set `(n, d)`, such as the inception score, by resampling clips."""
     logits = check_features(logits)

@@ -155,9 +155,7 @@ def loss_of(answers: dict[str, Array], batch: dict[str, Array]) -> tuple[Array, 
     return sum(terms.values()), terms
 
 
-def train_features(
-    config: FeatureTraining, real: np.ndarray | None = None
-) -> tuple[Params, dict[str, float]]:
+def train_features(config: FeatureTraining, real: np.ndarray | None = None) -> tuple[Params, dict[str, float]]:
     """Train, and score on clips that were not trained on.
 
     Args:
@@ -253,7 +251,9 @@ def load_features(folder: str | Path) -> tuple[FeatureNet, Params, str]:
     flat = {k: v.astype(np.float32) for k, v in load_file(folder / "features.safetensors").items()}
     params, found = unflatten_dict(flat, sep="/"), weights_hash(unflatten_dict(flat, sep="/"))
     if found != tree["hash"]:
-        raise WeightsError(f"the weights of {folder} have hash {found}, their config says {tree['hash']}: copy it again")
+        raise WeightsError(
+            f"the weights of {folder} have hash {found}, their config says {tree['hash']}: copy it again"
+        )
     model = FeatureNet(config)
     clip = jax.ShapeDtypeStruct((1, 2, config.side, config.side, 3), jnp.float32)
     expected = flatten_dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x), clip)["params"], sep="/")

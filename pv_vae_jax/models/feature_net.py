@@ -1,7 +1,7 @@
 """A small video network of our own, for distances between sets of clips where no published weights are at hand.
 
-Space and time in turn: strided 2-D convolutions of every frame, then a residual convolution along time. Means over
-space and time make it indifferent to length and size. It is no I3D, and its distances are no FVD.
+Space and time in turn: strided 2-D convolutions of every frame, then a residual convolution along time. What each stage
+sees, and how much that changes from frame to frame, is averaged over space and time, so any length will do. It is no I3D, and its distances are no FVD.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class FeatureNet(nn.Module):
             if i:
                 x = x + TimeConv(width, name=f"time{i}")(nn.gelu(nn.LayerNorm(name=f"norm{i}")(x)))
             x = nn.gelu(x)
-            pooled.append(x.mean(axis=(1, 2, 3)))
-        return nn.Dense(config.features, name="features")(jnp.concatenate(pooled[1:], axis=-1))
+            change = jnp.abs(x[:, 1:] - x[:, :-1])
+            pooled += [x.mean(axis=(1, 2, 3)), change.mean(axis=(1, 2, 3))]
+        return nn.Dense(config.features, name="features")(jnp.concatenate(pooled, axis=-1))
 
 
 class TimeConv(nn.Module):
