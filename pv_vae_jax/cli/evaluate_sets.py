@@ -145,17 +145,18 @@ def _perceptual(values: flags.FlagValues):
 
 def _table(scores: list[Score]) -> list[str]:
     first = scores[0].card
-    real, fake, protocol = first["real"], first["fake"], first["protocol"]
+    real, protocol = first["real"], first["protocol"]
+    sets = {"real": real, "fake": first["fake"]}
     lines = [
-        f"real {real['set']}: {real['scored']} of {real['available']} clips; fake {fake['set']}: {fake['scored']} of "
-        f"{fake['available']}; {protocol['frames']} x {real['size'][0]} x {real['size'][1]}, protocol {protocol['name']}"
+        *(f"{name}: {part['scored']} of {part['available']} clips of {part['set']}" for name, part in sets.items()),
+        f"protocol {protocol['name']}: {protocol['frames']} x {real['size'][0]} x {real['size'][1]}",
     ]
     width = max(len(s.name) for s in scores) + 2
     for s in scores:
-        interval = (
+        spread = (
             "" if s.interval is None else f"   {s.interval.level:.0%} [{s.interval.low:.4g}, {s.interval.high:.4g}]"
         )
-        lines.append(f"{s.name:{width}}{s.value:12.5g}{interval}")
+        lines.append(f"{s.name:{width}}{s.value:12.5g}{spread}")
     return lines
 
 

@@ -3,8 +3,8 @@
   pv-vae features --out runs/features --videos=folder --credit='Big Buck Bunny (c) 2008 Blender Foundation, CC BY 3.0'
 
 It learns from the synthetic world and, with --videos, from the texture of real clips. Writes `features.safetensors` and
-`config.json` (sizes, hash, settings, held-out scores). Settings are flags, `--config.steps=1000`. A repetition gives the
-same weights on the same machine. `python -m pv_vae_jax.cli.features` takes the same flags.
+`config.json` (sizes, hash, settings, held-out scores). Settings are flags, `--config.steps=1000`. On one machine a
+repetition gives the same weights. `python -m pv_vae_jax.cli.features` takes the same flags.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which published file is this? The name of a metric depends on it.
 
 A number may be called FVD, inception score or LPIPS only if the published weights made it. Files are known by the
-SHA-1 that git gives a file's content, or by SHA-256; where only the beginning of a digest has been published (torchvision
-puts eight digits into its file names), the beginning is compared.
+SHA-1 that git gives a file's content, or by SHA-256; where only the beginning of a digest has been published
+(torchvision puts eight digits into its file names), the beginning is compared.
 """
 
 from __future__ import annotations

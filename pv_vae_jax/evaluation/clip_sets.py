@@ -1,7 +1,7 @@
 """Sets of clips of anyone's model: a folder of video files, or an array in `.npy` or `.npz`.
 
-A set gives `(t, h, w, 3)` uint8 by index. All clips of a set have one size; a set that mixes sizes is refused, as resizing
-some of its clips and not others would show in every distance.
+A set gives `(t, h, w, 3)` uint8 by index. All clips of a set have one size; a set that mixes sizes is refused, as
+resizing some of its clips and not others would show in every distance.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class ArrayClips:
         # Written so that NaN fails as well.
         if not (clip.min() >= low - SLACK and clip.max() <= high + SLACK):
             raise FeatureError(
-                f"clip {index} of {self.path} runs from {clip.min():.4g} to {clip.max():.4g}, outside of the value range "
-                f"[{low:g}, {high:g}]"
+                f"clip {index} of {self.path} runs from {clip.min():.4g} to {clip.max():.4g}, which is not in the value "
+                f"range [{low:g}, {high:g}]"
             )
         return np.clip(np.rint((clip.astype(np.float64) - low) / (high - low) * 255), 0, 255).astype(np.uint8)
 

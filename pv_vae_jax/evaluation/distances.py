@@ -18,8 +18,8 @@ def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments, *, ddof: 
     """Squared Frechet (2-Wasserstein) distance of the Gaussians of two sets.
 
     `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. The trace of the root is that of the symmetric
-    `(A S_b A)^(1/2)` with `A = S_a^(1/2)`, by eigendecomposition: a root of the product itself (`scipy.linalg.sqrtm`) is
-    not symmetric, and returns complex or wrong numbers where a covariance is singular.
+    `(A S_b A)^(1/2)` with `A = S_a^(1/2)`, by eigendecomposition: the product itself is not symmetric, and its root
+    (`scipy.linalg.sqrtm`) comes out complex or wrong where a covariance is singular.
 
     Args:
       a, b: features `(n, d)`, or moments of them.
@@ -159,10 +159,10 @@ def frechet_interval(
 ) -> Interval:
     """Interval of `frechet_distance`, both sets resampled, pivoted about the estimate.
 
-    A Frechet distance has a bias of order tr(S) / n, and a resampled set, having fewer different clips, has more of it:
-    plain percentiles would lie above the value that they are to enclose. So the *deviations* of the resampled values from
-    their own mean are laid about the estimate. The interval says how far another draw of `n` clips might move the number,
-    not where it would be at infinite `n`: see `frechet_limit`.
+    A Frechet distance has a bias of order tr(S) / n, and a resampled set, having fewer different clips, has more of
+    it: plain percentiles would lie above the value that they are to enclose. So the *deviations* of the resampled
+    values from their own mean are laid about the estimate. The interval says how far another draw of `n` clips might
+    move the number, not where it would be at infinite `n`: see `frechet_limit`.
     """
     a, b = check_features(a), check_features(b)
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """Train the feature network: name shapes, motions, speeds and the order of frames; measure noise and blur.
 
-The synthetic world knows what its clips show, so they teach shape, motion family and speed. Clips of any video, if given,
-bring real texture to the tasks that need no label: order of frames, noise, blur.
+The synthetic world knows what its clips show, so they teach shape, motion family and speed. Clips of any video, if
+given, bring real texture to the tasks that need no label: order of frames, noise, blur.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _scores(answers: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dic
 
 
 def save_features(folder: str | Path, config: FeatureNetConfig, params: Params, meta: dict) -> None:
-    """Write `features.safetensors` (float16), then `config.json` with sizes, hash and facts; each whole or not at all."""
+    """Write `features.safetensors` (float16), then `config.json` with sizes, hash and `meta`; whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)

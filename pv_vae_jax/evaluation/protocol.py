@@ -83,7 +83,7 @@ NAMES = {
 
 
 def name_of(metric: str, network: FeatureNetwork) -> str:
-    """FVD, IS or LPIPS where the published weights of the right network made the number; else features and their hash."""
+    """FVD, IS or LPIPS if the published weights of the right network made the number; else features and their hash."""
     published, wanted, plain = NAMES[metric]
     if network.name == wanted and network.published:
         return published

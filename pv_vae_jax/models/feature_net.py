@@ -1,7 +1,8 @@
 """A small video network of our own, for distances between sets of clips where no published weights are at hand.
 
 Space and time in turn: strided 2-D convolutions of every frame, then a residual convolution along time. What each stage
-sees, and how much that changes from frame to frame, is averaged over space and time, so any length will do. It is no I3D, and its distances are no FVD.
+sees, and how much that changes from frame to frame, is averaged over space and time, so any length will do.
+It is no I3D, and its distances are no FVD.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from pv_vae_jax.typing import Array
 
-# (number of the layer in torchvision's `features`, channels, kernel, stride, padding) | "tap" after a ReLU | (window, stride).
+# A convolution (its number in torchvision's `features`, channels, kernel, stride, padding), "tap" after its ReLU, or a
+# max pool (window, stride).
 Layers = tuple[tuple[int, ...] | str, ...]
 ALEXNET: Layers = (
     *((0, 64, 11, 4, 2), "tap", (3, 2)),
