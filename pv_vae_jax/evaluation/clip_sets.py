@@ -103,8 +103,8 @@ class ArrayClips:
         # Written so that NaN fails as well.
         if not (clip.min() >= low - SLACK and clip.max() <= high + SLACK):
             raise FeatureError(
-                f"clip {index} of {self.path} runs from {clip.min():.4g} to {clip.max():.4g}, which is not in the value "
-                f"range [{low:g}, {high:g}]"
+                f"clip {index} of {self.path} runs from {clip.min():.4g} to {clip.max():.4g}, which is not in the "
+                f"value range [{low:g}, {high:g}]"
             )
         return np.clip(np.rint((clip.astype(np.float64) - low) / (high - low) * 255), 0, 255).astype(np.uint8)
 

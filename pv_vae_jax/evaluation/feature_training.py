@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pv_vae_jax.data.synthetic import FAMILIES, SHAPES, Scene, SyntheticVideos
 from pv_vae_jax.evaluation.corruptions import smoothing
-from pv_vae_jax.models.feature_net import FeatureNet, FeatureNetConfig
+from pv_vae_jax.models.feature_net import LEAST_FRAMES, FeatureNet, FeatureNetConfig
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import weights_hash
 from pv_vae_jax.typing import Array, Params, WeightsError
@@ -47,12 +47,12 @@ class FeatureTraining:
     """
 
     network: FeatureNetConfig = FeatureNetConfig()
-    clips: int = 1_024
-    frames: int = 16
+    clips: int = 768
+    frames: int = 12
     sprites: int = 2
-    steps: int = 600
+    steps: int = 700
     batch_size: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.02
     real_share: float = 0.5
     seed: int = 0
@@ -121,7 +121,7 @@ def draw_batch(
             clip[:] = clip[::-1].copy()
         elif ORDERS[kind] == "frozen":
             clip[:] = clip[rng.integers(frames)].copy()
-    noise, deviation = (rng.uniform(0, most, size) * (rng.random(size) < 0.6) for most in (1.0, 1.0))
+    noise, deviation = (rng.uniform(0, most, size) * (rng.random(size) < 0.5) for most in (1.0, 1.0))
     matrices = np.stack([smoothing(config.network.side, STRONGEST_BLUR * d) for d in deviation])
     batch = {"video": clips, "order": order, "known": known, "noise": noise, "blur": deviation, "matrices": matrices}
     return {k: np.asarray(v, np.float32) if v.dtype == np.float64 else v for k, v in batch.items()} | {
@@ -255,7 +255,7 @@ def load_features(folder: str | Path) -> tuple[FeatureNet, Params, str]:
             f"the weights of {folder} have hash {found}, their config says {tree['hash']}: copy it again"
         )
     model = FeatureNet(config)
-    clip = jax.ShapeDtypeStruct((1, 2, config.side, config.side, 3), jnp.float32)
+    clip = jax.ShapeDtypeStruct((1, LEAST_FRAMES, config.side, config.side, 3), jnp.float32)
     expected = flatten_dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x), clip)["params"], sep="/")
     if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in flat.items()}:
         raise WeightsError(f"the weights of {folder} do not fit the sizes in its config")

@@ -1,7 +1,7 @@
 """A small video network of our own, for distances between sets of clips where no published weights are at hand.
 
 Space and time in turn: strided 2-D convolutions of every frame, then a residual convolution along time. What each stage
-sees, and how much that changes from frame to frame, is averaged over space and time, so any length will do.
+sees, and how much that changes over one, two and four frames, is averaged over space and time, so any length will do.
 It is no I3D, and its distances are no FVD.
 """
 
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from pv_vae_jax.typing import Array, ShapeError
 
-LEAST_FRAMES = 2
+LAGS = (1, 2, 4)  # frames; in a shuffled clip changes are as large over one frame as over four
+LEAST_FRAMES = max(LAGS) + 1
+FLOOR = 0.01  # of what is averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class FeatureNetConfig:
 
     widths: tuple[int, ...] = (16, 32, 64, 128)
     features: int = 128
-    side: int = 64
+    side: int = 48
 
 
 class FeatureNet(nn.Module):
@@ -43,10 +45,10 @@ class FeatureNet(nn.Module):
 
     @nn.compact
     def __call__(self, video: Array) -> Array:
-        """Features `(b, d)` of clips `(b, t, side, side, 3)` in [-1, 1], `t >= 2`.
+        """Features `(b, d)` of clips `(b, t, side, side, 3)` in [-1, 1], `t >= 5`.
 
         Raises:
-          ShapeError: another size, or a single frame.
+          ShapeError: another size, or fewer frames.
         """
         config = self.config
         if video.shape[2:] != (config.side, config.side, 3) or video.shape[1] < LEAST_FRAMES:
@@ -64,8 +66,10 @@ class FeatureNet(nn.Module):
             if i:
                 x = x + TimeConv(width, name=f"time{i}")(nn.gelu(nn.LayerNorm(name=f"norm{i}")(x)))
             x = nn.gelu(x)
-            change = jnp.abs(x[:, 1:] - x[:, :-1])
-            pooled += [x.mean(axis=(1, 2, 3)), change.mean(axis=(1, 2, 3))]
+            # Logarithms: contrast is a factor, and a clip that stands still must differ from one that hardly moves.
+            changes = (jnp.abs(x[:, lag:] - x[:, :-lag]) for lag in LAGS)
+            for size in (jnp.abs(x), *changes):
+                pooled.append(jnp.log(size.mean(axis=(1, 2, 3)) + FLOOR) - jnp.log(10 * FLOOR))
         return nn.Dense(config.features, name="features")(jnp.concatenate(pooled, axis=-1))
 
 
