@@ -56,10 +56,10 @@ def read_i3d(path: str | Path) -> Params:
 def from_tensorflow(tensors: Mapping[str, np.ndarray]) -> Params:
     """Parameters from TensorFlow's names, with or without their common prefix; kernels are `(t, h, w, in, out)`."""
     tensors = {name.removeprefix(TF_PREFIX): value for name, value in tensors.items()}
-    shapes = _tensorflow_shapes()
+    shapes = tensorflow_shapes()
     _raise_faults(tensors, shapes)
     params = {}
-    for ours, (theirs, _) in _units().items():
+    for ours, (theirs, _) in units().items():
         for leaf, name in TF_LEAVES.items():
             value = np.asarray(tensors[f"{theirs}/{name}"], np.float32)
             params[f"{ours}/{leaf}"] = value if leaf == "kernel" else value.reshape(-1)
@@ -75,8 +75,8 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> Params:
     """
     tensors = {name: v for name, v in tensors.items() if not name.endswith("num_batches_tracked")}
     shapes = {}
-    tf_shapes = _tensorflow_shapes()
-    for theirs, torch_name in _units().values():
+    tf_shapes = tensorflow_shapes()
+    for theirs, torch_name in units().values():
         for leaf, name in TORCH_LEAVES.items():
             shape = tf_shapes[f"{theirs}/{TF_LEAVES[leaf]}"]
             shapes[f"{torch_name}.{name}"] = (shape[4], shape[3], *shape[:3]) if leaf == "kernel" else shape
@@ -85,7 +85,7 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> Params:
     _raise_faults(tensors, shapes)
     tensors = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
     params = {}
-    for ours, (_, torch_name) in _units().items():
+    for ours, (_, torch_name) in units().items():
         values = {leaf: tensors[f"{torch_name}.{name}"] for leaf, name in TORCH_LEAVES.items()}
         scale = tensors[f"{torch_name}.bn.weight"]
         values["kernel"] = np.moveaxis(values["kernel"], (0, 1), (4, 3)) * scale
@@ -96,7 +96,7 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> Params:
     return unflatten_dict(params, sep="/")
 
 
-def _units() -> dict[str, tuple[str, str]]:
+def units() -> dict[str, tuple[str, str]]:
     """Path of every convolution unit of ours -> TensorFlow's and PyTorch's names."""
     units = {name: (name, name) for name in ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")}
     for block in MIXED:
@@ -107,7 +107,7 @@ def _units() -> dict[str, tuple[str, str]]:
     return units
 
 
-def _tensorflow_shapes() -> dict[str, tuple[int, ...]]:
+def tensorflow_shapes() -> dict[str, tuple[int, ...]]:
     """Name -> shape of the 230 tensors of the published checkpoint."""
     widths = {"Conv3d_1a_7x7": (7, 3, 64), "Conv3d_2b_1x1": (1, 64, 64), "Conv3d_2c_3x3": (3, 64, 192)}
     channels = 192
@@ -123,7 +123,7 @@ def _tensorflow_shapes() -> dict[str, tuple[int, ...]]:
         widths |= {f"{block}/{branch}": size for branch, size in sizes.items()}
         channels = a + b2 + c2 + d
     shapes = {"Logits/Conv3d_0c_1x1/conv_3d/w": (1, 1, 1, 1024, CLASSES), "Logits/Conv3d_0c_1x1/conv_3d/b": (CLASSES,)}
-    for ours, (theirs, _) in _units().items():
+    for ours, (theirs, _) in units().items():
         size, inputs, outputs = widths[ours]
         shapes |= {f"{theirs}/{leaf}": (outputs,) for leaf in TF_LEAVES.values()}
         shapes[f"{theirs}/conv_3d/w"] = (size, size, size, inputs, outputs)
@@ -132,7 +132,7 @@ def _tensorflow_shapes() -> dict[str, tuple[int, ...]]:
 
 def _read_checkpoint_data(path: Path) -> dict[str, np.ndarray]:
     """Tensors of the one-shard data file: little-endian float32, one after the other in the order of their names."""
-    shapes = dict(sorted(_tensorflow_shapes().items()))
+    shapes = dict(sorted(tensorflow_shapes().items()))
     expected = 4 * sum(math.prod(shape) for shape in shapes.values())
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")

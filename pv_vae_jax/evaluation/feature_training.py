@@ -50,7 +50,7 @@ class FeatureTraining:
     clips: int = 768
     frames: int = 12
     sprites: int = 2
-    steps: int = 700
+    steps: int = 500
     batch_size: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 0.02

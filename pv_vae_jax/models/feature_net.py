@@ -31,7 +31,7 @@ class FeatureNetConfig:
 
     widths: tuple[int, ...] = (16, 32, 64, 128)
     features: int = 128
-    side: int = 48
+    side: int = 32
 
 
 class FeatureNet(nn.Module):
