@@ -1,6 +1,7 @@
 """Train the small feature network that `pv-vae evaluate` compares clips by where no published weights are at hand.
 
   pv-vae features --out runs/features --videos=folder --credit='Big Buck Bunny (c) 2008 Blender Foundation, CC BY 3.0'
+  pv-vae features --measure=clips.npy                                # what the shipped network notices
 
 It learns from the synthetic world and, with --videos, from the texture of real clips. Writes `features.safetensors` and
 `config.json` (sizes, hash, settings, held-out scores). Settings are flags, `--config.steps=1000`. On one machine a
@@ -19,7 +20,11 @@ from tqdm import tqdm
 
 from pv_vae_jax.config import ConfigError, override
 from pv_vae_jax.data.sources import FolderVideos
+from pv_vae_jax.evaluation.clip_sets import open_clips, read_clips
+from pv_vae_jax.evaluation.feature_networks import own_network
 from pv_vae_jax.evaluation.feature_training import FeatureTraining, save_features, train_features
+from pv_vae_jax.evaluation.protocol import PROTOCOLS
+from pv_vae_jax.evaluation.sensitivity import measure_sensitivity, sensitivity_table
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -27,13 +32,22 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, "folder for the network", flag_values=values)
     flags.DEFINE_string("videos", None, "folder of videos for texture; none: the synthetic world", flag_values=values)
     flags.DEFINE_string("credit", "", "whose the videos are; goes into config.json", flag_values=values)
-    flags.mark_flag_as_required("out", flag_values=values)
+    flags.DEFINE_string("measure", None, "train nothing; show what --out notices on these clips", flag_values=values)
+    flags.DEFINE_integer("clips", 128, "to measure on, at most", lower_bound=4, flag_values=values)
+    flags.DEFINE_integer(
+        "size", None, "of measured videos: short side, centre square", lower_bound=1, flag_values=values
+    )
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
     """Train, save, print the held-out scores."""
     if positional:
         raise ConfigError(f"pv-vae features takes flags only, got {' '.join(positional)}")
+    if values.measure:
+        _measure(values, overrides)
+        return
+    if not values.out:
+        raise ConfigError("name the folder for the network, --out, or clips to measure the shipped one on, --measure")
     if values.videos and not values.credit:
         raise ConfigError("weights made from videos must say whose they are: set --credit")
     config: FeatureTraining = override(FeatureTraining(), overrides)
@@ -45,6 +59,16 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     save_features(values.out, config.network, params, meta)
     print("\n".join(f"{name:28}{value:.3f}" for name, value in scores.items()))
     print(f"feature network: {values.out}")
+
+
+def _measure(values: flags.FlagValues, overrides: dict[str, str]) -> None:
+    if values.videos or overrides:
+        raise ConfigError("--measure trains nothing: leave out --videos and --config")
+    network = own_network(values.out)
+    clips = open_clips(values.measure, PROTOCOLS["paper"].fake_window(), size=values.size)
+    video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
+    print(f"network {network.hash}, clips of {values.measure}")
+    print("\n".join(sensitivity_table(measure_sensitivity(network, video))))
 
 
 def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
