@@ -32,6 +32,7 @@ from pv_vae_jax.evaluation.moments import FeatureError
 from pv_vae_jax.models.c3d import C3D, c3d_input
 from pv_vae_jax.models.feature_net import FeatureNet, FeatureNetConfig
 from pv_vae_jax.models.i3d import I3D, MIXED
+from pv_vae_jax.pixels import to_float
 from pv_vae_jax.typing import ShapeError, WeightsError
 
 RNG = np.random.default_rng(0)
@@ -296,7 +297,7 @@ def test_training_batches_follow_from_seed_and_step():
         np.testing.assert_array_equal(a[name], b[name])
     assert not np.array_equal(a["video"], other["video"])
     np.testing.assert_array_equal(video, kept)  # the clips themselves are not shuffled
-    assert a["known"].sum() == 4 and labels["family"].max() == 3 and (labels["speed"] > 0).all()
+    assert a["known"].sum() == 5 and labels["family"].max() == 3 and (labels["speed"] > 0).all()
     frozen = [clip for clip, order in zip(a["video"], a["order"], strict=True) if order == 3]
     assert all((clip == clip[0]).all() for clip in frozen)
 
@@ -308,6 +309,9 @@ def test_training_learns_and_repeats_and_survives_the_disk(tmp_path):
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert scores["noise error"] < 0.2  # guessing the mean: about 0.3
+    features = FeatureNet(SMALL).apply({"params": params}, to_float(synthetic_clips(config)[0]))
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-2)
     save_features(tmp_path, SMALL, params, {"held out": scores})
     model, loaded, found = load_features(tmp_path)
     assert model.config == SMALL and found == json.loads((tmp_path / "config.json").read_text())["hash"]

@@ -29,6 +29,8 @@ from pv_vae_jax.pretrained import weights_hash
 from pv_vae_jax.typing import Array, Params, WeightsError
 
 ORDERS = ("forward", "shuffled", "backward", "frozen")
+ORDER_SHARES = (0.55, 0.15, 0.15, 0.15)  # motion can be named in clips that play forwards only
+SCORED_BATCHES = 24
 STRONGEST_NOISE, STRONGEST_BLUR = 0.3, 3.0  # on [-1, 1]; in pixels
 
 
@@ -50,11 +52,11 @@ class FeatureTraining:
     clips: int = 768
     frames: int = 12
     sprites: int = 2
-    steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 3e-3
+    steps: int = 1_000
+    batch_size: int = 24
+    learning_rate: float = 2e-3
     weight_decay: float = 0.02
-    real_share: float = 0.5
+    real_share: float = 0.4
     seed: int = 0
 
 
@@ -113,7 +115,7 @@ def draw_batch(
     if real is not None:
         known[: round(config.real_share * size)] = 0
         clips[known == 0] = real[rng.integers(len(real), size=int((known == 0).sum()))]
-    order = rng.integers(len(ORDERS), size=size)
+    order = rng.choice(len(ORDERS), size, p=ORDER_SHARES)
     for clip, kind in zip(clips, order, strict=True):
         if ORDERS[kind] == "shuffled":
             clip[:] = clip[rng.permutation(frames)]
@@ -198,12 +200,25 @@ def train_features(config: FeatureTraining, real: np.ndarray | None = None) -> t
         return model.apply({"params": params}, damage(batch, jax.random.fold_in(jax.random.key(1), number)))
 
     scores: dict[str, list[float]] = {}
-    for number in range(8):
+    for number in range(SCORED_BATCHES):
         batch = draw_batch(config, config.steps + number, held_video, held_labels, real_held)
         for name, value in _scores(jax.device_get(answer(params, batch, number)), batch).items():
             scores.setdefault(name, []).append(value)
     means = {name: [v for v in values if not np.isnan(v)] for name, values in scores.items()}
-    return params["net"], {name: float(np.mean(values)) for name, values in means.items() if values}
+    clean = video[:256] if real_train is None else np.concatenate([video[:256], real_train[:256]])
+    return standardised(model, params["net"], clean), {
+        name: float(np.mean(values)) for name, values in means.items() if values
+    }
+
+
+def standardised(model: Heads, params: Params, video: np.ndarray) -> Params:
+    """Parameters whose features have mean 0 and deviation 1 over clean clips, so that distances have a scale."""
+    net = FeatureNet(model.config)
+    features = jax.jit(lambda p, x: net.apply({"params": p}, to_float(x)))
+    found = np.concatenate([features(params, video[i : i + 32]) for i in range(0, len(video), 32)])
+    mean, deviation = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)
+    last = params["features"]
+    return params | {"features": {"kernel": last["kernel"] / deviation, "bias": (last["bias"] - mean) / deviation}}
 
 
 def _scores(answers: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dict[str, float]:
