@@ -91,14 +91,27 @@ def write_report(path: Path, metrics: dict, pictures: Pictures) -> None:
         ("curves", "Training curves", _curves(pictures)),
         ("setup", "Model and set-up", _setup(metrics)),
     ]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for name, title, content in sections)
-    notes = "".join(f'<p class="note">{_text(note)}</p>' for note in metrics["notes"] + metrics["missing"])
-    title = _text(metrics["experiment"])
+    notes = metrics["notes"] + metrics["missing"]
+    write_page(path, f"{metrics['experiment']}: report", metrics["experiment"], _headline(metrics), notes, sections)
+
+
+def write_page(
+    path: Path, title: str, heading: str, headline: str, notes: Sequence[str], sections: Sequence[tuple[str, str, str]]
+) -> None:
+    """Write a page that stands alone, whole or not at all.
+
+    Args:
+      path: ends in `.html`; its folder exists.
+      title, heading, headline, notes: plain text.
+      sections: (anchor, title, HTML) of each.
+    """
+    links = "".join(f'<a href="#{name}">{section}</a>' for name, section, _ in sections)
+    body = "".join(f'<section id="{name}"><h2>{section}</h2>{content}</section>' for name, section, content in sections)
+    told = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: report</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-        f"<header><h1>{title}</h1><p>{_text(_headline(metrics))}</p>{notes}</header><nav>{links}</nav>"
+        f"<header><h1>{_text(heading)}</h1><p>{_text(headline)}</p>{told}</header><nav>{links}</nav>"
         f"<main>{body}</main></body></html>\n"
     )
     temporary = path.with_suffix(".tmp")
