@@ -14,7 +14,7 @@ from pv_vae_jax.evaluation.figures import Media, Series, fit, line_chart, strip
 from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.evaluation.report import BUDGET, PANEL, write_page
+from pv_vae_jax.evaluation.report import BUDGET, PANEL, table, write_page
 from pv_vae_jax.evaluation.spectra import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pretrained import weights_hash
@@ -147,14 +147,10 @@ def _numbers(found: Sequence[LatentAnalysis]) -> str:
         "latents are large where the video moves (rank correlation)": "energy_motion_correlation",
         "prediction error against copying": "against_copying",
     }
-    cell = lambda v: "-" if v is None else f"{v:.4g}" if isinstance(v, float) else html.escape(str(v))  # noqa: E731
-    head = "".join(f"<th>{html.escape(a.name)}</th>" for a in found)
-    body = "".join(
-        f"<tr><th>{text}</th>{''.join(f'<td>{cell(a.numbers[key])}</td>' for a in found)}</tr>"
-        for text, key in rows.items()
-    )
+    cell = lambda v: "-" if v is None else f"{v:.4g}" if isinstance(v, float) else v  # noqa: E731
+    lines = [[text, *(cell(a.numbers[key]) for a in found)] for text, key in rows.items()]
     note = "<p>A VAE whose latents never move has distance 0: read it beside PSNR.</p>"
-    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>{note}'
+    return table(["", *(a.name for a in found)], lines) + note
 
 
 def _charts(*charts: str) -> str:

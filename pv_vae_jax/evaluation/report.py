@@ -132,7 +132,7 @@ def _headline(metrics: dict) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The first column names the row; the others are numbers, right-aligned."""
     cells = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
     body = "".join(
@@ -176,7 +176,7 @@ def _numbers(metrics: dict) -> str:
         "Reconstruction is the decoded posterior mean. The error of dropped frames is squared, on the range [-1, 1], "
         "and averaged over k = 1 .. g - 1 dropped groups; copying repeats the last frame seen."
     )
-    return _table(head, rows) + f"<p>{note}</p>{_protocol(metrics)}"
+    return table(head, rows) + f"<p>{note}</p>{_protocol(metrics)}"
 
 
 def _protocol(metrics: dict) -> str:
@@ -256,8 +256,8 @@ def _prediction(metrics: dict) -> str:
     chart = line_chart("Squared error on dropped frames", series, x_label="dropped groups k", whole_x=True)
     p_t = first["observed_frames"][0] - first["observed_frames"][1]
     return (
-        f'<div class="charts">{chart}</div>{_table(head, rows)}'
-        + _table(["Squared error, observed frames", *(f"k = {k}" for k in dropped)], seen)
+        f'<div class="charts">{chart}</div>{table(head, rows)}'
+        + table(["Squared error, observed frames", *(f"k = {k}" for k in dropped)], seen)
         + f"<p>k groups of {p_t} frames are withheld from the end of a clip. Copying repeats the last frame seen; "
         "extrapolation goes on in a straight line through the last two, clipped to the range, and copies where one "
         "frame is seen. Range [-1, 1].</p>"
@@ -350,8 +350,8 @@ def _setup(metrics: dict) -> str:
     versions = [(name, version) for name, version in metrics["versions"].items()]
     devices = "".join(f"<li>{_text(device)}</li>" for device in metrics["devices"])
     return (
-        '<div class="halves"><div>' + _table(("Part", "Parameters"), parameters) + "</div><div>"
-        + _table(("Package", "Version"), versions) + f"<p>Devices</p><ul>{devices}</ul></div></div>"
+        '<div class="halves"><div>' + table(("Part", "Parameters"), parameters) + "</div><div>"
+        + table(("Package", "Version"), versions) + f"<p>Devices</p><ul>{devices}</ul></div></div>"
     )  # fmt: skip
 
 
