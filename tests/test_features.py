@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from pv_vae_jax.convert import i3d as convert_i3d
 from pv_vae_jax.convert import published
 from pv_vae_jax.convert.image_networks import read_c3d, read_c3d_mean
+from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.corruptions import GRADES, corrupt
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, i3d_network, own_network, resize
 from pv_vae_jax.evaluation.feature_training import (
@@ -29,6 +30,7 @@ from pv_vae_jax.evaluation.feature_training import (
     train_features,
 )
 from pv_vae_jax.evaluation.moments import FeatureError
+from pv_vae_jax.evaluation.sensitivity import measure_sensitivity, sensitivity_table
 from pv_vae_jax.models.c3d import C3D, c3d_input
 from pv_vae_jax.models.feature_net import FeatureNet, FeatureNetConfig
 from pv_vae_jax.models.i3d import I3D, MIXED
@@ -348,3 +350,29 @@ def test_corruptions_do_what_they_say():
     np.testing.assert_array_equal(corrupt(grey, "blur", 0.2), grey)  # the border is no darker
     with pytest.raises(ValueError, match="unknown corruption"):
         corrupt(CLIPS, "smear", 1.0)
+
+
+def _rises_with_damage(video):
+    found = measure_sensitivity(own_network(), video)
+    for kind in ("noise", "blur", "shuffle", "freeze"):
+        for distances in (found.frechet[kind], found.kernel[kind]):
+            assert distances == sorted(distances), f"{kind}: {distances}"
+    return found
+
+
+def test_distances_rise_with_damage_to_synthetic_clips():
+    source = SyntheticVideos(48, frames=9, size=32, seed=77)
+    found = _rises_with_damage(np.stack([source.clip(i)["video"] for i in range(48)]))
+    lines = sensitivity_table(found)
+    assert len(lines) == 2 + sum(map(len, GRADES.values())) and "halves" in lines[-1]
+
+
+def test_distances_rise_with_damage_to_real_clips(shared_data):
+    pytest.importorskip("av")
+    from pv_vae_jax.data.clips import centre_crop
+    from pv_vae_jax.data.video_files import read_video
+
+    files = sorted((shared_data / "clips128" / "test").glob("*.mp4"))
+    found = _rises_with_damage(np.stack([centre_crop(read_video(f, short_side=64, count=17), 64) for f in files]))
+    for kind in ("noise", "blur", "shuffle", "freeze"):  # the strongest damage stands out from the noise of sampling
+        assert found.frechet[kind][-1] > 1.5 * found.floor_frechet, f"{kind}: {found.frechet[kind][-1]}"
