@@ -36,10 +36,15 @@ def load_model(values: flags.FlagValues) -> Pretrained:
     Raises:
       ConfigError: its files are damaged or do not fit together.
     """
+    return load_named_model(values.model)
+
+
+def load_named_model(name: str) -> Pretrained:
+    """The model of a shipped name, model folder or work directory; raises as `load_model`."""
     try:
-        return load(values.model)
+        return load(name)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"the model {values.model} cannot be loaded: {error}") from error
+        raise ConfigError(f"the model {name} cannot be loaded: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

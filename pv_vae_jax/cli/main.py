@@ -15,7 +15,9 @@ COMMANDS = {
     "sample": "generate clips",
     "reconstruct": "encode and decode video files",
     "predict": "see the first frames of a video, draw the rest",
-    "evaluate": "measure a run and write its report",
+    "evaluate": "measure a run and write its report, or compare two sets of clips",
+    "analyze": "compare the latents of one VAE or several on the same clips",
+    "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
 }
@@ -51,6 +53,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     from pv_vae_jax.data.latents import StaleLatentsError
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.data.video_files import BrokenVideoError
+    from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.guard import NonFiniteError
     from pv_vae_jax.train.loop import Interrupted
     from pv_vae_jax.typing import ShapeError, WeightsError
@@ -61,7 +64,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
     expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
-    expected += (WeightsError, OSError, ImportError)
+    expected += (WeightsError, FeatureError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")
         return 0
