@@ -170,10 +170,16 @@ class MeshConfig:
     Attributes:
       data: split the batch, replicate parameters.
       fsdp: split the batch and the parameters with their optimiser state.
+      tensor: split heads and hidden channels with their weights.
+      space: split the width of the picture.
+      context: split the height of the picture, and the transformers' tokens.
     """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
+    space: int = 1
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
