@@ -1,5 +1,6 @@
 """Where arrays live must not change what is computed: one device equals eight, whatever the mesh splits."""
 
+import dataclasses
 import re
 
 import jax
@@ -21,6 +22,11 @@ from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.vae_step import VAEStep
 from tests.conftest import TINY, perturbed
 
+# Few layers, because compiling is what these tests cost; `direct` is what accelerators run.
+SMALL = dataclasses.replace(
+    TINY, time_factors=(2,), space_factors=(2,), encoder_widths=(8, 8), decoder_widths=(8, 8), lowering="direct"
+)
+
 STRATEGIES = {
     "data": dict(data=8),
     "fsdp": dict(data=2, fsdp=4),
@@ -35,10 +41,10 @@ LEARN = OptimizerConfig(warmup_steps=0)  # the default rate, so that five steps 
 def vae_step():
     """A step with everything: filled form, adaptive GAN, both discriminators, EMA."""
     step = VAEStep(
-        model=VAE(TINY),
+        model=VAE(SMALL),
         objective=Objective(gan=0.5, gan_start=0, kl=1e-3),
         optimizer=optimizer(LEARN, STEPS),
-        discriminator=Discriminator(DiscriminatorConfig(width=4, levels=1)),
+        discriminator=Discriminator(DiscriminatorConfig(width=4, levels=1, lowering="direct")),
         discriminator_optimizer=optimizer(LEARN, STEPS),
         ema_decay=0.5,
     )

@@ -37,12 +37,11 @@ from pv_vae_jax.layers.norm import RMSNorm
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.layers.rotary import rotary_angles, rotate
 from pv_vae_jax.models.vae import VAE, PadToken, _quiet_start
-from pv_vae_jax.sharding.axes import constrain
+from pv_vae_jax.sharding.axes import TOKEN_AXES, constrain
 from pv_vae_jax.typing import Array
 
-TOKEN_AXES = ("batch", "time", "tokens", "features")
 HIDDEN_AXES = ("batch", "time", "tokens", "hidden")
-HEAD_AXES = ("batch", "time", "whole", "heads", "features")
+HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,10 +31,8 @@ from pv_vae_jax.layers.resample import (
     patchify,
     unpatchify,
 )
-from pv_vae_jax.sharding.axes import constrain
+from pv_vae_jax.sharding.axes import VIDEO_AXES, constrain
 from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_latent_shape
-
-VIDEO_AXES = ("batch", "time", "height", "width", "channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +177,6 @@ class Level(nn.Module):
         y, begins = x, not continues(self)
         for i in range(self.blocks):
             y = ResidualBlock(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
-            y = constrain(y, VIDEO_AXES)
         if self.resample and self.up:
             features = self.features // 2 if self.halve_up else self.features
             y = Upsample(features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
@@ -241,7 +238,7 @@ class Encoder(nn.Module):
                 **kind,
             )(x)
         x = Middle(c.encoder_widths[-1], c.mid_attention, name="middle", **kind)(x)
-        x = nn.silu(RMSNorm(name="norm")(x))
+        x = constrain(nn.silu(RMSNorm(name="norm")(x)), VIDEO_AXES)
         x = CausalConv3D(2 * c.latent_channels, name="head", **kind)(x)
         return CausalConv3D(2 * c.latent_channels, (1, 1, 1), bias_init=_quiet_start, name="moments")(
             x.astype(jnp.float32)
@@ -275,10 +272,10 @@ class Decoder(nn.Module):
     def features(self, latents: Array) -> Array:
         """Everything up to the last convolution: `(b, g, h, w, z)` -> `(b, 1 + T, H/patch, W/patch, c)`."""
         x = self.latents(latents).astype(self.config.dtype)
-        x = self.middle(self.stem(x))
+        x = self.middle(constrain(self.stem(x), VIDEO_AXES))
         for level in self.level:
             x = level(x)
-        return nn.silu(self.norm(x))
+        return constrain(nn.silu(self.norm(x)), VIDEO_AXES)
 
     def to_pixels(self, features: Array) -> Array:
         """The last convolution and unpatchify: features -> `(b, 1 + T, H, W, 3)` float32."""

@@ -28,6 +28,8 @@ LOGICAL = {
     "clips": (DATA, FSDP, CONTEXT, SPACE),  # examples where the picture must be whole
     "hidden": (TENSOR,),
 }
+VIDEO_AXES = ("batch", "time", "height", "width", "channels")
+TOKEN_AXES = ("batch", "time", "tokens", "channels")
 
 
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:
