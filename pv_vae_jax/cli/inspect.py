@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from clu import parameter_overview
-from jax.sharding import NamedSharding, PartitionSpec
 
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, Experiment, load_experiment, to_dict
 from pv_vae_jax.data.sources import class_names
@@ -48,7 +48,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError(f"pv-vae inspect takes flags only, got {' '.join(positional)}")
     experiment = load_experiment(values.config, overrides)
     print(json.dumps(to_dict(experiment), indent=1))
-    mesh = make_mesh(experiment.mesh.data, experiment.mesh.fsdp)
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     step, state, batch, kwargs = abstract_step(experiment, values.stage)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     size = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(state.params))
@@ -57,9 +57,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
     sharding = state_sharding(mesh, state)
     placed = abstract(state, sharding)
-    rows = batch_sharding(mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
-    batch = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows if a.shape else whole) for k, a in batch.items()}
+    batch = {
+        k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh, a.shape)) for k, a in batch.items()
+    }
     with jax.set_mesh(mesh):
         compiled = (
             jax.jit(step, static_argnames=tuple(kwargs), donate_argnums=0).lower(placed, batch, **kwargs).compile()
