@@ -70,6 +70,8 @@ class OptimizerConfig:
       weight_decay: decoupled, on matrices and kernels only.
       b1, b2: decays of AdamW's moments; Muon's momentum is 0.95.
       clip_norm: global gradient norm allowed; 0 leaves gradients alone.
+      momentum_dtype: type in which the first moment (or Muon's momentum) is kept; the second stays float32, whose small
+        steps bfloat16 would round away.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -80,6 +82,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.99
     clip_norm: float = 1.0
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,8 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
+      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
+        adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
     steps: int = 0
@@ -116,6 +121,7 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +148,7 @@ class DiffusionConfig:
       time_distribution: of the flow's time.
       optimizer: of the transformer.
       ema_decay: of the moving average that is sampled from.
+      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
     """
 
     steps: int = 0
@@ -151,6 +158,7 @@ class DiffusionConfig:
     time_distribution: TimeDistribution = "uniform"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: float = 0.9999
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +261,7 @@ AT_LEAST = {
         *("data.clips", "data.test_clips", "data.stride", "data.threads", "latents.clips"),
         *("sampling.steps", "sampling.clips"),
         *(f"{group}.batch_size" for group in (*TRAINED, "latents", "sampling")),
+        *(f"{stage}.accumulate" for stage in TRAINED),
     ),
 }
 

@@ -104,6 +104,51 @@ def test_two_processes_train_one_model(alone, tiny_experiment, tmp_path):  # noq
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize(("count", "devices", "mesh"), [(2, 2, ("fsdp=2", "context=2")), (4, 1, ("fsdp=2",))])
+def test_all_stages_in_several_processes(tiny_experiment, tmp_path, count, devices, mesh):  # noqa: F811
+    """VAE, latents, transformer and report; then the same command in one process finds all of it finished."""
+    flags = ("--config", tiny_experiment, *ALL, *(f"--config.mesh.{axis}" for axis in mesh), "--config.mesh.data=-1")
+    workdirs = {n: tmp_path / f"run{n}" for n in (1, count)}
+    status, _, error = pv_vae("train", "--workdir", workdirs[1], *flags[:2], *ALL)
+    assert status == 0, error
+    texts = finish(start(count, devices, *flags, workdir=workdirs[count]), workdirs[count], seconds=1_200)
+    for stage in ("image", "video", "diffusion"):
+        close(workdirs[count], workdirs[1], stage)
+        assert sum(f"{stage}: done in" in text for text in texts) == 1  # said once
+    assert (workdirs[count] / "report" / "report.html").exists()
+    status, _, error = pv_vae("train", "--workdir", workdirs[count], *flags[:2], *ALL)
+    assert status == 0 and "diffusion: finished before" in error
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_sigterm_to_one_process_stops_all_and_one_process_goes_on(alone, tiny_experiment, tmp_path):  # noqa: F811
+    workdir = tmp_path / "stopped"
+    flags = ("--config", tiny_experiment, *VIDEO, "--config.video.steps=400", "--config.checkpoint_every=1000")
+    processes = start(2, 2, *flags, workdir=workdir)
+    end = time.monotonic() + 600
+    while not read_metrics(workdir / "video" / "metrics.jsonl") and time.monotonic() < end:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    texts = finish(processes, workdir, status=143, seconds=600)
+    assert all("saved, the same command goes on from there" in text for text in texts)
+    saved = max(int(p.name) for p in (workdir / "video" / "checkpoints").iterdir() if p.name.isdigit())
+    status, _, error = pv_vae("train", "--workdir", workdir, *flags)
+    assert status == 0 and f"video: resumed at step {saved} of 400" in error
+
+
+def test_processes_that_do_not_fit_together_are_refused(monkeypatch):
+    start_processes()  # nothing given, nothing in the environment: one process
+    for given in (("localhost:1", 2, 2), ("", 2, 0), ("localhost:1", 0, 0)):
+        with pytest.raises(ValueError, match="give all of --coordinator"):
+            start_processes(*given)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is a number, got 'two'"):
+        start_processes("localhost:1")
+
+
 def state_shapes(experiment):
     """Abstract state of stage video."""
     from pv_vae_jax.cli.inspect import abstract_step

@@ -84,14 +84,26 @@ def train(step, state, batch, mesh):
     return placed, jax.device_get(losses), program.as_text()
 
 
-@pytest.fixture(scope="module", params=["vae", "dit"])
+@pytest.fixture(scope="module")
 def single(request):
     step, create, batch = {"vae": vae_step, "dit": dit_step}[request.param]()
     state = jax.jit(create)()
     return request.param, step, state, batch, train(step, state, batch, make_mesh(data=1))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+# Compiling is the cost: the fast cases split pictures, tokens, heads and state; the slow ones are all the others.
+FAST = (("vae", "space"), ("dit", "fsdp+tensor"), ("dit", "context"))
+
+
+@pytest.mark.parametrize(
+    ("single", "strategy"),
+    [
+        pytest.param(kind, strategy, marks=() if (kind, strategy) in FAST else pytest.mark.slow)
+        for kind in ("vae", "dit")
+        for strategy in STRATEGIES
+    ],
+    indirect=["single"],
+)
 def test_eight_devices_take_the_same_steps_as_one(single, strategy):
     kind, step, before, batch, (expected, expected_logs, _) = single
     mesh = make_mesh(**STRATEGIES[strategy])
@@ -107,3 +119,70 @@ def test_eight_devices_take_the_same_steps_as_one(single, strategy):
     assert any(split) == ("fsdp" in strategy)
     if strategy == "space" and kind == "vae":
         assert "collective-permute" in text and not re.findall(r"all-gather[-\w]*\(", text)
+
+
+SIZES = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 4, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("params/encoder/level0/block0/conv1/kernel", (3, 3, 3, 8, 16), P(None, None, None, "fsdp", "tensor")),
+        (
+            "opt_state/1/0/mu/encoder/level0/block0/conv2/kernel",
+            (3, 3, 3, 8, 16),
+            P(None, None, None, "tensor", "fsdp"),
+        ),
+        ("ema/pairs/spatial/mlp1/kernel", (3, 16, 64), P(None, "fsdp", "tensor")),
+        ("params/decoder/level_0/block1/conv1/bias", (16,), P("tensor")),
+        ("params/encoder/stem/kernel", (3, 3, 3, 3, 64), P(None, None, None, None, "fsdp")),  # no row: the largest
+        ("params/encoder/conv1/kernel", (3, 3, 3, 3, 64), P(None, None, None, None, "tensor")),  # nothing left for fsdp
+        ("params/encoder/conv1/kernel", (4, 3, 3, 3, 64), P("fsdp", None, None, None, "tensor")),  # what fsdp divides
+        ("params/odd/kernel", (3, 7), P()),
+        ("step", (), P()),
+    ],
+)
+def test_the_first_rule_that_names_a_parameter_places_it(path, shape, spec):
+    assert partition(path, shape, SIZES) == spec
+    assert partition(path, shape, dict.fromkeys(MESH_AXES, 1)) == P()
+
+
+def test_moments_and_averages_lie_as_their_parameters_and_little_stays_whole():
+    _, create, _ = vae_step()
+    shapes = jax.eval_shape(create)
+    sharding = state_sharding(make_mesh(fsdp=4, tensor=2), shapes)
+    spec = lambda tree: [s.spec for s in jax.tree.leaves(tree)]  # noqa: E731
+    adam = sharding.opt_state[1][0]
+    assert spec(sharding.params) == spec(sharding.ema) == spec(adam.mu) == spec(adam.nu)
+    assert any("fsdp" in s for s in spec(sharding.discriminator.params))
+    check_split(make_mesh(fsdp=4, tensor=2), shapes.params, sharding.params)
+
+
+def test_a_run_that_would_keep_too_much_whole_is_refused():
+    shapes = {"odd": jax.ShapeDtypeStruct((7, 99), jnp.float32), "even": jax.ShapeDtypeStruct((8, 512), jnp.float32)}
+    for fsdp, fits in ((1, True), (8, False)):
+        mesh = make_mesh(data=1, fsdp=fsdp)
+        if fits:
+            check_split(mesh, shapes, state_sharding(mesh, shapes))
+            continue
+        with pytest.raises(ValueError, match=r"fsdp=8 leaves 14.5% of the parameters' bytes whole .*odd \(7, 99\)"):
+            check_split(mesh, shapes, state_sharding(mesh, shapes))
+
+
+def test_batches_are_split_by_example_and_picture():
+    mesh = make_mesh(data=2, space=2, context=2)
+    batch = put_batch(mesh, {"video": np.zeros((4, 3, 8, 6, 3), np.uint8), "k": np.int32(1), "label": np.zeros(4)})
+    assert {shard.data.shape for shard in batch["video"].addressable_shards} == {(2, 3, 4, 3, 3)}
+    assert batch["k"].is_fully_replicated and batch["label"].addressable_shards[0].data.shape == (2,)
+    assert batch_sharding(mesh, (4, 3, 7, 6, 3)).spec[2] is None  # a side that does not divide stays whole
+    assert host_share(mesh) == (0, 1)
+
+
+def test_meshes_are_refused_with_the_counts():
+    assert dict(make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1, "space": 1, "context": 1}
+    with pytest.raises(ValueError, match="needs 16 devices, there are 8"):
+        make_mesh(data=8, space=2)
+    with pytest.raises(ValueError, match="only one mesh axis may be -1"):
+        make_mesh(space=-1)
+    with pytest.raises(ValueError, match="needs 0 devices"):
+        make_mesh(data=1, fsdp=0)

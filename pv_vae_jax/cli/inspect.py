@@ -147,7 +147,7 @@ def abstract_step(experiment: Experiment, name: str):
     stage = getattr(experiment, name)
     if name in VAE_STAGES:
         frames = 1 if stage.images else data.frames
-        clip = jnp.zeros((1, frames, data.size, data.size, 3))
+        clip = np.zeros((1, frames, data.size, data.size, 3), np.float32)
         gan = stage.objective.gan > 0
         discriminator = Discriminator(experiment.discriminator) if gan else None
         step = VAEStep(
@@ -157,6 +157,7 @@ def abstract_step(experiment: Experiment, name: str):
             discriminator,
             optimizer(stage.discriminator_optimizer, max(stage.steps, 1)),
             stage.frozen,
+            accumulate=stage.accumulate,
         )
 
         def create():
@@ -176,7 +177,7 @@ def abstract_step(experiment: Experiment, name: str):
     )
     unit = np.ones(vae.latent_channels, np.float32)
     latte = Latte(conditioned(experiment, len(class_names(data.source))))
-    step = DiTStep(latte, optimizer(stage.optimizer, max(stage.steps, 1)), 0 * unit, unit)
+    step = DiTStep(latte, optimizer(stage.optimizer, max(stage.steps, 1)), 0 * unit, unit, accumulate=stage.accumulate)
     moments = shape((stage.batch_size, *latent), jnp.float32)
     batch = {"mean": moments, "logvar": moments, "label": shape((stage.batch_size,), jnp.int32)}
     return step, jax.eval_shape(lambda: step.create(init_latte(step.model, latent))), batch, {}

@@ -129,11 +129,12 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
       ConfigError: the first thing that does not divide, and what to set.
     """
     size, batch = mesh.shape, getattr(experiment, stage).batch_size
-    examples = size[DATA] * size[FSDP]
-    if batch % examples:
+    examples, parts = size[DATA] * size[FSDP], getattr(experiment, stage).accumulate
+    if batch % (examples * parts):
+        times = f", {parts} times over (accumulate)" if parts > 1 else ""
         raise ConfigError(
-            f"{stage}.batch_size {batch} is not a multiple of the {examples} devices that split it: change it, or use "
-            f"fewer devices with --config.mesh.data=1"
+            f"{stage}.batch_size {batch} is not a multiple of the {examples} devices that split it{times}: change it, "
+            f"or use fewer devices with --config.mesh.data=1"
         )
     side = experiment.data.size // experiment.vae.space_factor  # the coarsest picture, and the latents
     for axis, what in ((SPACE, "width"), (CONTEXT, "height")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from safetensors.numpy import load_file, save_file
@@ -25,6 +27,8 @@ from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import VAEStep, stage_key
 from pv_vae_jax.typing import Params
+
+COMPUTED = ("remat", "remat_levels", "remat_blocks", "lowering", "attention", "dtype")
 
 
 def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Perceptual | None = None) -> None:
@@ -54,6 +58,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         ema_decay=stage.ema_decay,
         seed=experiment.seed,
         perceptual=perceptual,
+        accumulate=stage.accumulate,
     )
     clip = (1, frames, experiment.data.size, experiment.data.size, 3)
 
@@ -133,7 +138,9 @@ def _first_parameters(run: Run, name: str, before: str | None, model: VAE) -> Pa
         loaded = pretrained.load(run.folder(before) / "model")
     else:
         return None
-    if loaded.vae.config != model.config:
+    # What only decides how a network is computed may differ.
+    free = {f: getattr(model.config, f) for f in COMPUTED if hasattr(model.config, f)}
+    if type(loaded.vae.config) is not type(model.config) or replace(loaded.vae.config, **free) != model.config:
         raise ConfigError(f"stage {name} starts from a VAE of another architecture: {loaded.vae.config}")
     if not stage.images and _ends_on_images(loaded):
         return inflate_image_params(loaded.vae_params)
