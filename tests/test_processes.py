@@ -1,9 +1,11 @@
 """Several real processes on this machine run one program, and what they leave fits any other number of devices."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import load_experiment
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.sharding.processes import start_processes
 from pv_vae_jax.sharding.rules import state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
 from pv_vae_jax.train.metrics import read_metrics

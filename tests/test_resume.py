@@ -178,7 +178,7 @@ def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, 
 
 
 def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path):
-    """The limit on a file's size stands for the disk: writing fails in the middle of a state, with the system's error."""
+    """The limit on a file's size stands for the disk: writing fails in the middle of a state."""
     state = {"w": np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)}  # does not compress
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, jax.device_put(state))

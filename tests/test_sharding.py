@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from pv_vae_jax.config import OptimizerConfig
 from pv_vae_jax.losses.objective import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.sharding.axes import MESH_AXES
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.sharding.rules import put_batch, state_sharding
+from pv_vae_jax.sharding.rules import batch_sharding, check_split, host_share, partition, put_batch, state_sharding
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.vae_step import VAEStep
@@ -128,11 +130,7 @@ SIZES = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 4, "tensor": 2}
     ("path", "shape", "spec"),
     [
         ("params/encoder/level0/block0/conv1/kernel", (3, 3, 3, 8, 16), P(None, None, None, "fsdp", "tensor")),
-        (
-            "opt_state/1/0/mu/encoder/level0/block0/conv2/kernel",
-            (3, 3, 3, 8, 16),
-            P(None, None, None, "tensor", "fsdp"),
-        ),
+        ("opt_state/1/0/mu/encoder/level0/conv2/kernel", (3, 3, 3, 8, 16), P(None, None, None, "tensor", "fsdp")),
         ("ema/pairs/spatial/mlp1/kernel", (3, 16, 64), P(None, "fsdp", "tensor")),
         ("params/decoder/level_0/block1/conv1/bias", (16,), P("tensor")),
         ("params/encoder/stem/kernel", (3, 3, 3, 3, 64), P(None, None, None, None, "fsdp")),  # no row: the largest
