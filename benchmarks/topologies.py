@@ -60,13 +60,8 @@ def rows() -> list[Row]:
     found.append(Row("diffusion", 256, "v5e:4x4", {"data": 16}, 64))
     found.append(Row("diffusion", 256, "v5e:4x4", {"fsdp": 8, "tensor": 2}, 64))
     found.append(Row("diffusion", 256, "v5e:4x4", {"fsdp": 4, "context": 4}, 64))
-    for topology, chips in (
-        ("v5p:2x2x1", 4),
-        ("v6e:2x4", 8),
-        ("v5p:4x4x4", 64),
-        ("v5e:16x16", 256),
-        ("v6e:16x16", 256),
-    ):
+    larger = {"v5p:2x2x1": 4, "v6e:2x4": 8, "v5p:4x4x4": 64, "v5e:16x16": 256, "v6e:16x16": 256}
+    for topology, chips in larger.items():
         found.append(Row("video", 256, topology, {"fsdp": chips}, chips))
         found.append(Row("diffusion", 256, topology, {"fsdp": chips}, 4 * chips))
         space = {"fsdp": chips // 4, "space": 4} if chips > 4 else {"space": 4}
@@ -170,12 +165,11 @@ def memory_table(results: list[dict]) -> str:
 
 
 def time_table(results: list[dict]) -> str:
-    """Weak scaling: a chip's share of the work stays, and with it what it sends (ring collectives: (n - 1) / n of it)."""
+    """Weak scaling: a chip's work stays, and with it what it sends, (n - 1) / n of each result around a ring."""
     counts = (8, 64, 512, 4096)
     lines = [
-        "| step | px | TPU | strategy | compute, s | sent, s | efficiency at "
-        + ", ".join(map(str, counts))
-        + " chips |",
+        f"| step | px | TPU | strategy | compute, s | sent, s | efficiency at {', '.join(map(str, counts))} chips |",
+        +", ".join(map(str, counts)) + " chips |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in results:

@@ -56,11 +56,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until everything is on disk."""
-        try:
-            with self._writing():
+        with self._writing():
+            try:
                 self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
+            finally:
+                self._manager.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
