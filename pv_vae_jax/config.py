@@ -74,6 +74,8 @@ class OptimizerConfig:
       weight_decay: decoupled, on matrices and kernels only.
       b1, b2: decays of AdamW's moments; Muon's momentum is 0.95.
       clip_norm: global gradient norm allowed; 0 leaves gradients alone.
+      momentum_dtype: type in which the first moment (or Muon's momentum) is kept; the second stays float32, whose small
+        steps bfloat16 would round away.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -84,6 +86,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.99
     clip_norm: float = 1.0
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,8 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
+      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
+        adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
     steps: int = 0
@@ -120,6 +125,7 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +157,7 @@ class DiffusionConfig:
       time_distribution: of the flow's time.
       optimizer: of the transformer.
       ema_decay: of the moving average that is sampled from.
+      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
     """
 
     steps: int = 0
@@ -160,6 +167,7 @@ class DiffusionConfig:
     time_distribution: TimeDistribution = "uniform"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: float = 0.9999
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +187,16 @@ class MeshConfig:
     Attributes:
       data: split the batch, replicate parameters.
       fsdp: split the batch and the parameters with their optimiser state.
+      tensor: split heads and hidden channels with their weights.
+      space: split the width of the picture.
+      context: split the height of the picture, and the transformers' tokens.
     """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
+    space: int = 1
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +272,13 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
         **{"final_fraction": SHARE, "b1": DECAY, "b2": DECAY},
     },
     VAEStageConfig: {
-        **{"steps": AMOUNT, "batch_size": COUNT, "ema_decay": DECAY},
+        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "ema_decay": DECAY},
         **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
     },
     LatentsConfig: {"clips": COUNT, "batch_size": COUNT},
-    DiffusionConfig: {"steps": AMOUNT, "batch_size": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+    DiffusionConfig: {
+        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+    },
     SamplingConfig: {"steps": COUNT, "guidance": AMOUNT, "clips": COUNT, "batch_size": COUNT},
 }
 

@@ -487,5 +487,5 @@ def test_inspect_shows_what_would_run(tiny_experiment):
     tree, end = json.JSONDecoder().raw_decode(out)
     assert tree["seed"] == 9 and tree["data"]["frames"] == 5
     rest = out[end:]
-    for word in ("parameters", "GFLOP", "MiB", "mesh {'data': 1, 'fsdp': 1}", "stage diffusion", "pairs/"):
+    for word in ("parameters", "GFLOP", "MiB", "mesh {'data': 1, 'fsdp': 1, ", "stage diffusion", "pairs/"):
         assert word in rest
