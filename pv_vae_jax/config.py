@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import json
 import math
+import os
 import traceback
 import types
 import typing
@@ -239,6 +240,9 @@ class Experiment:
                 f"latte.latent_channels is {self.latte.latent_channels}, vae.latent_channels "
                 f"{self.vae.latent_channels}: set them equal"
             )
+        side = data.size // self.vae.space_factor
+        if side % self.latte.patch:
+            raise ConfigError(f"latte.patch is {self.latte.patch}, which does not divide the latents' side {side}")
         if self.latte.classes:
             raise ConfigError("latte.classes comes from the data: leave it 0, and use diffusion.conditional")
         if not 0 <= self.latents.flip <= 1:
@@ -247,6 +251,8 @@ class Experiment:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":
                 raise ConfigError(f"{name}.drop_per_example needs {name}.drop_form=filled")
+            if stage.objective.gan and "decoder" in stage.frozen:
+                raise ConfigError(f"{name}.objective.gan moves the decoder, which {name}.frozen holds: change one")
             if stage.images and stage.drop_ratio:
                 raise ConfigError(f"{name} trains on images, which have nothing to drop: set {name}.drop_ratio=0")
             if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
@@ -332,7 +338,14 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
-    return override(experiment, overrides or {}).validate()
+    experiment = override(experiment, overrides or {})
+    source = experiment.data.source
+    if not source:
+        raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
+    if os.path.isdir(source):  # a run means the same folder from wherever it is continued
+        data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
+        experiment = dataclasses.replace(experiment, data=data)
+    return experiment.validate()
 
 
 def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from safetensors import SafetensorError
 
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.clips import centre_crop
@@ -31,20 +30,8 @@ def define_model_flags(values: flags.FlagValues) -> None:
 
 
 def load_model(values: flags.FlagValues) -> Pretrained:
-    """The model of `--model`.
-
-    Raises:
-      ConfigError: its files are damaged or do not fit together.
-    """
-    return load_named_model(values.model)
-
-
-def load_named_model(name: str) -> Pretrained:
-    """The model of a shipped name, model folder or work directory; raises as `load_model`."""
-    try:
-        return load(name)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"the model {name} cannot be loaded: {error}") from error
+    """The model of `--model`."""
+    return load(values.model)
 
 
 @dataclasses.dataclass(frozen=True)
