@@ -27,7 +27,9 @@ EXTRAS = {
     "video": ["av>=18.1.0", "pillow"],  # folders of video files in, clips and pictures out
     "tensorboard": ["tensorboardX>=2.6.5"],
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
+    "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
     "tpu": ["jax[tpu]>=0.10.2"],
+    "tpu-topology": ["libtpu>=0.0.42"],  # compile for TPUs that are not there: pv-vae inspect --topology
     "cuda": ["jax[cuda13]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "test": ["pytest>=9.0", "pytest-timeout>=2.4.0", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"],

@@ -39,7 +39,8 @@ class DataConfig:
     """Clips for training and evaluation.
 
     Attributes:
-      source: `synthetic`, or a folder of video files whose sub-folders are classes.
+      source: `synthetic`, or a folder: of video files, whose sub-folders are classes; of `pv-vae prepare`; or of a data
+        set in its official layout.
       clips: training clips of the synthetic world (a folder has what it has).
       test_clips: clips held out for evaluation, at most.
       frames: of a clip, `1 + n p_t`.
@@ -47,6 +48,7 @@ class DataConfig:
       stride: video frames from one clip frame to the next.
       threads: reading and decoding.
       cache_bytes: memory for decoded videos.
+      crop: where the square lies in a training clip; `random` draws its place each time.
     """
 
     source: str = "synthetic"
@@ -57,6 +59,7 @@ class DataConfig:
     stride: int = 1
     threads: int = 2
     cache_bytes: int = 2 << 30
+    crop: Literal["centre", "random"] = "centre"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,8 @@ class OptimizerConfig:
       weight_decay: decoupled, on matrices and kernels only.
       b1, b2: decays of AdamW's moments; Muon's momentum is 0.95.
       clip_norm: global gradient norm allowed; 0 leaves gradients alone.
+      momentum_dtype: type in which the first moment (or Muon's momentum) is kept; the second stays float32, whose small
+        steps bfloat16 would round away.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -81,6 +86,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.99
     clip_norm: float = 1.0
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,8 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
+      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
+        adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
     steps: int = 0
@@ -117,6 +125,7 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +133,17 @@ class LatentsConfig:
     """The cache of posteriors on which the transformer trains.
 
     Attributes:
-      clips: encoded from the training split.
+      clips: encoded from the training split; more than it has windows gives each several, at other places.
       batch_size: clips encoded at once.
+      flip: probability of mirroring a clip.
+      online: encode clips as they are trained on instead, each time from other frames; `clips` are then encoded for the
+        statistics alone. Takes no disk, and the encoder's time at every step.
     """
 
     clips: int = 2_048
     batch_size: int = 16
+    flip: float = 0.0
+    online: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +157,7 @@ class DiffusionConfig:
       time_distribution: of the flow's time.
       optimizer: of the transformer.
       ema_decay: of the moving average that is sampled from.
+      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
     """
 
     steps: int = 0
@@ -152,6 +167,7 @@ class DiffusionConfig:
     time_distribution: TimeDistribution = "uniform"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: float = 0.9999
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +187,16 @@ class MeshConfig:
     Attributes:
       data: split the batch, replicate parameters.
       fsdp: split the batch and the parameters with their optimiser state.
+      tensor: split heads and hidden channels with their weights.
+      space: split the width of the picture.
+      context: split the height of the picture, and the transformers' tokens.
     """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
+    space: int = 1
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +241,8 @@ class Experiment:
             )
         if self.latte.classes:
             raise ConfigError("latte.classes comes from the data: leave it 0, and use diffusion.conditional")
+        if not 0 <= self.latents.flip <= 1:
+            raise ConfigError(f"latents.flip lies in [0, 1], got {self.latents.flip}")
         for name in VAE_STAGES:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":
@@ -248,11 +272,13 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
         **{"final_fraction": SHARE, "b1": DECAY, "b2": DECAY},
     },
     VAEStageConfig: {
-        **{"steps": AMOUNT, "batch_size": COUNT, "ema_decay": DECAY},
+        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "ema_decay": DECAY},
         **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
     },
     LatentsConfig: {"clips": COUNT, "batch_size": COUNT},
-    DiffusionConfig: {"steps": AMOUNT, "batch_size": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+    DiffusionConfig: {
+        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+    },
     SamplingConfig: {"steps": COUNT, "guidance": AMOUNT, "clips": COUNT, "batch_size": COUNT},
 }
 

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere goes on with the same command and ends with the same bits."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from pv_vae_jax import pretrained
 from pv_vae_jax.data import latents
 from pv_vae_jax.train import vae_stage
+from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints
 from pv_vae_jax.train.metrics import MetricWriter, read_metrics
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
 
@@ -185,6 +187,31 @@ def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
     assert [row["step"] for row in read_metrics(writer.path)] == [1, 6] and not writer.unwritten
 
 
+def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path):
+    """The limit on a file's size stands for the disk: writing fails in the middle of a state."""
+    state = {"w": np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)}  # does not compress
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, jax.device_put(state))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, old[1]))
+    try:
+        with pytest.raises(CheckpointError, match="could not be written .*the state of step 1 is whole. Make room"):
+            checkpoints.save(2, jax.device_put(state))
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == 1
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restored = checkpoints.restore(1, {"w": jax.ShapeDtypeStruct(state["w"].shape, np.float32, sharding=where)})
+    np.testing.assert_array_equal(restored["w"], state["w"])
+    checkpoints.save(2, jax.device_put(state))  # there is room again
+    checkpoints.close()
+    assert Checkpoints(tmp_path).latest() == 2
+
+
 def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(3, {"loss": 1.0})
@@ -229,11 +256,13 @@ MOMENTS = (
     ("latents/00000.array_record", 0.5),
     ("diffusion/checkpoints/*tmp*", 0.05),
     ("diffusion/metrics.jsonl", 2.0),
+    ("report", 1.0),
 )
+KILLS = 20
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1_800)
+@pytest.mark.timeout(3_600)
 def test_kill_9_at_any_moment(tiny_experiment, tmp_path):  # noqa: F811
     steps = {"image": 30, "video": 30, "decoder": 20, "diffusion": 30}
     command = [
@@ -255,13 +284,15 @@ def test_kill_9_at_any_moment(tiny_experiment, tmp_path):  # noqa: F811
     assert start(straight).wait(timeout=900) == 0
     rng = np.random.default_rng(int(os.environ.get("PV_VAE_KILL_SEED", 0)))
     kills = 0
-    for pattern, pause in MOMENTS:
+    extra = rng.choice(len(MOMENTS), KILLS - len(MOMENTS))  # in the order of a run, each moment at least once
+    for i in sorted([*range(len(MOMENTS)), *extra]):
+        pattern, pause = MOMENTS[i]
         process = start(killed)
         if wait_for(process, pattern, killed):
             time.sleep(rng.uniform(0, pause))
         process.kill()
         kills += process.wait() == -signal.SIGKILL
-    assert kills >= 6
+    assert kills >= 12  # the others came too late: the run had ended
     assert start(killed).wait(timeout=900) == 0
     for stage, n in steps.items():
         assert curve(killed / stage) == curve(straight / stage), stage

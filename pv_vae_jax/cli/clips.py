@@ -36,10 +36,15 @@ def load_model(values: flags.FlagValues) -> Pretrained:
     Raises:
       ConfigError: its files are damaged or do not fit together.
     """
+    return load_named_model(values.model)
+
+
+def load_named_model(name: str) -> Pretrained:
+    """The model of a shipped name, model folder or work directory; raises as `load_model`."""
     try:
-        return load(values.model)
+        return load(name)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"the model {values.model} cannot be loaded: {error}") from error
+        raise ConfigError(f"the model {name} cannot be loaded: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +92,14 @@ def open_clips(paths: Sequence[str], values: flags.FlagValues, model: Pretrained
         try:
             check_clip_shape(*shape, config.time_factor, config.space_factor)
         except ValueError as error:
-            raise type(error)(f"{path}: {error} (set --frames and --size)") from error
+            hint = "--frames sets the length, --size resizes and crops a square"
+            raise type(error)(f"{path}: {error} ({hint})") from error
         yield VideoFile(Path(path), *shape, itertools.chain([first], pictures), info.fps)
+
+
+def scale_for(side: int) -> int:
+    """By which whole factor to enlarge clips `side` pixels high, so that a player shows them at 128 or more."""
+    return max(1, 128 // side)
 
 
 def read_clips(

@@ -34,7 +34,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         encode_latents(run, stage)
     cache = open_latents(run, stage)
     mean, std = cache.statistics
-    print(f"{run.folder('latents')}: {len(cache)} posteriors of {', '.join(cache.class_names)}; ")
+    online = run.experiment.latents.online
+    what = "statistics for online encoding" if online else f"{len(cache)} posteriors"
+    print(f"{run.folder('latents')}: {what} of {', '.join(cache.class_names)}; ")
     print(f"channel means {mean.min():.3f} to {mean.max():.3f}, standard deviations {std.min():.3f} to {std.max():.3f}")
 
 

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train a stage, or all of them",
+    "prepare": "cut videos into shards of clips that training reads at random",
     "encode": "cache the latents of the training clips",
     "sample": "generate clips",
     "reconstruct": "encode and decode video files",
     "predict": "see the first frames of a video, draw the rest",
-    "evaluate": "measure a run and write its report",
+    "evaluate": "measure a run and write its report, or compare two sets of clips",
+    "analyze": "compare the latents of one VAE or several on the same clips",
+    "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
 }
@@ -23,6 +26,11 @@ COMMANDS = {
 def main(argv: Sequence[str]) -> int:
     """Run `argv[1]`; exit status 0, 1 for an error the user can mend, 2 for a wrong call, 130 or 143 if stopped."""
     name = argv[1] if len(argv) > 1 else "--help"
+    if name in ("--version", "version"):
+        from importlib.metadata import version
+
+        print(f"pv_vae_jax {version('pv_vae_jax')}, jax {version('jax')}")
+        return 0
     if name in ("-h", "--help", "help"):
         print("usage: pv-vae COMMAND [flags]; pv-vae COMMAND --help lists the flags\n")
         print("\n".join(f"  {command:12} {text}" for command, text in COMMANDS.items()))
@@ -45,6 +53,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     from pv_vae_jax.data.latents import StaleLatentsError
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.data.video_files import BrokenVideoError
+    from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.guard import NonFiniteError
     from pv_vae_jax.train.loop import Interrupted
     from pv_vae_jax.typing import ShapeError, WeightsError
@@ -55,7 +64,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
     expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
-    expected += (WeightsError, OSError, ImportError)
+    expected += (WeightsError, FeatureError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")
         return 0

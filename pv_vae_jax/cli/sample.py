@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import load_model
+from pv_vae_jax.cli.clips import load_model, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.sampling import sample_clips
@@ -69,7 +69,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     os.replace(out / "samples.npz.tmp", out / "samples.npz")
     for label in np.unique(labels):
         target = out / f"samples_{names[label]}.mp4"
-        write_video(target, np.concatenate(list(video[labels == label]), axis=2), fps=8)
+        write_video(
+            target, np.concatenate(list(video[labels == label]), axis=2), fps=8, scale=scale_for(video.shape[2])
+        )
         print(f"{target}: {np.sum(labels == label)} clips side by side")
 
 

@@ -2,19 +2,23 @@
 
 A folder holds `key.json` (written first), `00000.array_record`, ... (each whole or not there) and `manifest.json`
 (written last: without it the cache is unfinished). A record is a safetensors blob of `mean`, `logvar` and `label`.
+Where clips are encoded as they are trained on, the folder holds the key and the manifest alone, for the statistics.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
-import os
-from collections.abc import Iterable, Iterator
+import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_json, write_shard
 
 SHARD = 256  # records a file
 
@@ -51,37 +55,57 @@ def write_latents(
       StaleLatentsError: the folder holds a cache with another key.
       ValueError: `records` ends early.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     done = completed_records(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "key.json", key)
+    write_json(folder / "key.json", key)
     records = iter(records)
     while done < total:
         items = list(itertools.islice(records, min(SHARD, total - done)))
         if len(items) < min(SHARD, total - done):
             raise ValueError(f"{folder}: records end at {done + len(items)} of {total}")
-        path = folder / f"{done // SHARD:05d}.array_record"
-        temporary = path.with_suffix(".tmp")
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        for item in items:
-            writer.write(save({name: np.asarray(value) for name, value in item.items()}))
-        writer.close()
-        os.replace(temporary, path)
+        blobs = (save({name: np.asarray(value) for name, value in item.items()}) for item in items)
+        write_shard(folder / f"{done // SHARD:05d}.array_record", blobs)
         done += len(items)
-    mean, std = _statistics(_read_all(folder))
-    _write_json(
-        folder / "manifest.json",
-        {"records": total, "key": key, "class_names": list(class_names), "mean": mean.tolist(), "std": std.tolist()},
-    )
+    shards = _open(folder, total)
+    _write_manifest(folder, map(load, map(shards.__getitem__, range(total))), key, total, class_names)
+
+
+def write_statistics(folder: Path, records: Iterable[dict], *, key: dict, class_names: tuple[str, ...]) -> None:
+    """Write what a cache says about its records, without them: for clips that are encoded as they are trained on.
+
+    Raises:
+      StaleLatentsError: the folder holds something with another key.
+    """
+    completed_records(folder, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "key.json", key)
+    _write_manifest(folder, records, key, 0, class_names)
+
+
+def read_manifest(folder: Path, key: dict | None = None) -> dict:
+    """What a finished cache says about itself, with `statistics`: `(mean, std)`, each `(z,)` float32.
+
+    Raises:
+      FileNotFoundError: no finished cache there.
+      StaleLatentsError: it has another key.
+    """
+    if not (folder / "manifest.json").exists():
+        raise FileNotFoundError(
+            f"no finished latent cache in {folder}: run pv-vae encode, or stage latents of pv-vae train"
+        )
+    manifest = _read_json(folder / "manifest.json")
+    if key is not None:
+        _check_key(folder, manifest["key"], key)
+    return manifest | {"statistics": tuple(np.asarray(manifest[name], np.float32) for name in ("mean", "std"))}
 
 
 class LatentSource:
-    """A finished cache as a random-access source.
+    """A finished cache as a random-access source. A record that cannot be read is replaced by the next that can.
 
     Attributes:
       class_names: in label order.
       statistics: `(mean, std)`, each `(z,)` float32: of samples of the posteriors, over all records and positions.
+      skipped: record -> why it could not be read.
 
     Raises:
       FileNotFoundError: no finished cache there.
@@ -89,29 +113,35 @@ class LatentSource:
     """
 
     def __init__(self, folder: Path, key: dict | None = None):
-        if not (folder / "manifest.json").exists():
-            raise FileNotFoundError(
-                f"no finished latent cache in {folder}: run pv-vae encode, or stage latents of pv-vae train"
-            )
-        manifest = _read_json(folder / "manifest.json")
-        if key is not None:
-            _check_key(folder, manifest["key"], key)
+        manifest = read_manifest(folder, key)
         self.folder, self._length = folder, manifest["records"]
         self.class_names = tuple(manifest["class_names"])
-        self.statistics = tuple(np.asarray(manifest[name], np.float32) for name in ("mean", "std"))
+        self.statistics = manifest["statistics"]
+        self.skipped: dict[int, str] = {}
+        self._records, self._lock = _open(folder, self._length), threading.Lock()
 
     def __len__(self) -> int:
         return self._length
 
-    @functools.cached_property
-    def _records(self):
-        from grain.sources import ArrayRecordDataSource
-
-        return ArrayRecordDataSource([str(path) for path in _shards(self.folder)])
-
     def record(self, index: int) -> dict:
-        """`mean`, `logvar` `(g, h, w, z)` float32 and `label` int32."""
-        return load(self._records[index])
+        """`mean`, `logvar` `(g, h, w, z)` float32 and `label` int32.
+
+        Raises:
+          BrokenRecordError: no record can be read any more.
+        """
+        for step in range(self._length):
+            i = (index + step) % self._length
+            try:
+                return load(self._records[i])
+            except (BrokenRecordError, SafetensorError) as error:
+                self._skip(i, error)
+        raise BrokenRecordError(f"none of the {self._length} latents in {self.folder} can be read: encode them again")
+
+    def _skip(self, index: int, error: Exception) -> None:
+        with self._lock:
+            if index not in self.skipped:
+                self.skipped[index] = str(error)
+                print(f"skipped latent {index}: {error} ({len(self.skipped)} so far)", file=sys.stderr)
 
     def clip(self, index: int, rng: np.random.Generator) -> dict:
         """`record(index)`: the training step draws from the posterior, so `rng` has nothing to do."""
@@ -129,15 +159,20 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.array_record"))
 
 
-def _read_all(folder: Path) -> Iterator[dict]:
-    from grain.sources import ArrayRecordDataSource
-
-    for path in _shards(folder):
-        source = ArrayRecordDataSource([str(path)])
-        yield from (load(source[i]) for i in range(len(source)))
+def _open(folder: Path, total: int) -> Shards:
+    paths = [folder / f"{i:05d}.array_record" for i in range(-(-total // SHARD))]
+    return Shards(paths, [min(SHARD, total - SHARD * i) for i in range(len(paths))])
 
 
-def _statistics(records: Iterator[dict]) -> tuple[np.ndarray, np.ndarray]:
+def _write_manifest(folder: Path, records: Iterable[dict], key: dict, total: int, class_names: tuple[str, ...]) -> None:
+    mean, std = _statistics(records)
+    write_json(
+        folder / "manifest.json",
+        {"records": total, "key": key, "class_names": list(class_names), "mean": mean.tolist(), "std": std.tolist()},
+    )
+
+
+def _statistics(records: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Channel mean and standard deviation of posterior samples: `Var[z] = Var[mean] + E[exp(logvar)]`, in float64."""
     count, first, second = 0, 0.0, 0.0
     for record in records:
@@ -154,9 +189,3 @@ def _read_json(path: Path) -> dict:
         return json.loads(path.read_text())
     except ValueError as error:
         raise StaleLatentsError(f"{path} is damaged ({error}): remove its folder to encode again") from error
-
-
-def _write_json(path: Path, tree: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(tree, indent=1) + "\n")
-    os.replace(temporary, path)

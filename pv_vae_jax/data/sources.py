@@ -1,4 +1,4 @@
-"""Random-access sources of clips: the synthetic world, a folder of video files.
+"""Random-access sources of clips: the synthetic world, video files, and whatever `open_source` recognises.
 
 A source is anything with `len`, `class_names`, `clip(index, rng)` and `image(index, rng)`: the result depends on the
 two arguments alone.
@@ -6,7 +6,6 @@ two arguments alone.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import sys
 import threading
@@ -17,13 +16,16 @@ from typing import Protocol
 
 import numpy as np
 
-from pv_vae_jax.data.clips import centre_crop
+from pv_vae_jax.data.clips import crop
+from pv_vae_jax.data.datasets import list_dataset, recognise
+from pv_vae_jax.data.images import ImageFiles
+from pv_vae_jax.data.listing import Listing, NoVideosError, check_folder, few_of, video_folder
+from pv_vae_jax.data.records import RecordVideos, read_manifest
 from pv_vae_jax.data.synthetic import SyntheticVideos
+from pv_vae_jax.data.tfds_videos import TFDSVideos
 from pv_vae_jax.data.video_files import SUFFIXES, BrokenVideoError, probe, read_video
 
-
-class NoVideosError(ValueError):
-    """A folder from which no clip can be read; the message says what was found and what is expected."""
+__all__ = ["FolderVideos", "ImageFrames", "NoVideosError", "VideoSource", "class_names", "fingerprint", "open_source"]
 
 
 class VideoSource(Protocol):
@@ -56,15 +58,20 @@ class ImageFrames:
 
 
 class FolderVideos:
-    """Clips from a folder of video files; sub-folders are classes.
+    """Clips from video files, resized by area to the short side and cropped to a square.
 
-    A folder whose only sub-folders are `train` and `test` is split as it stands. Otherwise about a tenth of each class,
-    chosen by the hash of the file's name, is held out for testing: adding files moves no others across, unless the
-    class was so small that none of its files fell into that tenth.
-    Clips are resized by area to the short side and centre-cropped.
+    Args:
+      folder: for messages, and for the files unless `listing` names them (`listing.video_folder`).
+      frames, size, stride: of a clip.
+      split: `train` or `test`.
+      random: windows start anywhere (training) instead of one after the other (evaluation).
+      clips: at most, for a source that is not `random`.
+      cache_bytes: memory for decoded videos.
+      crop: `centre`, or `random` for a place drawn with each clip; a source that is not `random` takes the centre.
+      listing: the files of the split.
 
     Attributes:
-      class_names: names of the sub-folders, sorted; the folder's own name if there are none.
+      class_names: in label order; of a folder its sub-folders, sorted, or its own name if there are none.
       files: of this split.
       skipped: file -> why it, or a window of it, could not be used. Reading goes on with another file.
     """
@@ -80,28 +87,30 @@ class FolderVideos:
         random: bool = True,
         clips: int | None = None,
         cache_bytes: int = 2 << 30,
+        crop: str = "centre",
+        listing: Listing | None = None,
     ):
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
+        self.crop = crop if random else "centre"
         self.skipped: dict[Path, str] = {}
         self._lock, self._cache, self._cache_bytes, self._cached = threading.Lock(), OrderedDict(), cache_bytes, 0
-        by_class = _split(self.folder, split)
-        self.class_names = tuple(by_class)
+        listing = video_folder(folder, split) if listing is None else listing
+        self.class_names = listing.class_names
         self.files: list[Path] = []
         labels, lengths = [], []
-        for label, paths in enumerate(by_class.values()):
-            for path in paths:
-                try:
-                    info = probe(path)
-                    if info.frames < self.span:
-                        raise BrokenVideoError(f"{path}: {info.frames} frames, a clip spans {self.span}")
-                except (BrokenVideoError, OSError) as error:
-                    self._skip(path, error)
-                    continue
-                self.files.append(path)
-                labels.append(label)
-                lengths.append(info.frames)
+        for item in listing.items:
+            try:
+                info = probe(item.path)
+                if info.frames < self.span:
+                    raise BrokenVideoError(f"{item.path}: {info.frames} frames, a clip spans {self.span}")
+            except (BrokenVideoError, OSError) as error:
+                self._skip(item.path, error)
+                continue
+            self.files.append(item.path)
+            labels.append(item.label)
+            lengths.append(info.frames)
         if not self.files:
-            raise NoVideosError(self._nothing(split, by_class))
+            raise NoVideosError(self._nothing(split, len(listing.items)))
         self._labels = np.asarray(labels, np.int32)
         self._lengths = np.asarray(lengths)
         windows = self._lengths // self.span
@@ -129,15 +138,16 @@ class FolderVideos:
         window, file = self._windows[index]
         place = rng.random()
         start = lambda n: int(place * (n - self.span + 1)) if self.random else window * self.span  # noqa: E731
-        return self._read(file, start, self.frames)
+        return self._read(file, start, self.frames, rng)
 
     def image(self, index: int, rng: np.random.Generator) -> dict:
         """A random frame of one file."""
         place = rng.random()
-        return self._read(self._windows[index][1], lambda n: int(place * n), 1)
+        return self._read(self._windows[index][1], lambda n: int(place * n), 1, rng)
 
-    def _read(self, file: int, start: Callable[[int], int], count: int) -> dict:
+    def _read(self, file: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
         """`count` frames of a file, `start` giving the first from the number of frames there are."""
+        corner = rng.random(2) if self.crop == "random" else None
         for step in range(len(self.files)):
             i = (file + step) % len(self.files)  # a file that fails is replaced by the next that does not
             path, frames = self.files[i], int(self._lengths[i])
@@ -151,15 +161,13 @@ class FolderVideos:
             except (BrokenVideoError, OSError) as error:
                 self._skip(path, error)
                 continue
-            return {"video": np.array(video), "label": self._labels[i]}  # a copy: the cache keeps its own
-        raise NoVideosError(
-            f"none of the {len(self.files)} files of {self.folder} can be read: {_reasons(self.skipped)}"
-        )
+            video = np.array(crop(video, self.size, corner))  # a copy: the cache keeps its own
+            return {"video": video, "label": self._labels[i]}
+        raise NoVideosError(f"none of the {len(self.files)} files of {self.folder} can be read: {few_of(self.skipped)}")
 
     def _part(self, path: Path, start: Callable[[int], int], frames: int, count: int) -> np.ndarray:
         """A window of a long video, read alone."""
-        video = read_video(path, short_side=self.size, start=start(frames), count=count, stride=self.stride)
-        return centre_crop(video, self.size)
+        return read_video(path, short_side=self.size, start=start(frames), count=count, stride=self.stride)
 
     def _slice(self, path: Path, start: Callable[[int], int], frames: int, count: int) -> np.ndarray:
         """A window of a video that is kept in memory."""
@@ -170,12 +178,13 @@ class FolderVideos:
         return video[first : first + (count - 1) * self.stride + 1 : self.stride]
 
     def _whole(self, path: Path) -> np.ndarray:
-        """The whole file, resized and cropped, from memory if it was read before."""
+        """The whole file, resized, from memory if it was read before."""
         with self._lock:
             if path in self._cache:
                 self._cache.move_to_end(path)
                 return self._cache[path]
-        video = np.ascontiguousarray(centre_crop(read_video(path, short_side=self.size), self.size))
+        video = read_video(path, short_side=self.size)
+        video = video if self.crop == "random" else np.ascontiguousarray(crop(video, self.size))
         with self._lock:
             if path not in self._cache:
                 self._cache[path] = video
@@ -190,71 +199,50 @@ class FolderVideos:
                 self.skipped[path] = str(error).removeprefix(f"{path}: ")
                 print(f"skipped {path}: {self.skipped[path]} ({len(self.skipped)} so far)", file=sys.stderr)
 
-    def _nothing(self, split: str, by_class: dict[str, list[Path]]) -> str:
-        found = sum(map(len, by_class.values()))
+    def _nothing(self, split: str, found: int) -> str:
         if self.skipped:
-            return f"none of the {found} files of {self.folder} ({split}) can be used: {_reasons(self.skipped)}"
+            return f"none of the {found} files of {self.folder} ({split}) can be used: {few_of(self.skipped)}"
         if split == "test":
             return f"{self.folder} holds no clip for testing: give at least two videos, or sub-folders train and test"
         return f"{self.folder} holds no video files ({', '.join(SUFFIXES)}), neither directly nor in sub-folders"
 
 
-def _reasons(skipped: dict[Path, str], shown: int = 5) -> str:
-    lines = [f"{path.name}: {why}" for path, why in list(skipped.items())[:shown]]
-    return "; ".join(lines) + (f"; and {len(skipped) - shown} more" if len(skipped) > shown else "")
-
-
-def _split(folder: Path, split: str) -> dict[str, list[Path]]:
-    """Class name -> video files of a split.
+def fingerprint(source: str) -> str:
+    """Changes when a folder's training clips do, as far as names and sizes of files tell; "" for `synthetic`.
 
     Raises:
-      NoVideosError: no such folder.
+      NoVideosError: no such folder, or it is incomplete.
     """
-    if folder.is_file():
-        raise NoVideosError(f"{folder} is a file; data.source is 'synthetic' or a folder of video files")
-    if not folder.is_dir():
-        near = difflib.get_close_matches(folder.name, [p.name for p in folder.parent.glob("*")], 1)
-        hint = f"; did you mean {folder.parent / near[0]}?" if near else ""
-        raise NoVideosError(f"no folder {folder}{hint} (data.source is 'synthetic' or a folder of video files)")
-    below = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    fixed = below == ["test", "train"]
-    base = folder / split if fixed else folder
-    # Classes are those of the training split, so that both splits number them alike.
-    roots = sorted(p for p in (folder / "train" if fixed else folder).iterdir() if p.is_dir())
-    classes = [p.name for p in roots if not p.name.startswith(".") and (fixed or _videos(p))]
-    if not classes:
-        classes, at = [folder.name], lambda name: base
-    else:
-        at = lambda name: base / name  # noqa: E731
-    chosen = {}
-    for name in classes:
-        paths = _videos(at(name)) if at(name).is_dir() else []
-        chosen[name] = paths if fixed else _hold_out(paths, folder, split)
-    return chosen
-
-
-def _videos(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-
-
-def _hold_out(paths: list[Path], folder: Path, split: str) -> list[Path]:
-    """The test share of a class, or the rest of it. A class of one file has it for training."""
-    rank = {p: hashlib.sha256(p.relative_to(folder).as_posix().encode()).digest() for p in paths}
-    test = {p for p in paths if rank[p][0] < 26}  # 26 of 256: about a tenth
-    if len(paths) > 1 and not test:
-        test = {min(paths, key=rank.get)}
-    if len(test) == len(paths):
-        test -= {max(paths, key=rank.get)} if paths else set()
-    return [p for p in paths if (p in test) == (split == "test")]
+    if source == "synthetic":
+        return ""
+    folder = Path(source)
+    check_folder(folder)
+    kind = recognise(folder)
+    if kind == "records":
+        return read_manifest(folder / "train")["hash"]
+    if kind == "tfds":
+        return hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
+    items = list_dataset(folder, "train", kind).items
+    lines = [f"{item.name}\t{item.label}\t{item.path.stat().st_size}" for item in items]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def class_names(source: str) -> tuple[str, ...]:
-    """Classes of what `source` names, in label order, without opening a file.
+    """Classes of what `source` names, in label order, without opening a video.
 
     Raises:
-      NoVideosError: no such folder.
+      NoVideosError: no such folder, or it is incomplete.
     """
-    return SyntheticVideos.class_names if source == "synthetic" else tuple(_split(Path(source), "train"))
+    if source == "synthetic":
+        return SyntheticVideos.class_names
+    folder = Path(source)
+    check_folder(folder)
+    kind = recognise(folder)
+    if kind == "records":
+        return tuple(read_manifest(folder / "train")["class_names"])
+    if kind == "tfds":
+        return TFDSVideos.classes(folder)
+    return list_dataset(folder, "train", kind).class_names
 
 
 def open_source(
@@ -268,24 +256,38 @@ def open_source(
     stride: int = 1,
     random: bool = True,
     cache_bytes: int = 2 << 30,
+    crop: str = "centre",
 ) -> VideoSource:
-    """The source that `source` names: `synthetic`, or a folder of video files.
+    """The source that `source` names: `synthetic`, or a folder of a kind that `datasets.recognise` knows.
 
     Args:
-      source: `synthetic` or a folder.
+      source: `synthetic` or a folder: of video files, of `pv-vae prepare`, of a data set in its official layout.
       frames, size, stride: of a clip.
       split: `train` or `test`.
       seed: of the synthetic world.
       clips: of the synthetic world; of a folder, at most, for a source that is not `random`.
       random: windows start anywhere (training) instead of one after the other (evaluation).
       cache_bytes: memory for decoded videos.
+      crop: `centre`, or `random` for a place drawn with each clip of a `random` source.
 
     Raises:
-      NoVideosError: the folder is missing, empty, or nothing in it can be read.
+      NoVideosError: the folder is missing, empty, incomplete, or nothing in it can be read.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is 'train' or 'test', got {split!r}")
     if source == "synthetic":
         return SyntheticVideos(clips, frames, size, seed=2 * seed + (split == "test"))
-    shape = dict(frames=frames, size=size, stride=stride)
-    return FolderVideos(source, **shape, split=split, random=random, clips=clips, cache_bytes=cache_bytes)
+    folder = Path(source)
+    check_folder(folder)
+    kind = recognise(folder)
+    settings = dict(frames=frames, size=size, stride=stride, random=random, clips=clips, crop=crop)
+    if kind == "records":
+        return RecordVideos(folder, split=split, **settings)
+    if kind == "tfds":
+        return TFDSVideos(folder, split=split, **settings)
+    listing = list_dataset(folder, split, kind)
+    if kind == "imagenet":
+        return ImageFiles(folder, listing, size=size, random=random, clips=clips, crop=crop)
+    if any(item.start or item.stop != float("inf") for item in listing.items):
+        raise NoVideosError(f"{folder}: clips of {kind} are parts of longer videos; cut them first with pv-vae prepare")
+    return FolderVideos(folder, split=split, cache_bytes=cache_bytes, listing=listing, **settings)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,10 @@ import numpy as np
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
 
 TIMED = ("mov,", "matroska,", "gif")  # PyAV's names of containers that store when each frame is shown
+
+
+MAX_PAUSE = 2.0  # seconds from one frame to the next; a longer one is damage or a still, and is left out
+MAX_PIXELS = 1 << 26  # of a picture, 8192 x 8192: a damaged header may ask for more memory than there is
 
 
 class BrokenVideoError(ValueError):
@@ -31,30 +37,60 @@ class VideoInfo:
     width: int
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodedVideo:
+    """A video file in memory.
+
+    Attributes:
+      name: for messages.
+      data: what the file would hold.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def _av():
     try:
         import av
     except ImportError as error:
-        raise ImportError("video files need PyAV: pip install 'pv_vae_jax[video]'") from error
+        raise ImportError("video files need PyAV: pip install av (the extra [video] holds it)") from error
     av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
     return av
 
 
-def _open(path: str | Path):
-    """`(container, video stream)`; raises FileNotFoundError or BrokenVideoError."""
-    av = _av()
+def _bytes(path: str | Path | EncodedVideo) -> int:
+    if isinstance(path, EncodedVideo):
+        return len(path.data)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video file {path}")
-    if not os.path.getsize(path):
+    return os.path.getsize(path)
+
+
+def _open(path: str | Path | EncodedVideo):
+    """`(container, video stream)`; raises FileNotFoundError or BrokenVideoError."""
+    av = _av()
+    if not _bytes(path):
         raise BrokenVideoError(f"{path}: the file is empty")
     try:
-        container = av.open(str(path))
+        container = av.open(io.BytesIO(path.data) if isinstance(path, EncodedVideo) else str(path))
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BrokenVideoError(f"{path}: not readable as video ({error})") from error
     if not container.streams.video:
         container.close()
         raise BrokenVideoError(f"{path}: the file has no video stream")
     stream = container.streams.video[0]
+    context = stream.codec_context
+    if context is None:
+        container.close()
+        raise BrokenVideoError(f"{path}: no decoder for this kind of video")
+    if context.height * context.width > MAX_PIXELS:
+        container.close()
+        raise BrokenVideoError(f"{path}: pictures of {context.height} x {context.width}, more than {MAX_PIXELS} pixels")
+    context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change later on
     stream.thread_type = "SLICE"  # frame threads would hold memory per open file; clips are decoded in parallel anyway
     return container, stream
 
@@ -66,6 +102,7 @@ def probe(path: str | Path) -> VideoInfo:
       FileNotFoundError: no such file.
       BrokenVideoError: no readable video stream.
     """
+    av = _av()
     container, stream = _open(path)
     with container:
         fps = float(stream.average_rate or stream.base_rate or 0) or 25.0
@@ -75,8 +112,12 @@ def probe(path: str | Path) -> VideoInfo:
                 frames = round(float(stream.duration * stream.time_base) * fps)
             elif container.duration:
                 frames = round(container.duration / 1e6 * fps)
-            else:  # a recording that was never finished
+        # A recording that was never finished gives no number; a damaged header one that the file has no room for.
+        if not 0 < frames <= _bytes(path) // 8:
+            try:
                 frames = sum(packet.size > 0 for packet in container.demux(stream))
+            except (av.error.FFmpegError, ValueError, OSError) as error:
+                raise BrokenVideoError(f"{path}: not readable as video ({error})") from error
         context = stream.codec_context
         if not context.height or not context.width:
             raise BrokenVideoError(f"{path}: the header gives no picture size")
@@ -84,12 +125,17 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_video(
-    path: str | Path, *, short_side: int | None = None, start: int = 0, count: int | None = None, stride: int = 1
+    path: str | Path | EncodedVideo,
+    *,
+    short_side: int | None = None,
+    start: int = 0,
+    count: int | None = None,
+    stride: int = 1,
 ) -> np.ndarray:
     """Decode frames `start, start + stride, ...` of a file, turned as its metadata say.
 
     Args:
-      path: a video file.
+      path: a video file, or one in memory.
       short_side: resize so that the shorter side has this many pixels (area averaging, aspect kept).
       start: first frame.
       count: frames returned; None reads to the end.
@@ -102,7 +148,11 @@ def read_video(
       FileNotFoundError: no such file.
       BrokenVideoError: nothing decodes, or fewer than `count` frames do.
     """
-    times = _frame_times(str(path), Path(path).stat().st_mtime_ns) if start and Path(path).is_file() else None
+    times = None
+    if start and isinstance(path, EncodedVideo):
+        times = _read_frame_times(path)
+    elif start and Path(path).is_file():
+        times = _frame_times(str(path), Path(path).stat().st_mtime_ns)
     frames = _decode(path, short_side, start, count, stride, times)
     if frames is None:
         frames = _decode(path, short_side, start, count, stride, None)
@@ -134,6 +184,69 @@ def iterate_video(path: str | Path, *, short_side: int | None = None, count: int
         raise BrokenVideoError(f"{path}: {number} of the {count} frames wanted from frame 0 on decode")
 
 
+def iterate_at_rate(
+    path: str | Path,
+    *,
+    fps: float | None = None,
+    short_side: int | None = None,
+    start: float = 0.0,
+    stop: float = float("inf"),
+) -> Iterator[np.ndarray]:
+    """Pictures `(h, w, 3)` uint8 as they stand on the screen at `start`, `start + 1 / fps`, ..., before `stop`.
+
+    Times are those of the frames, so that a rate that varies (phones) plays at its true speed; a file without times
+    plays at its header's rate. Pictures are repeated where frames are further apart, left out where they are closer.
+
+    Args:
+      path: a video file.
+      fps: pictures per second; None takes every frame.
+      short_side: of larger pictures; smaller ones stay as they are.
+      start, stop: seconds from the first frame.
+
+    Raises:
+      FileNotFoundError, BrokenVideoError: as `read_video`, when the frame at fault is reached.
+    """
+    info = probe(path)
+    if short_side and short_side >= min(info.height, info.width):
+        short_side = None
+    gap = min(1 / info.fps, MAX_PAUSE)  # a damaged header may claim any rate
+    held, origin, shown, wanted, shape = None, None, 0.0, 0, None
+
+    def take(frame) -> np.ndarray:
+        nonlocal shape
+        picture = _picture(frame, short_side)
+        if picture.shape != (shape := shape or picture.shape):
+            raise BrokenVideoError(f"{path}: the picture size changes within the video")
+        return picture
+
+    for number, frame in enumerate(_frames(path, None)):
+        time = number * gap if frame.time is None else frame.time
+        origin = time if origin is None else origin
+        previous, shown = shown, time - origin
+        # Damaged times run backwards or leap; then frames follow each other at the header's rate.
+        if number and not 0 < shown - previous < MAX_PAUSE:
+            origin, shown = time - previous - gap, previous + gap
+        if fps is None:
+            if shown >= stop:
+                return
+            if shown >= start:
+                wanted += 1
+                yield take(frame)
+            continue
+        while held is not None and start + wanted / fps < min(shown - 1e-6, stop):
+            wanted += 1
+            yield take(held)
+        held = frame
+        if shown >= stop:
+            break
+    else:
+        while held is not None and fps and start + wanted / fps < min(shown + gap - 1e-6, stop):
+            wanted += 1
+            yield take(held)
+    if not wanted:
+        raise BrokenVideoError(f"{path}: no frame decodes" + (f" from {start} s on" if start else ""))
+
+
 def count_frames(path: str | Path) -> int:
     """Frames that decode, by decoding them: headers are estimates. Raises as `read_video`."""
     return sum(1 for _ in _frames(path, None))
@@ -154,7 +267,12 @@ def _frames(path: str | Path, count: int | None) -> Iterator:
 
 
 def _decode(
-    path: str | Path, short_side: int | None, start: int, count: int | None, stride: int, times: np.ndarray | None
+    path: str | Path | EncodedVideo,
+    short_side: int | None,
+    start: int,
+    count: int | None,
+    stride: int,
+    times: np.ndarray | None,
 ) -> list[np.ndarray] | None:
     """Frames of `read_video`, as many as decode. With `times` it seeks; None then says that the times mislead."""
     av = _av()
@@ -189,6 +307,10 @@ def _decode(
 
 @functools.lru_cache(maxsize=256)
 def _frame_times(path: str, modified: int) -> np.ndarray | None:
+    return _read_frame_times(path)
+
+
+def _read_frame_times(path: str | EncodedVideo) -> np.ndarray | None:
     """Presentation time of every frame in order, from the packets without decoding; None if they cannot be trusted.
 
     The header's rate finds no frame where the rate varies (phones); AVI and MPEG files have times of decoding only.
@@ -205,6 +327,11 @@ def _frame_times(path: str, modified: int) -> np.ndarray | None:
     if None in times or len(set(times)) < len(times):
         return None
     return np.sort(np.asarray(times, np.int64))
+
+
+def resize(picture: np.ndarray, short_side: int) -> np.ndarray:
+    """`(h, w, 3)` uint8 with its shorter side brought to `short_side` pixels, by area averaging as for files."""
+    return _picture(_av().VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"), short_side)
 
 
 def _picture(frame, short_side: int | None) -> np.ndarray:
@@ -233,29 +360,56 @@ def write_video(
     Raises:
       ValueError: there is no frame.
     """
-    av = _av()
-    from fractions import Fraction
 
     def enlarged(picture: np.ndarray) -> np.ndarray:
         picture = np.repeat(np.repeat(np.asarray(picture, np.uint8), scale, 0), scale, 1)
         return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
 
-    pictures = map(enlarged, video)
-    first = next(pictures, None)
-    if first is None:
-        raise ValueError(f"no frames to write to {path}")
     temporary = Path(path).with_suffix(".tmp.mp4")
-    options = {"movflags": "+faststart"}
     try:
-        with av.open(str(temporary), "w", format="mp4", options=options) as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
-            stream.height, stream.width = first.shape[:2]
-            stream.pix_fmt = "yuv420p"
-            for picture in itertools.chain([first], pictures):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+        _encode(str(temporary), map(enlarged, video), fps, {"crf": str(crf)}, f"no frames to write to {path}")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def encode_video(video: Iterable[np.ndarray], *, fps: float, gop: int, crf: int) -> bytes:
+    """H.264 in MP4, in memory, for clips that are read from any frame on: a key frame every `gop` frames, no B frames.
+
+    Args:
+      video: `(h, w, 3)` uint8 each, with even sides.
+      fps: frames per second.
+      gop: at most this many frames are decoded to reach one.
+      crf: 0 lossless to 51.
+
+    Returns:
+      The bytes of a file; equal frames give equal bytes.
+
+    Raises:
+      ValueError: there is no frame.
+    """
+    file = io.BytesIO()
+    # One thread: x264 writes other bytes with another number of them, and clips are encoded in parallel anyway. With
+    # its macroblock tree the same frames gave other bytes once in 150 times; over short groups it gains little.
+    options = {"crf": str(crf), "g": str(gop), "bf": "0", "sc_threshold": "0", "preset": "veryfast"}
+    options |= {"threads": "1", "mbtree": "0"}
+    _encode(file, iter(video), fps, options, "no frames to encode")
+    return file.getvalue()
+
+
+def _encode(file, pictures: Iterator[np.ndarray], fps: float, options: dict[str, str], nothing: str) -> None:
+    av = _av()
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError(nothing)
+    # The index in front, so that a file can be played while it comes over a network.
+    layout = {"movflags": "+faststart"} if isinstance(file, str) else {}
+    with av.open(file, "w", format="mp4", options=layout) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in itertools.chain([first], pictures):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

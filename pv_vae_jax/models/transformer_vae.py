@@ -37,10 +37,11 @@ from pv_vae_jax.layers.norm import RMSNorm
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.layers.rotary import rotary_angles, rotate
 from pv_vae_jax.models.vae import VAE, Compression, PadToken, _quiet_start
-from pv_vae_jax.sharding.axes import constrain
+from pv_vae_jax.sharding.axes import TOKEN_AXES, constrain
 from pv_vae_jax.typing import Array, check_dtype, check_sizes
 
-TOKEN_AXES = ("batch", "time", "space", "width")
+HIDDEN_AXES = ("batch", "time", "tokens", "hidden")
+HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,9 @@ class Layer(nn.Module):
         back = dict(dtype=c.dtype, kernel_init=nn.initializers.zeros)
 
         qkv = nn.Dense(3 * c.width, name="qkv", **into)(RMSNorm(name="norm1")(x))
-        q, k, v = rearrange(qkv, "b g n (three heads e) -> three b (g n) heads e", three=3, heads=c.heads)
+        qkv = rearrange(qkv, "b g n (three heads e) -> three b g n heads e", three=3, heads=c.heads)
+        # Tokens meet here, so devices split heads instead.
+        q, k, v = (rearrange(constrain(a, HEAD_AXES), "b g n heads e -> b (g n) heads e") for a in qkv)
         q, k = rotate(q, angles), rotate(k, angles)
         k, v = self._remember(k, n), self._remember(v, n, name="values")
         past = k.shape[1] // n - g
@@ -145,6 +148,7 @@ class Layer(nn.Module):
         x = constrain(x + nn.Dense(c.width, name="proj", **back)(y), TOKEN_AXES)
 
         y = nn.gelu(nn.Dense(4 * c.width, name="mlp1", **into)(RMSNorm(name="norm2")(x)))
+        y = constrain(y, HIDDEN_AXES)
         return constrain(x + nn.Dense(c.width, name="mlp2", **back)(y), TOKEN_AXES), None
 
     def _remember(self, x: Array, tokens: int, name: str = "keys") -> Array:

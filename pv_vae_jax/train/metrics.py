@@ -57,6 +57,21 @@ class MetricWriter:
             self._board.close()
 
 
+class Silent:
+    """A `MetricWriter` for the processes of a run that do not write."""
+
+    unwritten: tuple = ()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Nothing."""
+
+    def set_aside(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict]:
     """Rows of a metrics file up to the first damaged line, such as one cut off by a kill. No file gives no rows."""
     if not path.exists():

@@ -1,0 +1,37 @@
+"""`prepare` as an Apache Beam pipeline, for corpora that one machine would take too long over (extra `beam`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pv_vae_jax.data.listing import Listing
+from pv_vae_jax.data.prepare import ClipSettings, finish, plan, run_task
+
+
+def prepare_with_beam(
+    listing: Listing, folder: Path, settings: ClipSettings, *, files: int = 64, options: Sequence[str] = ()
+) -> dict:
+    """Make the shards of a split on the workers of a Beam runner, and the manifest here: the bytes of `prepare_split`.
+
+    Args:
+      listing, settings, files: as `prepare.prepare_split`.
+      folder: on a file system that all workers see under the same name, like the source's.
+      options: for Beam, such as `--runner=DataflowRunner`; without any, the pipeline runs in this process.
+
+    Raises:
+      ImportError: Beam is missing; the message names the extra.
+      NoVideosError: as `prepare_split`.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ImportError("--beam needs Apache Beam: pip install 'pv_vae_jax[beam]'") from error
+    tasks = plan(listing, folder, settings, files=files)
+    pending = [task for task in tasks if not task.done]
+    if pending:
+        with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+            # Reshuffle: without it a runner may fuse all tasks into one worker's.
+            _ = pipeline | beam.Create(pending) | beam.Reshuffle() | beam.Map(run_task)
+    return finish(listing, tasks)

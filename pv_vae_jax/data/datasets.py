@@ -1,0 +1,235 @@
+"""Published data sets in the layouts they come in: what their lists name, what of it is on disk, and what is missing.
+
+Nothing is downloaded. Each function takes the folder the user has and a split, `train` or `test`, and returns a
+`Listing`.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pv_vae_jax.data import images
+from pv_vae_jax.data.listing import Item, Listing, NoVideosError, check_folder, few_of, video_folder, videos_below
+from pv_vae_jax.data.records import is_prepared
+from pv_vae_jax.data.video_files import SUFFIXES
+
+
+def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> Listing:
+    """UCF101 (Soomro et al. 2012): `UCF-101/CLASS/v_CLASS_gXX_cYY.avi` and the lists of `ucfTrainTestlist/`.
+
+    Args:
+      folder: that holds both.
+      split: `train` or `test`.
+      fold: 1, 2 or 3, of the official splits.
+
+    Raises:
+      NoVideosError: a list or all videos are missing, or a list is damaged.
+    """
+    folder, lists = Path(folder), Path(folder) / "ucfTrainTestlist"
+    if fold not in (1, 2, 3):
+        raise NoVideosError(f"UCF101 has the splits 1, 2 and 3, not {fold}")
+    class_names = []
+    for number, line in enumerate(_lines(lists / "classInd.txt", "UCF101"), 1):
+        index, _, name = line.partition(" ")
+        if index != str(number) or not name:
+            raise NoVideosError(f"{lists / 'classInd.txt'}, line {number}: expected '{number} CLASS', got {line!r}")
+        class_names.append(name)
+    labels = {name: label for label, name in enumerate(class_names)}
+    wanted = []
+    for line in _lines(lists / f"{split}list0{fold}.txt", "UCF101"):
+        name = line.split(" ")[0]  # the training lists repeat the class's number behind it
+        if name.split("/")[0] not in labels:
+            raise NoVideosError(f"{lists / f'{split}list0{fold}.txt'}: {line!r} is of no class in classInd.txt")
+        wanted.append(Item(folder / "UCF-101" / name, name, labels[name.split("/")[0]]))
+    return _present("UCF101", class_names, wanted, "UCF101 keeps its videos in UCF-101/CLASS/v_CLASS_gXX_cYY.avi")
+
+
+def kinetics400(folder: str | Path, split: str) -> Listing:
+    """Kinetics-400 (Kay et al. 2017): `annotations/{train,val}.csv` and `{train,val}/.../YOUTUBEID_START_END.mp4`.
+
+    The videos may lie flat in the split's folder, as the archives unpack, or in sub-folders of classes. Many have gone
+    from the web; those missing are noted in `absent`. `test` is the official validation split, as in most papers:
+    the test split was published without labels.
+
+    Raises:
+      NoVideosError: a list or all videos are missing, or a list is damaged.
+    """
+    folder, name = Path(folder), {"train": "train", "test": "val"}[split]
+    rows = {n: _kinetics_rows(folder / "annotations" / f"{n}.csv") for n in {"train", name}}
+    class_names = sorted({row["label"] for row in rows["train"]})
+    labels = {label: i for i, label in enumerate(class_names)}
+    on_disk = {path.stem: path for path in videos_below(folder / name)} if (folder / name).is_dir() else {}
+    wanted = []
+    for row in rows[name]:
+        stem = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
+        if row["label"] not in labels:
+            raise NoVideosError(f"{folder}/annotations/{name}.csv: class {row['label']!r} is not in train.csv")
+        wanted.append(Item(on_disk.get(stem, folder / name / f"{stem}.mp4"), f"{name}/{stem}", labels[row["label"]]))
+    where = f"Kinetics-400 keeps its videos in {name}/YOUTUBEID_START_END.mp4 or {name}/CLASS/YOUTUBEID_START_END.mp4"
+    return _present("Kinetics-400", class_names, wanted, where)
+
+
+def realestate10k(folder: str | Path, split: str) -> Listing:
+    """RealEstate10K (Zhou et al. 2018): `{train,test}/SEQUENCE.txt` camera files and `videos/YOUTUBEID.*`.
+
+    The data set is the camera files, each of which names a part of a YouTube video by its frames' times. The videos
+    are the user's: whole ones in `videos/`. `read_cameras` reads a file.
+
+    Raises:
+      NoVideosError: camera files or all videos are missing.
+    """
+    folder = Path(folder)
+    files = sorted((folder / split).glob("*.txt"))
+    if not files:
+        raise NoVideosError(
+            f"{folder / split} holds no camera files: RealEstate10K.tar.gz unpacks to {split}/SEQUENCE.txt"
+        )
+    on_disk = {path.stem: path for path in videos_below(folder / "videos")}
+    wanted, broken = [], {}
+    for path in files:
+        try:
+            url, times, _, _ = read_cameras(path)
+        except NoVideosError as error:
+            broken[f"{split}/{path.stem}"] = str(error)
+            continue
+        identity = re.split(r"[=/]", url)[-1]
+        video = on_disk.get(identity, folder / "videos" / f"{identity}.mp4")
+        # The last frame is part of the sequence; a millisecond more lets rounding not lose it.
+        wanted.append(Item(video, f"{split}/{path.stem}", 0, times[0] / 1e6, times[-1] / 1e6 + 1e-3))
+    listing = _present("RealEstate10K", ["real estate"], wanted, "put whole YouTube videos into videos/YOUTUBEID.mp4")
+    return Listing(listing.dataset, listing.class_names, listing.items, listing.absent | broken)
+
+
+def read_cameras(path: str | Path) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """A camera file of RealEstate10K.
+
+    Returns:
+      `(url, times, intrinsics, poses)`: times `(t,)` int64 in microseconds; intrinsics `(t, 4)`, focal lengths and
+      principal point as shares of the picture's width and height: `fx, fy, cx, cy`; poses `(t, 3, 4)`, world to camera.
+
+    Raises:
+      NoVideosError: the file is damaged.
+    """
+    try:
+        url, *rows = Path(path).read_text().strip().splitlines()
+        table = np.asarray([[float(x) for x in row.split()] for row in rows if row.strip()], np.float64)
+        if table.ndim != 2 or table.shape[1] != 19:
+            raise ValueError("rows have 19 numbers: time, fx, fy, cx, cy, two zeros, a 3 x 4 matrix")
+        if not np.isfinite(table).all() or (np.diff(table[:, 0]) < 0).any():
+            raise ValueError("times run backwards, or a number is not finite")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise NoVideosError(f"{path} is no camera file of RealEstate10K: {error}") from error
+    return url.strip(), table[:, 0].astype(np.int64), table[:, 1:5], table[:, 7:].reshape(-1, 3, 4)
+
+
+def imagenet(folder: str | Path, split: str) -> Listing:
+    """Images in `{train,val}/CLASS/`, as ImageNet's archives are usually unpacked; `test` is `val`.
+
+    Raises:
+      NoVideosError: a folder is missing, or holds no images.
+    """
+    folder = Path(folder)
+    name = {"train": "train", "test": "val"}[split]
+    for part in {"train", name}:
+        if not (folder / part).is_dir():
+            raise NoVideosError(f"{folder} has no folder {part}: images are expected in train/CLASS/ and val/CLASS/")
+    class_names = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
+    flat = [p.name for p in (folder / name).iterdir() if p.suffix.lower() in images.SUFFIXES]
+    if flat and not any((folder / name / c).is_dir() for c in class_names):
+        raise NoVideosError(
+            f"{folder / name} holds {len(flat)} images directly: sort them into CLASS/ like those of train"
+        )
+    items = [
+        Item(path, path.relative_to(folder).as_posix(), label)
+        for label, c in enumerate(class_names)
+        for path in sorted((folder / name / c).glob("*"))
+        if path.suffix.lower() in images.SUFFIXES and path.is_file()
+    ]
+    if not items:
+        raise NoVideosError(f"{folder / name} holds no images ({', '.join(images.SUFFIXES)}) in sub-folders of classes")
+    return Listing("ImageNet", tuple(class_names), tuple(items))
+
+
+# Name, as `pv-vae prepare --dataset` takes it -> the function that lists a split.
+DATASETS: dict[str, Callable[..., Listing]] = {
+    "folder": video_folder,
+    "ucf101": ucf101,
+    "kinetics400": kinetics400,
+    "realestate10k": realestate10k,
+    "imagenet": imagenet,
+}
+
+
+def recognise(folder: Path) -> str:
+    """What a folder is, by marks that only that kind has: a key of `DATASETS`, `records` or `tfds`."""
+    if is_prepared(folder):
+        return "records"
+    if (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file():
+        return "tfds"
+    if (folder / "ucfTrainTestlist").is_dir() or (folder / "UCF-101").is_dir():
+        return "ucf101"
+    if (folder / "annotations" / "train.csv").is_file():
+        return "kinetics400"
+    if (folder / "videos").is_dir() and any((folder / split).is_dir() for split in ("train", "test")):
+        camera = next((folder / "train").glob("*.txt"), None) or next((folder / "test").glob("*.txt"), None)
+        if camera:
+            return "realestate10k"
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        first = next((p for p in (folder / "train").glob("*/*") if not p.name.startswith(".")), None)
+        if first and first.suffix.lower() in images.SUFFIXES:
+            return "imagenet"
+    return "folder"
+
+
+def list_dataset(folder: str | Path, split: str, dataset: str = "", **settings) -> Listing:
+    """The files of a split of the data set in `folder`, which is recognised unless `dataset` names it.
+
+    Raises:
+      NoVideosError: the folder is missing, or incomplete as that data set.
+      ValueError: there is no such data set.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    name = dataset or recognise(folder)
+    if name not in DATASETS:
+        raise ValueError(f"dataset is one of {', '.join(DATASETS)}, got {name!r}")
+    return DATASETS[name](folder, split, **settings)
+
+
+def _lines(path: Path, dataset: str) -> list[str]:
+    if not path.is_file():
+        raise NoVideosError(f"{path} is missing: {dataset} comes with it")
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise NoVideosError(f"{path} is damaged ({error})") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _kinetics_rows(path: Path) -> list[dict]:
+    columns = ("label", "youtube_id", "time_start", "time_end")
+    rows = list(csv.DictReader(_lines(path, "Kinetics-400")))
+    for number, row in enumerate(rows, 2):
+        if not all(row.get(c) for c in columns) or not (row["time_start"] + row["time_end"]).isdigit():
+            raise NoVideosError(f"{path}, line {number}: expected columns {', '.join(columns)}, got {row}")
+    return rows
+
+
+def _present(dataset: str, class_names: list[str], wanted: list[Item], where: str) -> Listing:
+    """A listing of the files that are there. Raises NoVideosError if none of them is."""
+    # Which folders hold what is asked once each: a list may name hundreds of thousands of files.
+    there = functools.lru_cache(maxsize=None)(lambda f: {p.name for p in f.iterdir()} if f.is_dir() else set())
+    items = tuple(item for item in wanted if item.path.name in there(item.path.parent))
+    absent = {item.name: f"expected at {item.path}" for item in wanted if item.path.name not in there(item.path.parent)}
+    if not items:
+        raise NoVideosError(
+            f"none of the {len(wanted)} videos that {dataset} names is there ({few_of(absent, 2)}); {where} "
+            f"({', '.join(SUFFIXES)})"
+        )
+    return Listing(dataset, tuple(class_names), items, absent)

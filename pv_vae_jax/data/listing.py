@@ -1,0 +1,111 @@
+"""Which files make up a split of a data set, and the plain folder of videos as the simplest of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+from pathlib import Path
+
+from pv_vae_jax.data.video_files import SUFFIXES
+
+
+class NoVideosError(ValueError):
+    """A folder from which no clip can be read; the message says what was found and what is expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One video, or a part of one.
+
+    Attributes:
+      path: of the file.
+      name: for manifests: the path below the data set's folder, or the official name of the part.
+      label: index of its class.
+      start, stop: seconds; the whole file unless given.
+    """
+
+    path: Path
+    name: str
+    label: int = 0
+    start: float = 0.0
+    stop: float = float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """A split of a data set.
+
+    Attributes:
+      dataset: its name.
+      class_names: in label order, the same for all splits.
+      items: what is on disk.
+      absent: name -> where it was looked for, of what the official lists name and the disk lacks.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    items: tuple[Item, ...]
+    absent: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def video_folder(folder: str | Path, split: str) -> Listing:
+    """Video files below a folder; its sub-folders are classes, its own name is the only class if there are none.
+
+    A folder whose only sub-folders are `train` and `test` is split as it stands. Otherwise about a tenth of each class,
+    chosen by the hash of the file's name, is held out for testing: adding files moves no others across, unless the
+    class was so small that none of its files fell into that tenth.
+
+    Raises:
+      NoVideosError: no such folder.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    below = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    fixed = below == ["test", "train"]
+    base = folder / split if fixed else folder
+    # Classes are those of the training split, so that both splits number them alike.
+    roots = sorted(p for p in (folder / "train" if fixed else folder).iterdir() if p.is_dir())
+    classes = [p.name for p in roots if not p.name.startswith(".") and (fixed or videos_below(p))]
+    if not classes:
+        classes, at = [folder.name], lambda name: base
+    else:
+        at = lambda name: base / name  # noqa: E731
+    items = []
+    for label, name in enumerate(classes):
+        paths = videos_below(at(name)) if at(name).is_dir() else []
+        paths = paths if fixed else _hold_out(paths, folder, split)
+        items += [Item(path, path.relative_to(folder).as_posix(), label) for path in paths]
+    return Listing("folder", tuple(classes), tuple(items))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise NoVideosError, naming the nearest that there is, unless `folder` is one."""
+    if folder.is_file():
+        raise NoVideosError(f"{folder} is a file; data.source is 'synthetic' or a folder of video files")
+    if not folder.is_dir():
+        near = difflib.get_close_matches(folder.name, [p.name for p in folder.parent.glob("*")], 1)
+        hint = f"; did you mean {folder.parent / near[0]}?" if near else ""
+        raise NoVideosError(f"no folder {folder}{hint} (data.source is 'synthetic' or a folder of video files)")
+
+
+def videos_below(folder: Path) -> list[Path]:
+    """Files at any depth whose names end like those of videos, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def few_of(skipped: dict, shown: int = 5) -> str:
+    """The first of `name -> reason`, for an error of one line."""
+    lines = [f"{getattr(path, 'name', path)}: {why}" for path, why in list(skipped.items())[:shown]]
+    return "; ".join(lines) + (f"; and {len(skipped) - shown} more" if len(skipped) > shown else "")
+
+
+def _hold_out(paths: list[Path], folder: Path, split: str) -> list[Path]:
+    """The test share of a class, or the rest of it. A class of one file has it for training."""
+    rank = {p: hashlib.sha256(p.relative_to(folder).as_posix().encode()).digest() for p in paths}
+    test = {p for p in paths if rank[p][0] < 26}  # 26 of 256: about a tenth
+    if len(paths) > 1 and not test:
+        test = {min(paths, key=rank.get)}
+    if len(test) == len(paths):
+        test -= {max(paths, key=rank.get)} if paths else set()
+    return [p for p in paths if (p in test) == (split == "test")]

@@ -1,0 +1,289 @@
+"""From any data set to ArrayRecord shards of short clips (`records`), in parallel, to be taken up again at any moment.
+
+The files of a split are dealt to shards in an order drawn from their names, so that every shard holds all kinds. A
+shard is a task of its own: it depends on its files and the settings alone, and is done when its JSON is there. So tasks
+may run in processes of one machine (`prepare_split`), or on many (`beam`), with the same bytes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from pv_vae_jax.data import images
+from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
+from pv_vae_jax.data.records import FORMAT, pack
+from pv_vae_jax.data.shards import file_hash, write_json, write_shard
+from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSettings:
+    """How videos become clips.
+
+    Attributes:
+      short_side: of the picture, even; smaller videos keep their size.
+      fps: pictures per second; 0 keeps every frame of the source.
+      frames: of a clip at most; a longer video is cut into several. 0 leaves it in one.
+      min_frames: what is left at the end of a video is dropped if it is shorter.
+      gop: frames from one key frame to the next: what reading from the middle costs.
+      crf: quality of H.264, 0 lossless to 51.
+    """
+
+    short_side: int = 256
+    fps: float = 0.0
+    frames: int = 128
+    min_frames: int = 17
+    gop: int = 8
+    crf: int = 18
+
+    def __post_init__(self):
+        if self.short_side < 2 or self.short_side % 2:
+            raise ValueError(f"short_side is an even number of pixels, got {self.short_side}")
+        if self.min_frames < 1 or self.gop < 1 or self.fps < 0 or not 0 <= self.crf <= 51:
+            raise ValueError(f"min_frames and gop are at least 1, fps at least 0, crf within 0 to 51, got {self}")
+        if self.frames and self.frames < self.min_frames:
+            raise ValueError(f"clips of {self.frames} frames would all be shorter than min_frames, {self.min_frames}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One shard: `items` become `<folder>/<index>.array_record` and `.json`."""
+
+    folder: Path
+    index: int
+    items: tuple[Item, ...]
+    settings: ClipSettings
+    still: bool = False  # image files
+
+    @property
+    def path(self) -> Path:
+        """The ArrayRecord file."""
+        return self.folder / f"{self.index:05d}.array_record"
+
+    @property
+    def done(self) -> bool:
+        """Whether the shard is there, whole."""
+        return self.path.with_suffix(".json").is_file()
+
+
+def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int = 64) -> list[Task]:
+    """Deal a split to shards of about `files` source files, and write `key.json`: what the folder is made of.
+
+    Raises:
+      NoVideosError: there is no file, or the folder holds shards of others or with other settings, which are named.
+    """
+    if not listing.items:
+        raise NoVideosError(f"{listing.dataset}: there is no file to prepare")
+    items = sorted(listing.items, key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    sizes = "\n".join(f"{item}\t{item.path.stat().st_size if item.path.is_file() else None}" for item in items)
+    key = {
+        "format": FORMAT,
+        "dataset": listing.dataset,
+        "class_names": list(listing.class_names),
+        "files": len(items),
+        "files_hash": hashlib.sha256(sizes.encode()).hexdigest()[:16],  # names, parts, labels, sizes
+        "files_per_shard": files,
+        "settings": dataclasses.asdict(settings),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_key(folder / "key.json", key)
+    write_json(folder / "key.json", key)
+    still = listing.dataset == "ImageNet"
+    shards = math.ceil(len(items) / files)
+    return [Task(folder, i, tuple(items[i::shards]), settings, still) for i in range(shards)]
+
+
+def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
+    """Make a shard, unless it is there; `crashed` names items that killed an earlier process. Returns its clips."""
+    if task.done:
+        return 0
+    lengths, names, labels, skipped = [], [], [], {}
+    at_work = task.path.with_suffix(".at")  # where a process that is killed by what it decodes was
+
+    def records() -> Iterator[bytes]:
+        for item in task.items:
+            if item.name in crashed:
+                skipped[item.name] = "the decoder crashed"
+                continue
+            at_work.write_text(item.name)
+            try:
+                clips = list(_clips(item, task.settings, task.still))
+            except (BrokenVideoError, OSError) as error:
+                skipped[item.name] = str(error).removeprefix(f"{item.path}: ")
+                continue
+            for number, (video, length) in enumerate(clips):
+                lengths.append(length)
+                names.append(f"{item.name}#{number}")
+                labels.append(item.label)
+                yield pack(video, item.label)
+
+    write_shard(task.path, records())
+    write_json(
+        task.path.with_suffix(".json"),
+        {
+            "name": task.path.name,
+            "clips": len(lengths),
+            "frames": sum(lengths),
+            "bytes": task.path.stat().st_size,
+            "sha256": file_hash(task.path),
+            "lengths": lengths,
+            "labels": labels,
+            "names": names,
+            "skipped": skipped,
+        },
+    )
+    at_work.unlink(missing_ok=True)
+    return len(lengths)
+
+
+def finish(listing: Listing, tasks: Sequence[Task]) -> dict:
+    """Sum the shards up in `manifest.json` and return it.
+
+    Raises:
+      NoVideosError: a shard is missing, or there is no clip in any.
+    """
+    folder = tasks[0].folder
+    shards, skipped = [], dict(listing.absent)
+    for task in tasks:
+        if not task.done:
+            raise NoVideosError(f"{task.path} is not there: run the same command again")
+        shard = json.loads(task.path.with_suffix(".json").read_text())
+        skipped |= shard.pop("skipped")
+        shards.append({k: shard[k] for k in ("name", "clips", "frames", "bytes", "sha256", "lengths")})
+    clips = sum(shard["clips"] for shard in shards)
+    if not clips:
+        raise NoVideosError(f"no clip came out of {len(listing.items)} files of {folder}: {few_of(skipped)}")
+    key = json.loads((folder / "key.json").read_text())
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
+    manifest = {
+        **key,
+        "clips": clips,
+        "frames": sum(shard["frames"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "hash": digest,
+        "skipped": dict(sorted(skipped.items())),
+        "shards": shards,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def prepare_split(
+    listing: Listing,
+    folder: Path,
+    settings: ClipSettings,
+    *,
+    files: int = 64,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Make all shards of a split with `workers` processes and return the manifest.
+
+    A shard that is there already stays. A file that crashes its process is found, named and left out.
+
+    Raises:
+      NoVideosError: as `plan` and `finish`.
+    """
+    tasks = plan(listing, folder, settings, files=files)
+    if (folder / "manifest.json").is_file() and all(task.done for task in tasks):
+        return json.loads((folder / "manifest.json").read_text())
+    pending = {task.index: task for task in tasks if not task.done}
+    crashed: dict[int, list[str]] = {}
+    alone = workers == 1
+    while pending:
+        progress(len(tasks) - len(pending), len(tasks))
+        # Spawned: a fork would carry the locks of libraries that run threads.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1 if alone else workers, mp_context=context) as pool:
+            started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
+            try:
+                for future in concurrent.futures.as_completed(started):
+                    future.result()
+                    del pending[started[future]]
+                    progress(len(tasks) - len(pending), len(tasks))
+                alone = workers == 1
+            except BrokenProcessPool:
+                pending = {i: task for i, task in pending.items() if not task.done}
+                if alone:  # then the file in hand is the one
+                    for i, task in pending.items():
+                        at = task.path.with_suffix(".at")
+                        if at.is_file():
+                            crashed.setdefault(i, []).append(at.read_text())
+                            at.unlink()
+                else:
+                    for task in pending.values():
+                        task.path.with_suffix(".at").unlink(missing_ok=True)
+                alone = True
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return finish(listing, tasks)
+
+
+def _clips(item: Item, settings: ClipSettings, still: bool) -> Iterator[tuple[bytes, int]]:
+    """`(encoded clip, frames)` of a video.
+
+    Raises:
+      BrokenVideoError: it cannot be read to its end, or is too short for a clip.
+    """
+    if still:
+        picture = images.read_image(item.path)
+        if min(picture.shape[:2]) > settings.short_side:
+            picture = images.read_image(item.path, short_side=settings.short_side)
+        yield _encode([picture], 1.0, settings), 1
+        return
+    fps = settings.fps or probe(item.path).fps
+    pictures = iterate_at_rate(
+        item.path,
+        fps=settings.fps or None,
+        short_side=settings.short_side,
+        start=item.start,
+        stop=item.stop,
+    )
+    most, number = settings.frames or math.inf, 0
+    held: list[np.ndarray] = []
+    for picture in pictures:
+        held.append(picture)
+        if len(held) == most:
+            yield _encode(held, fps, settings), len(held)
+            number, held = number + 1, []
+    if len(held) >= settings.min_frames:
+        yield _encode(held, fps, settings), len(held)
+        number += 1
+    if not number:
+        raise BrokenVideoError(f"{item.path}: {len(held)} frames, at least {settings.min_frames} make a clip")
+
+
+def _encode(pictures: list[np.ndarray], fps: float, settings: ClipSettings) -> bytes:
+    even = (picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2] for picture in pictures)
+    if min(pictures[0].shape[:2]) < 2:
+        raise BrokenVideoError(f"pictures of {pictures[0].shape[0]} x {pictures[0].shape[1]} pixels")
+    return encode_video(even, fps=fps, gop=settings.gop, crf=settings.crf)
+
+
+def _flat(key: dict) -> dict:
+    return {name: value for name, value in key.items() if name != "settings"} | key.get("settings", {})
+
+
+def _check_key(path: Path, key: dict) -> None:
+    if not path.is_file():
+        return
+    try:
+        found = _flat(json.loads(path.read_text()))
+        key = _flat(key)
+        names = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
+    except (ValueError, AttributeError) as error:
+        raise NoVideosError(f"{path} is damaged ({error}): remove {path.parent}") from error
+    if names:
+        changes = "; ".join(f"{name}: {found.get(name)!r}, now {key.get(name)!r}" for name in names)
+        raise NoVideosError(f"{path.parent} was prepared otherwise ({changes}): remove it, or take another --out")

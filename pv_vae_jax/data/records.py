@@ -1,0 +1,179 @@
+"""Clips in ArrayRecord shards, as `pv-vae prepare` writes them, and the source that reads them.
+
+A split is a folder. Shard `i` is `0000i.array_record` (clips) and `0000i.json` (what they are, what was skipped), the
+second written after the first; `manifest.json` sums them up and is written last: without it the split is unfinished.
+A record is a safetensors blob of `video`, the bytes of an H.264 MP4 file with frequent key frames, and `label`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pv_vae_jax.data.clips import crop
+from pv_vae_jax.data.listing import NoVideosError, few_of
+from pv_vae_jax.data.shards import BrokenRecordError, Shards
+from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, read_video
+
+FORMAT = "pv_vae_jax clips 1"
+
+
+def pack(video: bytes, label: int) -> bytes:
+    """A record of an encoded clip and its class."""
+    return save({"video": np.frombuffer(video, np.uint8), "label": np.asarray(label, np.int32)})
+
+
+def unpack(record: bytes) -> tuple[bytes, int]:
+    """`(video, label)` of a record.
+
+    Raises:
+      BrokenRecordError: it is none.
+    """
+    try:
+        tensors = load(record)
+        return tensors["video"].tobytes(), int(tensors["label"])
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise BrokenRecordError(f"not a record of a clip ({error})") from error
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether `pv-vae prepare` made this folder, finished or not."""
+    return any((folder / split / "key.json").is_file() for split in ("train", "test"))
+
+
+def read_manifest(folder: Path) -> dict:
+    """What `folder`, a split, holds.
+
+    Raises:
+      NoVideosError: it is unfinished, damaged, or of another version.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise NoVideosError(f"{folder} is unfinished: run the same pv-vae prepare again, it goes on where it stopped")
+    try:
+        manifest = json.loads(path.read_text())
+        found = manifest.get("format")
+    except (ValueError, AttributeError) as error:
+        raise NoVideosError(f"{path} is damaged ({error}): remove {folder} and prepare it again") from error
+    if found != FORMAT:
+        raise NoVideosError(f"{path} has format {found!r}, this version reads {FORMAT!r}: prepare {folder} again")
+    return manifest
+
+
+class RecordVideos:
+    """Clips from a prepared split. A record that cannot be read is named, counted and replaced by the next that can.
+
+    Attributes:
+      class_names: in label order.
+      manifest: of the split.
+      skipped: record or shard -> why it could not be used.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        frames: int,
+        size: int,
+        split: str = "train",
+        stride: int = 1,
+        random: bool = True,
+        clips: int | None = None,
+        crop: str = "centre",
+    ):
+        self.folder = Path(folder) / split
+        self.frames, self.size, self.stride, self.random, self.crop = frames, size, stride, random, crop
+        if not self.folder.is_dir():
+            raise NoVideosError(f"{folder} was prepared without the split {split}: there is no {self.folder}")
+        self.manifest = read_manifest(self.folder)
+        self.class_names = tuple(self.manifest["class_names"])
+        self.skipped: dict[str, str] = {}
+        self._lock = threading.Lock()
+        shards = self.manifest["shards"]
+        self._shards = Shards([self.folder / shard["name"] for shard in shards], [s["clips"] for s in shards])
+        lengths = []
+        for shard, path in zip(shards, self._shards.paths, strict=True):
+            usable = self._whole(path, shard["bytes"])
+            lengths += [n if usable else 0 for n in shard["lengths"]]
+        self._lengths = np.asarray(lengths)
+        windows = self._lengths // self.span
+        # Window 0 of every clip, then window 1, ...: a short evaluation sees as many clips as it can.
+        order = sorted((w, c) for c, n in enumerate(windows) for w in range(n))
+        if not order:
+            longest = int(self._lengths.max(initial=0))
+            raise NoVideosError(
+                f"no clip of {self.folder} has the {self.span} frames asked for, the longest has {longest}"
+                + (f" ({few_of(self.skipped)})" if self.skipped else "")
+            )
+        self._windows = order if random or clips is None else order[:clips]
+
+    @property
+    def span(self) -> int:
+        """Recorded frames from the first to the last frame of a clip."""
+        return (self.frames - 1) * self.stride + 1
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def clip(self, index: int, rng: np.random.Generator) -> dict:
+        """A window of one record: a random start, or the window's own where the source is not random.
+
+        Raises:
+          NoVideosError: no record can be read any more.
+        """
+        window, record = self._windows[index]
+        place = rng.random()
+        start = lambda n: int(place * (n - self.span + 1)) if self.random else window * self.span  # noqa: E731
+        return self._read(record, start, self.frames, rng)
+
+    def image(self, index: int, rng: np.random.Generator) -> dict:
+        """A random frame of one record."""
+        place = rng.random()
+        return self._read(self._windows[index][1], lambda n: int(place * n), 1, rng)
+
+    def _read(self, record: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
+        corner = rng.random(2)  # drawn before reading: which record replaces a broken one changes no draw
+        for step in range(len(self._lengths)):
+            i = (record + step) % len(self._lengths)
+            frames = int(self._lengths[i])
+            if frames < self.span:
+                continue
+            try:
+                data, label = unpack(self._shards[i])
+                name = f"{self.folder} record {i}"
+                first = min(start(frames), frames - 1 - (count - 1) * self.stride)
+                file = EncodedVideo(name, data)
+                video = read_video(file, short_side=self.size, start=first, count=count, stride=self.stride)
+            except (BrokenRecordError, BrokenVideoError) as error:
+                self._skip(f"record {i}", error)
+                continue
+            video = crop(video, self.size, corner if self.crop == "random" and self.random else None)
+            return {"video": np.ascontiguousarray(video), "label": np.int32(label)}
+        raise NoVideosError(
+            f"none of the {len(self._lengths)} clips of {self.folder} can be read: {few_of(self.skipped)}"
+        )
+
+    def _whole(self, path: Path, size: int) -> bool:
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            self._skip(path.name, "the file is gone" if found is None else f"{found} bytes of {size}")
+        return found == size
+
+    def _skip(self, name: str, error: Exception | str) -> None:
+        with self._lock:
+            if name not in self.skipped:
+                self.skipped[name] = str(error)
+                print(f"skipped {self.folder} {name}: {error} ({len(self.skipped)} so far)", file=sys.stderr)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())

@@ -1,0 +1,134 @@
+"""Videos or images of a prepared TensorFlow dataset in ArrayRecord, read without TensorFlow (extra `tfds`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from pv_vae_jax.data.clips import crop
+from pv_vae_jax.data.listing import NoVideosError, few_of
+from pv_vae_jax.data.video_files import resize
+
+
+class TFDSVideos:
+    """Clips from the feature `video` `(t, h, w, 3)` uint8, or frames from `image` `(h, w, 3)`, of a prepared dataset.
+
+    The folder is `.../NAME/CONFIG/VERSION`, made by `tfds build --file_format=array_record`. An example that cannot be
+    read, or is too short, is named, counted and replaced by the next that can.
+
+    Attributes:
+      class_names: of the feature `label`; the dataset's name if there is none.
+      skipped: example -> why it could not be used.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        frames: int,
+        size: int,
+        split: str = "train",
+        stride: int = 1,
+        random: bool = True,
+        clips: int | None = None,
+        crop: str = "centre",
+    ):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise ImportError("prepared TensorFlow datasets need tfds: pip install 'pv_vae_jax[tfds]'") from error
+        self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
+        self.crop = crop if random else "centre"
+        self.class_names = self.classes(self.folder)
+        info = _info(self.folder)
+        if info.get("fileFormat") != "array_record":
+            raise NoVideosError(
+                f"{folder} is stored as {info.get('fileFormat', 'tfrecord')}, which has no random access: build it "
+                "with tfds build --file_format=array_record"
+            )
+        splits = [s["name"] for s in info.get("splits", [])]
+        if split == "test" and "test" not in splits and "validation" in splits:
+            split = "validation"
+        if split not in splits:
+            raise NoVideosError(f"{folder} has no split {split}, only {', '.join(splits)}")
+        try:
+            builder = tfds.builder_from_directory(str(folder))
+            keys = set(builder.info.features)
+            self.feature = next((key for key in ("video", "image") if key in keys), None)
+            if self.feature is None:
+                raise NoVideosError(f"{folder} has the features {', '.join(sorted(keys))}: none is 'video' or 'image'")
+            self._examples = builder.as_data_source(split=split)
+        except (ValueError, OSError, RuntimeError, AttributeError) as error:
+            if isinstance(error, NoVideosError):
+                raise
+            raise NoVideosError(f"{folder} cannot be opened as a prepared TensorFlow dataset: {error}") from error
+        total = len(self._examples)
+        self._length = total if random or clips is None else min(clips, total)
+        self.skipped: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def classes(folder: Path) -> tuple[str, ...]:
+        """Names of the feature `label`, from `label.labels.txt`; the dataset's name if it has none."""
+        path = folder / "label.labels.txt"
+        names = tuple(line for line in path.read_text().splitlines() if line) if path.is_file() else ()
+        return names or (_info(folder).get("name", folder.name),)
+
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last frame of a clip."""
+        return (self.frames - 1) * self.stride + 1
+
+    def __len__(self) -> int:
+        return self._length
+
+    def clip(self, index: int, rng: np.random.Generator) -> dict:
+        """A window of an example, from a random start, or from its first frame where the source is not random."""
+        if self.feature == "image" and self.frames > 1:
+            raise NoVideosError(f"{self.folder} holds images, and this stage trains on clips: set its images=True")
+        place = rng.random()
+        return self._read(index, lambda n: int(place * (n - self.span + 1)) if self.random else 0, self.frames, rng)
+
+    def image(self, index: int, rng: np.random.Generator) -> dict:
+        """A random frame of an example."""
+        place = rng.random()
+        return self._read(index, lambda n: int(place * n), 1, rng)
+
+    def _read(self, index: int, start, count: int, rng: np.random.Generator) -> dict:
+        corner = rng.random(2) if self.crop == "random" else None
+        span = (count - 1) * self.stride + 1
+        for step in range(len(self._examples)):
+            i = (index + step) % len(self._examples)
+            try:
+                example = self._examples[i]
+                video = np.asarray(example[self.feature])
+                video = video[None] if self.feature == "image" else video
+                if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+                    raise ValueError(f"expected (t, h, w, 3) uint8, got {video.shape} {video.dtype}")
+                if len(video) < span:
+                    raise ValueError(f"{len(video)} frames, a clip spans {span}")
+            except (ValueError, RuntimeError, OSError, KeyError) as error:
+                self._skip(f"example {i}", error)
+                continue
+            first = start(len(video))
+            video = np.stack([resize(frame, self.size) for frame in video[first : first + span : self.stride]])
+            video = np.ascontiguousarray(crop(video, self.size, corner))
+            return {"video": video, "label": np.int32(example.get("label", 0))}
+        raise NoVideosError(f"none of the {len(self._examples)} examples of {self.folder}: {few_of(self.skipped)}")
+
+    def _skip(self, name: str, error: Exception) -> None:
+        with self._lock:
+            if name not in self.skipped:
+                self.skipped[name] = str(error)
+                print(f"skipped {self.folder} {name}: {error} ({len(self.skipped)} so far)", file=sys.stderr)
+
+
+def _info(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "dataset_info.json").read_text())
+    except (OSError, ValueError) as error:
+        raise NoVideosError(f"{folder / 'dataset_info.json'} is missing or damaged ({error})") from error

@@ -1,0 +1,250 @@
+"""Batches of prepared videos and of mixtures: (seed, step) decides them, whoever reads and whenever it starts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pv_vae_jax import pretrained
+from pv_vae_jax.config import DataConfig, Experiment, LatentsConfig
+from pv_vae_jax.data.latents import LatentSource, StaleLatentsError
+from pv_vae_jax.data.listing import video_folder
+from pv_vae_jax.data.mixture import Part, balanced_batch_sizes, mixed_batches
+from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+from pv_vae_jax.data.sources import ImageFrames, fingerprint, open_source
+from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.pixels import to_float
+from pv_vae_jax.pretrained import Pretrained
+from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.train.latents_stage import encode_latents, open_latents
+from pv_vae_jax.train.run import Run
+from tests.video_fixture import waves
+
+AUGMENTED = dict(batch_size=4, seed=11, flip=0.5, reverse=0.5, max_dropped=3)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same seven videos as files and as prepared records; one record of the latter is damaged."""
+    files, records = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("records")
+    for i in range(7):
+        path = files / ("test" if i == 6 else "train") / f"{i}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_video(path, waves(24, 20, 30, seed=i), fps=12)
+    settings = ClipSettings(short_side=20, min_frames=9, gop=4)
+    for split in ("train", "test"):
+        prepare_split(video_folder(files, split), records / split, settings, files=4)
+    path = records / "train" / "00001.array_record"
+    data = bytearray(path.read_bytes())
+    data[np.flatnonzero(np.frombuffer(bytes(data), np.uint8))[-1500]] ^= 1
+    path.write_bytes(data)
+    return {"files": files, "records": records}
+
+
+def source_of(folders, kind, **arguments):
+    return open_source(str(folders[kind]), split="train", **{"frames": 9, "size": 16, "crop": "random", **arguments})
+
+
+def take(stream, steps):
+    batches = [next(stream) for _ in range(steps)]
+    stream.close()
+    return batches
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["files", "records"])
+def test_hosts_restarts_and_threads_change_no_element(folders, kind):
+    """Every host opens its own source, as on its own machine, and one of them starts in the middle."""
+    straight = take(train_batches(source_of(folders, kind), **AUGMENTED), 6)
+    assert len({int(batch["dropped"]) for batch in straight}) > 1
+    for hosts in (1, 2, 4):
+        for start, threads in ((0, 1), (3, 3)):
+            shares = [
+                take(
+                    train_batches(
+                        source_of(folders, kind),
+                        host_index=host,
+                        host_count=hosts,
+                        start_step=start,
+                        threads=threads,
+                        **AUGMENTED,
+                    ),
+                    6 - start,
+                )
+                for host in range(hosts)
+            ]
+            for step, parts in enumerate(zip(*shares, strict=True), start):
+                assert {int(part["dropped"]) for part in parts} == {int(straight[step]["dropped"])}
+                for name in ("video", "label"):
+                    np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), straight[step][name])
+
+
+def test_a_damaged_record_is_met_and_survived(folders):
+    source = source_of(folders, "records")
+    take(train_batches(source, **AUGMENTED), 6)
+    assert len(source.skipped) == 1
+
+
+def test_fingerprints_tell_contents_apart(folders, tmp_path):
+    prints = {kind: fingerprint(str(folder)) for kind, folder in folders.items()}
+    assert prints["files"] != prints["records"] and all(prints.values()) and not fingerprint("synthetic")
+    for i in range(2):
+        write_video(tmp_path / f"{i}.mp4", waves(9, seed=i))
+    first = fingerprint(str(tmp_path))
+    assert first == fingerprint(str(tmp_path))
+    write_video(next(iter(video_folder(tmp_path, "train").items)).path, waves(12, seed=5))
+    assert fingerprint(str(tmp_path)) != first
+
+
+# Mixtures
+
+
+class Numbers:
+    """A source whose clips are its own name and their index."""
+
+    def __init__(self, name, clips):
+        self.name, self.clips = name, clips
+
+    def __len__(self):
+        return self.clips
+
+    def clip(self, index, rng):
+        return {"name": self.name, "index": np.int64(index), "draw": rng.random()}
+
+
+PARTS = [Part(Numbers(0, 12), 4, share=3, max_dropped=2), Part(Numbers(1, 10), 2), Part(Numbers(2, 8), 8, share=2)]
+
+
+def test_a_mixture_keeps_shares_and_walks_every_part_by_epochs():
+    batches = take(mixed_batches(PARTS, seed=1), 60)
+    kinds = [kind for kind, _ in batches]
+    for start in range(0, 60, 6):
+        assert sorted(kinds[start : start + 6]) == [0, 0, 0, 1, 2, 2]
+    assert len({tuple(kinds[start : start + 6]) for start in range(0, 60, 6)}) > 5
+    for i, part in enumerate(PARTS):
+        own = [batch for kind, batch in batches if kind == i]
+        assert all((b["name"] == i).all() and len(b["index"]) == part.batch_size for b in own)
+        index = np.concatenate([b["index"] for b in own])
+        whole = len(index) // part.source.clips * part.source.clips
+        assert all(
+            sorted(epoch) == list(range(part.source.clips)) for epoch in index[:whole].reshape(-1, part.source.clips)
+        )
+    assert {int(b["dropped"]) for kind, b in batches if kind == 0} == {0, 1, 2}
+    assert {int(b["dropped"]) for kind, b in batches if kind} == {0}
+
+
+@pytest.mark.parametrize("start", [0, 4, 6, 17])
+def test_a_mixture_depends_on_seed_and_step_alone(start):
+    straight = take(mixed_batches(PARTS, seed=1), 24)
+    later = take(mixed_batches(PARTS, seed=1, start_step=start, threads=1), 24 - start)
+    halves = [
+        take(mixed_batches(PARTS, seed=1, start_step=start, host_index=h, host_count=2), 24 - start) for h in (0, 1)
+    ]
+    for (kind, expected), (again, batch), (left, a), (right, b) in zip(straight[start:], later, *halves, strict=True):
+        assert kind == again == left == right
+        assert_same(batch, expected)
+        np.testing.assert_array_equal(np.concatenate([a["draw"], b["draw"]]), expected["draw"])
+        assert a["dropped"] == b["dropped"] == expected["dropped"]
+    with pytest.raises(ValueError, match="share of at least 1"):
+        mixed_batches([dataclasses.replace(PARTS[0], share=0)], seed=1)
+
+
+def test_kinds_of_batches_cost_the_same():
+    shapes = [(17, 256, 256), (17, 128, 128), (1, 256, 256), (33, 96, 160)]
+    sizes = balanced_batch_sizes(shapes, 8, multiple=4)
+    assert sizes[0] == 8 and all(size % 4 == 0 for size in sizes)
+    pixels = [b * t * h * w for b, (t, h, w) in zip(sizes, shapes, strict=True)]
+    assert max(pixels) == pixels[0] and min(pixels) > 0.85 * pixels[0]
+    with pytest.raises(ValueError, match="a batch of 6 is no multiple of 4"):
+        balanced_batch_sizes(shapes, 6, multiple=4)
+
+
+def test_images_and_two_resolutions_in_one_stream(folders):
+    videos = [source_of(folders, "records", size=size) for size in (16, 8)]
+    parts = [Part(videos[0], 2), Part(videos[1], 8), Part(ImageFrames(videos[0]), 18)]
+    shapes = {kind: batch["video"].shape for kind, batch in take(mixed_batches(parts, seed=0), 3)}
+    assert shapes == {0: (2, 9, 16, 16, 3), 1: (8, 9, 8, 8, 3), 2: (18, 1, 16, 16, 3)}
+
+
+# Latents: cached, or encoded on the way
+
+
+@pytest.fixture
+def run(tiny, folders, tmp_path):
+    """`run(**latents)`: a run whose VAE is trained, on the prepared videos."""
+    model, params, _ = tiny
+    pretrained.save(tmp_path / "video" / "model", Pretrained(model, params))
+
+    def make(data=None, **latents):
+        config = LatentsConfig(**{"clips": 20, "batch_size": 1, **latents})
+        data = data or DataConfig(source=str(folders["records"]), frames=7, size=16)
+        return Run(Experiment(vae=model.config, data=data, latents=config), tmp_path, make_mesh(1, 1))
+
+    return make
+
+
+def test_online_latents_are_those_of_their_clips(run, tiny):
+    model, params, _ = tiny
+    online = run(online=True, flip=0.5)
+    encode_latents(online, "video")
+    latents = open_latents(online, "video")
+    assert not list(online.folder("latents").glob("*.array_record")) and online.finished("latents")
+    source = online.source("train", random=True)
+    assert len(latents) == len(source) and latents.class_names == source.class_names
+    encode = jax.jit(lambda video: model.apply({"params": params}, to_float(video), method="encode"))
+    seen = set()
+    for i in range(4):
+        record, rng = latents.clip(i, np.random.default_rng(i)), np.random.default_rng(i)
+        video = source.clip(i, rng)["video"]
+        mirrored = rng.random(2)[0] < 0.5
+        expected = encode((video[:, :, ::-1] if mirrored else video)[None])
+        np.testing.assert_allclose(record["mean"], expected.mean[0], atol=1e-5)
+        np.testing.assert_allclose(record["logvar"], expected.logvar[0], atol=1e-5)
+        seen.add(bool(mirrored))
+    assert seen == {True, False}
+    assert_same(latents.record(1), latents.record(1))
+    first = take(train_batches(latents, batch_size=2, seed=0), 3)
+    assert_same(first[2], take(train_batches(latents, batch_size=2, seed=0, start_step=2), 1)[0])
+    with pytest.raises(StaleLatentsError, match="online: cached True, now None"):
+        open_latents(run(flip=0.5), "video")
+
+
+def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, folders):
+    cached = run(flip=0.25)
+    encode_latents(cached, "video")
+    latents = open_latents(cached, "video")
+    assert isinstance(latents, LatentSource) and len(latents) == 20 > len(cached.source("train", random=True)) == 18
+    assert not np.array_equal(latents.record(0)["mean"], latents.record(18)["mean"]), "the same video at another place"
+    online = run(flip=0.25, online=True)
+    np.testing.assert_allclose(
+        latents.statistics[0],
+        np.mean([latents.record(i)["mean"] for i in range(20)], axis=(0, 1, 2, 3)),
+        rtol=1e-5,
+    )
+    shape = dict(frames=7, size=16)
+    changed = {
+        "online: cached None, now True": online,
+        "flip: cached 0.25, now 0.5": run(flip=0.5),
+        "crop: cached 'centre', now 'random'": run(
+            DataConfig(str(folders["records"]), crop="random", **shape), flip=0.25
+        ),
+        "content: cached .*; source: cached": run(DataConfig(str(folders["files"]), **shape), flip=0.25),
+    }
+    for message, other in changed.items():
+        with pytest.raises(StaleLatentsError, match=message):
+            open_latents(other, "video")
+    (path,) = cached.folder("latents").glob("*.array_record")
+    data = bytearray(path.read_bytes())
+    data[np.flatnonzero(np.frombuffer(bytes(data), np.uint8))[len(data) // 100]] ^= 1
+    path.write_bytes(data)
+    damaged = open_latents(cached, "video")
+    records = [damaged.record(i) for i in range(20)]
+    assert sum(np.array_equal(r["mean"], latents.record(i)["mean"]) for i, r in enumerate(records)) >= 19
+    assert len(damaged.skipped) <= 1

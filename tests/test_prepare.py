@@ -1,0 +1,246 @@
+"""`pv-vae prepare`: any start, number of processes and interruption give the same shards; nothing is lost silently."""
+
+import importlib.util
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from pv_vae_jax.cli.main import main
+from pv_vae_jax.data import prepare
+from pv_vae_jax.data.datasets import list_dataset
+from pv_vae_jax.data.listing import Item, Listing, NoVideosError, video_folder
+from pv_vae_jax.data.prepare import ClipSettings, Task, finish, plan, prepare_split, run_task
+from pv_vae_jax.data.records import RecordVideos, read_manifest, unpack
+from pv_vae_jax.data.shards import Shards, file_hash
+from pv_vae_jax.data.video_files import EncodedVideo, iterate_at_rate, probe, read_video, write_video
+from tests.video_fixture import encode, encode_sound, waves
+
+SETTINGS = ClipSettings(short_side=24, frames=20, min_frames=9, gop=4)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Nine files of 25 frames, and three that cannot be used."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(9):
+        write_video(folder / f"{i}.mp4", waves(25, 36, 48, seed=i), fps=12)
+    (folder / "empty.mp4").touch()
+    write_video(folder / "short.mp4", waves(5))
+    encode_sound(folder / "sound.mp4")
+    return folder
+
+
+def listing(folder):
+    return Listing("folder", ("all",), tuple(Item(p, p.name) for p in sorted(folder.glob("*"))))
+
+
+def shards(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".array_record", ".json")}
+
+
+def test_the_manifest_accounts_for_every_file(source, tmp_path):
+    manifest = prepare_split(listing(source), tmp_path, SETTINGS, files=5)
+    assert manifest == read_manifest(tmp_path) and manifest["files"] == 12
+    names = [n for i in range(3) for n in json.loads((tmp_path / f"{i:05d}.json").read_text())["names"]]
+    assert sorted(names) == [f"{i}.mp4#0" for i in range(9)] and manifest["clips"] == 9
+    assert manifest["frames"] == 9 * 20
+    assert {name: why.split(" (")[0] for name, why in manifest["skipped"].items()} == {
+        "empty.mp4": "the file is empty",
+        "short.mp4": "5 frames, at least 9 make a clip",
+        "sound.mp4": "the file has no video stream",
+    }
+    for shard in manifest["shards"]:
+        path = tmp_path / shard["name"]
+        assert shard["sha256"] == file_hash(path) and shard["bytes"] == path.stat().st_size
+        assert len(Shards([path], [shard["clips"]])) == len(shard["lengths"]) == shard["clips"]
+    assert not [p for p in tmp_path.iterdir() if p.suffix not in (".array_record", ".json")]
+
+
+def test_clips_look_like_their_videos(source, tmp_path):
+    prepare_split(listing(source), tmp_path, SETTINGS, files=50)
+    (path,) = tmp_path.glob("*.array_record")
+    names = json.loads(path.with_suffix(".json").read_text())["names"]
+    records = Shards([path], [len(names)])
+    for i, name in enumerate(names):
+        data, _ = unpack(records[i])
+        clip = read_video(EncodedVideo(name, data))
+        original = read_video(source / name.split("#")[0], short_side=24)[:20]
+        assert clip.shape == original.shape == (20, 24, 32, 3)
+        assert np.abs(clip.astype(int) - original).mean() < 3
+    (tmp_path / "a").mkdir()
+    write_video(tmp_path / "a" / "odd.mp4", waves(9, 20, 26))
+    encode(tmp_path / "a" / "odd.mkv", waves(9, 31, 47), codec="ffv1", pixels="yuv444p")
+    clips = [prepare._clips(Item(tmp_path / "a" / n, n), SETTINGS, False) for n in ("odd.mp4", "odd.mkv")]
+    shapes = [read_video(EncodedVideo("", data)).shape[1:3] for (data, _) in map(next, clips)]
+    assert shapes == [(20, 26), (24, 36)], "small videos are not enlarged, sides are made even by cutting"
+
+
+def test_an_interrupted_split_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    first = prepare_split(listing(source), straight, SETTINGS, files=4)
+    tasks = plan(listing(source), stopped, SETTINGS, files=4)
+    assert run_task(tasks[1]) > 0
+    before = tasks[1].path.stat().st_mtime_ns
+
+    def dying(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "encode_video", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_task(tasks[0])
+    assert not tasks[0].done
+    with pytest.raises(NoVideosError, match="00000.array_record is not there: run the same command again"):
+        finish(listing(source), tasks)
+    with pytest.raises(NoVideosError, match="is unfinished"):
+        RecordVideos(tmp_path, frames=9, size=16, split="stopped")
+    assert prepare_split(listing(source), stopped, SETTINGS, files=4) == first
+    assert shards(stopped) == shards(straight)
+    assert tasks[1].path.stat().st_mtime_ns == before, "what is there is not made again"
+
+
+def test_processes_write_the_same_bytes(source, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    seen = []
+    prepare_split(listing(source), alone, SETTINGS, files=4)
+    prepare_split(listing(source), together, SETTINGS, files=4, workers=2, progress=lambda *at: seen.append(at))
+    assert shards(alone) == shards(together)
+    assert seen[-1] == (3, 3) and seen[0] == (0, 3)
+
+
+class Killer(Item):
+    """A file whose decoding kills the process, as damaged ones may do."""
+
+    def __getattribute__(self, name):
+        if name == "start":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getattribute__(name)
+
+
+def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
+    files = list(listing(source).items)
+    files[2] = Killer(files[2].path, files[2].name)
+    listed = Listing("folder", ("all",), tuple(files))
+    tasks = [Task(tmp_path, 0, tuple(files[:3]), SETTINGS), Task(tmp_path, 1, tuple(files[3:]), SETTINGS)]
+    planned = prepare.plan
+    try:
+        prepare.plan = lambda *_, **__: (planned(listing(source), tmp_path, SETTINGS, files=9), tasks)[1]
+        manifest = prepare_split(listed, tmp_path, SETTINGS, workers=2)
+    finally:
+        prepare.plan = planned
+    assert manifest["skipped"]["2.mp4"] == "the decoder crashed" and manifest["clips"] == 8
+    assert not list(tmp_path.glob("*.at"))
+
+
+def test_another_source_or_setting_is_refused(source, tmp_path):
+    prepare_split(listing(source), tmp_path, SETTINGS)
+    before = shards(tmp_path)
+    other = ClipSettings(short_side=16, frames=20, min_frames=9, gop=4)
+    with pytest.raises(NoVideosError, match=r"prepared otherwise \(short_side: 24, now 16\): remove it"):
+        prepare_split(listing(source), tmp_path, other)
+    fewer = Listing("folder", ("all",), listing(source).items[:5])
+    with pytest.raises(NoVideosError, match="files: 12, now 5; files_hash"):
+        prepare_split(fewer, tmp_path, SETTINGS)
+    with pytest.raises(NoVideosError, match="there is no file"):
+        prepare_split(Listing("folder", ("all",), ()), tmp_path / "none", SETTINGS)
+    with pytest.raises(NoVideosError, match="no clip came out of 1 files .*empty.mp4: the file is empty"):
+        prepare_split(Listing("folder", ("all",), (Item(source / "empty.mp4", "empty.mp4"),)), tmp_path / "e", SETTINGS)
+    assert shards(tmp_path) == before
+    for wrong in (dict(short_side=25), dict(gop=0), dict(crf=60), dict(frames=8, min_frames=9), dict(fps=-1)):
+        with pytest.raises(ValueError, match="short_side|gop|frames"):
+            ClipSettings(**wrong)
+
+
+# Rates
+
+
+def frames_at(path, **arguments):
+    return np.stack(list(iterate_at_rate(path, **arguments)))
+
+
+def test_a_rate_is_reached_by_leaving_out_and_repeating(tmp_path):
+    write_video(tmp_path / "a.mp4", waves(24), fps=24, crf=0)
+    whole = read_video(tmp_path / "a.mp4")
+    np.testing.assert_array_equal(frames_at(tmp_path / "a.mp4"), whole)
+    np.testing.assert_array_equal(frames_at(tmp_path / "a.mp4", fps=24), whole)
+    np.testing.assert_array_equal(frames_at(tmp_path / "a.mp4", fps=8), whole[::3])
+    np.testing.assert_array_equal(frames_at(tmp_path / "a.mp4", fps=48), whole.repeat(2, axis=0))
+    np.testing.assert_array_equal(frames_at(tmp_path / "a.mp4", fps=24, start=0.5, stop=0.75), whole[12:18])
+    np.testing.assert_array_equal(frames_at(tmp_path / "a.mp4", start=0.5, stop=0.75), whole[12:18])
+    with pytest.raises(ValueError, match="no frame decodes from 2.0 s on"):
+        frames_at(tmp_path / "a.mp4", fps=8, start=2.0)
+
+
+def test_a_varying_rate_plays_at_its_true_speed(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(20, 90, 40))
+    encode(tmp_path / "phone.mp4", waves(40), g=8, times=times)
+    whole, shown = read_video(tmp_path / "phone.mp4"), (times - times[0]) / 1_000
+    resampled = frames_at(tmp_path / "phone.mp4", fps=20)
+    expected = [np.searchsorted(shown, t + 1e-6, side="right") - 1 for t in np.arange(len(resampled)) / 20]
+    np.testing.assert_array_equal(resampled, whole[expected])
+    assert abs(len(resampled) - shown[-1] * 20) <= 2
+
+
+def test_an_avi_without_times_plays_at_its_headers_rate(tmp_path):
+    encode(tmp_path / "a.avi", waves(20), codec="mpeg4", rate=10, g=12)
+    np.testing.assert_array_equal(frames_at(tmp_path / "a.avi", fps=5), read_video(tmp_path / "a.avi")[::2])
+
+
+# The command
+
+
+def test_the_command_writes_what_training_reads(tmp_path, capsys):
+    for i in range(6):
+        path = tmp_path / "in" / "ab"[i % 2] / f"{i}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, waves(20, seed=i), fps=10)
+    flags = ["--short_side=16", "--min_frames=9", "--fps=5", "--workers=1"]
+    call = ["pv-vae", "prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main([*call, *flags]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'out' / 'train'}: " in printed and "4 clips, 40 frames" in printed
+    train = RecordVideos(tmp_path / "out", frames=9, size=16)
+    assert train.class_names == ("a", "b")
+    expected = {item.name: item.label for item in video_folder(tmp_path / "in", "train").items}
+    sidecar = json.loads((tmp_path / "out" / "train" / "00000.json").read_text())
+    assert {n.split("#")[0]: label for n, label in zip(sidecar["names"], sidecar["labels"], strict=True)} == expected
+    assert main([*call, *flags]) == 0 and capsys.readouterr().out == printed, "a second call finds it done"
+    assert main([*call, "--short_side=32"]) == 1 and "prepared otherwise" in capsys.readouterr().err
+    assert (
+        main([*call[:3], "--out", str(tmp_path / "in" / "x")]) == 1 and "taken for classes" in capsys.readouterr().err
+    )
+    assert main(["pv-vae", "prepare", str(tmp_path / "out"), "--out", "x"]) == 1
+    assert "which training reads as it is" in capsys.readouterr().err
+    assert main([*call, "--fold=2"]) == 1 and "--fold is of ucf101" in capsys.readouterr().err
+    assert main([*call, "--short_side=31"]) == 1 and "even number" in capsys.readouterr().err
+    if importlib.util.find_spec("apache_beam") is None:
+        assert main([*call, *flags, "--beam"]) == 1 and "pv_vae_jax[beam]" in capsys.readouterr().err
+
+
+def test_beam_writes_the_same_bytes(source, tmp_path):
+    pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
+    from pv_vae_jax.data.beam import prepare_with_beam
+
+    here = prepare_split(listing(source), tmp_path / "here", SETTINGS, files=4)
+    options = ["--runner=DirectRunner"]
+    assert prepare_with_beam(listing(source), tmp_path / "beam", SETTINGS, files=4, options=options) == here
+    assert shards(tmp_path / "beam") == shards(tmp_path / "here")
+
+
+def test_images_become_clips_of_one_frame(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install -e '.[video]'")
+    for split in ("train", "val"):
+        (tmp_path / "in" / split / "n01").mkdir(parents=True)
+        for i in range(3):
+            image.fromarray(waves(1, 60, 80, seed=i)[0]).save(tmp_path / "in" / split / "n01" / f"{i}.JPEG")
+    (tmp_path / "in" / "train" / "n01" / "broken.JPEG").write_bytes(b"\xff\xd8 no picture")
+    listed = list_dataset(tmp_path / "in", "train")
+    assert listed.dataset == "ImageNet"
+    manifest = prepare_split(listed, tmp_path / "out" / "train", ClipSettings(short_side=32, min_frames=1))
+    assert manifest["clips"] == 3 and list(manifest["skipped"]) == ["train/n01/broken.JPEG"]
+    clip = RecordVideos(tmp_path / "out", frames=1, size=32).clip(0, np.random.default_rng(0))["video"]
+    assert clip.shape == (1, 32, 32, 3)
+    assert probe(tmp_path / "in" / "train" / "n01" / "0.JPEG").height == 60
