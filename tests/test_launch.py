@@ -331,12 +331,16 @@ def test_a_signal_reaches_the_run_which_ends_in_order(tmp_path, number):
     assert launcher.returncode == 128 + number and saved.exists() and rest == ""
 
 
-def test_a_process_that_ignores_sigterm_is_killed():
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-    fail = process("import time; time.sleep(1); raise SystemExit(7)")
-    began = time.monotonic()
-    assert local.Sweep(1, grace=0.5).run({"": lambda slot: [process(code), fail]}) == 7
-    assert time.monotonic() - began < 20
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
+    ready = tmp_path / "ready"
+    deaf = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    deaf += f"f = open('{ready}.part', 'w'); f.write(str(os.getpid())); f.close()\n"
+    deaf += f"os.rename('{ready}.part', '{ready}')\n"
+    deaf += "time.sleep(60)"
+    fail = f"import os, time\nwhile not os.path.exists({str(ready)!r}): time.sleep(0.05)\nraise SystemExit(7)"
+    assert local.Sweep(1, grace=0.5).run({"": lambda slot: [process(deaf), process(fail)]}) == 7
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ready.read_text()), 0)
 
 
 def test_an_error_of_the_run_is_the_status_of_the_launcher(tmp_path):

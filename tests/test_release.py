@@ -72,7 +72,9 @@ def test_the_site_builds_without_warnings(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "WARNING -" not in done.stderr, done.stderr
-    assert "predict_truncated" in (tmp_path / "api.html").read_text()
+    page = (tmp_path / "api.html").read_text()
+    assert "predict_truncated" in page and "see <code>reverse</code>" in page  # entries of several names, docs/pairs.py
+    assert not list(tmp_path.rglob("*.py"))
 
 
 def test_importing_costs_little_more_than_jax_and_flax():
