@@ -150,8 +150,8 @@ def _read_row(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     """
     no_pth = WeightsError(
         f"{path} is no .pth: neither a zip archive (PyTorch 1.6 and newer) nor the row of pickles of older ones. "
-        "Nothing was run. Save it again in PyTorch, torch.save(torch.load(path, weights_only=True), new_path), or look for a "
-        ".safetensors of the same weights"
+        "Nothing was run. Save it again in PyTorch, torch.save(torch.load(path, weights_only=True), new_path), or look "
+        "for a .safetensors of the same weights"
     )
     try:
         if _RowUnpickler(file).load() != ROW_MAGIC:
