@@ -103,7 +103,7 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
-      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
         adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
@@ -121,7 +121,7 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
-    accumulate: int = 1
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ class DiffusionConfig:
       time_distribution: of the flow's time.
       optimizer: of the transformer.
       ema_decay: of the moving average that is sampled from.
-      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
     """
 
     steps: int = 0
@@ -158,7 +158,7 @@ class DiffusionConfig:
     time_distribution: TimeDistribution = "uniform"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: float = 0.9999
-    accumulate: int = 1
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +261,7 @@ AT_LEAST = {
         *("data.clips", "data.test_clips", "data.stride", "data.threads", "latents.clips"),
         *("sampling.steps", "sampling.clips"),
         *(f"{group}.batch_size" for group in (*TRAINED, "latents", "sampling")),
-        *(f"{stage}.accumulate" for stage in TRAINED),
+        *(f"{stage}.micro_batches" for stage in TRAINED),
     ),
 }
 

@@ -67,7 +67,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # what Orbax and TensorStore raise for a full disk is not one type
-            whole = [int(p.name) for p in self._folder.glob("[0-9]*") if (p / "_CHECKPOINT_METADATA").exists()]
+            steps = (p for p in self._folder.glob("[0-9]*") if p.name.isdigit())
+            whole = [int(p.name) for p in steps if (p / "_CHECKPOINT_METADATA").exists()]
             newest = f"the state of step {max(whole)} is whole" if whole else "there is none from before"
             reason = " ".join(str(error).split())[:500]
             raise CheckpointError(
