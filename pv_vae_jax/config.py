@@ -103,8 +103,8 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
-      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
-        adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory;
+        the adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
     steps: int = 0
