@@ -171,7 +171,6 @@ def time_table(results: list[dict]) -> str:
     counts = (8, 64, 512, 4096)
     lines = [
         f"| step | px | TPU | strategy | compute, s | sent, s | efficiency at {', '.join(map(str, counts))} chips |",
-        +", ".join(map(str, counts)) + " chips |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in results:
