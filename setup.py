@@ -10,7 +10,6 @@ HERE = Path(__file__).parent
 CORE = [
     "absl-py",
     "chex>=0.1.92",
-    "clu>=0.0.12",  # parameter_overview; its metric writers would need TensorFlow and are not used
     "einops>=0.8.2",
     "flax>=0.12.8",
     "grain>=0.2.18",

@@ -108,8 +108,8 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
-      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
-        adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory;
+        the adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
     steps: int = 0
@@ -126,7 +126,7 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
-    accumulate: int = 1
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ class DiffusionConfig:
       time_distribution: of the flow's time.
       optimizer: of the transformer.
       ema_decay: of the moving average that is sampled from.
-      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
     """
 
     steps: int = 0
@@ -168,7 +168,7 @@ class DiffusionConfig:
     time_distribution: TimeDistribution = "uniform"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: float = 0.9999
-    accumulate: int = 1
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,12 +278,12 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
         **{"final_fraction": SHARE, "b1": DECAY, "b2": DECAY},
     },
     VAEStageConfig: {
-        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "ema_decay": DECAY},
+        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "ema_decay": DECAY},
         **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
     },
     LatentsConfig: {"clips": COUNT, "batch_size": COUNT},
     DiffusionConfig: {
-        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
     },
     SamplingConfig: {"steps": COUNT, "guidance": AMOUNT, "clips": COUNT, "batch_size": COUNT},
 }

@@ -132,9 +132,9 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
       ConfigError: the first thing that does not divide, and what to set.
     """
     size, batch = mesh.shape, getattr(experiment, stage).batch_size
-    examples, parts = size[DATA] * size[FSDP], getattr(experiment, stage).accumulate
+    examples, parts = size[DATA] * size[FSDP], getattr(experiment, stage).micro_batches
     if batch % (examples * parts):
-        times = f", {parts} times over (accumulate)" if parts > 1 else ""
+        times = f", {parts} times over (micro_batches)" if parts > 1 else ""
         raise ConfigError(
             f"{stage}.batch_size {batch} is not a multiple of the {examples} devices that split it{times}: change it, "
             f"or use fewer devices with --config.mesh.data=1"
