@@ -340,6 +340,8 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
         raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
     experiment = override(experiment, overrides or {})
     source = experiment.data.source
+    if source == "synthetic" and experiment.data.stride != 1:
+        raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
     if not source:
         raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
     if os.path.isdir(source):  # a run means the same folder from wherever it is continued

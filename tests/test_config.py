@@ -115,6 +115,12 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"video.flip": "-0.5"}, ConfigError, r"video.flip lies in \[0, 1\]"),
         ({"image.drop_ratio": "1"}, ConfigError, "set image.drop_ratio=0"),
         ({"decoder.frozen": "encodr"}, ConfigError, "decoder.frozen names no part of the VAE: .'encodr'"),
+        (
+            {"decoder.objective.gan": "1.0", "decoder.frozen": "decoder"},
+            ConfigError,
+            "decoder.frozen holds: change one",
+        ),
+        ({"latte.patch": "3"}, ConfigError, "latte.patch is 3, which does not divide the latents' side 2"),
         ({"seed": "-1"}, ConfigError, "config.seed lies between 0 and 2147483647, got -1"),
         ({"video.batch_size": "0"}, ConfigError, "config.video.batch_size lies between 1 and"),
         ({"video.optimizer.b1": "1.0"}, ConfigError, r"config.video.optimizer.b1 lies in \[0, 1\), got 1.0"),
@@ -182,7 +188,7 @@ def test_a_missing_file_lists_its_neighbours(tmp_path):
         load_experiment(tmp_path)
 
 
-def test_a_file_that_defines_no_experiment_is_refused(tmp_path):
+def test_a_file_that_defines_no_experiment_is_refused(tmp_path, monkeypatch):
     (tmp_path / "empty.py").touch()
     (tmp_path / "notes.txt").write_text(GET + "Experiment()\n")
     (tmp_path / "dict.py").write_text(GET + "{'steps': 3}\n")
@@ -194,6 +200,15 @@ def test_a_file_that_defines_no_experiment_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=says):
             load_experiment(tmp_path / name)
     (tmp_path / "good.py").write_text(GET + "Experiment(seed=3)\n")
+    with pytest.raises(ConfigError, match="data.stride is for videos"):
+        load_experiment(tmp_path / "good.py", {"data.stride": "2"})
+    with pytest.raises(ConfigError, match="data.source is empty"):
+        load_experiment(tmp_path / "good.py", {"data.source": ""})
+    (tmp_path / "clips").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for source in ("clips", "./clips/", str(tmp_path / "clips")):
+        experiment = load_experiment(tmp_path / "good.py", {"data.source": source})
+        assert experiment.data.source == str(tmp_path / "clips"), "the same folder from wherever a run is continued"
     assert load_experiment(tmp_path / "good.py", {"image.steps": "7"}).image.steps == 7
 
 

@@ -25,7 +25,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
         "resize the short side to this, crop the centre square; 0 keeps it",
         "read of each video; 0 reads all",
     )
-    flags.DEFINE_integer("size", 0, size, lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("size", 0, size, lower_bound=0, upper_bound=8192, flag_values=values)
     flags.DEFINE_integer("frames", 0, frames, lower_bound=0, flag_values=values)
 
 
@@ -82,6 +82,18 @@ def open_clips(paths: Sequence[str], values: flags.FlagValues, model: Pretrained
             hint = "--frames sets the length, --size resizes and crops a square"
             raise type(error)(f"{path}: {error} ({hint})") from error
         yield VideoFile(Path(path), *shape, itertools.chain([first], pictures), info.fps)
+
+
+def result_path(values: flags.FlagValues, path: Path, kind: str, inputs: Sequence[str]) -> Path:
+    """Where the result of `path` goes: `--out/<name>_<kind>.mp4`. The result of an earlier call is replaced.
+
+    Raises:
+      ConfigError: that is one of the files of this call.
+    """
+    target = Path(values.out) / f"{path.stem}_{kind}.mp4"
+    if target.resolve() in {Path(name).resolve() for name in inputs}:
+        raise ConfigError(f"the result of {path} would replace {target}, which is to be read: choose another --out")
+    return target
 
 
 def scale_for(side: int) -> int:
