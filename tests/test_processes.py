@@ -76,6 +76,7 @@ def alone(tiny_experiment, tmp_path_factory):  # noqa: F811
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(alone, tiny_experiment, tmp_path):  # noqa: F811
     """Two processes of two devices, `fsdp` across them: one curve, one model, the state of one process alone.
 

@@ -95,7 +95,7 @@ def single(request):
 
 
 # Compiling is the cost: the fast cases split pictures, tokens, heads and state; the slow ones are all the others.
-FAST = (("vae", "space"), ("vae", "fsdp+space+context"), ("dit", "fsdp+tensor"), ("dit", "context"))
+FAST = (("vae", "fsdp+space+context"), ("dit", "fsdp+tensor"))
 
 
 @pytest.mark.parametrize(
