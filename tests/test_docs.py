@@ -74,7 +74,7 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.models.sizes import SIZES
 
         override(SIZES["wan22"], overrides)
-    elif complete and "config" in values and values.config:
+    elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:
         override(Experiment(), overrides)
