@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import json
 import math
+import os
 import traceback
 import types
 import typing
@@ -107,8 +108,8 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
-      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory. The
-        adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory;
+        the adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
     steps: int = 0
@@ -125,7 +126,7 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
-    accumulate: int = 1
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ class DiffusionConfig:
       time_distribution: of the flow's time.
       optimizer: of the transformer.
       ema_decay: of the moving average that is sampled from.
-      accumulate: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
     """
 
     steps: int = 0
@@ -167,7 +168,7 @@ class DiffusionConfig:
     time_distribution: TimeDistribution = "uniform"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: float = 0.9999
-    accumulate: int = 1
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +240,9 @@ class Experiment:
                 f"latte.latent_channels is {self.latte.latent_channels}, vae.latent_channels "
                 f"{self.vae.latent_channels}: set them equal"
             )
+        side = data.size // self.vae.space_factor
+        if side % self.latte.patch:
+            raise ConfigError(f"latte.patch is {self.latte.patch}, which does not divide the latents' side {side}")
         if self.latte.classes:
             raise ConfigError("latte.classes comes from the data: leave it 0, and use diffusion.conditional")
         if not 0 <= self.latents.flip <= 1:
@@ -247,6 +251,8 @@ class Experiment:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":
                 raise ConfigError(f"{name}.drop_per_example needs {name}.drop_form=filled")
+            if stage.objective.gan and "decoder" in stage.frozen:
+                raise ConfigError(f"{name}.objective.gan moves the decoder, which {name}.frozen holds: change one")
             if stage.images and stage.drop_ratio:
                 raise ConfigError(f"{name} trains on images, which have nothing to drop: set {name}.drop_ratio=0")
             if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
@@ -272,12 +278,12 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
         **{"final_fraction": SHARE, "b1": DECAY, "b2": DECAY},
     },
     VAEStageConfig: {
-        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "ema_decay": DECAY},
+        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "ema_decay": DECAY},
         **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
     },
     LatentsConfig: {"clips": COUNT, "batch_size": COUNT},
     DiffusionConfig: {
-        **{"steps": AMOUNT, "batch_size": COUNT, "accumulate": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
     },
     SamplingConfig: {"steps": COUNT, "guidance": AMOUNT, "clips": COUNT, "batch_size": COUNT},
 }
@@ -332,7 +338,16 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
-    return override(experiment, overrides or {}).validate()
+    experiment = override(experiment, overrides or {})
+    source = experiment.data.source
+    if source == "synthetic" and experiment.data.stride != 1:
+        raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
+    if not source:
+        raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
+    if os.path.isdir(source):  # a run means the same folder from wherever it is continued
+        data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
+        experiment = dataclasses.replace(experiment, data=data)
+    return experiment.validate()
 
 
 def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:

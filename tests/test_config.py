@@ -80,7 +80,7 @@ def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
         ("image.images", "1", "config.image.images is true or false, like True; got '1'"),
         ("vae.encoder_widths", "(8,'wide')", "config.vae.encoder_widths is a tuple"),
         ("vae.encoder_widths", "8.5", "config.vae.encoder_widths is a tuple"),
-        ("video", "100", "config.video is a group of settings; set one of video.accumulate, "),
+        ("video", "100", "config.video is a group of settings; set one of video.batch_size, "),
         ("video.objective.gan", "-1", "objective.gan is a weight >= 0"),
         ("latte.depth", "3", "depth counts pairs"),
         ("video.drop_form", "cut", "VAEStageConfig.drop_form is 'truncated' or 'filled', got 'cut'"),
@@ -91,7 +91,7 @@ def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
             "config key config.video.stepz: no 'stepz' in config.video; did you mean 'steps'?",
         ),
         ("vidio.steps", "1", "no 'vidio' in config; did you mean 'video'?"),
-        ("video.xyz", "1", "known here: accumulate, batch_size, discriminator_optimizer"),
+        ("video.xyz", "1", "known here: batch_size, discriminator_optimizer, drop_form"),
         ("video.steps.more", "1", "no 'more' in config.video.steps; known here: nothing"),
         ("", "1", "unknown config key"),
     ],
@@ -115,6 +115,12 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"video.flip": "-0.5"}, ConfigError, r"video.flip lies in \[0, 1\]"),
         ({"image.drop_ratio": "1"}, ConfigError, "set image.drop_ratio=0"),
         ({"decoder.frozen": "encodr"}, ConfigError, "decoder.frozen names no part of the VAE: .'encodr'"),
+        (
+            {"decoder.objective.gan": "1.0", "decoder.frozen": "decoder"},
+            ConfigError,
+            "decoder.frozen holds: change one",
+        ),
+        ({"latte.patch": "3"}, ConfigError, "latte.patch is 3, which does not divide the latents' side 2"),
         ({"seed": "-1"}, ConfigError, "config.seed lies between 0 and 2147483647, got -1"),
         ({"video.batch_size": "0"}, ConfigError, "config.video.batch_size lies between 1 and"),
         ({"video.optimizer.b1": "1.0"}, ConfigError, r"config.video.optimizer.b1 lies in \[0, 1\), got 1.0"),
@@ -182,7 +188,7 @@ def test_a_missing_file_lists_its_neighbours(tmp_path):
         load_experiment(tmp_path)
 
 
-def test_a_file_that_defines_no_experiment_is_refused(tmp_path):
+def test_a_file_that_defines_no_experiment_is_refused(tmp_path, monkeypatch):
     (tmp_path / "empty.py").touch()
     (tmp_path / "notes.txt").write_text(GET + "Experiment()\n")
     (tmp_path / "dict.py").write_text(GET + "{'steps': 3}\n")
@@ -194,6 +200,15 @@ def test_a_file_that_defines_no_experiment_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=says):
             load_experiment(tmp_path / name)
     (tmp_path / "good.py").write_text(GET + "Experiment(seed=3)\n")
+    with pytest.raises(ConfigError, match="data.stride is for videos"):
+        load_experiment(tmp_path / "good.py", {"data.stride": "2"})
+    with pytest.raises(ConfigError, match="data.source is empty"):
+        load_experiment(tmp_path / "good.py", {"data.source": ""})
+    (tmp_path / "clips").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for source in ("clips", "./clips/", str(tmp_path / "clips")):
+        experiment = load_experiment(tmp_path / "good.py", {"data.source": source})
+        assert experiment.data.source == str(tmp_path / "clips"), "the same folder from wherever a run is continued"
     assert load_experiment(tmp_path / "good.py", {"image.steps": "7"}).image.steps == 7
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from pv_vae_jax.convert import i3d as convert_i3d
 from pv_vae_jax.convert import published
 from pv_vae_jax.convert.image_networks import read_c3d, read_c3d_mean
+from pv_vae_jax.convert.torch_file import read_torch
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.corruptions import GRADES, corrupt
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, i3d_network, own_network, resize
@@ -376,3 +377,44 @@ def test_distances_rise_with_damage_to_real_clips(shared_data):
     found = _rises_with_damage(np.stack([centre_crop(read_video(f, short_side=64, count=17), 64) for f in files]))
     for kind in ("noise", "blur", "shuffle", "freeze"):  # the strongest damage stands out from the noise of sampling
         assert found.frechet[kind][-1] > 1.5 * found.floor_frechet, f"{kind}: {found.frechet[kind][-1]}"
+
+
+# Files of PyTorch before 1.6, as the published AlexNet, VGG and LPIPS heads are
+
+
+def _old_file(path, tree):
+    torch = pytest.importorskip("torch", reason="PyTorch is a development dependency")
+    torch.save(tree(torch), path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def test_old_torch_files_are_read(tmp_path):
+    values = {"a": RNG.normal(size=(3, 4)).astype(np.float32), "b": np.arange(5), "half": np.float16([1.5, -2])}
+
+    def tree(torch):
+        shared = torch.from_numpy(values["a"])
+        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        return tensors | {"view": shared[1:, ::2], "turned": shared.T, "weight": torch.nn.Parameter(shared)}
+
+    found = read_torch(_old_file(tmp_path / "old.pth", tree))
+    expected = values | {"view": values["a"][1:, ::2], "turned": values["a"].T, "weight": values["a"]}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_old_torch_files_that_are_broken_or_hostile(tmp_path):
+    path = _old_file(tmp_path / "old.pth", lambda torch: {"a": torch.arange(100.0)})
+    data = path.read_bytes()
+    for cut in (3, 40, len(data) // 3, len(data) - 4):
+        path.write_bytes(data[:cut])
+        with pytest.raises(WeightsError):
+            read_torch(path)
+    mark = tmp_path / "ran"
+    hostile = b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
+    for bad in (hostile, data.replace(b"ctorch._utils\n_rebuild_tensor_v2", b"cposix\nsystem"), b"", b"no pickle"):
+        path.write_bytes(bad)
+        with pytest.raises(WeightsError, match="Nothing was run|Nothing\\swas run"):
+            read_torch(path)
+    assert not mark.exists()

@@ -127,9 +127,10 @@ def test_all_stages_in_several_processes(tiny_experiment, tmp_path, count, devic
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_sigterm_to_one_process_stops_all_and_one_process_goes_on(alone, tiny_experiment, tmp_path):  # noqa: F811
+def test_sigterm_to_one_process_stops_all_and_one_process_goes_on(tiny_experiment, tmp_path):  # noqa: F811
     workdir = tmp_path / "stopped"
     flags = ("--config", tiny_experiment, *VIDEO, "--config.video.steps=400", "--config.checkpoint_every=1000")
+    flags += ("--config.mesh.data=4",)
     processes = start(2, 2, *flags, workdir=workdir)
     end = time.monotonic() + 600
     while not read_metrics(workdir / "video" / "metrics.jsonl") and time.monotonic() < end:

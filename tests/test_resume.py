@@ -35,6 +35,15 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_twice():
+    interrupt()
+    interrupt()
+
+
 @pytest.fixture
 def train(tiny_experiment, monkeypatch):  # noqa: F811
     """`train(workdir, {step: event})`: train stage video, calling each event as its step begins.
@@ -127,15 +136,20 @@ def test_a_crash_costs_the_steps_since_the_last_whole_state_and_nothing_else(ref
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(reference, train, tmp_path):
-    """The signal comes as step `n` begins, so the run stops with `n + 1` steps done; 3 is the last step."""
-    handler = signal.getsignal(signal.SIGTERM)
-    for done, n in ((0, 0), (1, 2), (3, 3)):
-        status, state, error = train(tmp_path, {n: terminate})
+def test_a_signal_saves_and_the_same_command_goes_on(reference, train, tmp_path):
+    """It comes as step `n` begins, so the run stops with `n + 1` steps done; 3 is the last step.
+
+    A second Ctrl-C stops at once: nothing is saved, and the run goes on from where it was.
+    """
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    for done, n, event in ((0, 0, terminate), (1, 1, interrupt_twice), (1, 2, interrupt), (3, 3, terminate)):
+        status, state, error = train(tmp_path, {n: event})
         assert f"resumed at step {done} of 4" in error or not done
-        assert status == 143 and state is None
-        assert f"pv-vae train: video: SIGTERM at step {n + 1}; saved, the same command goes on" in error
-        assert signal.getsignal(signal.SIGTERM) == handler
+        assert status == (143 if event is terminate else 130) and state is None
+        name = {terminate: "SIGTERM", interrupt: "Ctrl-C"}.get(event)
+        line = f"video: {name} at step {n + 1}; saved, the same command goes on" if name else "interrupted"
+        assert f"pv-vae train: {line}" in error
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
         assert not (tmp_path / "video" / "model").exists()
     status, state, error = train(tmp_path)
     assert status == 0 and "resumed at step 4 of 4" in error
@@ -175,6 +189,31 @@ def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, 
         assert train(workdir, stage="latents")[0] == 0
         (workdir / "latents" / f"{kept:05}.tmp").unlink(missing_ok=True)
         assert files(workdir / "latents") == expected
+
+
+def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, jax.device_put({"w": np.full(1 << 12, step, np.float32)}))
+    checkpoints.close()
+    for path in (tmp_path / "2").rglob("*"):
+        if path.is_file() and path.name != "_CHECKPOINT_METADATA":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"w": jax.ShapeDtypeStruct((1 << 12,), np.float32, sharding=where)}
+    checkpoints = Checkpoints(tmp_path)
+    step, state = checkpoints.restore_newest(shapes)
+    assert step == checkpoints.latest() == 1 and (np.asarray(state["w"]) == 1).all()
+    assert "set aside as 2.damaged" in capsys.readouterr().err and (tmp_path / "2.damaged").is_dir()
+    checkpoints.save(2, jax.device_put({"w": np.zeros(1 << 12, np.float32)}))
+    checkpoints.close()
+    assert Checkpoints(tmp_path).latest() == 2
+    for name in ("1", "2"):
+        for path in (tmp_path / name).rglob("*"):
+            if path.is_file() and path.name != "_CHECKPOINT_METADATA":
+                path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no training state in .* can be read .*2: .*1: .*remove the folder"):
+        Checkpoints(tmp_path).restore_newest(shapes)
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"null\n", b'{"loss": 1.0}\n', b'{"step": 2, "lo'])

@@ -33,6 +33,7 @@ STRATEGIES = {
     "fsdp+tensor": dict(data=1, fsdp=4, tensor=2),
     "space": dict(data=2, space=4),
     "context": dict(data=4, context=2),
+    "fsdp+space+context": dict(data=1, fsdp=2, space=2, context=2),
 }
 STEPS = 5
 LEARN = OptimizerConfig(warmup_steps=0)  # the default rate, so that five steps move a parameter by up to 2.5e-4
@@ -94,7 +95,7 @@ def single(request):
 
 
 # Compiling is the cost: the fast cases split pictures, tokens, heads and state; the slow ones are all the others.
-FAST = (("vae", "space"), ("dit", "fsdp+tensor"), ("dit", "context"))
+FAST = (("vae", "space"), ("vae", "fsdp+space+context"), ("dit", "fsdp+tensor"), ("dit", "context"))
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_schedule_warms_up_and_decays_to_a_tenth():
 
 
 def test_a_batch_in_parts_gives_the_mean_of_their_gradients(tiny):
-    step, state = vae_step(tiny, accumulate=2)
+    step, state = vae_step(tiny, micro_batches=2)
     batch = {"video": BATCH["video"][:, :1]}  # images: the smallest programs with both sides on
     step = dataclasses.replace(step, optimizer=optax.sgd(1.0), discriminator_optimizer=optax.sgd(1.0))
     state = step.create(state.params, state.discriminator.params)

@@ -33,7 +33,7 @@ def test_traffic_of_a_program_on_eight_devices():
 
     def program(w, x):
         carry, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=5)
-        return jax.lax.with_sharding_constraint(carry, whole), carry.sum(axis=0)
+        return jax.lax.with_sharding_constraint(carry, whole), x.sum(axis=0)
 
     w = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
     x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=split)

@@ -21,13 +21,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import load_named_model
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.analysis import LatentAnalysis, analyze_latents, write_analysis
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
 from pv_vae_jax.evaluation.motion import exact_flow
-from pv_vae_jax.pretrained import Pretrained
+from pv_vae_jax.pretrained import Pretrained, load
 from pv_vae_jax.typing import check_clip_shape
 
 SEED = 20_000  # of the synthetic clips: neither training nor test clips of a run
@@ -74,7 +73,7 @@ def _models(names: Sequence[str]) -> dict[str, Pretrained]:
         raise ConfigError(f"a model is named twice: {', '.join(names)}")
     short = [Path(name).name or name for name in names]
     labels = short if len(set(short)) == len(short) else list(names)
-    return {label: load_named_model(name) for label, name in zip(labels, names, strict=True)}
+    return {label: load(name) for label, name in zip(labels, names, strict=True)}
 
 
 def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:

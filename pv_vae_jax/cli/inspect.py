@@ -157,7 +157,7 @@ def abstract_step(experiment: Experiment, name: str):
             discriminator,
             optimizer(stage.discriminator_optimizer, max(stage.steps, 1)),
             stage.frozen,
-            accumulate=stage.accumulate,
+            micro_batches=stage.micro_batches,
         )
 
         def create():
@@ -177,7 +177,8 @@ def abstract_step(experiment: Experiment, name: str):
     )
     unit = np.ones(vae.latent_channels, np.float32)
     latte = Latte(conditioned(experiment, len(class_names(data.source))))
-    step = DiTStep(latte, optimizer(stage.optimizer, max(stage.steps, 1)), 0 * unit, unit, accumulate=stage.accumulate)
+    rule = optimizer(stage.optimizer, max(stage.steps, 1))
+    step = DiTStep(latte, rule, 0 * unit, unit, micro_batches=stage.micro_batches)
     moments = shape((stage.batch_size, *latent), jnp.float32)
     batch = {"mean": moments, "logvar": moments, "label": shape((stage.batch_size,), jnp.int32)}
     return step, jax.eval_shape(lambda: step.create(init_latte(step.model, latent))), batch, {}

@@ -79,7 +79,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         module.run(values, positional, overrides)
     except Interrupted as stop:
         print(f"pv-vae {name}: {stop}", file=sys.stderr)
-        return 143
+        return 130 if "Ctrl-C" in str(stop) else 143
     except KeyboardInterrupt:
         print(f"pv-vae {name}: interrupted", file=sys.stderr)
         return 130

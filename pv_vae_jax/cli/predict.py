@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips, scale_for
+from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips, result_path, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.pixels import to_float, to_uint8
@@ -41,8 +41,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         return predict_clip(model.vae, params, to_float(video[None]), observe, jax.random.key(0))[0]
 
     predict = jax.jit(draw, static_argnums=2)
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
+    Path(values.out).mkdir(parents=True, exist_ok=True)
     for path, video, fps in read_clips(positional, values, model):
         observe = values.observe or 1 + (len(video) - 1) // p_t // 2 * p_t
         if not 1 <= observe < len(video):
@@ -52,7 +51,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         except ShapeError as error:
             raise ShapeError(f"--observe: {error}") from error
         result = np.asarray(to_uint8(predict(model.vae_params, video, observe)))
-        target = out / f"{path.stem}_prediction.mp4"
+        target = result_path(values, path, "prediction", positional)
         copy = video.copy()
         copy[observe:] = video[observe - 1]
         panels = np.concatenate([video, result, copy], axis=2)

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.cli.clips import VideoFile, define_model_flags, load_model, open_clips, scale_for
+from pv_vae_jax.cli.clips import VideoFile, define_model_flags, load_model, open_clips, result_path, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
@@ -42,10 +42,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if overrides:
         raise ConfigError("pv-vae reconstruct takes no --config overrides: the configuration is the model's own")
     model = load_model(values)
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
+    Path(values.out).mkdir(parents=True, exist_ok=True)
     for file in open_clips(positional, values, model):
-        target = out / f"{file.path.stem}_reconstruction.mp4"
+        target = result_path(values, file.path, "reconstruction", positional)
         score = _reconstruct(model, file, target, values.chunk)
         shape = f"{file.frames}x{file.height}x{file.width}"
         print(f"{target} (original | reconstruction): {shape}, latents {model.vae.config.name}, PSNR {score:.2f} dB")

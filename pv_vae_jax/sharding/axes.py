@@ -49,6 +49,18 @@ def constrain(x: Array, axes: tuple[str, ...]) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def whole_kernel(kernel: Array) -> Array:
+    """A convolution kernel that `fsdp` split, gathered before it meets a split picture; any other as it is.
+
+    Left to itself, XLA's partitioner computes wrong numbers for a convolution whose kernel and whose picture are both
+    split (jax 0.10.2, held by a test).
+    """
+    mesh = jax.sharding.get_abstract_mesh().shape
+    if max(mesh.get(FSDP, 1), mesh.get(TENSOR, 1)) == 1 or max(mesh.get(SPACE, 1), mesh.get(CONTEXT, 1)) == 1:
+        return kernel
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
 def split(axis: str) -> bool:
     """Whether the mesh in context splits the logical activation axis `axis`."""
     mesh = jax.sharding.get_abstract_mesh().shape

@@ -114,7 +114,7 @@ def compile_step(lowered: jax.stages.Lowered) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
         used = re.search(r"[Uu]sed ([\d.]+[KMGT]?)i?B? of ([\d.]+[KMGT]?)i?B? hbm", text)
-        used = used or re.search(r"([\d.]+[KMGT]) exceeds available HBM ([\d.]+[KMGT])", text)
+        used = used or re.search(r"([\d.]+[KMGT])\)? exceeds available HBM \(?([\d.]+[KMGT])", text)
         if "RESOURCE_EXHAUSTED" not in text:
             raise
         amount = f"it needs {used[1]}, a chip has {used[2]}" if used else " ".join(text.split())[:300]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pv_vae_jax.sharding.processes import is_first, wait_for_all
 
 
 class CheckpointError(OSError):
-    """A state could not be written, most often because the disk is full; the states before it are whole."""
+    """A state could not be written, most often because the disk is full, or none of those there can be read."""
 
 
 class Checkpoints:
@@ -54,6 +55,38 @@ class Checkpoints:
         """State of `step` in the shapes, types and shardings of `abstract_state`."""
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
 
+    def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """The newest state that can be read, and its step; None without any.
+
+        Newer ones that are damaged are set aside as `<step>.damaged`, and named on stderr.
+
+        Raises:
+          CheckpointError: there are states, and none can be read.
+        """
+        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
+        for step in steps:
+            try:
+                state = self.restore(step, abstract_state)
+            except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
+                damaged[step] = " ".join(str(error).split())[:200]
+                if jax.process_count() > 1:  # another process may have read its part
+                    break
+                continue
+            for bad, reason in damaged.items():
+                path = self._folder / str(bad)
+                path.rename(path.with_name(f"{bad}.damaged"))
+                print(f"{path} cannot be read ({reason}): set aside as {bad}.damaged", file=sys.stderr)
+            if damaged:
+                self._manager.reload()
+            return step, state
+        if damaged:
+            faults = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise CheckpointError(
+                f"no training state in {self._folder} can be read ({faults}). Write it back from a copy, or remove the "
+                f"folder to start the stage again"
+            )
+        return None
+
     def close(self) -> None:
         """Wait until everything is on disk."""
         with self._writing():
@@ -67,7 +100,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # what Orbax and TensorStore raise for a full disk is not one type
-            whole = [int(p.name) for p in self._folder.iterdir() if p.name.isdigit() and (p / "_CHECKPOINT_METADATA").exists()]
+            steps = [p for p in self._folder.iterdir() if p.name.isdigit()]  # others are being written
+            whole = [int(p.name) for p in steps if (p / "_CHECKPOINT_METADATA").exists()]
             newest = f"the state of step {max(whole)} is whole" if whole else "there is none from before"
             reason = " ".join(str(error).split())[:500]
             raise CheckpointError(

@@ -45,7 +45,7 @@ def train_diffusion_stage(run: Run, vae_stage: str) -> None:
         time_distribution=config.time_distribution,
         ema_decay=config.ema_decay,
         seed=experiment.seed,
-        accumulate=config.accumulate,
+        micro_batches=config.micro_batches,
     )
 
     def options(number: int, batch: dict) -> dict:

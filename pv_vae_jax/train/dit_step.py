@@ -30,7 +30,7 @@ class DiTStep:
       time_distribution: of the flow's time.
       ema_decay: of the moving average used for sampling.
       seed: with the step number it gives all randomness.
-      accumulate: parts of the batch computed one after the other.
+      micro_batches: parts of the batch computed one after the other.
     """
 
     model: Latte
@@ -41,7 +41,7 @@ class DiTStep:
     time_distribution: TimeDistribution = "uniform"
     ema_decay: float = 0.9999
     seed: int = 0
-    accumulate: int = 1
+    micro_batches: int = 1
 
     def create(self, params: Params) -> TrainState:
         """State at step 0."""
@@ -51,7 +51,7 @@ class DiTStep:
         """Update once from `mean, logvar (b, g, h, w, z)` and `label (b,)`: a posterior sample a step."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         loss, grads = accumulated(
-            lambda part, key: self._gradients(state.params, part, key), batch, key, self.accumulate
+            lambda part, key: self._gradients(state.params, part, key), batch, key, self.micro_batches
         )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -29,7 +29,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Interrupted(RuntimeError):
-    """SIGTERM came: the state is saved, and the same command goes on from there."""
+    """SIGTERM or Ctrl-C came: the state is saved, and the same command goes on from there."""
 
 
 def run_stage(
@@ -77,7 +77,7 @@ def run_stage(
     Raises:
       ConfigError: too much of the parameters would stay whole on every device, see `sharding.rules`.
       NonFiniteError: a term became NaN or infinite; no state from after that step is saved.
-      Interrupted: after SIGTERM, with the state saved.
+      Interrupted: after SIGTERM or the first Ctrl-C, with the state saved.
     """
     shapes = jax.eval_shape(lambda: create({}))
     sharding = state_sharding(mesh, shapes)
@@ -86,14 +86,14 @@ def run_stage(
     except ValueError as error:
         raise ConfigError(f"stage {name}: {error}") from error
     checkpoints = Checkpoints(folder / "checkpoints", checkpoints_kept)
-    start = checkpoints.latest()
-    if start is None:
+    restored = checkpoints.restore_newest(abstract(shapes, sharding))
+    if restored is None:
         places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
         source = {part: from_host(tree, places[part]) for part, tree in given().items()}
         state, start = jax.jit(create, out_shardings=sharding, donate_argnums=0)(source), 0
         del source
     else:
-        state = checkpoints.restore(start, abstract(shapes, sharding))
+        start, state = restored
         print(f"{name}: resumed at step {start} of {steps}", file=sys.stderr)
     if start >= steps:
         checkpoints.close()
@@ -135,8 +135,8 @@ def run_stage(
         bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed}", refresh=False)
         waited, since, counted = 0.0, time.perf_counter(), 0
 
-    try:
-        with _stop_signal() as stop, jax.set_mesh(mesh):
+    with _stop_signal() as stop, jax.set_mesh(mesh):  # to the end of saving: a second signal must not break it off
+        try:
             for number in range(start, steps):
                 fetch = time.perf_counter()
                 batch = next(stream)
@@ -160,35 +160,44 @@ def run_stage(
                 if stopping:
                     break
             if stopping or stop.late():
-                raise Interrupted(f"{name}: SIGTERM at step {number + 1}; saved, the same command goes on from there")
-    finally:
-        bar.close()
-        writer.close()
-        checkpoints.close()
-        if hasattr(stream, "close"):
-            stream.close()
+                where = f"{name}: {stop.name} at step {number + 1}"
+                raise Interrupted(f"{where}; saved, the same command goes on from there")
+        finally:
+            bar.close()
+            writer.close()
+            checkpoints.close()
+            if hasattr(stream, "close"):
+                stream.close()
     return state
 
 
 class _stop_signal:
-    """Context in which SIGTERM only leaves a mark, which `came` reports after each step.
+    """Context in which SIGTERM or Ctrl-C only leaves a mark, which `came` reports after each step.
 
-    With several processes, JAX catches the signal wherever it arrives, and `came` answers yes on all of them after the
-    same step.
+    A second Ctrl-C stops at once. With several processes, JAX catches SIGTERM wherever it arrives, and `came` answers
+    yes on all of them after the same step; Ctrl-C is left alone.
+
+    Attributes:
+      name: of the signal that came, for messages.
     """
 
     _calls = itertools.count()  # over all stages of this process: the steps that processes agree on only ever grow
 
     def __enter__(self) -> _stop_signal:
-        self._mark, self._old = False, None
+        self._mark, self._old, self.name = False, {}, "SIGTERM"
         if jax.process_count() == 1:
             try:
-                self._old = signal.signal(signal.SIGTERM, self._set)
+                self._old = {number: signal.signal(number, self._set) for number in (signal.SIGTERM, signal.SIGINT)}
             except ValueError:  # not the main thread (a notebook's worker): keep the default
                 pass
         return self
 
-    def _set(self, *_: Any) -> None:
+    def _set(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self._mark:
+                raise KeyboardInterrupt
+            self.name = "Ctrl-C"
+            print("\nsaving after this step, then stopping; Ctrl-C again stops at once", file=sys.stderr)
         self._mark = True
 
     def came(self) -> bool:
@@ -202,5 +211,5 @@ class _stop_signal:
         return self._mark
 
     def __exit__(self, *_: Any) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, old in self._old.items():
+            signal.signal(number, old)

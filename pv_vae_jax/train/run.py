@@ -69,6 +69,7 @@ class Run:
                         ) from error
                     except OSError:
                         pass  # a file system without locks
+                save_config(self.experiment, self.workdir / "config.json")  # with what may change between two starts
             yield
 
     def source(self, split: str, *, random: bool) -> VideoSource:
@@ -114,7 +115,8 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
     try:
         if is_first():
             workdir.mkdir(parents=True, exist_ok=True)
-            save_config(experiment, path)
+            if not path.exists():
+                save_config(experiment, path)
     except OSError as error:
         raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
     wait_for_all("work directory made")
@@ -130,9 +132,9 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
       ConfigError: the first thing that does not divide, and what to set.
     """
     size, batch = mesh.shape, getattr(experiment, stage).batch_size
-    examples, parts = size[DATA] * size[FSDP], getattr(experiment, stage).accumulate
+    examples, parts = size[DATA] * size[FSDP], getattr(experiment, stage).micro_batches
     if batch % (examples * parts):
-        times = f", {parts} times over (accumulate)" if parts > 1 else ""
+        times = f", {parts} times over (micro_batches)" if parts > 1 else ""
         raise ConfigError(
             f"{stage}.batch_size {batch} is not a multiple of the {examples} devices that split it{times}: change it, "
             f"or use fewer devices with --config.mesh.data=1"
@@ -164,5 +166,5 @@ def _read_config(path: Path) -> Experiment:
         raise ConfigError(f"{path} holds no configuration: use another --workdir")
     try:
         return from_dict(Experiment, tree)
-    except ConfigError as error:
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{path} is of another version of pv_vae_jax ({error}): use another --workdir") from error

@@ -60,7 +60,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         ema_decay=stage.ema_decay,
         seed=experiment.seed,
         perceptual=perceptual,
-        accumulate=stage.accumulate,
+        micro_batches=stage.micro_batches,
     )
     clip = (1, frames, experiment.data.size, experiment.data.size, 3)
 

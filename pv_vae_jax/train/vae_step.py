@@ -39,7 +39,7 @@ class VAEStep:
       ema_decay: of the VAE's moving average.
       seed: with the step number it gives all randomness.
       perceptual: fills the perceptual slot, or None.
-      accumulate: parts of the batch computed one after the other.
+      micro_batches: parts of the batch computed one after the other.
     """
 
     model: VAE
@@ -51,7 +51,7 @@ class VAEStep:
     ema_decay: float = 0.999
     seed: int = 0
     perceptual: Perceptual | None = None
-    accumulate: int = 1
+    micro_batches: int = 1
 
     def create(self, params: Params, discriminator_params: Params | None = None) -> TrainState:
         """State at step 0 from given parameters."""
@@ -84,7 +84,7 @@ class VAEStep:
         def gradients(part: dict, key: PRNGKey):
             return self._gradients(state, part, key, dropped, gan)
 
-        grads, discriminator_grads, logs = accumulated(gradients, batch, key, self.accumulate)
+        grads, discriminator_grads, logs = accumulated(gradients, batch, key, self.micro_batches)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates) | frozen
         logs["gradient_norm"] = optax.tree.norm(grads)
