@@ -10,7 +10,6 @@ HERE = Path(__file__).parent
 CORE = [
     "absl-py",
     "chex>=0.1.92",
-    "clu>=0.0.12",  # parameter_overview; its metric writers would need TensorFlow and are not used
     "einops>=0.8.2",
     "flax>=0.12.8",
     "grain>=0.2.18",
@@ -29,9 +28,15 @@ EXTRAS = {
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
     "tpu": ["jax[tpu]>=0.10.2"],
+    "tpu-topology": ["libtpu>=0.0.42"],  # compile for TPUs that are not there: pv-vae inspect --topology
     "cuda": ["jax[cuda13]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],
-    "test": ["pytest>=9.0", "pytest-timeout>=2.4.0", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"],
+    "test": [
+        *("pytest>=9.0", "pytest-timeout>=2.4.0", "pytest-xdist>=3.8.0"),
+        *("ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),
+    ],
+    "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     "benchmark": ["torch>=2.13.0", "diffusers>=0.42.1"],
 }
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]

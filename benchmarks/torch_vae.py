@@ -126,11 +126,13 @@ def average_down(x: Tensor, features: int, time: int, space: int, pad: str) -> T
     return x.reshape(b, features, -1, t // time, h // space, w // space).mean(dim=2)
 
 
-def duplicate_up(x: Tensor, features: int, time: int, space: int) -> Tensor:
+def duplicate_up(x: Tensor, features: int, time: int, space: int, over_time: str) -> Tensor:
     b, c, t, h, w = x.shape
-    x = x.repeat_interleave(features * time * space**2 // c, dim=1)
-    x = x.view(b, features, time, space, space, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(b, features, t * time, h * space, w * space)[:, :, time - 1 :]
+    dealt = time if over_time == "deal" else 1
+    x = x.repeat_interleave(features * dealt * space**2 // c, dim=1)
+    x = x.view(b, features, dealt, space, space, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    x = x.reshape(b, features, t * dealt, h * space, w * space)
+    return x.repeat_interleave(time // dealt, dim=2)[:, :, time - 1 :]
 
 
 class Level(nn.Module):
@@ -144,7 +146,8 @@ class Level(nn.Module):
         if not last:
             self.add_module("up" if up else "down", (Upsample if up else Downsample)(out, time, space))
             self.names.append("up" if up else "down")
-        self.args, self.is_up, self.shortcut_pad = (out, time, space), up, config.shortcut_pad
+        self.args, self.is_up = (out, time, space), up
+        self.pad, self.over_time = config.shortcut_pad, config.shortcut_time
         self.has_shortcut = config.shortcuts and not (up and last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +156,9 @@ class Level(nn.Module):
             y = getattr(self, name)(y)
         if not self.has_shortcut:
             return y
-        return y + (duplicate_up(x, *self.args) if self.is_up else average_down(x, *self.args, self.shortcut_pad))
+        if self.is_up:
+            return y + duplicate_up(x, *self.args, self.over_time)
+        return y + average_down(x, *self.args, self.pad)
 
 
 class Middle(nn.Module):

@@ -1,106 +1,239 @@
 #!/usr/bin/env python3
 """Start one training run, or a sweep of them, on this machine.
 
-  python launch/local.py --config experiments/demo.py --workdir runs/ratio \\
+  python launch local --config experiments/demo.py --workdir runs/ratio \\
       --sweep config.video.drop_ratio=0.5,0.75,1.0 --sweep config.seed=0,1 --config.image.steps=200
 
-Each setting gets a folder of its own below the work directory, and its lines a prefix. The same command goes on where
-it was stopped, since `pv-vae train` does. One failure stops the sweep. Only the standard library is needed here.
+Each point of the sweep gets a folder of its own below the work directory, and its lines a prefix. The same command goes
+on where it was stopped, since `pv-vae train` does. With --processes a run is spread over that many processes, which
+find each other through jax.distributed. The first process that fails stops its run; the run is started again as often
+as --restarts says, and then stops the sweep. SIGTERM and Ctrl-C let every run save its state first.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import shlex
+import os
+import queue
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from experiment import COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, merged, parse, shell_line
+
+WRONG_CALL = 2  # exit status of a command line that another try cannot mend
 
 
-def settings(sweep: list[str]) -> list[dict[str, str]]:
-    """All combinations of `key=a,b,c` entries, as `[{key: a}, ...]`; one empty setting without a sweep."""
-    axes = []
-    for entry in sweep:
-        key, equals, values = entry.partition("=")
-        if not equals or not values or not key.startswith("config."):
-            raise SystemExit(f"--sweep takes config.KEY=VALUE,VALUE, got {entry!r}")
-        axes.append([(key, value) for value in values.split(",")])
-    return [dict(combination) for combination in itertools.product(*axes)]
+@dataclass(frozen=True)
+class Process:
+    """A command with the variables it gets on top of the launcher's, and the prefix of its lines."""
+
+    label: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
 
 
-def name_of(setting: dict[str, str]) -> str:
-    """Folder of a setting, such as `video.drop_ratio=0.5,seed=1`; "" without a sweep."""
-    return ",".join(f"{key.removeprefix('config.')}={value}".replace("/", "_") for key, value in setting.items())
+def processes_of(
+    experiment: Experiment, run: Run, count: int, port: int, devices: Callable[[int], dict[str, str]]
+) -> list[Process]:
+    """The processes of a run; `devices(i)` are the variables that give process `i` its devices."""
+    command = (sys.executable, *run.arguments)
+    found = []
+    for index in range(count):
+        environment = merged(experiment.environment, devices(index))
+        label = run.name
+        if count > 1:
+            environment |= {COORDINATOR: f"localhost:{port}", COUNT: str(count), INDEX: str(index)}
+            label = f"{run.name} {index}".strip()
+        found.append(Process(label, command, environment))
+    return found
 
 
-def command_of(config: str, workdir: str, setting: dict[str, str], extra: list[str]) -> list[str]:
-    """The command line of one run."""
-    folder = Path(workdir) / name_of(setting) if setting else Path(workdir)
-    flags = [f"--{key}={value}" for key, value in setting.items()]
-    return [sys.executable, "-m", "pv_vae_jax", "train", "--config", config, "--workdir", str(folder), *flags, *extra]
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run_together(processes: list[Process], stop: threading.Event, grace: float) -> int:
+    """Run processes until all have ended; the first that fails, or `stop`, ends the others.
+
+    Args:
+      processes: of one run.
+      stop: set from outside to end them.
+      grace: seconds between SIGTERM, at which a run saves its state, and SIGKILL.
+
+    Returns:
+      Exit status of the first failure, 128 + n for signal n; 0 if there was none.
+    """
+    running: list[subprocess.Popen] = []
+    readers = []
+    status = 0
+    try:
+        for process in processes:
+            running.append(_start(process))
+            readers.append(threading.Thread(target=_relay, args=(running[-1], process.label), daemon=True))
+            readers[-1].start()
+        while not stop.is_set() and not status:
+            codes = [process.poll() for process in running]
+            status = next((code for code in codes if code), 0)
+            if None not in codes:
+                break
+            time.sleep(0.05)
+    finally:
+        _end(running, grace)
+        for reader in readers:
+            reader.join(timeout=5)  # a loader process that outlives its parent may hold the pipe open
+    status = status or next((process.returncode for process in running if process.returncode), 0)
+    return status if status >= 0 else 128 - status
+
+
+def run_again(
+    name: str, processes: Callable[[], list[Process]], restarts: int, stop: threading.Event, grace: float
+) -> int:
+    """`run_together`, up to `restarts` more times after a failure; the last exit status."""
+    for attempt in range(restarts + 1):
+        status = run_together(processes(), stop, grace)
+        if status in (0, WRONG_CALL) or stop.is_set() or attempt == restarts:
+            break
+        say(name, f"exit status {status}; start {attempt + 1} of {restarts} again, from the newest checkpoint")
+    return status
 
 
 class Sweep:
-    """Runs commands side by side and stops all of them when one fails."""
+    """Runs points side by side; a point that fails for good stops all of them."""
 
-    def __init__(self, parallel: int):
-        self.parallel, self._running, self._lock, self._failed = parallel, set(), threading.Lock(), False
+    def __init__(self, parallel: int, restarts: int = 0, grace: float = 60.0):
+        self.parallel, self.restarts, self.grace, self.stop = parallel, restarts, grace, threading.Event()
 
-    def run(self, commands: dict[str, list[str]]) -> int:
-        """Run `{name: command}`; the first exit status that is not 0, or 0."""
-        with ThreadPoolExecutor(self.parallel) as pool:
+    def run(self, points: dict[str, Callable[[int], list[Process]]]) -> int:
+        """Run `{name: processes}`; each is called with its slot, 0 to `parallel` - 1. First bad exit status, or 0."""
+        slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(self.parallel):
+            slots.put(slot)
+
+        def one(name: str, make: Callable[[int], list[Process]]) -> int:
+            if self.stop.is_set():
+                return 0  # never started: what stopped the sweep is reported
+            slot = slots.get()
             try:
-                statuses = list(pool.map(self._one, commands, commands.values()))
-            except KeyboardInterrupt:
-                self._stop()
-                raise
-        return next((status for status in statuses if status), 0)
+                status = run_again(name, lambda: make(slot), self.restarts, self.stop, self.grace)
+            finally:
+                slots.put(slot)
+            if status and not self.stop.is_set():
+                others = "; the others are stopped" if len(points) > 1 else ""
+                say(name, f"failed with exit status {status}{others}")
+                self.stop.set()
+                return status
+            return 0
 
-    def _one(self, name: str, command: list[str]) -> int:
-        with self._lock:
-            if self._failed:
-                return 0  # never started: the failure that stopped the sweep is what is reported
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            self._running.add(process)
-        with process:
-            for line in process.stdout:
-                text = line.rstrip().rpartition("\r")[2]
-                print(f"[{name}] {text}" if name else text, flush=True)
-        status = process.returncode
-        with self._lock:
-            self._running.discard(process)
-            first = bool(status) and not self._failed
-        if first:
-            print(f"[{name}] failed with exit status {status}; the others are stopped", file=sys.stderr)
-            self._stop()
-        return status if first else 0
+        with _signals(self.stop) as caught, ThreadPoolExecutor(self.parallel) as pool:
+            statuses = list(pool.map(one, points, points.values()))
+        return next((status for status in statuses if status), 128 + caught[0] if caught else 0)
 
-    def _stop(self) -> None:
-        """SIGTERM makes a run save its state before it exits."""
-        with self._lock:
-            self._failed = True
-            for process in self._running:
-                process.terminate()
+
+def say(name: str, text: str) -> None:
+    """A line of the launcher's own, about the run `name`."""
+    print(f"[{name}] {text}" if name else text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM set `stop`; the signals that came are in the list."""
+    caught: list[int] = []
+
+    def note(number: int, _frame) -> None:
+        caught.append(number)
+        stop.set()
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _start(process: Process) -> subprocess.Popen:
+    # A group of its own: Ctrl-C reaches the launcher alone, which ends the run in order, loader processes included.
+    return subprocess.Popen(
+        process.command,
+        env=merged(dict(os.environ), process.environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
+
+
+def _relay(process: subprocess.Popen, label: str) -> None:
+    with process.stdout:
+        for line in process.stdout:
+            print(f"[{label}] {line.rstrip()}" if label else line.rstrip(), flush=True)
+
+
+def _end(running: list[subprocess.Popen], grace: float) -> None:
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, None)):
+        alive = [process for process in running if process.poll() is None]
+        for process in alive:
+            os.killpg(process.pid, number)
+        until = time.monotonic() + (patience or 0)
+        for process in alive:
+            try:
+                process.wait(None if patience is None else max(until - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                pass
+
+
+def devices_of(args, slot: int, index: int) -> dict[str, str]:
+    """Variables that give process `index` of the run in `slot` its devices."""
+    if args.cpu_devices:
+        count = f"--xla_force_host_platform_device_count={args.cpu_devices}"
+        return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
+    if args.gpus:
+        first = (slot * args.processes + index) * args.gpus
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(first + i) for i in range(args.gpus))}
+    return {}
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="experiment file")
-    parser.add_argument("--workdir", required=True, help="folder of the run, or of all runs of a sweep")
-    parser.add_argument("--sweep", action="append", default=[], metavar="config.KEY=A,B", help="repeat for a grid")
+    parser = make_parser(__doc__)
+    parser.add_argument("--processes", type=int, default=1, help="of every run (default 1)")
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side (default 1)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and exit")
-    args, extra = parser.parse_known_args(argv)
-    if args.parallel < 1:
-        parser.error("--parallel is at least 1")
-    commands = {name_of(s): command_of(args.config, args.workdir, s, extra) for s in settings(args.sweep)}
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument("--cpu-devices", type=int, default=0, help="virtual CPU devices of every process")
+    devices.add_argument("--gpus", type=int, default=0, help="GPUs of every process (default: all that there are)")
+    parser.add_argument("--port", type=int, default=0, help="of process 0 (default: a free one)")
+    parser.add_argument("--grace", type=float, default=60.0, help="seconds a run has to save its state (default 60)")
+    experiment, args = parse(parser, argv)
+    for name, least in {"processes": 1, "parallel": 1, "cpu_devices": 0, "gpus": 0, "port": 0, "grace": 0}.items():
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is at least {least}")
+    if args.port and args.parallel > 1:
+        parser.error("--port is for one run at a time: leave it out, and every run takes a free one")
+
+    def make(run: Run) -> Callable[[int], list[Process]]:
+        def processes(slot: int) -> list[Process]:
+            port = args.port or free_port()
+            return processes_of(experiment, run, args.processes, port, lambda index: devices_of(args, slot, index))
+
+        return processes
+
+    points = {run.name: make(run) for run in experiment.runs()}
     if args.dry_run:
-        print("\n".join(map(shlex.join, commands.values())))
+        for place, processes in enumerate(points.values()):
+            for process in processes(place % args.parallel):
+                print(shell_line(process.environment, process.command))
         return 0
-    return Sweep(args.parallel).run(commands)
+    return Sweep(args.parallel, args.restarts, args.grace).run(points)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
     from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
+    from pv_vae_jax.pixels import to_float, to_uint8
     from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
     from pv_vae_jax.pretrained import Pretrained, load, save
     from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step
@@ -30,6 +31,7 @@ _HOMES = {
     "models.latte": ("LATTE_SIZES", "Latte", "LatteConfig"),
     "models.transformer_vae": ("TransformerVAE", "TransformerVAEConfig"),
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
+    "pixels": ("to_float", "to_uint8"),
     "predictive": ("predict_clip", "predict_filled", "predict_truncated"),
     "pretrained": ("Pretrained", "load", "save"),
     "streaming": ("decode_chunks", "decode_step", "encode_chunks", "encode_step"),

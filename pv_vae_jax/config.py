@@ -10,7 +10,9 @@ import dataclasses
 import difflib
 import importlib.util
 import json
-import operator
+import math
+import os
+import traceback
 import types
 import typing
 from collections.abc import Sequence
@@ -73,6 +75,8 @@ class OptimizerConfig:
       weight_decay: decoupled, on matrices and kernels only.
       b1, b2: decays of AdamW's moments; Muon's momentum is 0.95.
       clip_norm: global gradient norm allowed; 0 leaves gradients alone.
+      momentum_dtype: type in which the first moment (or Muon's momentum) is kept; the second stays float32, whose small
+        steps bfloat16 would round away.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -83,6 +87,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.99
     clip_norm: float = 1.0
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,8 @@ class VAEStageConfig:
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
       init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory;
+        the adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
 
     steps: int = 0
@@ -119,6 +126,7 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +158,7 @@ class DiffusionConfig:
       time_distribution: of the flow's time.
       optimizer: of the transformer.
       ema_decay: of the moving average that is sampled from.
+      micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory.
     """
 
     steps: int = 0
@@ -159,6 +168,7 @@ class DiffusionConfig:
     time_distribution: TimeDistribution = "uniform"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: float = 0.9999
+    micro_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,10 +188,16 @@ class MeshConfig:
     Attributes:
       data: split the batch, replicate parameters.
       fsdp: split the batch and the parameters with their optimiser state.
+      tensor: split heads and hidden channels with their weights.
+      space: split the width of the picture.
+      context: split the height of the picture, and the transformers' tokens.
     """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
+    space: int = 1
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,16 +234,15 @@ class Experiment:
         """Return self, or raise `ConfigError` / `ShapeError` naming the first thing that cannot work."""
         data = self.data
         check_clip_shape(data.frames, data.size, data.size, self.vae.time_factor, self.vae.space_factor)
-        for least, keys in AT_LEAST.items():
-            for key in keys:
-                value = operator.attrgetter(key)(self)
-                if value < least:
-                    raise ConfigError(f"config.{key} is at least {least}, got {value}")
+        check_limits(self)
         if self.latte.latent_channels != self.vae.latent_channels:
             raise ConfigError(
                 f"latte.latent_channels is {self.latte.latent_channels}, vae.latent_channels "
                 f"{self.vae.latent_channels}: set them equal"
             )
+        side = data.size // self.vae.space_factor
+        if side % self.latte.patch:
+            raise ConfigError(f"latte.patch is {self.latte.patch}, which does not divide the latents' side {side}")
         if self.latte.classes:
             raise ConfigError("latte.classes comes from the data: leave it 0, and use diffusion.conditional")
         if not 0 <= self.latents.flip <= 1:
@@ -236,9 +251,8 @@ class Experiment:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":
                 raise ConfigError(f"{name}.drop_per_example needs {name}.drop_form=filled")
-            for field in ("drop_ratio", "flip", "reverse"):
-                if not 0 <= getattr(stage, field) <= 1:
-                    raise ConfigError(f"{name}.{field} lies in [0, 1], got {getattr(stage, field)}")
+            if stage.objective.gan and "decoder" in stage.frozen:
+                raise ConfigError(f"{name}.objective.gan moves the decoder, which {name}.frozen holds: change one")
             if stage.images and stage.drop_ratio:
                 raise ConfigError(f"{name} trains on images, which have nothing to drop: set {name}.drop_ratio=0")
             if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
@@ -249,16 +263,52 @@ class Experiment:
 VAE_STAGES = ("image", "video", "decoder")
 STAGES = VAE_STAGES + ("latents", "diffusion")
 TRAINED = VAE_STAGES + ("diffusion",)
-# Smallest value -> keys.
-AT_LEAST = {
-    0: ("seed", *(f"{stage}.steps" for stage in TRAINED)),
-    1: (
-        *("log_every", "checkpoint_every", "checkpoints_kept"),
-        *("data.clips", "data.test_clips", "data.stride", "data.threads", "latents.clips"),
-        *("sampling.steps", "sampling.clips"),
-        *(f"{group}.batch_size" for group in (*TRAINED, "latents", "sampling")),
-    ),
+# The smallest and the largest value of a setting, both allowed; networks and objectives check themselves.
+COUNT, AMOUNT, SHARE = (1, 2**31 - 1), (0, math.inf), (0, 1)
+# Below 1: an average that never forgets never learns.
+DECAY = (0, math.nextafter(1, 0))
+LIMITS: dict[type, dict[str, tuple[float, float]]] = {
+    Experiment: {"seed": (0, 2**31 - 1), "log_every": COUNT, "checkpoint_every": COUNT, "checkpoints_kept": COUNT},
+    DataConfig: {
+        **dict.fromkeys(("clips", "test_clips", "stride", "threads"), COUNT),
+        "cache_bytes": AMOUNT,
+    },
+    OptimizerConfig: {
+        **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "clip_norm"), AMOUNT),
+        **{"final_fraction": SHARE, "b1": DECAY, "b2": DECAY},
+    },
+    VAEStageConfig: {
+        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "ema_decay": DECAY},
+        **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
+    },
+    LatentsConfig: {"clips": COUNT, "batch_size": COUNT},
+    DiffusionConfig: {
+        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
+    },
+    SamplingConfig: {"steps": COUNT, "guidance": AMOUNT, "clips": COUNT, "batch_size": COUNT},
 }
+
+
+def check_limits(config: Any, prefix: str = "config") -> None:
+    """Raise `ConfigError` at the first number of the tree `config` that is not finite or outside its `LIMITS`."""
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}.{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_limits(value, key)
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} is a finite number, got {value}")
+        low, high = LIMITS.get(type(config), {}).get(field.name, (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise ConfigError(f"{key} {_interval(low, high)}, got {value}")
+
+
+def _interval(low: float, high: float) -> str:
+    if high == math.inf:
+        return f"is at least {low}"
+    if high > 1:
+        return f"lies between {low} and {high}"
+    return f"lies in [{low}, 1{']' if high == 1 else ')'}"
 
 
 def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -> Experiment:
@@ -275,13 +325,29 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
         raise ConfigError(f"{path} is no Python file: --config takes one that defines get_config()")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config()")
-    experiment = module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise ConfigError(f"{path} defines no get_config()")
+        experiment = module.get_config()
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
-    return override(experiment, overrides or {}).validate()
+    experiment = override(experiment, overrides or {})
+    source = experiment.data.source
+    if source == "synthetic" and experiment.data.stride != 1:
+        raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
+    if not source:
+        raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
+    if os.path.isdir(source):  # a run means the same folder from wherever it is continued
+        data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
+        experiment = dataclasses.replace(experiment, data=data)
+    return experiment.validate()
 
 
 def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:

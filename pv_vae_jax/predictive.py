@@ -44,6 +44,8 @@ def max_dropped(groups: int, ratio: float) -> int:
 
 def observed_frames(frames: int, dropped: int, time_factor: int) -> int:
     """Pixel frames the encoder sees when `dropped` groups are withheld."""
+    if isinstance(dropped, jax.core.Tracer):
+        raise TypeError("`dropped` shapes the program, so it is a Python int: name it in static_argnames of jax.jit")
     kept = frames - dropped * time_factor
     if dropped < 0 or kept < 1:
         raise ValueError(f"cannot drop {dropped} of {1 + (frames - 1) // time_factor} groups: group 0 is always kept")

@@ -15,12 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax.models.kinds import build_vae, vae_config_of
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
-from pv_vae_jax.typing import Params
+from pv_vae_jax.typing import Params, WeightsError
 
 SHIPPED = Path(__file__).parent / "weights"
 # The stage whose model a work directory offers: the last that is finished.
@@ -61,13 +62,21 @@ def load(name_or_path: str | Path) -> Pretrained:
 
     Raises:
       FileNotFoundError: no such model; the shipped names are listed.
-      ValueError: a tensor is missing, left over or misshapen; all of them are named.
+      WeightsError: tensors are missing, left over, misshapen or not finite (all are named), or a file is damaged.
     """
     folder = _find(name_or_path)
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
+        return _load(folder)
+    except WeightsError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise WeightsError(f"the model in {folder} is damaged: {type(error).__name__}: {error}") from error
+    except SafetensorError as error:
+        raise WeightsError(f"the model in {folder} is damaged: {error}") from error
+
+
+def _load(folder: Path) -> Pretrained:
+    config = json.loads((folder / "config.json").read_text())
     cls, fields = vae_config_of(config["vae"])
     vae = build_vae(cls(**_tuples(fields)))
     vae_params = _read(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)))
@@ -77,6 +86,9 @@ def load(name_or_path: str | Path) -> Pretrained:
         shape = tuple(config["latents"]["shape"])
         params = _read(folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)))
         mean, std = (np.asarray(config["latents"][k], np.float32) for k in ("mean", "std"))
+        for name, statistic in (("mean", mean), ("std", std)):
+            if statistic.shape != (latte.config.latent_channels,) or not np.isfinite(statistic).all():
+                raise ValueError(f"latents.{name} is not a finite number for each channel")
         diffusion = Diffusion(latte, params, mean, std, shape, tuple(config["latents"]["class_names"]))
     return Pretrained(vae, vae_params, diffusion, config.get("meta", {}))
 
@@ -159,8 +171,9 @@ def _read(path: Path, expected: Params) -> Params:
         for name in sorted(found.keys() & expected.keys())
         if found[name].shape != expected[name].shape
     ]
+    faults += [f"{name} is not finite" for name, value in sorted(found.items()) if not np.isfinite(value).all()]
     if faults:
-        raise ValueError(f"{path} does not fit its config: " + "; ".join(faults))
+        raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
     return unflatten_dict({k: jax.numpy.asarray(v, jax.numpy.float32) for k, v in found.items()}, sep="/")
 
 

@@ -48,6 +48,23 @@ def _either(below: int, above: int, size: int) -> str:
     return f"{below} or {above}" if 0 < below < size else str(above)
 
 
+def check_sizes(config: Any, *names: str) -> None:
+    """Raise `ValueError` unless the fields `names` of `config`, integers or tuples of them, are all at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} is at least 1, got {value}")
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise `ValueError` unless networks compute in `dtype`."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
+
+
 def check_latent_shape(shape: tuple[int, ...], channels: int) -> None:
     """Raise `ShapeError` unless `shape` is `(b, g, h, w, channels)`."""
     if len(shape) != 5 or shape[-1] != channels:

@@ -227,13 +227,19 @@ def test_a_folder_without_videos_is_refused(tmp_path, tiny_experiment):
 
 def test_numbers_that_are_not_finite_end_the_run_with_their_name(trained, tmp_path, tiny_experiment):
     model = load(trained / "image" / "model")
-    model.vae_params["decoder"]["head"]["kernel"] *= np.nan
+    model.vae_params["decoder"]["head"]["kernel"] *= 1e30  # finite, and its square is not
     save(tmp_path / "poison", model)
     changes = [f"--config.image.init_from={tmp_path / 'poison'}", "--stage=image"]
     line = fails("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", *changes)
-    assert "stage image, step 1: mse is nan" in line or "stage image, step 1: motion is nan" in line
+    assert "stage image, step 1: mse is inf" in line
     assert not list((tmp_path / "run" / "image").glob("checkpoints/*"))
     assert not (tmp_path / "run" / "image" / "model").exists()
+    # The very last update, whose terms no later step would show.
+    changes = [f"--config.image.optimizer.{c}" for c in ("learning_rate=1e38", "weight_decay=1e10", "warmup_steps=0")]
+    changes += ["--config.image.steps=1", "--stage=image"]
+    line = fails("train", "--config", tiny_experiment, "--workdir", tmp_path / "run2", *changes)
+    assert "stage image, step 1: " in line and "parameters are not finite" in line
+    assert not list((tmp_path / "run2" / "image").glob("checkpoints/*"))
 
 
 def test_one_stage_alone(tmp_path, tiny_experiment):
@@ -308,7 +314,7 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     status, _, error = pv_vae("trian")
     assert status == 2 and error == "pv-vae: unknown command 'trian'; did you mean 'train'?\n"
     status, _, error = pv_vae("xyz")
-    assert status == 2 and "there are train, encode" in error
+    assert status == 2 and "there are train, prepare, encode" in error
     assert "--config" in fails("train", "--workdir", tmp_path / "x", status=2)
     assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "x")
@@ -335,7 +341,7 @@ def test_a_missing_or_damaged_model_is_named(trained, tmp_path):
         (tmp_path / "model" / name).write_text(text)
         for command in ("reconstruct", "predict", "sample"):
             arguments = () if command == "sample" else (clip,)
-            assert "cannot be loaded" in fails(command, "--model", tmp_path / "model", "--out", tmp_path, *arguments)
+            assert "is damaged" in fails(command, "--model", tmp_path / "model", "--out", tmp_path, *arguments)
         (tmp_path / "model" / name).write_bytes(good)
 
 
@@ -366,7 +372,7 @@ def test_sample_writes_clips_of_every_class(trained, tmp_path):
     assert len({clip.tobytes() for clip in video}) == 6
     for name, count in {"bounce": 2, "orbit": 2, "fall": 1, "swing": 1}.items():
         assert f"samples_{name}.mp4: {count} clips" in out
-        assert read_video(tmp_path / "all" / f"samples_{name}.mp4").shape == (5, 16, 16 * count, 3)
+        assert read_video(tmp_path / "all" / f"samples_{name}.mp4").shape == (5, 128, 128 * count, 3)  # enlarged
     assert pv_vae(*call, "--clips=3", "--class_name=fall", "--out", tmp_path / "one")[0] == 0
     with np.load(tmp_path / "one" / "samples.npz") as saved:
         assert saved["label"].tolist() == [2, 2, 2]
@@ -379,7 +385,9 @@ def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
     assert "there are bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
     assert "no diffusion transformer yet" in fails(*call, trained / "video" / "model")
-    assert fails(*call, trained, "--clips=0", status=2)
+    assert "--guidance is a finite number" in fails(*call, trained, "--guidance=nan")
+    for wrong in ("--clips=0", "--steps=3000000000", "--seed=-1"):
+        assert fails(*call, trained, wrong, status=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -409,10 +417,10 @@ def test_reconstruct_writes_both_side_by_side(trained, clips, tmp_path):
     assert status == 0, error
     for path in videos:
         target = tmp_path / f"{path.stem}_reconstruction.mp4"
-        assert f"{target}: 5x16x16, latents t2s4c4, PSNR " in out
+        assert f"{target} (original | reconstruction): 5x16x16, latents t2s4c4, PSNR " in out
         written, original = read_video(target), read_video(path)[:5]
-        assert written.shape == (5, 16, 32, 3)
-        assert np.abs(written[:, :, :16].astype(int) - original).mean() < 4
+        assert written.shape == (5, 128, 256, 3), "enlarged by 8"
+        assert np.abs(written[:, ::8, :128:8].astype(int) - original).mean() < 4
     model, video = load(trained), read_video(videos[0])[:5]
     apply = jax.jit(lambda params, video: model.vae.apply({"params": params}, to_float(video[None]))[0][0])
     error = np.asarray(to_uint8(apply(model.vae_params, video))).astype(float) - video
@@ -431,7 +439,7 @@ def test_reconstruct_of_a_long_video_is_that_of_the_whole(trained, tmp_path):
         printed[chunk] = text.replace(str(out), "")
     assert printed[100] == printed[5] and "33x16x16" in printed[5]
     written = [read_video(tmp_path / chunk / "long_reconstruction.mp4") for chunk in ("100", "5")]
-    assert written[0].shape == (33, 16, 32, 3)
+    assert written[0].shape == (33, 128, 256, 3)
     assert np.abs(written[0].astype(int) - written[1]).mean() < 0.01, "a pixel may be rounded the other way"
     assert fails("reconstruct", tmp_path / "long.mp4", "--chunk=0", status=2)
     line = fails("reconstruct", tmp_path / "long.mp4", "--model", trained, "--frames=35", "--out", tmp_path / "x")
@@ -443,8 +451,10 @@ def test_predict_compares_with_copying_the_last_frame(trained, clips, tmp_path):
     status, out, error = pv_vae("predict", "--model", trained, "--frames=5", "--out", tmp_path, video)
     assert status == 0, error
     target = tmp_path / "2_prediction.mp4"
-    assert f"{target}: saw 3 frames, drew 2; squared error 0." in out
-    assert read_video(target).shape == (5, 16, 32, 3)
+    assert f"{target} (truth | prediction | copy): saw 3 frames, drew 2; squared error 0." in out
+    written = read_video(target)[:, ::8, ::8].astype(int)
+    assert written.shape == (5, 16, 48, 3)
+    assert np.abs(written[3:, :, 32:] - written[2, :, :16]).mean() < 6, "the last frame seen, again"
     truth = read_video(video)[:5] / 127.5 - 1
     assert f"copying the last frame {np.mean((truth[2] - truth[3:]) ** 2):.4f}" in out
 
@@ -477,5 +487,5 @@ def test_inspect_shows_what_would_run(tiny_experiment):
     tree, end = json.JSONDecoder().raw_decode(out)
     assert tree["seed"] == 9 and tree["data"]["frames"] == 5
     rest = out[end:]
-    for word in ("parameters", "GFLOP", "MiB", "mesh {'data': 1, 'fsdp': 1}", "stage diffusion", "pairs/"):
+    for word in ("parameters", "GFLOP", "MiB", "mesh {'data': 1, 'fsdp': 1, ", "stage diffusion", "pairs/"):
         assert word in rest

@@ -1,12 +1,14 @@
 """Experiments: files, overrides and JSON; every mistake names what would have been right."""
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from pv_vae_jax.config import (
-    AT_LEAST,
+    LIMITS,
     ConfigError,
     Experiment,
     differences,
@@ -113,11 +115,21 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"video.flip": "-0.5"}, ConfigError, r"video.flip lies in \[0, 1\]"),
         ({"image.drop_ratio": "1"}, ConfigError, "set image.drop_ratio=0"),
         ({"decoder.frozen": "encodr"}, ConfigError, "decoder.frozen names no part of the VAE: .'encodr'"),
-        *(
-            ({key: str(least - 1)}, ConfigError, f"{key} is at least {least}")
-            for least, keys in AT_LEAST.items()
-            for key in keys
+        (
+            {"decoder.objective.gan": "1.0", "decoder.frozen": "decoder"},
+            ConfigError,
+            "decoder.frozen holds: change one",
         ),
+        ({"latte.patch": "3"}, ConfigError, "latte.patch is 3, which does not divide the latents' side 2"),
+        ({"seed": "-1"}, ConfigError, "config.seed lies between 0 and 2147483647, got -1"),
+        ({"video.batch_size": "0"}, ConfigError, "config.video.batch_size lies between 1 and"),
+        ({"video.optimizer.b1": "1.0"}, ConfigError, r"config.video.optimizer.b1 lies in \[0, 1\), got 1.0"),
+        ({"diffusion.optimizer.clip_norm": "-1"}, ConfigError, "diffusion.optimizer.clip_norm is at least 0, got -1"),
+        ({"video.optimizer.learning_rate": "1e999"}, ConfigError, "learning_rate is a finite number, got inf"),
+        ({"vae.patch": "0"}, ConfigError, "patch is at least 1, got 0"),
+        ({"vae.encoder_widths": "(0, 1, 1, 1, 1)"}, ConfigError, "encoder_widths is at least 1"),
+        ({"vae.dtype": "float7"}, ConfigError, "dtype is 'float32' or 'bfloat16'"),
+        ({"latte.heads": "0"}, ConfigError, "heads is at least 1, got 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -126,6 +138,43 @@ def test_what_cannot_run_is_refused_before_it_starts(overrides, error, says):
     base.validate()
     with pytest.raises(error, match=says):
         override(base, overrides).validate()
+
+
+def test_every_limit_is_held_wherever_the_setting_stands():
+    """Whatever `LIMITS` names is a setting, and both of its sides are refused in every group of its kind."""
+
+    def numbers(config, prefix=""):
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from numbers(value, f"{prefix}{field.name}.")
+            elif field.name in LIMITS.get(type(config), {}):
+                yield prefix + field.name, *LIMITS[type(config)][field.name]
+
+    found = list(numbers(BASE))
+    assert {key.split(".")[-1] for key, *_ in found} == {name for names in LIMITS.values() for name in names}
+    for key, low, high in found:
+        for outside in (low - 1, high + 1):
+            if math.isfinite(outside):
+                with pytest.raises(ConfigError, match=f"config.{key} "):
+                    override(BASE, {key: repr(outside)}).validate()
+
+
+def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path):
+    for text, says in (
+        ("def get_config(:\n", "line 1: SyntaxError"),
+        ("import sys\n\nsys.exit(0)\n", "line 3: SystemExit: 0"),
+        ("get_config = 3\n", r"defines no get_config\(\)"),
+        (GET + "Experiment(seeds=3)\n", "line 5: TypeError: .*seeds"),
+        (
+            "from pv_vae_jax.config import Experiment, VAEConfig\n"
+            "def get_config():\n    return Experiment(vae=VAEConfig(pad='x'))\n",
+            "line 3: ValueError: pad is",
+        ),
+    ):
+        (tmp_path / "wrong.py").write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            load_experiment(tmp_path / "wrong.py")
 
 
 def test_a_missing_file_lists_its_neighbours(tmp_path):
@@ -139,7 +188,7 @@ def test_a_missing_file_lists_its_neighbours(tmp_path):
         load_experiment(tmp_path)
 
 
-def test_a_file_that_defines_no_experiment_is_refused(tmp_path):
+def test_a_file_that_defines_no_experiment_is_refused(tmp_path, monkeypatch):
     (tmp_path / "empty.py").touch()
     (tmp_path / "notes.txt").write_text(GET + "Experiment()\n")
     (tmp_path / "dict.py").write_text(GET + "{'steps': 3}\n")
@@ -151,6 +200,15 @@ def test_a_file_that_defines_no_experiment_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=says):
             load_experiment(tmp_path / name)
     (tmp_path / "good.py").write_text(GET + "Experiment(seed=3)\n")
+    with pytest.raises(ConfigError, match="data.stride is for videos"):
+        load_experiment(tmp_path / "good.py", {"data.stride": "2"})
+    with pytest.raises(ConfigError, match="data.source is empty"):
+        load_experiment(tmp_path / "good.py", {"data.source": ""})
+    (tmp_path / "clips").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for source in ("clips", "./clips/", str(tmp_path / "clips")):
+        experiment = load_experiment(tmp_path / "good.py", {"data.source": source})
+        assert experiment.data.source == str(tmp_path / "clips"), "the same folder from wherever a run is continued"
     assert load_experiment(tmp_path / "good.py", {"image.steps": "7"}).image.steps == 7
 
 

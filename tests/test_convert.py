@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -236,6 +237,24 @@ def test_a_pickle_that_asks_for_more_than_tensors_is_refused_and_not_run(tmp_pat
     with pytest.raises(WeightsError, match=message):
         read_torch(path)
     assert not flag.exists()
+
+
+def test_a_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path):
+    """The memo of the C unpickler grows to the largest index in the file: 4 GB for these."""
+    path = repack(tmp_path / "bad.pth", {"data.pkl": b"\x80\x02}r\xff\xff\xff\x0f."})
+    tracemalloc.start()
+    try:
+        assert read_torch(path) == {}
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_damaged_archive_is_an_error_of_the_file(tmp_path):
+    path = repack(tmp_path / "bad.pth", {"byteorder": b"little"})
+    path.write_bytes(path.read_bytes().replace(b"little", b"lIttle", 1))
+    with pytest.raises(WeightsError, match="bad.pth is damaged: Bad CRC-32"):
+        read_torch(path)
 
 
 @pytest.mark.parametrize(

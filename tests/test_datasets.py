@@ -1,5 +1,6 @@
 """Published data sets, on files laid out as they are published: splits, labels, and words for what is missing."""
 
+import os
 import pickle
 import struct
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from pv_vae_jax.data import datasets, probes
 from pv_vae_jax.data.datasets import imagenet, kinetics400, list_dataset, read_cameras, realestate10k, recognise, ucf101
 from pv_vae_jax.data.images import ImageFiles, read_image
-from pv_vae_jax.data.listing import NoVideosError
+from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.pickles import UnsafePickleError, read_pickle
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.records import RecordVideos
@@ -422,3 +423,29 @@ def test_a_damaged_pickle_says_so_or_reads_values(tmp_path):
             read_pickle(path)
         except UnsafePickleError as error:
             assert "a.pkl" in str(error)
+
+
+def test_videos_that_belong_to_no_class_are_not_passed_over(tmp_path):
+    for name in ("a/1.mp4", "a/2.mp4", "b/1.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert video_folder(tmp_path, "train").class_names == ("a", "b"), "a link to the whole is no class"
+    (tmp_path / "beside.mp4").touch()
+    with pytest.raises(NoVideosError, match="beside.mp4 belongs to no class, and 0 more.* a, b"):
+        video_folder(tmp_path, "train")
+    for name in ("split/train/a/1.mp4", "split/test/c/1.mp4", "split/test/a/3.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert len(video_folder(tmp_path / "split", "train").items) == 1
+    with pytest.raises(NoVideosError, match="test/c/1.mp4 belongs to no class"):
+        video_folder(tmp_path / "split", "test")
+
+
+def test_a_name_that_is_no_text_is_a_name(tmp_path):
+    path = os.fsencode(tmp_path / "clips")
+    os.mkdir(path)
+    for name in (b"caf\xe9.mp4", b"b.mp4"):
+        open(os.path.join(path, name), "w").close()
+    splits = [video_folder(tmp_path / "clips", split).items for split in ("train", "test")]
+    assert sorted(len(items) for items in splits) == [1, 1]

@@ -30,7 +30,7 @@ ALLOWED = {
     "diffusion": {"typing"},
     "data": set(),  # numpy only: loader processes must not start JAX, and typing imports it
     "config": NETWORKS | {"losses", "diffusion"},  # the dataclasses that an experiment is made of
-    "evaluation": NETWORKS | {"predictive", "streaming", "pretrained", "diffusion", "data"},
+    "evaluation": NETWORKS | {"predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
     "train": NETWORKS | {"losses", "pretrained", "predictive", "diffusion", "data", "config"},
     "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},
 }

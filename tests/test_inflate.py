@@ -41,7 +41,7 @@ def same(a, b) -> bool:
 
 
 # Widths that narrow where time doubles: the shortcuts must treat all frames alike.
-NARROWING = dataclasses.replace(TINY, decoder_widths=(8, 8, 16), shortcut_time="repeat")
+NARROWING = dataclasses.replace(TINY, decoder_widths=(8, 8, 16))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_fresh_weights_are_a_per_frame_model_already():
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """`start(stage, before)`: the parameters with which a stage begins. Its model is what it began with."""
-    monkeypatch.setattr(vae_stage, "run_stage", lambda *, create, **_: create())
+    monkeypatch.setattr(vae_stage, "run_stage", lambda *, create, given, **_: create(given()))
     stage = dict(steps=1, batch_size=1)
     experiment = Experiment(
         data=DataConfig(clips=2, test_clips=1, frames=3, size=8),

@@ -107,3 +107,9 @@ def test_predicting_a_clip_names_the_lengths_that_can_be_observed(tiny):
     assert output.shape == video.shape and float(jnp.abs(output).max()) <= 1.0
     with pytest.raises(ValueError, match="use 3 or 5 frames"):
         predict_clip(model, params, video, 4)
+
+
+def test_a_traced_number_of_groups_says_what_to_do(tiny):
+    model, params, video = tiny
+    with pytest.raises(TypeError, match="static_argnames"):
+        jax.eval_shape(lambda k: predict_truncated(model, params, video, k, None), 1)

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere goes on with the same command and ends with the same bits."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from pv_vae_jax import pretrained
 from pv_vae_jax.data import latents
 from pv_vae_jax.train import vae_stage
+from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints
 from pv_vae_jax.train.metrics import MetricWriter, read_metrics
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
 
@@ -31,6 +33,15 @@ def cut():
 
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_twice():
+    interrupt()
+    interrupt()
 
 
 @pytest.fixture
@@ -125,15 +136,20 @@ def test_a_crash_costs_the_steps_since_the_last_whole_state_and_nothing_else(ref
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(reference, train, tmp_path):
-    """The signal comes as step `n` begins, so the run stops with `n + 1` steps done; 3 is the last step."""
-    handler = signal.getsignal(signal.SIGTERM)
-    for done, n in ((0, 0), (1, 2), (3, 3)):
-        status, state, error = train(tmp_path, {n: terminate})
+def test_a_signal_saves_and_the_same_command_goes_on(reference, train, tmp_path):
+    """It comes as step `n` begins, so the run stops with `n + 1` steps done; 3 is the last step.
+
+    A second Ctrl-C stops at once: nothing is saved, and the run goes on from where it was.
+    """
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    for done, n, event in ((0, 0, terminate), (1, 1, interrupt_twice), (1, 2, interrupt), (3, 3, terminate)):
+        status, state, error = train(tmp_path, {n: event})
         assert f"resumed at step {done} of 4" in error or not done
-        assert status == 143 and state is None
-        assert f"pv-vae train: video: SIGTERM at step {n + 1}; saved, the same command goes on" in error
-        assert signal.getsignal(signal.SIGTERM) == handler
+        assert status == (143 if event is terminate else 130) and state is None
+        name = {terminate: "SIGTERM", interrupt: "Ctrl-C"}.get(event)
+        line = f"video: {name} at step {n + 1}; saved, the same command goes on" if name else "interrupted"
+        assert f"pv-vae train: {line}" in error
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
         assert not (tmp_path / "video" / "model").exists()
     status, state, error = train(tmp_path)
     assert status == 0 and "resumed at step 4 of 4" in error
@@ -173,6 +189,66 @@ def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, 
         assert train(workdir, stage="latents")[0] == 0
         (workdir / "latents" / f"{kept:05}.tmp").unlink(missing_ok=True)
         assert files(workdir / "latents") == expected
+
+
+def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, jax.device_put({"w": np.full(1 << 12, step, np.float32)}))
+    checkpoints.close()
+    for path in (tmp_path / "2").rglob("*"):
+        if path.is_file() and path.name != "_CHECKPOINT_METADATA":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"w": jax.ShapeDtypeStruct((1 << 12,), np.float32, sharding=where)}
+    checkpoints = Checkpoints(tmp_path)
+    step, state = checkpoints.restore_newest(shapes)
+    assert step == checkpoints.latest() == 1 and (np.asarray(state["w"]) == 1).all()
+    assert "set aside as 2.damaged" in capsys.readouterr().err and (tmp_path / "2.damaged").is_dir()
+    checkpoints.save(2, jax.device_put({"w": np.zeros(1 << 12, np.float32)}))
+    checkpoints.close()
+    assert Checkpoints(tmp_path).latest() == 2
+    for name in ("1", "2"):
+        for path in (tmp_path / name).rglob("*"):
+            if path.is_file() and path.name != "_CHECKPOINT_METADATA":
+                path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no training state in .* can be read .*2: .*1: .*remove the folder"):
+        Checkpoints(tmp_path).restore_newest(shapes)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"null\n", b'{"loss": 1.0}\n', b'{"step": 2, "lo'])
+def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage)
+    (tmp_path / "metrics.aside.json").write_bytes(damage)
+    writer = MetricWriter(tmp_path, 5)
+    writer.write(6, {"loss": 1.0})
+    writer.close()
+    assert [row["step"] for row in read_metrics(writer.path)] == [1, 6] and not writer.unwritten
+
+
+def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path):
+    """The limit on a file's size stands for the disk: writing fails in the middle of a state."""
+    state = {"w": np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)}  # does not compress
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, jax.device_put(state))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, old[1]))
+    try:
+        with pytest.raises(CheckpointError, match="could not be written .*the state of step 1 is whole. Make room"):
+            checkpoints.save(2, jax.device_put(state))
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == 1
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restored = checkpoints.restore(1, {"w": jax.ShapeDtypeStruct(state["w"].shape, np.float32, sharding=where)})
+    np.testing.assert_array_equal(restored["w"], state["w"])
+    checkpoints.save(2, jax.device_put(state))  # there is room again
+    checkpoints.close()
+    assert Checkpoints(tmp_path).latest() == 2
 
 
 def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
@@ -219,11 +295,13 @@ MOMENTS = (
     ("latents/00000.array_record", 0.5),
     ("diffusion/checkpoints/*tmp*", 0.05),
     ("diffusion/metrics.jsonl", 2.0),
+    ("report", 1.0),
 )
+KILLS = 20
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1_800)
+@pytest.mark.timeout(3_600)
 def test_kill_9_at_any_moment(tiny_experiment, tmp_path):  # noqa: F811
     steps = {"image": 30, "video": 30, "decoder": 20, "diffusion": 30}
     command = [
@@ -245,13 +323,15 @@ def test_kill_9_at_any_moment(tiny_experiment, tmp_path):  # noqa: F811
     assert start(straight).wait(timeout=900) == 0
     rng = np.random.default_rng(int(os.environ.get("PV_VAE_KILL_SEED", 0)))
     kills = 0
-    for pattern, pause in MOMENTS:
+    extra = rng.choice(len(MOMENTS), KILLS - len(MOMENTS))  # in the order of a run, each moment at least once
+    for i in sorted([*range(len(MOMENTS)), *extra]):
+        pattern, pause = MOMENTS[i]
         process = start(killed)
         if wait_for(process, pattern, killed):
             time.sleep(rng.uniform(0, pause))
         process.kill()
         kills += process.wait() == -signal.SIGKILL
-    assert kills >= 6
+    assert kills >= 12  # the others came too late: the run had ended
     assert start(killed).wait(timeout=900) == 0
     for stage, n in steps.items():
         assert curve(killed / stage) == curve(straight / stage), stage

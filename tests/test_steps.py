@@ -1,5 +1,7 @@
 """Training steps: frozen means frozen, forms agree, GAN and EMA move what they should, sharded = single."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,14 @@ from pv_vae_jax.config import OptimizerConfig
 from pv_vae_jax.losses.objective import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.latte import Latte, LatteConfig
-from pv_vae_jax.sharding import rules
+from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.train import loop
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import ema_update, optimizer, schedule, split_frozen
+from pv_vae_jax.train.state import create_state
 from pv_vae_jax.train.vae_step import VAEStep
+from tests.conftest import TINY
 
 LEARN = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
 BATCH = {
@@ -102,28 +107,6 @@ def test_a_frozen_encoder_does_not_move_by_one_bit(tiny):
         split_frozen(state.params, ("encodr",))
 
 
-def test_eight_devices_take_the_same_step_as_one(stepped):
-    step, state, after, logs = stepped
-    old = rules.MIN_SHARDED_BYTES
-    rules.MIN_SHARDED_BYTES = 0  # the tiny network has only small arrays
-    try:
-        mesh = make_mesh(data=2, fsdp=4)
-        sharding = rules.state_sharding(mesh, jax.eval_shape(lambda: state))
-    finally:
-        rules.MIN_SHARDED_BYTES = old
-    assert any(not s.is_fully_replicated for s in jax.tree.leaves(sharding))
-    with jax.set_mesh(mesh):
-        run = jax.jit(step, static_argnames=("dropped", "gan"))
-        other, other_logs = run(jax.device_put(state, sharding), rules.put_batch(mesh, BATCH), dropped=None, gan=True)
-    np.testing.assert_allclose(other_logs["loss"], logs["loss"], rtol=1e-5)
-    # Adam's first step is the sign of the gradient: only entries whose gradient is noise may differ.
-    close = [
-        np.isclose(a, b, atol=1e-5)
-        for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(other.params), strict=True)
-    ]
-    assert np.mean(np.concatenate([c.ravel() for c in close])) > 0.995
-
-
 def test_ema_follows_with_a_short_memory_first():
     ema = ema_update({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, jnp.asarray(0), 0.999)
     assert float(ema["w"][0]) == pytest.approx(0.9)
@@ -135,6 +118,77 @@ def test_schedule_warms_up_and_decays_to_a_tenth():
     rate = schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10), 100)
     assert float(rate(0)) == pytest.approx(0.1) and float(rate(10)) == pytest.approx(1.0)
     assert float(rate(100)) == pytest.approx(0.1)
+
+
+def test_a_batch_in_parts_gives_the_mean_of_their_gradients(tiny):
+    step, state = vae_step(tiny, micro_batches=2)
+    batch = {"video": BATCH["video"][:, :1]}  # images: the smallest programs with both sides on
+    step = dataclasses.replace(step, optimizer=optax.sgd(1.0), discriminator_optimizer=optax.sgd(1.0))
+    state = step.create(state.params, state.discriminator.params)
+    after, logs = jax.jit(step, static_argnames=("dropped", "gan"))(state, batch, dropped=0, gan=True)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    gradients = jax.jit(step._gradients, static_argnames=("dropped", "gan"))
+    parts = [
+        gradients(state, {"video": batch["video"][i::2]}, jax.random.fold_in(key, i), dropped=0, gan=True)
+        for i in range(2)
+    ]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+    moved = jax.tree.map(
+        jnp.subtract, (state.params, state.discriminator.params), (after.params, after.discriminator.params)
+    )
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(mean[:2]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert all(np.isclose(logs[name], value, rtol=1e-4) for name, value in mean[2].items())
+
+
+def test_momentum_in_bfloat16_takes_half_the_memory_and_nearly_the_same_steps():
+    params = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal((16, 8)), jnp.float32)}
+    updates = {}
+    for name in ("adamw", "muon"):
+        for dtype in ("float32", "bfloat16"):
+            rule = optimizer(dataclasses.replace(LEARN, name=name, momentum_dtype=dtype, clip_norm=0), 10)
+            state, update = rule.init(params), jax.jit(rule.update)
+            for i in range(3):
+                updates[name, dtype], state = update(jax.tree.map(lambda p, i=i: jnp.cos(p + i), params), state, params)
+            kept = [a.dtype for a in jax.tree.leaves(state) if a.shape == (16, 8)]
+            assert kept.count(jnp.bfloat16) == (dtype == "bfloat16")
+        a, b = (updates[name, dtype]["kernel"] for dtype in ("float32", "bfloat16"))
+        assert 0 < float(jnp.abs(a - b).max()) < 0.05 * float(jnp.abs(a).max())
+
+
+@pytest.mark.parametrize("field", ["remat_levels", "remat_blocks"])
+def test_levels_that_are_computed_again_keep_less_and_give_the_same_gradient(tiny, field):
+    _, params, video = tiny
+    names = ("encoder/level0", "decoder/level_2")
+    results, kept = [], []
+    for config in (TINY, dataclasses.replace(TINY, **{field: names})):
+        model = VAE(config)
+        loss = lambda p, m=model: jnp.mean(jnp.square(m.apply({"params": p}, video)[0]))  # noqa: E731
+        results.append(jax.jit(jax.grad(loss))(params))
+        kept.append(sum(a.size for a in jax.tree.leaves(jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params))))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert kept[1] < kept[0]
+    with pytest.raises(ValueError, match="the levels are decoder/level_0, "):
+        dataclasses.replace(TINY, **{field: ("encoder/level7",)})
+
+
+def test_nothing_crosses_to_the_device_unasked_inside_the_loop(tmp_path, monkeypatch):
+    def step(state, batch):
+        params = {"w": state.params["w"] + batch["x"].mean()}
+        return state.replace(step=state.step + 1, params=params), {"loss": params["w"]}
+
+    def train(folder):
+        return loop.run_stage(
+            name="image", folder=folder, mesh=make_mesh(data=1), step=step, options=lambda number, batch: {},
+            create=lambda given: create_state({"w": jnp.zeros(())}, ()), given=dict,
+            batches=lambda at: iter([{"x": np.ones(4, np.float32)}] * 3), steps=3, log_every=1, checkpoint_every=3,
+        )  # fmt: skip
+
+    assert float(train(tmp_path / "put").params["w"]) == 3.0
+    monkeypatch.setattr(loop, "put_batch", lambda mesh, batch: batch)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(tmp_path / "unasked")
 
 
 def test_diffusion_learns_a_constant():

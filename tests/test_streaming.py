@@ -15,8 +15,10 @@ from tests.conftest import TINY
 
 # What differs between the families: how the shortcuts treat frame 0, or that there are none; where time is halved.
 KINDS = {
-    "first": dataclasses.replace(TINY, decoder_widths=(8, 8, 16), shortcut_time="repeat"),
-    "zero": dataclasses.replace(TINY, decoder_widths=(8, 8, 16), shortcut_pad="zero", time_factors=(2, 2)),
+    "first": dataclasses.replace(TINY, decoder_widths=(8, 8, 16)),
+    "zero": dataclasses.replace(
+        TINY, decoder_widths=(8, 8, 16), shortcut_pad="zero", shortcut_time="deal", time_factors=(2, 2)
+    ),
     "none": dataclasses.replace(TINY, shortcuts=False, mid_attention=False, time_factors=(1, 2), remat=True),
 }
 

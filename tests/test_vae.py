@@ -138,3 +138,9 @@ def test_remat_changes_nothing(tiny):
 
     for a, b in zip(jax.tree.leaves(gradient(model)), jax.tree.leaves(gradient(saving)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_integer_pixels_are_refused(tiny):
+    model, params, video = tiny
+    with pytest.raises(TypeError, match="floats in .-1, 1., got uint8; pv_vae_jax.to_float"):
+        jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, video.astype(jnp.uint8))

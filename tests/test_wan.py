@@ -110,9 +110,10 @@ def test_average_down(entry):
     np.testing.assert_allclose(y, to_ours(entry, "output"), atol=1e-6)
 
 
-@pytest.mark.parametrize("entry", [e for e in GOLDEN["dup_up_3d"] if e["first_chunk"]])
+@pytest.mark.parametrize("entry", GOLDEN["dup_up_3d"])
 def test_duplicate_up(entry):
-    y = duplicate_up(to_ours(entry, "input", 1), entry["out_channels"], entry["factor_t"], entry["factor_s"])
+    features, time, space, begins = (entry[k] for k in ("out_channels", "factor_t", "factor_s", "first_chunk"))
+    y = duplicate_up(to_ours(entry, "input", 1), features, time, space, begins, "deal")
     np.testing.assert_allclose(y, to_ours(entry, "output"), atol=1e-6)
 
 

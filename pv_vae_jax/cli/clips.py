@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from safetensors import SafetensorError
 
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.clips import centre_crop
@@ -26,20 +25,13 @@ def define_model_flags(values: flags.FlagValues) -> None:
         "resize the short side to this, crop the centre square; 0 keeps it",
         "read of each video; 0 reads all",
     )
-    flags.DEFINE_integer("size", 0, size, lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("size", 0, size, lower_bound=0, upper_bound=8192, flag_values=values)
     flags.DEFINE_integer("frames", 0, frames, lower_bound=0, flag_values=values)
 
 
 def load_model(values: flags.FlagValues) -> Pretrained:
-    """The model of `--model`.
-
-    Raises:
-      ConfigError: its files are damaged or do not fit together.
-    """
-    try:
-        return load(values.model)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ConfigError(f"the model {values.model} cannot be loaded: {error}") from error
+    """The model of `--model`."""
+    return load(values.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +79,26 @@ def open_clips(paths: Sequence[str], values: flags.FlagValues, model: Pretrained
         try:
             check_clip_shape(*shape, config.time_factor, config.space_factor)
         except ValueError as error:
-            raise type(error)(f"{path}: {error} (set --frames and --size)") from error
+            hint = "--frames sets the length, --size resizes and crops a square"
+            raise type(error)(f"{path}: {error} ({hint})") from error
         yield VideoFile(Path(path), *shape, itertools.chain([first], pictures), info.fps)
+
+
+def result_path(values: flags.FlagValues, path: Path, kind: str, inputs: Sequence[str]) -> Path:
+    """Where the result of `path` goes: `--out/<name>_<kind>.mp4`. The result of an earlier call is replaced.
+
+    Raises:
+      ConfigError: that is one of the files of this call.
+    """
+    target = Path(values.out) / f"{path.stem}_{kind}.mp4"
+    if target.resolve() in {Path(name).resolve() for name in inputs}:
+        raise ConfigError(f"the result of {path} would replace {target}, which is to be read: choose another --out")
+    return target
+
+
+def scale_for(side: int) -> int:
+    """By which whole factor to enlarge clips `side` pixels high, so that a player shows them at 128 or more."""
+    return max(1, 128 // side)
 
 
 def read_clips(

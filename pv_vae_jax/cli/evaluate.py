@@ -1,10 +1,18 @@
-"""Measure a run and write its report: reconstruction, prediction, latents, samples, training curves.
+"""Measure a run and write its report; or compare two sets of clips, of anyone's model.
 
   pv-vae evaluate --workdir runs/demo
+  pv-vae evaluate --real folder --fake samples.npz --clips=256 --out scores.json
+  pv-vae evaluate --real originals.npy --fake reconstructions.npy --paired --clips=64
 
 Writes `WORKDIR/report/report.html` (one page that needs no other file), `metrics.json` (the numbers with their
 protocol) and, with a finished diffusion stage, `samples.npz` (uint8 video, label). Stages that are not finished are
-left out and named. `python -m pv_vae_jax.cli.evaluate` takes the same flags.
+left out and named.
+
+With --real and --fake, nothing of a run is needed: distances of the two sets by a feature network, and with --paired
+PSNR and SSIM. A number is called FVD, IS or LPIPS only if the published weights made it; any other carries the name and
+hash of its features. Each comes with its protocol, see docs/evaluation.md.
+
+`python -m pv_vae_jax.cli.evaluate` takes the same flags.
 """
 
 from __future__ import annotations
@@ -28,6 +36,7 @@ from absl import flags
 from tqdm import tqdm
 
 from pv_vae_jax import pretrained
+from pv_vae_jax.cli import evaluate_sets
 from pv_vae_jax.cli.train import steps_of
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
 from pv_vae_jax.data.sources import NoVideosError, VideoSource
@@ -49,18 +58,33 @@ def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae evaluate`."""
     flags.DEFINE_string("workdir", None, "folder of a run with a finished stage", flag_values=values)
     flags.DEFINE_integer(
-        "clips", None, "test clips to score, at most; default data.test_clips", lower_bound=1, flag_values=values
+        "clips",
+        None,
+        "test clips to score, at most, default data.test_clips; of sets exactly, default the protocol's",
+        lower_bound=1,
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "sample_clips", None, "clips to generate, 0 for none; default sampling.clips", lower_bound=0, flag_values=values
     )
-    flags.mark_flag_as_required("workdir", flag_values=values)
+    evaluate_sets.define_flags(values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
-    """Evaluate the run of `--workdir`."""
+    """Evaluate the run of `--workdir`, or the sets of `--real` and `--fake`."""
     if positional or overrides:
         raise ConfigError("pv-vae evaluate takes flags only: the configuration is the run's own")
+    sets = values.real or values.fake
+    if bool(sets) == bool(values.workdir):
+        raise ConfigError("name either the run to measure, --workdir, or two sets to compare, --real and --fake")
+    if sets:
+        if values.sample_clips is not None:
+            raise ConfigError("--sample_clips belongs to --workdir: sets are compared as they are")
+        evaluate_sets.run(values)
+        return
+    foreign = [n for n in evaluate_sets.flag_names() if values[n].present]
+    if foreign:
+        raise ConfigError(f"{', '.join(f'--{n}' for n in foreign)}: these compare sets, with --real and --fake")
     evaluate_run(reopen_run(values.workdir), values.clips, values.sample_clips)
 
 

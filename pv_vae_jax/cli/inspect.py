@@ -1,22 +1,27 @@
-"""Dry run: resolved configuration, parameters, FLOPs of a step and bytes a device; trains nothing.
+"""Dry run: resolved configuration, where every array lives, FLOPs, memory and traffic of a step; trains nothing.
 
   pv-vae inspect --config experiments/demo.py --stage video
+  pv-vae inspect --config my.py --stage video --topology v5p:4x4x4 --config.mesh.fsdp=16
 
+With `--topology` the real step is compiled for that TPU, which need not be there (extra `tpu-topology`).
 `python -m pv_vae_jax.cli.inspect` takes the same flags.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from clu import parameter_overview
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, Experiment, load_experiment, to_dict
 from pv_vae_jax.data.sources import class_names
@@ -24,12 +29,16 @@ from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.pretrained import init_latte
+from pv_vae_jax.sharding.hlo import step_flops
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
+from pv_vae_jax.sharding.rules import batch_sharding, check_split, placements, state_sharding
+from pv_vae_jax.sharding.topology import compile_step, quick_compilation, topology_devices
 from pv_vae_jax.train.checkpoint import abstract
 from pv_vae_jax.train.dit_stage import conditioned
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.run import check_mesh
+from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import VAEStep
 
 
@@ -39,6 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "stage", "video", [s for s in STAGES if s != "latents"], "whose step to compile", flag_values=values
     )
+    flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4", flag_values=values)
     flags.mark_flag_as_required("config", flag_values=values)
 
 
@@ -46,35 +56,88 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     """Print everything and exit."""
     if positional:
         raise ConfigError(f"pv-vae inspect takes flags only, got {' '.join(positional)}")
-    experiment = load_experiment(values.config, overrides)
+    experiment, name = load_experiment(values.config, overrides), values.stage
     print(json.dumps(to_dict(experiment), indent=1))
-    mesh = make_mesh(experiment.mesh.data, experiment.mesh.fsdp)
-    step, state, batch, kwargs = abstract_step(experiment, values.stage)
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    size = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(state.params))
-    frozen = getattr(getattr(experiment, values.stage), "frozen", ())
-    print(f"{size:,} parameters" + (f", of which frozen: {', '.join(frozen)}" if frozen else ""))
+    try:
+        devices = topology_devices(values.topology) if values.topology else None
+        mesh = make_mesh(**dataclasses.asdict(experiment.mesh), devices=devices)
+        check_mesh(mesh, experiment, name)
+        plan = plan_step(experiment, name, mesh)
+        print_state(plan, getattr(getattr(experiment, name), "frozen", ()))
+        check_split(mesh, plan.state.params, plan.sharding.params)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
-    sharding = state_sharding(mesh, state)
-    placed = abstract(state, sharding)
-    rows = batch_sharding(mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
-    batch = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows if a.shape else whole) for k, a in batch.items()}
-    with jax.set_mesh(mesh):
-        compiled = (
-            jax.jit(step, static_argnames=tuple(kwargs), donate_argnums=0).lower(placed, batch, **kwargs).compile()
+    chip = mesh.devices.flat[0].device_kind
+    print(f"mesh {dict(mesh.shape)} of {chip}" + (f", {values.topology}" if values.topology else ""))
+    with quick_compilation() if values.topology else contextlib.nullcontext(), jax.set_mesh(mesh):
+        traced = plan.trace()
+        flops = step_flops(traced.jaxpr.jaxpr)
+        print(
+            f"stage {name}, one step: {flops / 1e9:,.2f} GFLOP in matrix products and convolutions, "
+            f"{flops / mesh.size / 1e9:,.2f} a device"
         )
-    bytes_of = lambda a, s: int(np.prod(s.shard_shape(a.shape))) * a.dtype.itemsize  # noqa: E731
-    state_bytes = sum(jax.tree.leaves(jax.tree.map(bytes_of, state, sharding)))
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    print(f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}")
-    print(f"stage {values.stage}, one step a device: {cost.get('flops', 0) / 1e9:,.2f} GFLOP counted by the compiler")
-    print(f"train state a device {state_bytes / 2**20:,.1f} MiB")
-    print(
-        f"compiled program a device: arguments {memory.argument_size_in_bytes / 2**20:,.1f} MiB, "
-        f"temporaries {memory.temp_size_in_bytes / 2**20:,.1f} MiB, outputs that reuse arguments "
-        f"{memory.alias_size_in_bytes / 2**20:,.1f} MiB"
-    )
+        compiled = compile_step(traced.lower())
+    print(f"peak memory a device {compiled.peak_bytes / 2**20:,.1f} MiB, train state included")
+    for kind, sent in sorted(compiled.traffic.items()):
+        print(f"  {sent.count:5} {kind:20} {sent.bytes / 2**20:12,.2f} MiB a device a step")
+    if not compiled.traffic:
+        print("  nothing is sent between devices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A stage's step on a mesh, everything abstract.
+
+    Attributes:
+      step: with its options bound.
+      state, sharding: of the train state.
+      batch: with shardings.
+    """
+
+    step: Callable
+    state: TrainState
+    sharding: TrainState
+    batch: dict
+
+    def trace(self) -> jax.stages.Traced:
+        """The jitted step, traced as the training loop calls it; a mesh must be in context."""
+        whole = NamedSharding(jax.tree.leaves(self.sharding)[0].mesh, PartitionSpec())
+        program = jax.jit(self.step, out_shardings=(self.sharding, whole), donate_argnums=0)
+        return program.trace(abstract(self.state, self.sharding), self.batch)
+
+
+def plan_step(experiment: Experiment, name: str, mesh: Mesh) -> Plan:
+    """The step of stage `name` as it would run on `mesh`, whose devices need not be here."""
+    if mesh.devices.flat[0].platform != "cpu":  # `auto` looks at the devices of this process
+        direct = lambda c: dataclasses.replace(c, lowering="direct") if hasattr(c, "lowering") else c  # noqa: E731
+        experiment = dataclasses.replace(
+            experiment, vae=direct(experiment.vae), discriminator=direct(experiment.discriminator)
+        )
+    step, state, batch, options = abstract_step(experiment, name)
+    batch = {
+        k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh, a.shape)) for k, a in batch.items()
+    }
+    return Plan(functools.partial(step, **options), state, state_sharding(mesh, state), batch)
+
+
+def print_state(plan: Plan, frozen: Sequence[str]) -> None:
+    """Every parameter with its place, then the bytes a device holds of each part of the state."""
+    rows = placements(plan.state, plan.sharding)
+    shown = [row for row in rows if row.path.startswith(("params/", "discriminator/params/"))]
+    width = max(len(row.path) for row in shown)
+    print("moments and moving averages lie as the parameters that they belong to:")
+    for row in shown:
+        place = ", ".join("-" if axis is None else str(axis) for axis in row.spec) or "whole"
+        print(f"  {row.path:{width}}  {'x'.join(map(str, row.shape)):>20}  {row.device_bytes:>12,} B  {place}")
+    size = sum(math.prod(row.shape) for row in rows if row.path.startswith("params/"))
+    print(f"{size:,} parameters" + (f", of which frozen: {', '.join(frozen)}" if frozen else ""))
+    parts: dict[str, int] = {}
+    for row in rows:
+        part = row.path.split("/")[0]
+        parts[part] = parts.get(part, 0) + row.device_bytes
+    listed = ", ".join(f"{part} {held / 2**20:,.1f}" for part, held in parts.items() if part != "step")
+    print(f"train state a device {sum(parts.values()) / 2**20:,.1f} MiB: {listed}")
 
 
 def abstract_step(experiment: Experiment, name: str):
@@ -84,7 +147,7 @@ def abstract_step(experiment: Experiment, name: str):
     stage = getattr(experiment, name)
     if name in VAE_STAGES:
         frames = 1 if stage.images else data.frames
-        clip = jnp.zeros((1, frames, data.size, data.size, 3))
+        clip = np.zeros((1, frames, data.size, data.size, 3), np.float32)
         gan = stage.objective.gan > 0
         discriminator = Discriminator(experiment.discriminator) if gan else None
         step = VAEStep(
@@ -94,6 +157,7 @@ def abstract_step(experiment: Experiment, name: str):
             discriminator,
             optimizer(stage.discriminator_optimizer, max(stage.steps, 1)),
             stage.frozen,
+            micro_batches=stage.micro_batches,
         )
 
         def create():
@@ -113,7 +177,8 @@ def abstract_step(experiment: Experiment, name: str):
     )
     unit = np.ones(vae.latent_channels, np.float32)
     latte = Latte(conditioned(experiment, len(class_names(data.source))))
-    step = DiTStep(latte, optimizer(stage.optimizer, max(stage.steps, 1)), 0 * unit, unit)
+    rule = optimizer(stage.optimizer, max(stage.steps, 1))
+    step = DiTStep(latte, rule, 0 * unit, unit, micro_batches=stage.micro_batches)
     moments = shape((stage.batch_size, *latent), jnp.float32)
     batch = {"mean": moments, "logvar": moments, "label": shape((stage.batch_size,), jnp.int32)}
     return step, jax.eval_shape(lambda: step.create(init_latte(step.model, latent))), batch, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -14,7 +15,9 @@ COMMANDS = {
     "sample": "generate clips",
     "reconstruct": "encode and decode video files",
     "predict": "see the first frames of a video, draw the rest",
-    "evaluate": "measure a run and write its report",
+    "evaluate": "measure a run and write its report, or compare two sets of clips",
+    "analyze": "compare the latents of one VAE or several on the same clips",
+    "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
 }
@@ -23,6 +26,11 @@ COMMANDS = {
 def main(argv: Sequence[str]) -> int:
     """Run `argv[1]`; exit status 0, 1 for an error the user can mend, 2 for a wrong call, 130 or 143 if stopped."""
     name = argv[1] if len(argv) > 1 else "--help"
+    if name in ("--version", "version"):
+        from importlib.metadata import version
+
+        print(f"pv_vae_jax {version('pv_vae_jax')}, jax {version('jax')}")
+        return 0
     if name in ("-h", "--help", "help"):
         print("usage: pv-vae COMMAND [flags]; pv-vae COMMAND --help lists the flags\n")
         print("\n".join(f"  {command:12} {text}" for command, text in COMMANDS.items()))
@@ -45,6 +53,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     from pv_vae_jax.data.latents import StaleLatentsError
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.data.video_files import BrokenVideoError
+    from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.guard import NonFiniteError
     from pv_vae_jax.train.loop import Interrupted
     from pv_vae_jax.typing import ShapeError, WeightsError
@@ -55,7 +64,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
     expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
-    expected += (WeightsError, OSError, ImportError)
+    expected += (WeightsError, FeatureError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")
         return 0
@@ -70,14 +79,40 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         module.run(values, positional, overrides)
     except Interrupted as stop:
         print(f"pv-vae {name}: {stop}", file=sys.stderr)
-        return 143
+        return 130 if "Ctrl-C" in str(stop) else 143
     except KeyboardInterrupt:
         print(f"pv-vae {name}: interrupted", file=sys.stderr)
         return 130
     except expected as error:
         print(f"pv-vae {name}: {error}", file=sys.stderr)
         return 1
+    except (RuntimeError, AssertionError) as error:
+        advice = advice_on(error)
+        if advice is None:
+            raise
+        print(f"pv-vae {name}: {advice}", file=sys.stderr)
+        return 1
     return 0
+
+
+def advice_on(error: Exception) -> str | None:
+    """The message of an error of JAX's own, and what to do; None if it is none that a user can mend."""
+    text = str(error).strip()
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    # Asked for a platform of which no plugin is installed, JAX fails in this function without a word.
+    silent = not text and traceback.extract_tb(error.__traceback__)[-1].name == "backends"
+    if silent or text.startswith("Unable to initialize backend"):
+        return (
+            f"{text or f'no backend for JAX_PLATFORMS={wanted} is installed'}. Install the device's build (pip install "
+            "'pv_vae_jax[tpu]', '[cuda]' or '[cuda12]'), see that its driver runs and that no other process holds the "
+            "device, or unset JAX_PLATFORMS to take what there is"
+        )
+    if "RESOURCE_EXHAUSTED" in text:
+        return (
+            f"{text.splitlines()[0]} The device has too little memory: lower the stage's batch_size, data.size or "
+            "data.frames, or split over more devices with --config.mesh.fsdp; pv-vae inspect shows what a step needs"
+        )
+    return None
 
 
 def enable_compilation_cache() -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips
+from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips, result_path, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.pixels import to_float, to_uint8
@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
-    """Write `<name>_prediction.mp4`: truth on the left, prediction on the right."""
+    """Write `<name>_prediction.mp4`: truth, prediction, copy of the last frame seen."""
     if overrides:
         raise ConfigError("pv-vae predict takes no --config overrides: the configuration is the model's own")
     model = load_model(values)
@@ -41,8 +41,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         return predict_clip(model.vae, params, to_float(video[None]), observe, jax.random.key(0))[0]
 
     predict = jax.jit(draw, static_argnums=2)
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
+    Path(values.out).mkdir(parents=True, exist_ok=True)
     for path, video, fps in read_clips(positional, values, model):
         observe = values.observe or 1 + (len(video) - 1) // p_t // 2 * p_t
         if not 1 <= observe < len(video):
@@ -52,14 +51,17 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         except ShapeError as error:
             raise ShapeError(f"--observe: {error}") from error
         result = np.asarray(to_uint8(predict(model.vae_params, video, observe)))
-        target = out / f"{path.stem}_prediction.mp4"
-        write_video(target, np.concatenate([video, result], axis=2), fps=fps)
+        target = result_path(values, path, "prediction", positional)
+        copy = video.copy()
+        copy[observe:] = video[observe - 1]
+        panels = np.concatenate([video, result, copy], axis=2)
+        write_video(target, panels, fps=fps, scale=scale_for(video.shape[1]))
         truth = to_float(video[observe:])
         error = np.mean((to_float(result[observe:]) - truth) ** 2)
         copied = np.mean((to_float(video[observe - 1]) - truth) ** 2)
         print(
-            f"{target}: saw {observe} frames, drew {len(video) - observe}; squared error {error:.4f}, "
-            f"copying the last frame {copied:.4f} (range [-1, 1])"
+            f"{target} (truth | prediction | copy): saw {observe} frames, drew {len(video) - observe}; "
+            f"squared error {error:.4f}, copying the last frame {copied:.4f} (range [-1, 1])"
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.cli.clips import VideoFile, define_model_flags, load_model, open_clips
+from pv_vae_jax.cli.clips import VideoFile, define_model_flags, load_model, open_clips, result_path, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
@@ -38,17 +38,16 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
-    """Write `<name>_reconstruction.mp4`, original on the left, for every file."""
+    """Write `<name>_reconstruction.mp4` for every file."""
     if overrides:
         raise ConfigError("pv-vae reconstruct takes no --config overrides: the configuration is the model's own")
     model = load_model(values)
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
+    Path(values.out).mkdir(parents=True, exist_ok=True)
     for file in open_clips(positional, values, model):
-        target = out / f"{file.path.stem}_reconstruction.mp4"
+        target = result_path(values, file.path, "reconstruction", positional)
         score = _reconstruct(model, file, target, values.chunk)
         shape = f"{file.frames}x{file.height}x{file.width}"
-        print(f"{target}: {shape}, latents {model.vae.config.name}, PSNR {score:.2f} dB")
+        print(f"{target} (original | reconstruction): {shape}, latents {model.vae.config.name}, PSNR {score:.2f} dB")
 
 
 def _reconstruct(model: Pretrained, file: VideoFile, target: Path, chunk: int) -> float:
@@ -61,7 +60,7 @@ def _reconstruct(model: Pretrained, file: VideoFile, target: Path, chunk: int) -
             weights.append(len(video))
             yield from np.concatenate([video, result], axis=2)
 
-    write_video(target, side_by_side(), fps=file.fps)
+    write_video(target, side_by_side(), fps=file.fps, scale=scale_for(file.height))
     return float(np.average(scores, weights=weights))
 
 

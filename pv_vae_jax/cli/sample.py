@@ -10,6 +10,7 @@ takes the same flags.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import load_model
+from pv_vae_jax.cli.clips import load_model, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.sampling import sample_clips
@@ -30,10 +31,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "out", "folder for the results", flag_values=values)
     flags.DEFINE_integer("clips", 16, "clips in all", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("batch_size", 16, "clips at once", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("steps", 100, "Euler steps", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("steps", 100, "Euler steps", lower_bound=1, upper_bound=100_000, flag_values=values)
     flags.DEFINE_float("guidance", None, "guidance scale; 1 is none; by default 1.5 with classes", flag_values=values)
     flags.DEFINE_string("class_name", "", "draw this class only", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "of the noise", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0, upper_bound=2**31 - 1, flag_values=values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
@@ -48,6 +49,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if values.class_name and not conditional:
         raise ConfigError(f"{values.model} was trained without classes: leave --class_name out")
     guidance = (1.5 if conditional else 1.0) if values.guidance is None else values.guidance
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ConfigError(f"--guidance is a finite number of at least 0, got {guidance}")
     if guidance != 1 and not conditional:
         raise ConfigError(f"{values.model} was trained without classes, so there is no guidance: leave --guidance out")
     if values.class_name and values.class_name not in names:
@@ -66,7 +69,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     os.replace(out / "samples.npz.tmp", out / "samples.npz")
     for label in np.unique(labels):
         target = out / f"samples_{names[label]}.mp4"
-        write_video(target, np.concatenate(list(video[labels == label]), axis=2), fps=8)
+        write_video(
+            target, np.concatenate(list(video[labels == label]), axis=2), fps=8, scale=scale_for(video.shape[2])
+        )
         print(f"{target}: {np.sum(labels == label)} clips side by side")
 
 

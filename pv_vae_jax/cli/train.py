@@ -3,6 +3,9 @@
   pv-vae train --config experiments/demo.py --workdir runs/demo
   pv-vae train --config experiments/demo.py --workdir runs/demo --stage video --config.video.steps=2000
 
+With several processes, each is started with the same flags and its own number (`--process`); they share the work
+directory. See docs/scaling.md.
+
 `python -m pv_vae_jax.cli.train` takes the same flags.
 """
 
@@ -15,6 +18,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
+from pv_vae_jax.sharding.processes import is_first, start_processes, wait_for_all
 from pv_vae_jax.train.run import Run, open_run
 
 
@@ -23,6 +27,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("config", None, "experiment file with get_config()", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_enum("stage", "all", ("all", *STAGES), "what to train", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", "", "host:port of process 0, or 'auto' on a cluster that JAX knows", flag_values=values
+    )
+    flags.DEFINE_integer("processes", 0, "how many processes run this command", flag_values=values)
+    flags.DEFINE_integer("process", -1, "number of this one, from 0", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
 
 
@@ -30,13 +39,24 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     """Train what the flags say."""
     if positional:
         raise ConfigError(f"pv-vae train takes flags only, got {' '.join(positional)}")
-    run = open_run(load_experiment(values.config, overrides), values.workdir)
+    experiment = load_experiment(values.config, overrides)
+    try:
+        start_processes(values.coordinator, values.processes, values.process)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    run = open_run(experiment, values.workdir)
     with run.lock():
         _train(run, values.stage)
 
 
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
+    for stage in VAE_STAGES:
+        if steps_of(run, stage) and getattr(run.experiment, stage).objective.perceptual:
+            raise ConfigError(
+                f"{stage}.objective.perceptual needs a perceptual function, and no weights come with the command line: "
+                f"pass one to pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
+            )
     for stage in stages:
         if steps_of(run, stage) == 0:
             if wanted == stage:
@@ -44,12 +64,12 @@ def _train(run: Run, wanted: str) -> None:
                 raise ConfigError(f"stage {stage} has no steps in this configuration: set --config.{owner}.steps=N")
             continue
         if run.finished(stage):
-            print(f"{stage}: finished before", file=sys.stderr)
+            say(f"{stage}: finished before")
             continue
         began = time.time()
         train_stage(run, stage)
-        print(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}", file=sys.stderr)
-    if wanted == "all":
+        say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
+    if wanted == "all" and is_first():
         from pv_vae_jax.cli.evaluate import evaluate_run
 
         report = run.workdir / "report" / "report.html"
@@ -58,6 +78,13 @@ def _train(run: Run, wanted: str) -> None:
             print(f"report: {report}")  # of these very stages: starting a finished run again costs nothing
         else:
             evaluate_run(run)
+    wait_for_all("the report")  # a process that ends early would be taken for dead
+
+
+def say(text: str) -> None:
+    """To standard error, once for all processes."""
+    if is_first():
+        print(text, file=sys.stderr)
 
 
 def train_stage(run: Run, stage: str) -> None:
@@ -72,7 +99,10 @@ def train_stage(run: Run, stage: str) -> None:
             raise ConfigError(f"stage {stage} starts from stage {before[-1]}, which is not finished: train it first")
         train_vae_stage(run, stage, before[-1] if before else None)
     elif stage == "latents":
-        encode_latents(run, last_vae_stage(run))
+        vae_stage = last_vae_stage(run)
+        if is_first():
+            encode_latents(run, vae_stage)
+        wait_for_all("latents")
     else:
         train_diffusion_stage(run, last_vae_stage(run))
 

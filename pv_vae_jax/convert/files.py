@@ -32,6 +32,10 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:  # its NumPy reader knows no 8- and 4-bit floats
+        raise WeightsError(
+            f"{path} holds tensors of a type that NumPy has not: {error}; save them as float32"
+        ) from error
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import os
 from pathlib import Path
 
 from pv_vae_jax.data.video_files import SUFFIXES
@@ -57,7 +58,7 @@ def video_folder(folder: str | Path, split: str) -> Listing:
     class was so small that none of its files fell into that tenth.
 
     Raises:
-      NoVideosError: no such folder.
+      NoVideosError: no such folder; or videos that belong to no class, beside the class folders.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -65,8 +66,18 @@ def video_folder(folder: str | Path, split: str) -> Listing:
     fixed = below == ["test", "train"]
     base = folder / split if fixed else folder
     # Classes are those of the training split, so that both splits number them alike.
-    roots = sorted(p for p in (folder / "train" if fixed else folder).iterdir() if p.is_dir())
+    training = folder / "train" if fixed else folder
+    roots = sorted(p for p in training.iterdir() if p.is_dir() and not _holds(p, training))
     classes = [p.name for p in roots if not p.name.startswith(".") and (fixed or videos_below(p))]
+    if classes:
+        stray = videos_in(base)
+        if fixed and base.is_dir():
+            stray += [v for p in base.iterdir() if p.is_dir() and p.name not in classes for v in videos_below(p)]
+        if stray:
+            raise NoVideosError(
+                f"{stray[0]} belongs to no class, and {len(stray) - 1} more: every video lies in a folder named after "
+                f"its class, here {', '.join(classes[:5])}; move or remove them"
+            )
     if not classes:
         classes, at = [folder.name], lambda name: base
     else:
@@ -94,6 +105,17 @@ def videos_below(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
+def videos_in(folder: Path) -> list[Path]:
+    """Those of `videos_below` that lie in the folder itself."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+
+
+def _holds(path: Path, folder: Path) -> bool:
+    """Whether `path` is a link to `folder` or to what is above it: its videos would be those of all classes."""
+    return path.is_symlink() and folder.resolve().is_relative_to(path.resolve())
+
+
 def few_of(skipped: dict, shown: int = 5) -> str:
     """The first of `name -> reason`, for an error of one line."""
     lines = [f"{getattr(path, 'name', path)}: {why}" for path, why in list(skipped.items())[:shown]]
@@ -102,7 +124,7 @@ def few_of(skipped: dict, shown: int = 5) -> str:
 
 def _hold_out(paths: list[Path], folder: Path, split: str) -> list[Path]:
     """The test share of a class, or the rest of it. A class of one file has it for training."""
-    rank = {p: hashlib.sha256(p.relative_to(folder).as_posix().encode()).digest() for p in paths}
+    rank = {p: hashlib.sha256(os.fsencode(p.relative_to(folder).as_posix())).digest() for p in paths}
     test = {p for p in paths if rank[p][0] < 26}  # 26 of 256: about a tenth
     if len(paths) > 1 and not test:
         test = {min(paths, key=rank.get)}

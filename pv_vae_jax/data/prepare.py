@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -84,14 +85,14 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     """
     if not listing.items:
         raise NoVideosError(f"{listing.dataset}: there is no file to prepare")
-    items = sorted(listing.items, key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    items = sorted(listing.items, key=lambda item: hashlib.sha256(os.fsencode(item.name)).digest())
     sizes = "\n".join(f"{item}\t{item.path.stat().st_size if item.path.is_file() else None}" for item in items)
     key = {
         "format": FORMAT,
         "dataset": listing.dataset,
         "class_names": list(listing.class_names),
         "files": len(items),
-        "files_hash": hashlib.sha256(sizes.encode()).hexdigest()[:16],  # names, parts, labels, sizes
+        "files_hash": hashlib.sha256(os.fsencode(sizes)).hexdigest()[:16],  # names, parts, labels, sizes
         "files_per_shard": files,
         "settings": dataclasses.asdict(settings),
     }

@@ -7,6 +7,7 @@ two arguments alone.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -224,7 +225,7 @@ def fingerprint(source: str) -> str:
         return hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
     items = list_dataset(folder, "train", kind).items
     lines = [f"{item.name}\t{item.label}\t{item.path.stat().st_size}" for item in items]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
 
 def class_names(source: str) -> tuple[str, ...]:

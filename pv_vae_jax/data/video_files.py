@@ -57,7 +57,7 @@ def _av():
     try:
         import av
     except ImportError as error:
-        raise ImportError("video files need PyAV: pip install 'pv_vae_jax[video]'") from error
+        raise ImportError("video files need PyAV: pip install av (the extra [video] holds it)") from error
     av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
     return av
 

@@ -20,7 +20,7 @@ import numpy as np
 from pv_vae_jax.data.video_files import write_video
 
 WIDTH, HEIGHT = 420, 230  # of the drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 10, 38
 MOST_POINTS = 400  # a curve is no wider than that on screen
 COLOURS = 6
 GAP = 4  # pixels between pictures
@@ -78,7 +78,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
     drawing.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>')
     legend = []
     for i, (s, x, y) in enumerate(curves):
-        drawing.append(_curve(i, s, across(x), down(np.where(y > 0, y, np.nan) if log else y), y))
+        drawing.append(_curve(i, len(curves) - 1 - i, s, across(x), down(np.where(y > 0, y, np.nan) if log else y), y))
         last = "" if whole_x else f" <b>{number(y[np.isfinite(y)][-1])}</b>"  # of a time series: where it stands
         swatch = f'<i style="border-top-color:var(--c{i % COLOURS})"{" class=dashed" if s.dashed else ""}></i>'
         legend.append(f"<li>{swatch}{html.escape(s.name)}{last}</li>")
@@ -91,7 +91,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
     )
 
 
-def _curve(i: int, series: Series, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> str:
+def _curve(i: int, above: int, series: Series, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> str:
     colour = f"var(--c{i % COLOURS})"
     parts, pen = [], "M"
     for px, py in zip(x, y, strict=True):
@@ -99,7 +99,8 @@ def _curve(i: int, series: Series, x: np.ndarray, y: np.ndarray, values: np.ndar
             parts.append(f"{pen}{px:.1f} {py:.1f}")
         pen = "L" if math.isfinite(py) else "M"
     dash = ' stroke-dasharray="5 4"' if series.dashed else ""
-    path = f'<path d="{"".join(parts)}" stroke="{colour}"{dash}/>'
+    # Earlier curves are wider, so that one that lies under another still shows on both sides.
+    path = f'<path d="{"".join(parts)}" stroke="{colour}" style="stroke-width:{2 + 1.3 * above:.1f}"{dash}/>'
     if len(x) > 40:
         return path
     name = html.escape(series.name)

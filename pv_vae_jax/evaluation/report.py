@@ -91,14 +91,27 @@ def write_report(path: Path, metrics: dict, pictures: Pictures) -> None:
         ("curves", "Training curves", _curves(pictures)),
         ("setup", "Model and set-up", _setup(metrics)),
     ]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for name, title, content in sections)
-    notes = "".join(f'<p class="note">{_text(note)}</p>' for note in metrics["notes"] + metrics["missing"])
-    title = _text(metrics["experiment"])
+    notes = metrics["notes"] + metrics["missing"]
+    write_page(path, f"{metrics['experiment']}: report", metrics["experiment"], _headline(metrics), notes, sections)
+
+
+def write_page(
+    path: Path, title: str, heading: str, headline: str, notes: Sequence[str], sections: Sequence[tuple[str, str, str]]
+) -> None:
+    """Write a page that stands alone, whole or not at all.
+
+    Args:
+      path: ends in `.html`; its folder exists.
+      title, heading, headline, notes: plain text.
+      sections: (anchor, title, HTML) of each.
+    """
+    links = "".join(f'<a href="#{name}">{section}</a>' for name, section, _ in sections)
+    body = "".join(f'<section id="{name}"><h2>{section}</h2>{content}</section>' for name, section, content in sections)
+    told = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: report</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-        f"<header><h1>{title}</h1><p>{_text(_headline(metrics))}</p>{notes}</header><nav>{links}</nav>"
+        f"<header><h1>{_text(heading)}</h1><p>{_text(headline)}</p>{told}</header><nav>{links}</nav>"
         f"<main>{body}</main></body></html>\n"
     )
     temporary = path.with_suffix(".tmp")
@@ -119,7 +132,7 @@ def _headline(metrics: dict) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The first column names the row; the others are numbers, right-aligned."""
     cells = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
     body = "".join(
@@ -163,7 +176,7 @@ def _numbers(metrics: dict) -> str:
         "Reconstruction is the decoded posterior mean. The error of dropped frames is squared, on the range [-1, 1], "
         "and averaged over k = 1 .. g - 1 dropped groups; copying repeats the last frame seen."
     )
-    return _table(head, rows) + f"<p>{note}</p>{_protocol(metrics)}"
+    return table(head, rows) + f"<p>{note}</p>{_protocol(metrics)}"
 
 
 def _protocol(metrics: dict) -> str:
@@ -243,8 +256,8 @@ def _prediction(metrics: dict) -> str:
     chart = line_chart("Squared error on dropped frames", series, x_label="dropped groups k", whole_x=True)
     p_t = first["observed_frames"][0] - first["observed_frames"][1]
     return (
-        f'<div class="charts">{chart}</div>{_table(head, rows)}'
-        + _table(["Squared error, observed frames", *(f"k = {k}" for k in dropped)], seen)
+        f'<div class="charts">{chart}</div>{table(head, rows)}'
+        + table(["Squared error, observed frames", *(f"k = {k}" for k in dropped)], seen)
         + f"<p>k groups of {p_t} frames are withheld from the end of a clip. Copying repeats the last frame seen; "
         "extrapolation goes on in a straight line through the last two, clipped to the range, and copies where one "
         "frame is seen. Range [-1, 1].</p>"
@@ -294,7 +307,8 @@ def _latents(metrics: dict, pictures: Pictures, media: Media) -> str:
         return "".join(parts) + '<p class="none">Clips of fewer than three latent frames have no curve.</p>'
     intervals = range(1, len(found["ltd_curve"]) + 1)
     curve = line_chart(
-        "Distance over the one at the longest interval", [Series("latents", intervals, found["ltd_curve"])],
+        "Distance of latent frames, as a share of the longest interval's",
+        [Series("latents", intervals, found["ltd_curve"])],
         x_label="interval, latent frames", whole_x=True,
     )  # fmt: skip
     chance = f"; two different clips are {found['ltd_chance']:.3f} apart" if found["ltd_chance"] is not None else ""
@@ -337,8 +351,8 @@ def _setup(metrics: dict) -> str:
     versions = [(name, version) for name, version in metrics["versions"].items()]
     devices = "".join(f"<li>{_text(device)}</li>" for device in metrics["devices"])
     return (
-        '<div class="halves"><div>' + _table(("Part", "Parameters"), parameters) + "</div><div>"
-        + _table(("Package", "Version"), versions) + f"<p>Devices</p><ul>{devices}</ul></div></div>"
+        '<div class="halves"><div>' + table(("Part", "Parameters"), parameters) + "</div><div>"
+        + table(("Package", "Version"), versions) + f"<p>Devices</p><ul>{devices}</ul></div></div>"
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pv_vae_jax.layers.norm import RMSNorm
-from pv_vae_jax.sharding.axes import per_example
+from pv_vae_jax.sharding.axes import VIDEO_AXES, constrain, per_example
 from pv_vae_jax.typing import Array
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
@@ -129,7 +129,10 @@ class FrameAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, t, h, w, c = x.shape
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="to_qkv")(RMSNorm(name="norm")(x))
+        # The positions of a frame meet: devices that share a picture take whole clips each, where these suffice.
+        y = constrain(RMSNorm(name="norm")(x), ("clips", "time", "whole", "whole", "channels"))
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="to_qkv")(y)
         q, k, v = jnp.split(qkv.reshape(b * t, h * w, 1, 3 * c), 3, axis=-1)
         y = dot_product_attention(q, k, v).reshape(b, t, h, w, c)
-        return x + nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj")(y)
+        y = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj")(y)
+        return constrain(x + constrain(y, VIDEO_AXES), VIDEO_AXES)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from pv_vae_jax.layers.cache import left_context
 from pv_vae_jax.layers.initializers import lecun_normal, tail_init
+from pv_vae_jax.sharding.axes import whole_kernel
 from pv_vae_jax.typing import Array
 
 Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
@@ -137,7 +138,7 @@ class CausalConv3D(nn.Module):
         init = nn.initializers.zeros if self.zero_init else tail_init(lecun_normal)
         kernel = self.param("kernel", init, self.kernel_size + (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, whole_kernel(kernel), bias))
         context = left_context(self, x, self.kernel_size[0] - 1)
         return causal_conv3d(x, kernel, bias, context=context, lowering=self.lowering)
 
@@ -157,5 +158,5 @@ class Conv2D(nn.Module):
         init = nn.initializers.zeros if self.zero_init else lecun_normal
         kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, whole_kernel(kernel), bias))
         return conv2d(x, kernel, bias, stride=self.stride, padding=self.padding)

@@ -41,6 +41,8 @@ class Objective:
             value = getattr(self, field)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"objective.{field} is a weight >= 0, got {value}")
+        if self.gan_start < 0:
+            raise ValueError(f"objective.gan_start is a step, 0 or later; got {self.gan_start}")
 
 
 def pixel_terms(

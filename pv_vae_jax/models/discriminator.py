@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pv_vae_jax.layers.conv import CausalConv3D, Conv2D, Lowering
 from pv_vae_jax.layers.norm import RMSNorm
-from pv_vae_jax.typing import Array
+from pv_vae_jax.typing import Array, check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class DiscriminatorConfig:
     lowering: Lowering = "auto"
 
     def __post_init__(self):
+        check_sizes(self, "width", "levels")
         if not self.kinds or not set(self.kinds) <= {"2d", "3d"}:
             raise ValueError(f"discriminator kinds are '2d' and '3d', got {self.kinds}")
 

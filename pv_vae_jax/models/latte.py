@@ -13,18 +13,21 @@ attention that differs from the plain one (here the kernels of `layers.attention
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from pv_vae_jax.layers.attention import IMPLEMENTATIONS, Implementation, dot_product_attention
 from pv_vae_jax.layers.embeddings import ClassEmbedding, TimestepEmbedding, sincos_1d, sincos_2d
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
-from pv_vae_jax.sharding.axes import constrain
-from pv_vae_jax.typing import Array
+from pv_vae_jax.sharding.axes import TOKEN_AXES, constrain, split
+from pv_vae_jax.typing import Array, check_dtype, check_sizes
 
-TOKEN_AXES = ("batch", "time", "space", "width")
+HIDDEN_AXES = ("batch", "time", "tokens", "hidden")
+HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,10 @@ class LatteConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_sizes(self, "latent_channels", "width", "heads", "patch")
+        check_dtype(self.dtype)
+        if self.classes < 0:
+            raise ValueError(f"classes is at least 0, got {self.classes}")
         if self.depth % 2 or self.depth < 2:
             raise ValueError(f"depth counts pairs of a spatial and a temporal block, so it is even; got {self.depth}")
         if self.width % self.heads or self.width % 4:
@@ -93,14 +100,20 @@ class Block(nn.Module):
         y = modulate(nn.LayerNorm(**norm)(x), shift1, scale1)  # (b, t, n, d)
         y = y if self.spatial else y.swapaxes(1, 2)
         qkv = nn.Dense(3 * c.width, name="qkv", **dense)(y)
-        q, k, v = rearrange(qkv, "b s n (three heads e) -> three (b s) n heads e", three=3, heads=c.heads)
-        y = dot_product_attention(q, k, v, implementation=c.attention).reshape(y.shape)
+        qkv = rearrange(qkv, "b s n (three heads e) -> three b s n heads e", three=3, heads=c.heads)
+        if self.spatial:  # the tokens of a frame meet, so devices split heads; over time, tokens stay where they are
+            qkv = [constrain(a, HEAD_AXES) for a in qkv]
+        attend = functools.partial(dot_product_attention, implementation=c.attention)
+        if not self.spatial and split("tokens"):  # two split axes cannot become one without traffic
+            y = jax.vmap(attend)(*qkv).reshape(y.shape)
+        else:
+            y = attend(*(rearrange(a, "b s n heads e -> (b s) n heads e") for a in qkv)).reshape(y.shape)
         y = nn.Dense(c.width, name="proj", **dense)(y)
         y = y if self.spatial else y.swapaxes(1, 2)
         x = constrain(x + gate1[:, None, None] * y, TOKEN_AXES)
 
         y = modulate(nn.LayerNorm(**norm)(x), shift2, scale2)
-        y = nn.gelu(nn.Dense(4 * c.width, name="mlp1", **dense)(y), approximate=True)
+        y = constrain(nn.gelu(nn.Dense(4 * c.width, name="mlp1", **dense)(y), approximate=True), HIDDEN_AXES)
         y = nn.Dense(c.width, name="mlp2", **dense)(y)
         return constrain(x + gate2[:, None, None] * y, TOKEN_AXES)
 

@@ -50,6 +50,7 @@ SIZES: dict[str, VAEConfig] = {
         encoder_widths=(160, 320, 640, 640),
         decoder_widths=(256, 512, 1024, 1024),
         shortcut_pad="zero",
+        shortcut_time="deal",
         pad="gaussian",
     ),
     "wan21": VAEConfig(

@@ -36,15 +36,16 @@ from pv_vae_jax.layers.initializers import lecun_normal
 from pv_vae_jax.layers.norm import RMSNorm
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.layers.rotary import rotary_angles, rotate
-from pv_vae_jax.models.vae import VAE, PadToken, _quiet_start
-from pv_vae_jax.sharding.axes import constrain
-from pv_vae_jax.typing import Array
+from pv_vae_jax.models.vae import VAE, Compression, PadToken, _quiet_start
+from pv_vae_jax.sharding.axes import TOKEN_AXES, constrain
+from pv_vae_jax.typing import Array, check_dtype, check_sizes
 
-TOKEN_AXES = ("batch", "time", "space", "width")
+HIDDEN_AXES = ("batch", "time", "tokens", "hidden")
+HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerVAEConfig:
+class TransformerVAEConfig(Compression):
     """Architecture of a `TransformerVAE`; the defaults are the paper's (table 7), its silences filled by us.
 
     Attributes:
@@ -76,9 +77,8 @@ class TransformerVAEConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("time_factor", "space_factor", "latent_channels", "heads", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        check_sizes(self, "time_factor", "space_factor", "latent_channels", "heads", "encoder_layers", "decoder_layers")
+        check_dtype(self.dtype)
         if self.window < 0:
             raise ValueError(f"window counts latent frames, 0 for all; got {self.window}")
         if self.width % (2 * self.heads) or self.width // self.heads < 6:
@@ -92,19 +92,6 @@ class TransformerVAEConfig:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(self, name)!r}")
-
-    @property
-    def name(self) -> str:
-        """Compression in the field's shorthand, e.g. `t4s16c64`."""
-        return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
-
-    def latent_frames(self, frames: int) -> int:
-        """Latent frames `g` of a clip of `1 + T` frames."""
-        return 1 + (frames - 1) // self.time_factor
-
-    def frames(self, latent_frames: int) -> int:
-        """Pixel frames that `latent_frames` decode to."""
-        return 1 + (latent_frames - 1) * self.time_factor
 
 
 def frame_causal(tokens: int, window: int, past: int = 0, start: Array | int = 0) -> MaskFunction:
@@ -149,7 +136,9 @@ class Layer(nn.Module):
         back = dict(dtype=c.dtype, kernel_init=nn.initializers.zeros)
 
         qkv = nn.Dense(3 * c.width, name="qkv", **into)(RMSNorm(name="norm1")(x))
-        q, k, v = rearrange(qkv, "b g n (three heads e) -> three b (g n) heads e", three=3, heads=c.heads)
+        qkv = rearrange(qkv, "b g n (three heads e) -> three b g n heads e", three=3, heads=c.heads)
+        # Tokens meet here, so devices split heads instead.
+        q, k, v = (rearrange(constrain(a, HEAD_AXES), "b g n heads e -> b (g n) heads e") for a in qkv)
         q, k = rotate(q, angles), rotate(k, angles)
         k, v = self._remember(k, n), self._remember(v, n, name="values")
         past = k.shape[1] // n - g
@@ -159,6 +148,7 @@ class Layer(nn.Module):
         x = constrain(x + nn.Dense(c.width, name="proj", **back)(y), TOKEN_AXES)
 
         y = nn.gelu(nn.Dense(4 * c.width, name="mlp1", **into)(RMSNorm(name="norm2")(x)))
+        y = constrain(y, HIDDEN_AXES)
         return constrain(x + nn.Dense(c.width, name="mlp2", **back)(y), TOKEN_AXES), None
 
     def _remember(self, x: Array, tokens: int, name: str = "keys") -> Array:

@@ -31,14 +31,29 @@ from pv_vae_jax.layers.resample import (
     patchify,
     unpatchify,
 )
-from pv_vae_jax.sharding.axes import constrain
-from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_latent_shape
+from pv_vae_jax.sharding.axes import VIDEO_AXES, constrain
+from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_dtype, check_latent_shape, check_sizes
 
-VIDEO_AXES = ("batch", "time", "height", "width", "channels")
+
+class Compression:
+    """What the configuration of any VAE says of its latents, by `time_factor`, `space_factor` and `latent_channels`."""
+
+    @property
+    def name(self) -> str:
+        """Compression in the field's shorthand, e.g. `t4s16c64`."""
+        return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames `g` of a clip of `1 + T` frames."""
+        return 1 + (frames - 1) // self.time_factor
+
+    def frames(self, latent_frames: int) -> int:
+        """Pixel frames that `latent_frames` decode to."""
+        return 1 + (latent_frames - 1) * self.time_factor
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Compression):
     """Architecture of a `VAE`. Tuples run from pixels to latents; the decoder mirrors the encoder.
 
     The paper fixes the compression and the order of the levels (time and space first, then space alone) and leaves the
@@ -53,14 +68,17 @@ class VAEConfig:
       mid_attention: per-frame attention at latent resolution.
       shortcuts: parameter-free average / duplicate paths around every level.
       shortcut_pad: left padding of the average path; `first` makes an image equal a still clip, `zero` is Wan2.2's.
-      shortcut_time: how the duplicate path fills the frames it makes of one: `deal` gives them different channels where
-        widths narrow (Wan2.2's), `repeat` the same ones. What images teach carries over to clips exactly with
+      shortcut_time: how the duplicate path fills the frames it makes of one: `repeat` gives them the same channels,
+        `deal` different ones where widths narrow (Wan2.2's). What images teach carries over to clips exactly with
         `shortcut_pad="first"` and either `repeat` or equal decoder widths around every level that doubles time.
       halve_up: the convolution after each doubling of space halves the channels before the next level (Wan2.1).
       pad: the dropped latent frames: one `learnable` vector (the paper's recipe) or `gaussian` draws (its ablation).
       lowering: how 3-D convolutions run, see `layers.conv`.
       dtype: compute type; parameters, posterior and pixels are float32.
-      remat: recompute the blocks of a level in the backward pass to save memory.
+      remat: recompute every level in the backward pass, from its input, to save memory.
+      remat_levels: recompute these levels only, by their names in the parameters (`encoder/level0`, `decoder/level_4`).
+      remat_blocks: recompute each residual block of these levels from its own input. It saves the most memory where
+        pixels are many; a level may be in both lists and is then computed three times.
     """
 
     patch: int = 1
@@ -74,14 +92,19 @@ class VAEConfig:
     mid_attention: bool = True
     shortcuts: bool = True
     shortcut_pad: ShortcutPad = "first"
-    shortcut_time: ShortcutTime = "deal"
+    shortcut_time: ShortcutTime = "repeat"
     halve_up: bool = False
     pad: Literal["learnable", "gaussian"] = "learnable"
     lowering: Lowering = "auto"
     dtype: str = "float32"
     remat: bool = False
+    remat_levels: tuple[str, ...] = ()
+    remat_blocks: tuple[str, ...] = ()
 
     def __post_init__(self):
+        check_sizes(self, "patch", "latent_channels", "encoder_widths", "decoder_widths")
+        check_sizes(self, "encoder_blocks", "decoder_blocks")
+        check_dtype(self.dtype)
         levels = len(self.space_factors)
         if len(self.time_factors) != levels:
             raise ValueError(f"time_factors has {len(self.time_factors)} entries, space_factors {levels}")
@@ -97,6 +120,10 @@ class VAEConfig:
             raise ValueError(f"shortcut_pad is 'first' or 'zero', got {self.shortcut_pad!r}")
         if self.shortcut_time not in ("deal", "repeat"):
             raise ValueError(f"shortcut_time is 'deal' or 'repeat', got {self.shortcut_time!r}")
+        known = {f"encoder/level{i}" for i in range(levels + 1)} | {f"decoder/level_{i}" for i in range(levels + 1)}
+        for name in ("remat_levels", "remat_blocks"):
+            if unknown := set(getattr(self, name)) - known:
+                raise ValueError(f"{name} holds {sorted(unknown)}; the levels are {', '.join(sorted(known))}")
         odd = any(width % 2 for width in self.decoder_widths[1:])
         if self.halve_up and (self.shortcuts or odd or set(self.space_factors) != {2}):
             raise ValueError("halve_up needs even decoder_widths, space_factors of 2 and shortcuts=False")
@@ -127,19 +154,6 @@ class VAEConfig:
         """Pixels per latent side, `p_s`."""
         return self.patch * math.prod(self.space_factors)
 
-    @property
-    def name(self) -> str:
-        """Compression in the field's shorthand, e.g. `t4s16c64`."""
-        return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
-
-    def latent_frames(self, frames: int) -> int:
-        """Latent frames `g` of a clip of `1 + T` frames."""
-        return 1 + (frames - 1) // self.time_factor
-
-    def frames(self, latent_frames: int) -> int:
-        """Pixel frames that `latent_frames` decode to."""
-        return 1 + (latent_frames - 1) * self.time_factor
-
 
 @flax.struct.dataclass
 class Posterior:
@@ -169,17 +183,18 @@ class Level(nn.Module):
     resample: bool = True
     shortcut: bool = True
     shortcut_pad: ShortcutPad = "first"
-    shortcut_time: ShortcutTime = "deal"
+    shortcut_time: ShortcutTime = "repeat"
     dtype: str = "float32"
     lowering: Lowering = "auto"
     halve_up: bool = False
+    remat_blocks: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y, begins = x, not continues(self)
+        block = nn.remat(ResidualBlock) if self.remat_blocks else ResidualBlock
         for i in range(self.blocks):
-            y = ResidualBlock(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
-            y = constrain(y, VIDEO_AXES)
+            y = block(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
         if self.resample and self.up:
             features = self.features // 2 if self.halve_up else self.features
             y = Upsample(features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
@@ -222,12 +237,13 @@ class Encoder(nn.Module):
     def __call__(self, video: Array) -> Array:
         c = self.config
         kind = dict(dtype=c.dtype, lowering=c.lowering)
-        level = nn.remat(Level) if c.remat else Level
         x = constrain(patchify(video.astype(c.dtype), c.patch), VIDEO_AXES)
         x = CausalConv3D(c.encoder_widths[0], name="stem", **kind)(x)
         for i, width in enumerate(c.encoder_widths):
             last = i == len(c.space_factors)
             time, space = (1, 1) if last else (c.time_factors[i], c.space_factors[i])
+            name = f"encoder/level{i}"
+            level = nn.remat(Level) if c.remat or name in c.remat_levels else Level
             x = level(
                 width,
                 c.encoder_blocks,
@@ -237,11 +253,12 @@ class Encoder(nn.Module):
                 not last,
                 c.shortcuts,
                 c.shortcut_pad,
+                remat_blocks=name in c.remat_blocks,
                 name=f"level{i}",
                 **kind,
             )(x)
         x = Middle(c.encoder_widths[-1], c.mid_attention, name="middle", **kind)(x)
-        x = nn.silu(RMSNorm(name="norm")(x))
+        x = constrain(nn.silu(RMSNorm(name="norm")(x)), VIDEO_AXES)
         x = CausalConv3D(2 * c.latent_channels, name="head", **kind)(x)
         return CausalConv3D(2 * c.latent_channels, (1, 1, 1), bias_init=_quiet_start, name="moments")(
             x.astype(jnp.float32)
@@ -256,7 +273,6 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         kind = dict(dtype=c.dtype, lowering=c.lowering)
-        level = nn.remat(Level) if c.remat else Level
         top = len(c.space_factors)
         self.latents = CausalConv3D(c.latent_channels, (1, 1, 1))
         self.stem = CausalConv3D(c.decoder_widths[-1], **kind)
@@ -266,8 +282,11 @@ class Decoder(nn.Module):
             last = j == top
             time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
             # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-            shortcut = dict(shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up)
-            levels.append(level(width, c.decoder_blocks, time, space, True, not last, **shortcut, **kind))
+            more = dict(shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up, **kind)
+            name = f"decoder/level_{j}"
+            level = nn.remat(Level) if c.remat or name in c.remat_levels else Level
+            blocks = name in c.remat_blocks
+            levels.append(level(width, c.decoder_blocks, time, space, True, not last, remat_blocks=blocks, **more))
         self.level = levels
         self.norm = RMSNorm()
         self.head = CausalConv3D(3 * c.patch**2, **kind)
@@ -275,10 +294,10 @@ class Decoder(nn.Module):
     def features(self, latents: Array) -> Array:
         """Everything up to the last convolution: `(b, g, h, w, z)` -> `(b, 1 + T, H/patch, W/patch, c)`."""
         x = self.latents(latents).astype(self.config.dtype)
-        x = self.middle(self.stem(x))
+        x = self.middle(constrain(self.stem(x), VIDEO_AXES))
         for level in self.level:
             x = level(x)
-        return nn.silu(self.norm(x))
+        return constrain(nn.silu(self.norm(x)), VIDEO_AXES)
 
     def to_pixels(self, features: Array) -> Array:
         """The last convolution and unpatchify: features -> `(b, 1 + T, H, W, 3)` float32."""
@@ -320,7 +339,12 @@ class VAE(nn.Module):
 
         Raises:
           ShapeError: frame count or size does not fit; the message names the nearest that do.
+          TypeError: integer pixels.
         """
+        if not jnp.issubdtype(video.dtype, jnp.floating):
+            raise TypeError(
+                f"a clip is of floats in [-1, 1], got {video.dtype}; pv_vae_jax.to_float makes them of uint8"
+            )
         if video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(f"a clip has shape (b, t, h, w, 3); got {video.shape}")
         frames = video.shape[1] + continues(self)  # a later chunk of a clip has no frame 0 of its own

@@ -11,22 +11,69 @@ from pv_vae_jax.typing import Array
 
 DATA = "data"  # examples of the batch; parameters replicated
 FSDP = "fsdp"  # examples of the batch; parameters and optimiser state split
-MESH_AXES = (DATA, FSDP)
+TENSOR = "tensor"  # heads and hidden channels of every layer, with their weights
+SPACE = "space"  # width of the picture; neighbours exchange the border of a convolution
+CONTEXT = "context"  # height of the picture, and with it the transformers' tokens
+MESH_AXES = (DATA, FSDP, TENSOR, SPACE, CONTEXT)
 
-# Logical activation axis -> the mesh axes that may split it.
-LOGICAL = {"batch": (DATA, FSDP)}
+# Logical activation axis -> the mesh axes that split it. Tokens run row by row, so `context` cuts them as it cuts
+# rows; `space` cuts finer, so that no device is idle in a stage that has tokens only. Attention wants all tokens of a
+# few heads on one device: heads take the token axes over, which the compiler does by all-to-all.
+LOGICAL = {
+    "batch": (DATA, FSDP),
+    "height": (CONTEXT,),
+    "width": (SPACE,),
+    "tokens": (CONTEXT, SPACE),
+    "heads": (TENSOR, CONTEXT, SPACE),
+    "clips": (DATA, FSDP, CONTEXT, SPACE),  # examples where the picture must be whole
+    "hidden": (TENSOR,),
+}
+VIDEO_AXES = ("batch", "time", "height", "width", "channels")
+TOKEN_AXES = ("batch", "time", "tokens", "channels")
 
 
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:
     """Ask the compiler to keep `x` split by its logical `axes`; without a mesh of ours in context, return it as it is.
 
-    Layers can therefore be used in a foreign codebase, under no mesh or under one with other axis names.
+    Layers can therefore be used in a foreign codebase, under no mesh or under one with other axis names. A mesh axis
+    that does not divide what is left of a dimension is left out there: networks run at any size, and whether a stage's
+    batch and picture fit its mesh is checked where the stage begins.
     """
-    names = jax.sharding.get_abstract_mesh().axis_names
-    spec = [tuple(m for m in LOGICAL.get(axis, ()) if m in names) or None for axis in axes]
+    mesh = jax.sharding.get_abstract_mesh().shape
+    spec = [
+        _dividing(size, [(a, mesh[a]) for a in LOGICAL.get(axis, ()) if mesh.get(a, 1) > 1])
+        for size, axis in zip(x.shape, axes, strict=True)
+    ]
     if not any(spec):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def whole_kernel(kernel: Array) -> Array:
+    """A convolution kernel that `fsdp` split, gathered before it meets a split picture; any other as it is.
+
+    Left to itself, XLA's partitioner computes wrong numbers for a convolution whose kernel and whose picture are both
+    split (jax 0.10.2, held by a test).
+    """
+    mesh = jax.sharding.get_abstract_mesh().shape
+    if max(mesh.get(FSDP, 1), mesh.get(TENSOR, 1)) == 1 or max(mesh.get(SPACE, 1), mesh.get(CONTEXT, 1)) == 1:
+        return kernel
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
+def split(axis: str) -> bool:
+    """Whether the mesh in context splits the logical activation axis `axis`."""
+    mesh = jax.sharding.get_abstract_mesh().shape
+    return any(mesh.get(name, 1) > 1 for name in LOGICAL[axis])
+
+
+def _dividing(size: int, axes: list[tuple[str, int]]) -> tuple[str, ...] | None:
+    chosen = []
+    for axis, devices in axes:
+        if size % devices == 0:
+            chosen.append(axis)
+            size //= devices
+    return tuple(chosen) or None
 
 
 def per_example(function: Callable[..., Array]) -> Callable[..., Array]:

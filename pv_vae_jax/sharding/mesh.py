@@ -11,21 +11,33 @@ from jax.sharding import AxisType, Mesh
 from pv_vae_jax.sharding.axes import MESH_AXES
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh with axes `data, fsdp`; -1 takes the devices that are left, and spare devices stay unused.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    space: int = 1,
+    context: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Mesh with the axes of `sharding.axes`; -1 takes the devices that are left, and spare devices stay unused.
+
+    Devices keep their order, the last axis varying fastest: the devices of one process, and of one host, are
+    neighbours along `context`, `space` and `tensor`, whose traffic is the heaviest, and share their examples.
 
     Raises:
-      ValueError: more devices asked for than there are.
+      ValueError: more devices asked for than there are, or, with several processes, not all of them.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [data, fsdp]
+    shape = [data, fsdp, tensor, space, context]
     if shape.count(-1) > 1:
         raise ValueError(f"only one mesh axis may be -1, got {dict(zip(MESH_AXES, shape, strict=True))}")
     fixed = int(np.prod([n for n in shape if n != -1]))
-    shape = [max(len(devices) // fixed, 1) if n == -1 else n for n in shape]
+    shape = [max(len(devices) // max(fixed, 1), 1) if n == -1 else n for n in shape]
     count = int(np.prod(shape))
+    named = dict(zip(MESH_AXES, shape, strict=True))
     if min(shape) < 1 or count > len(devices):
-        raise ValueError(
-            f"mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {count} devices, there are {len(devices)}"
-        )
+        raise ValueError(f"mesh {named} needs {count} devices, there are {len(devices)}")
+    if count < len(devices) and len({d.process_index for d in devices}) > 1:
+        raise ValueError(f"mesh {named} has {count} of {len(devices)} devices: with several processes it takes all")
     return Mesh(np.array(devices[:count]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -1,46 +1,164 @@
-"""Where arrays of the train state and of the batch live on the mesh."""
+"""Where arrays of the train state and of the batch live on the mesh.
+
+One ordered table maps names of parameters to wishes. It covers the whole train state, because the moments of an
+optimiser, the moving average and the discriminator carry the names of the parameters they belong to.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pv_vae_jax.sharding.axes import DATA, FSDP
+from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, LOGICAL, SPACE, TENSOR
 
-# Smaller arrays are cheaper to keep everywhere than to gather.
-MIN_SHARDED_BYTES = 1 << 16
+# Pattern searched in `params/encoder/level0/block0/conv1/kernel` -> mesh axes of the *last* dimensions. The first row
+# that fits counts. `fsdp` is a wish: where it does not divide, it goes to the largest dimension that it does divide;
+# `tensor` is left out there. What no row names is split by `fsdp` along its largest dimension.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # A pair of layers: the first makes hidden channels, each device its own; the second sums over them.
+    (r"/(conv1|mlp1)/kernel$", PartitionSpec(FSDP, TENSOR)),
+    (r"/(conv2|mlp2)/kernel$", PartitionSpec(TENSOR, FSDP)),
+    (r"/(conv1|mlp1)/bias$", PartitionSpec(TENSOR)),
+    (r"/norm2/gamma$", PartitionSpec(TENSOR)),
+    # Heads: queries, keys and values lie side by side in `qkv`, so its columns cannot be cut by head.
+    (r"/proj/kernel$", PartitionSpec(TENSOR, FSDP)),
+    (r"/(qkv|modulation|final_modulation)/kernel$", PartitionSpec(FSDP, TENSOR)),
+)
+WHOLE_AT_MOST = 1 << 14  # values of an array that is cheaper to keep everywhere than to gather ...
+WHOLE_BUDGET = 0.01  # ... as long as all such arrays together hold no more than this share of a state
+UNSHARDED_LIMIT = 0.02  # share of the parameters' bytes that a run with fsdp may keep whole
 
 
-def fsdp_spec(shape: tuple[int, ...], itemsize: int, devices: int) -> PartitionSpec:
-    """Split the largest axis that `devices` divides; small arrays and those that do not divide stay whole."""
-    if devices == 1 or int(np.prod(shape)) * itemsize < MIN_SHARDED_BYTES:
-        return PartitionSpec()
-    fitting = [(n, -i) for i, n in enumerate(shape) if n % devices == 0]
-    if not fitting:
-        return PartitionSpec()
-    axis = -max(fitting)[1]
-    return PartitionSpec(*(FSDP if i == axis else None for i in range(len(shape))))
+def partition(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
+    """Split of an array by the first rule that names its `path`; `sizes` holds the devices of each mesh axis."""
+    wish = next((spec for pattern, spec in RULES if re.search(pattern, path)), None)
+    split: list[str | None] = [None] * len(shape)
+    for back, axis in enumerate(reversed(wish or ()), 1):
+        if back <= len(shape) and axis and sizes[axis] > 1 and shape[-back] % sizes[axis] == 0:
+            split[-back] = axis
+    if (wish is None or FSDP in wish) and FSDP not in split and sizes[FSDP] > 1:
+        free = [(n, -i) for i, n in enumerate(shape) if split[i] is None and n % sizes[FSDP] == 0]
+        if free:
+            split[-max(free)[1]] = FSDP
+    return PartitionSpec(*split) if any(split) else PartitionSpec()
 
 
 def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
     """Tree of `NamedSharding` for a train state (parameters, moments, EMA, discriminator) of `ShapeDtypeStruct`s."""
-    devices = mesh.shape[FSDP]
-    return jax.tree.map(lambda a: NamedSharding(mesh, fsdp_spec(a.shape, a.dtype.itemsize, devices)), abstract_state)
+    sizes, limit = dict(mesh.shape), _whole_limit(abstract_state)
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        whole = math.prod(leaf.shape) <= limit
+        return NamedSharding(mesh, PartitionSpec() if whole else partition(path_name(path), leaf.shape, sizes))
+
+    return jax.tree.map_with_path(place, abstract_state)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples split over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+def _whole_limit(state: Any) -> int:
+    """Arrays of at most so many values stay whole."""
+    sizes = np.sort([math.prod(leaf.shape) for leaf in jax.tree.leaves(state)])
+    totals = np.cumsum(sizes)[np.searchsorted(sizes, sizes, side="right") - 1]  # values of all arrays up to this size
+    fitting = sizes[(totals <= WHOLE_BUDGET * sizes.sum()) & (sizes <= WHOLE_AT_MOST)]
+    return max(1, *fitting, 0)
+
+
+def path_name(path: tuple) -> str:
+    """`params/encoder/stem/kernel` of a key path; fields and indices of optimiser states count as names."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where one array lives.
+
+    Attributes:
+      path: its name.
+      shape, dtype: of the whole array.
+      spec: mesh axis of each dimension.
+      device_bytes: on one device.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    spec: PartitionSpec
+    device_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def placements(state: Any, sharding: Any) -> list[Placement]:
+    """One `Placement` an array of `state`, in the order of the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [
+        Placement(path_name(path), a.shape, a.dtype, s.spec, math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize)
+        for (path, a), s in zip(leaves, jax.tree.leaves(sharding), strict=True)
+    ]
+
+
+def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
+    """Refuse a run with `fsdp` in which too much of the parameters stays whole on every device.
+
+    Raises:
+      ValueError: more than `UNSHARDED_LIMIT` of their bytes; the largest are named.
+    """
+    if mesh.shape[FSDP] == 1:
+        return
+    rows = placements(params, sharding)
+    whole = sorted((r for r in rows if FSDP not in r.spec), key=lambda r: -r.bytes)
+    share = sum(r.bytes for r in whole) / sum(r.bytes for r in rows)
+    if share > UNSHARDED_LIMIT:
+        names = ", ".join(f"{r.path} {r.shape}" for r in whole[:5]) + (", ..." if len(whole) > 5 else "")
+        raise ValueError(
+            f"fsdp={mesh.shape[FSDP]} leaves {share:.1%} of the parameters' bytes whole on every device, more than "
+            f"{UNSHARDED_LIMIT:.0%}: {names}. Use an fsdp that divides their dimensions, or fsdp=1"
+        )
+
+
+def value_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+    """Split of a value of the batch: examples, and height and width of what has them (`(b, t, h, w, c)`)."""
+    spec: list = [LOGICAL["batch"]] if shape else []
+    if len(shape) == 5:
+        sides = ((2, CONTEXT), (3, SPACE))
+        spec += [None, *(axis if shape[i] % mesh.shape[axis] == 0 else None for i, axis in sides), None]
+    return PartitionSpec(*spec)
+
+
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """`value_spec` on the mesh."""
+    return NamedSharding(mesh, value_spec(mesh, shape))
+
+
+def host_share(mesh: Mesh) -> tuple[int, int]:
+    """`(index, count)`: this process reads share `index` of `count` equal, contiguous shares of every global batch.
+
+    Processes that hold other parts of the same examples (tensor, space, context) read the same share.
+    """
+    rows = mesh.devices.reshape(mesh.shape[DATA] * mesh.shape[FSDP], -1)
+    here = jax.process_index()
+    mine = [i for i, row in enumerate(rows) if any(d.process_index == here for d in row)]
+    count, spare = divmod(len(rows), len(mine))
+    if spare or mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
+        raise ValueError(f"process {here} holds rows {mine} of {len(rows)}: its devices must be neighbours in the mesh")
+    return mine[0] // len(mine), count
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of the batch as global arrays; scalars are replicated."""
-    split, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    """This process's rows of the batch (its `host_share`) as global arrays; scalars are replicated."""
+    shares = host_share(mesh)[1]
 
     def place(value: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(split if np.ndim(value) else whole, np.asarray(value))
+        value = np.asarray(value)
+        shape = (value.shape[0] * shares, *value.shape[1:]) if value.ndim else ()
+        return jax.make_array_from_process_local_data(batch_sharding(mesh, shape), value, shape)
 
     return {name: place(value) for name, value in batch.items()}

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from pv_vae_jax.sharding.processes import is_first, wait_for_all
+
+
+class CheckpointError(OSError):
+    """A state could not be written, most often because the disk is full, or none of those there can be read."""
+
 
 class Checkpoints:
     """Training states of one stage in `folder/<step>`.
 
     Orbax writes into a temporary folder and renames it when the last byte is there, so a killed save leaves nothing
-    that `latest` would pick up. What it does leave is removed.
+    that `latest` would pick up. What it does leave is removed. With several processes each writes its part of a state,
+    and any number of processes and devices can read it.
+
+    Raises (from `save` and `close`):
+      CheckpointError: writing failed; the message names the newest whole state.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        for step in folder.glob("[0-9]*"):
+        for step in folder.glob("[0-9]*") if is_first() else ():
             if step.name.isdigit() and not (step / "_CHECKPOINT_METADATA").exists():
                 shutil.rmtree(step, ignore_errors=True)  # a copy or a deletion that broke off
+        wait_for_all(f"checkpoints of {folder} are clean")
+        self._folder = folder
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -33,16 +48,66 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Start to write `state`; training goes on meanwhile. Does nothing if `step` is already there."""
         if self.latest() != step:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            with self._writing():
+                self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """State of `step` in the shapes, types and shardings of `abstract_state`."""
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
 
+    def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """The newest state that can be read, and its step; None without any.
+
+        Newer ones that are damaged are set aside as `<step>.damaged`, and named on stderr.
+
+        Raises:
+          CheckpointError: there are states, and none can be read.
+        """
+        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
+        for step in steps:
+            try:
+                state = self.restore(step, abstract_state)
+            except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
+                damaged[step] = " ".join(str(error).split())[:200]
+                if jax.process_count() > 1:  # another process may have read its part
+                    break
+                continue
+            for bad, reason in damaged.items():
+                path = self._folder / str(bad)
+                path.rename(path.with_name(f"{bad}.damaged"))
+                print(f"{path} cannot be read ({reason}): set aside as {bad}.damaged", file=sys.stderr)
+            if damaged:
+                self._manager.reload()
+            return step, state
+        if damaged:
+            faults = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise CheckpointError(
+                f"no training state in {self._folder} can be read ({faults}). Write it back from a copy, or remove the "
+                f"folder to start the stage again"
+            )
+        return None
+
     def close(self) -> None:
         """Wait until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._writing():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # what Orbax and TensorStore raise for a full disk is not one type
+            steps = [p for p in self._folder.iterdir() if p.name.isdigit()]  # others are being written
+            whole = [int(p.name) for p in steps if (p / "_CHECKPOINT_METADATA").exists()]
+            newest = f"the state of step {max(whole)} is whole" if whole else "there is none from before"
+            reason = " ".join(str(error).split())[:500]
+            raise CheckpointError(
+                f"a training state could not be written to {self._folder} ({reason}); {newest}. Make room, then start "
+                f"the same command again"
+            ) from error
 
 
 def abstract(state: Any, sharding: Any) -> Any:

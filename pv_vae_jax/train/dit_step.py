@@ -12,10 +12,10 @@ from pv_vae_jax.diffusion.guidance import drop_labels
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution, draw_time, flow_matching_loss
 from pv_vae_jax.models.latents import normalize_latents
 from pv_vae_jax.models.latte import Latte
-from pv_vae_jax.train.optim import ema_update
+from pv_vae_jax.train.optim import accumulated, ema_update
 from pv_vae_jax.train.state import TrainState, create_state
 from pv_vae_jax.train.vae_step import Logs
-from pv_vae_jax.typing import Array, Params
+from pv_vae_jax.typing import Array, Params, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit compiles once per instance
@@ -30,6 +30,7 @@ class DiTStep:
       time_distribution: of the flow's time.
       ema_decay: of the moving average used for sampling.
       seed: with the step number it gives all randomness.
+      micro_batches: parts of the batch computed one after the other.
     """
 
     model: Latte
@@ -40,6 +41,7 @@ class DiTStep:
     time_distribution: TimeDistribution = "uniform"
     ema_decay: float = 0.9999
     seed: int = 0
+    micro_batches: int = 1
 
     def create(self, params: Params) -> TrainState:
         """State at step 0."""
@@ -48,6 +50,19 @@ class DiTStep:
     def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, Logs]:
         """Update once from `mean, logvar (b, g, h, w, z)` and `label (b,)`: a posterior sample a step."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        loss, grads = accumulated(
+            lambda part, key: self._gradients(state.params, part, key), batch, key, self.micro_batches
+        )
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = ema_update(state.ema, params, state.step, self.ema_decay)
+        return TrainState(state.step + 1, params, opt_state, ema), {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+        }
+
+    def _gradients(self, params: Params, batch: dict, key: PRNGKey) -> tuple[Array, Params]:
+        """Loss and its gradient."""
         k_sample, k_noise, k_time, k_label = jax.random.split(key, 4)
         std = jnp.exp(0.5 * batch["logvar"])
         latents = batch["mean"] + std * jax.random.normal(k_sample, batch["mean"].shape)
@@ -59,11 +74,4 @@ class DiTStep:
         def loss_fn(params: Params) -> Array:
             return flow_matching_loss(lambda x, t: self.model.apply({"params": params}, x, t, label), data, noise, t)
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = ema_update(state.ema, params, state.step, self.ema_decay)
-        return TrainState(state.step + 1, params, opt_state, ema), {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
-        }
+        return jax.value_and_grad(loss_fn)(params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import signal
 import sys
 import time
@@ -11,20 +13,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from pv_vae_jax.sharding.rules import put_batch, state_sharding
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.sharding.processes import from_host, is_first
+from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
-from pv_vae_jax.train.guard import check_finite
-from pv_vae_jax.train.metrics import MetricWriter
+from pv_vae_jax.train.guard import check_finite, check_finite_params
+from pv_vae_jax.train.metrics import MetricWriter, Silent
 from pv_vae_jax.train.state import TrainState
 
 Batch = dict[str, np.ndarray]
 
 
 class Interrupted(RuntimeError):
-    """SIGTERM came: the state is saved, and the same command goes on from there."""
+    """SIGTERM or Ctrl-C came: the state is saved, and the same command goes on from there."""
 
 
 def run_stage(
@@ -32,8 +37,10 @@ def run_stage(
     name: str,
     folder: Path,
     mesh: Mesh,
-    create: Callable[[], TrainState],
-    program: Callable[[int, Batch], Callable[[TrainState, Any], tuple[TrainState, dict]]],
+    create: Callable[[dict], TrainState],
+    given: Callable[[], dict],
+    step: Callable[..., tuple[TrainState, dict]],
+    options: Callable[[int, Batch], dict],
     batches: Callable[[int], Iterator[Batch]],
     steps: int,
     log_every: int,
@@ -48,8 +55,13 @@ def run_stage(
       name: of the stage, for messages.
       folder: holds `checkpoints/` and the curves.
       mesh: devices.
-      create: makes the state of step 0; called without a checkpoint, or abstractly with one.
-      program: the jitted step for a step number and a batch on the host (the GAN may be off, k may differ).
+      create: makes the state of step 0 from what `given` returned, and draws what is not in there; traced, so that each
+        device makes its own part only.
+      given: reads parameters to start from: `{}`, or trees named `params` and `discriminator`. Called only where there
+        is no checkpoint.
+      step: pure function of state, batch and options.
+      options: keyword arguments of `step` for a step number and a batch on the host, which they may change; each
+        combination is compiled once (the GAN may be off, k may differ).
       batches: iterator from a given step on; batch `s` must depend on `s` alone.
       steps: of the whole stage.
       log_every, checkpoint_every: in steps. All terms are kept for every step and looked at once per `log_every`, so
@@ -57,27 +69,48 @@ def run_stage(
       checkpoints_kept: newest states kept.
       unit, units_per_step: what the progress bar counts a second.
 
+    With several processes, all call this alike; each feeds its own rows, and the first writes the curves.
+
     Returns:
       The state after the last step.
 
     Raises:
+      ConfigError: too much of the parameters would stay whole on every device, see `sharding.rules`.
       NonFiniteError: a term became NaN or infinite; no state from after that step is saved.
-      Interrupted: after SIGTERM, with the state saved.
+      Interrupted: after SIGTERM or the first Ctrl-C, with the state saved.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", checkpoints_kept)
-    shapes = jax.eval_shape(create)
+    shapes = jax.eval_shape(lambda: create({}))
     sharding = state_sharding(mesh, shapes)
-    start = checkpoints.latest()
-    if start is None:
-        state, start = jax.device_put(create(), sharding), 0
+    try:
+        check_split(mesh, shapes.params, sharding.params)
+    except ValueError as error:
+        raise ConfigError(f"stage {name}: {error}") from error
+    checkpoints = Checkpoints(folder / "checkpoints", checkpoints_kept)
+    restored = checkpoints.restore_newest(abstract(shapes, sharding))
+    if restored is None:
+        places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
+        source = {part: from_host(tree, places[part]) for part, tree in given().items()}
+        state, start = jax.jit(create, out_shardings=sharding, donate_argnums=0)(source), 0
+        del source
     else:
-        state = checkpoints.restore(start, abstract(shapes, sharding))
+        start, state = restored
         print(f"{name}: resumed at step {start} of {steps}", file=sys.stderr)
     if start >= steps:
         checkpoints.close()
         return state
 
-    writer = MetricWriter(folder, start)
+    programs: dict[tuple, Callable] = {}
+
+    def program(number: int, batch: Batch) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+        chosen = options(number, batch)
+        key = tuple(sorted(chosen.items()))
+        if key not in programs:
+            # Stated, not left to the compiler: the state of one step must be the input of the next as it lies.
+            out = (sharding, NamedSharding(mesh, PartitionSpec()))
+            programs[key] = jax.jit(functools.partial(step, **chosen), out_shardings=out, donate_argnums=0)
+        return programs[key]
+
+    writer = MetricWriter(folder, start) if is_first() else Silent()
     pending: list[tuple[int, dict]] = list(writer.unwritten)
     waited, since, counted = 0.0, time.perf_counter(), 0
     stream = batches(start)
@@ -102,54 +135,81 @@ def run_stage(
         bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed}", refresh=False)
         waited, since, counted = 0.0, time.perf_counter(), 0
 
-    try:
-        with _sigterm() as stop, jax.set_mesh(mesh):
-            for step in range(start, steps):
+    with _stop_signal() as stop, jax.set_mesh(mesh):  # to the end of saving: a second signal must not break it off
+        try:
+            for number in range(start, steps):
                 fetch = time.perf_counter()
                 batch = next(stream)
                 waited += time.perf_counter() - fetch
-                state, logs = program(step, batch)(state, put_batch(mesh, batch))
-                pending.append((step + 1, logs))
+                run = program(number, batch)
+                placed = put_batch(mesh, batch)
+                with jax.transfer_guard("disallow"):  # what crosses to the device and back is put and got by name
+                    state, logs = run(state, placed)
+                pending.append((number + 1, logs))
                 counted += 1
                 bar.update()
-                stopping = bool(stop)  # read once: the signal may come between any two lines
-                regular = (step + 1) % checkpoint_every == 0 or step + 1 == steps
-                if (step + 1) % log_every == 0 or regular:
-                    flush(step + 1)  # never save a state that the guard has not seen
+                stopping = stop.came()  # asked once: the signal may come between any two lines
+                regular = (number + 1) % checkpoint_every == 0 or number + 1 == steps
+                if (number + 1) % log_every == 0 or regular:
+                    flush(number + 1)  # never save a state that the guard has not seen
                 if stopping:
                     writer.set_aside(look())
                 if regular or stopping:
-                    checkpoints.save(step + 1, state)
+                    check_finite_params(name, number + 1, state.params)
+                    checkpoints.save(number + 1, state)
                 if stopping:
                     break
-            if stop:
-                raise Interrupted(f"{name}: SIGTERM at step {step + 1}; saved, the same command goes on from there")
-    finally:
-        bar.close()
-        writer.close()
-        checkpoints.close()
-        if hasattr(stream, "close"):
-            stream.close()
+            if stopping or stop.late():
+                where = f"{name}: {stop.name} at step {number + 1}"
+                raise Interrupted(f"{where}; saved, the same command goes on from there")
+        finally:
+            bar.close()
+            writer.close()
+            checkpoints.close()
+            if hasattr(stream, "close"):
+                stream.close()
     return state
 
 
-class _sigterm:
-    """Context in which SIGTERM only leaves a mark; the object is true once it came."""
+class _stop_signal:
+    """Context in which SIGTERM or Ctrl-C only leaves a mark, which `came` reports after each step.
 
-    def __enter__(self) -> _sigterm:
-        self._came = False
-        try:
-            self._old = signal.signal(signal.SIGTERM, self._mark)
-        except ValueError:  # not the main thread (a notebook's worker): keep the default
-            self._old = None
+    A second Ctrl-C stops at once. With several processes, JAX catches SIGTERM wherever it arrives, and `came` answers
+    yes on all of them after the same step; Ctrl-C is left alone.
+
+    Attributes:
+      name: of the signal that came, for messages.
+    """
+
+    _calls = itertools.count()  # over all stages of this process: the steps that processes agree on only ever grow
+
+    def __enter__(self) -> _stop_signal:
+        self._mark, self._old, self.name = False, {}, "SIGTERM"
+        if jax.process_count() == 1:
+            try:
+                self._old = {number: signal.signal(number, self._set) for number in (signal.SIGTERM, signal.SIGINT)}
+            except ValueError:  # not the main thread (a notebook's worker): keep the default
+                pass
         return self
 
-    def _mark(self, *_: Any) -> None:
-        self._came = True
+    def _set(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self._mark:
+                raise KeyboardInterrupt
+            self.name = "Ctrl-C"
+            print("\nsaving after this step, then stopping; Ctrl-C again stops at once", file=sys.stderr)
+        self._mark = True
 
-    def __bool__(self) -> bool:
-        return self._came
+    def came(self) -> bool:
+        """Whether to stop after this step."""
+        if jax.process_count() == 1:
+            return self._mark
+        return multihost_utils.reached_preemption_sync_point(next(self._calls))
+
+    def late(self) -> bool:
+        """Whether the signal came after the last step's `came`; with several processes the next stage hears of it."""
+        return self._mark
 
     def __exit__(self, *_: Any) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, old in self._old.items():
+            signal.signal(number, old)

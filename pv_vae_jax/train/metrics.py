@@ -26,8 +26,8 @@ class MetricWriter:
         temporary.replace(self.path)
         self._file = self.path.open("a")
         self._aside = folder / "metrics.aside.json"
-        aside = json.loads(self._aside.read_text()) if self._aside.exists() else []
         written = rows[-1]["step"] if rows else 0
+        aside = _read_aside(self._aside)
         fits = aside and aside[-1][0] == start_step
         self.unwritten = [(step, terms) for step, terms in aside if step > written] if fits else []
         try:
@@ -57,14 +57,40 @@ class MetricWriter:
             self._board.close()
 
 
+class Silent:
+    """A `MetricWriter` for the processes of a run that do not write."""
+
+    unwritten: tuple = ()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Nothing."""
+
+    def set_aside(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict]:
-    """Rows of a metrics file; a last line cut off by a kill is left out. No file gives no rows."""
+    """Rows of a metrics file up to the first damaged line, such as one cut off by a kill. No file gives no rows."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:  # UnicodeDecodeError and JSONDecodeError are both
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
+
+
+def _read_aside(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """What `set_aside` wrote; a damaged file counts as none, which costs a mean over one window and no training."""
+    try:
+        return [(int(step), dict(terms)) for step, terms in json.loads(path.read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from pv_vae_jax.config import OptimizerConfig
-from pv_vae_jax.typing import Array, Params
+from pv_vae_jax.typing import Array, Params, PRNGKey
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -27,7 +30,8 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     rate = schedule(config, steps)
     if config.name == "adamw":
-        rule = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=_decayed)
+        decay = dict(weight_decay=config.weight_decay, mask=_decayed)
+        rule = optax.adamw(rate, config.b1, config.b2, mu_dtype=config.momentum_dtype, **decay)
     else:
         # Updates as large as AdamW's (root mean square 0.2, arXiv 2502.16982), so that a learning rate means the same.
         rule = optax.contrib.muon(
@@ -38,6 +42,7 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
             adam_b2=config.b2,
             muon_weight_dimension_numbers=_kernel_axes,
             consistent_rms=0.2,
+            mu_dtype=config.momentum_dtype,
         )
     return optax.chain(*clip, rule)
 
@@ -71,6 +76,35 @@ def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Param
     if unknown:
         raise ValueError(f"cannot freeze {sorted(unknown)}: the model's parts are {sorted(params)}")
     return {k: v for k, v in params.items() if k not in frozen}, {k: params[k] for k in frozen}
+
+
+def accumulated(gradients: Callable[[Any, Array], Any], batch: dict, key: PRNGKey, parts: int) -> Any:
+    """Mean of `gradients(part of the batch, key)` over `parts` equal parts, one after the other.
+
+    Args:
+      gradients: function to a tree of arrays (gradients and logs).
+      batch: arrays `(b, ...)`, and scalars, which every part gets.
+      key: each part draws from its own, made of this one.
+      parts: must divide `b`; 1 calls `gradients` once, with `key`.
+    """
+    if parts == 1:
+        return gradients(batch, key)
+
+    # Part `i` takes rows `i, i + parts, ...`: every device cuts its own rows, and nothing is sent.
+    def cut(a: Array) -> Array:
+        return a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1)
+
+    rows = {name: cut(a) for name, a in batch.items() if a.ndim}
+    whole = {name: a for name, a in batch.items() if not a.ndim}
+
+    def body(total: Any, part: tuple) -> tuple:
+        index, these = part
+        found = gradients(whole | these, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda t, f: t + f / parts, total, found), None
+
+    shapes = jax.eval_shape(lambda: gradients(whole | {name: a[0] for name, a in rows.items()}, key))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.scan(body, zeros, (jnp.arange(parts), rows))[0]
 
 
 def ema_update(ema: Params, params: Params, step: Array, decay: float) -> Params:

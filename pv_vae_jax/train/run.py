@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 
 from pv_vae_jax.config import ConfigError, Experiment, differences, from_dict, save_config, to_dict
 from pv_vae_jax.data.sources import VideoSource, open_source
+from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.sharding.processes import is_first, wait_for_all
 
 # What may change between two starts of one run without changing its numbers.
 FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "data.threads", "data.cache_bytes")
@@ -67,6 +69,7 @@ class Run:
                         ) from error
                     except OSError:
                         pass  # a file system without locks
+                save_config(self.experiment, self.workdir / "config.json")  # with what may change between two starts
             yield
 
     def source(self, split: str, *, random: bool) -> VideoSource:
@@ -96,7 +99,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
     workdir = Path(workdir)
     path = workdir / "config.json"
     try:
-        mesh = make_mesh(experiment.mesh.data, experiment.mesh.fsdp)
+        mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from error
     if path.exists():
@@ -108,12 +111,40 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
             )
     elif workdir.is_dir() and {p.name for p in workdir.iterdir()} - {"config.tmp"}:  # left by a kill while writing it
         raise ConfigError(f"{workdir} is not empty and holds no run of pv_vae_jax; use another --workdir")
+    wait_for_all("work directory looked at")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_config(experiment, path)
+        if is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                save_config(experiment, path)
     except OSError as error:
         raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
+    wait_for_all("work directory made")
+    if not path.exists():
+        raise ConfigError(f"process {jax.process_index()} sees no {path}: all processes share one work directory")
     return Run(experiment, workdir, mesh)
+
+
+def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
+    """Refuse a mesh on which a stage's batch, picture or heads cannot be split evenly.
+
+    Raises:
+      ConfigError: the first thing that does not divide, and what to set.
+    """
+    size, batch = mesh.shape, getattr(experiment, stage).batch_size
+    examples, parts = size[DATA] * size[FSDP], getattr(experiment, stage).micro_batches
+    if batch % (examples * parts):
+        times = f", {parts} times over (micro_batches)" if parts > 1 else ""
+        raise ConfigError(
+            f"{stage}.batch_size {batch} is not a multiple of the {examples} devices that split it{times}: change it, "
+            f"or use fewer devices with --config.mesh.data=1"
+        )
+    side = experiment.data.size // experiment.vae.space_factor  # the coarsest picture, and the latents
+    for axis, what in ((SPACE, "width"), (CONTEXT, "height")):
+        if side % size[axis]:
+            raise ConfigError(f"mesh.{axis} {size[axis]} does not divide the {what} of the latents, {side}: change it")
+    if stage == "diffusion" and experiment.latte.heads % size[TENSOR]:
+        raise ConfigError(f"mesh.{TENSOR} {size[TENSOR]} does not divide the {experiment.latte.heads} heads: change it")
 
 
 def reopen_run(workdir: str | Path) -> Run:
@@ -135,5 +166,5 @@ def _read_config(path: Path) -> Experiment:
         raise ConfigError(f"{path} holds no configuration: use another --workdir")
     try:
         return from_dict(Experiment, tree)
-    except ConfigError as error:
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{path} is of another version of pv_vae_jax ({error}): use another --workdir") from error

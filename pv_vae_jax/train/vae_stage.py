@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax import pretrained
@@ -19,11 +20,16 @@ from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.predictive import max_dropped
 from pv_vae_jax.pretrained import Pretrained, weights_hash
+from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
+from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
-from pv_vae_jax.train.run import Run
+from pv_vae_jax.train.run import Run, check_mesh
+from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import VAEStep, stage_key
-from pv_vae_jax.typing import Params
+from pv_vae_jax.typing import Params, WeightsError
+
+COMPUTED = ("remat", "remat_levels", "remat_blocks", "lowering", "attention", "dtype")
 
 
 def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Perceptual | None = None) -> None:
@@ -35,7 +41,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
     """
     experiment = run.experiment
     stage: VAEStageConfig = getattr(experiment, name)
-    _check_devices(run, name, stage.batch_size)
+    check_mesh(run.mesh, experiment, name)
     frames = 1 if stage.images else experiment.data.frames
     source = run.source("train", random=True)
     if stage.images:
@@ -49,32 +55,47 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         optimizer=optimizer(stage.optimizer, stage.steps),
         discriminator=discriminator,
         discriminator_optimizer=optimizer(stage.discriminator_optimizer, stage.steps),
-        frozen=stage.frozen,
+        # A gaussian pad has no parameter, so there is nothing to hold.
+        frozen=tuple(part for part in stage.frozen if part != "pad" or experiment.vae.pad == "learnable"),
         ema_decay=stage.ema_decay,
         seed=experiment.seed,
         perceptual=perceptual,
+        micro_batches=stage.micro_batches,
     )
     clip = (1, frames, experiment.data.size, experiment.data.size, 3)
 
-    def create():
-        params = _first_parameters(run, name, before, model, clip)
-        return step.create(params, _discriminator_parameters(run, before, discriminator, clip))
+    def draw(network: VAE | Discriminator, key: str) -> Params:
+        return network.init(stage_key(experiment.seed, key), jnp.zeros(clip))["params"]
 
-    jitted = jax.jit(step, static_argnames=("dropped", "gan"), donate_argnums=0)
+    def create(given: dict) -> TrainState:
+        params = given["params"] if "params" in given else draw(model, "vae")
+        if discriminator is None:
+            return step.create(params)
+        return step.create(params, given.get("discriminator") or draw(discriminator, "discriminator"))
+
+    def given() -> dict:
+        parts = {"params": _first_parameters(run, name, before, model)}
+        if discriminator is not None:
+            parts["discriminator"] = _read_discriminator(run, before, discriminator, clip)
+        return {part: tree for part, tree in parts.items() if tree is not None}
 
     most = max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio)
     filled = stage.drop_form == "filled" and most > 0
 
-    def program(number: int, batch: dict):
+    def options(number: int, batch: dict) -> dict:
         gan = discriminator is not None and number >= stage.objective.gan_start
-        return functools.partial(jitted, dropped=None if filled else int(batch.pop("dropped")), gan=gan)
+        return {"dropped": None if filled else int(batch.pop("dropped")), "gan": gan}
+
+    host_index, host_count = host_share(run.mesh)
 
     state = run_stage(
         name=name,
         folder=run.folder(name),
         mesh=run.mesh,
         create=create,
-        program=program,
+        given=given,
+        step=step,
+        options=options,
         batches=lambda at: train_batches(
             source,
             batch_size=stage.batch_size,
@@ -85,8 +106,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
             max_dropped=most,
             dropped="per_example" if filled and stage.drop_per_example else "shared",
             threads=experiment.data.threads,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
+            host_index=host_index,
+            host_count=host_count,
         ),
         steps=stage.steps,
         log_every=experiment.log_every,
@@ -94,12 +115,15 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         checkpoints_kept=experiment.checkpoints_kept,
         units_per_step=stage.batch_size * frames,
     )
-    if state.discriminator is not None:
-        _save_discriminator(run, name, state.discriminator.params)
-    ema = jax.device_get(state.ema)
-    meta = {"experiment": experiment.name, "stage": name, "images": stage.images, "steps": stage.steps}
-    meta["weights"] = weights_hash(ema)
-    pretrained.save(run.folder(name) / "model", Pretrained(model, ema, meta=meta))
+    ema = to_host(state.ema)
+    networks = None if state.discriminator is None else to_host(state.discriminator.params)
+    if is_first():
+        if networks is not None:
+            _save_discriminator(run, name, networks)
+        meta = {"experiment": experiment.name, "stage": name, "images": stage.images, "steps": stage.steps}
+        meta["weights"] = weights_hash(ema)
+        pretrained.save(run.folder(name) / "model", Pretrained(model, ema, meta=meta))
+    wait_for_all(f"model of {name}")
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -107,23 +131,18 @@ def stage_seed(seed: int, name: str) -> int:
     return seed * 1_000 + sum(name.encode()) % 1_000
 
 
-def _check_devices(run: Run, name: str, batch_size: int) -> None:
-    if batch_size % run.mesh.size:
-        raise ConfigError(
-            f"{name}.batch_size {batch_size} is not a multiple of the {run.mesh.size} devices: change it, or use fewer "
-            f"devices with --config.mesh.data=1"
-        )
-
-
-def _first_parameters(run: Run, name: str, before: str | None, model: VAE, clip: tuple[int, ...]) -> Params:
+def _first_parameters(run: Run, name: str, before: str | None, model: VAE) -> Params | None:
+    """What the stage starts from, or None for scratch."""
     stage: VAEStageConfig = getattr(run.experiment, name)
     if stage.init_from:
         loaded = pretrained.load(stage.init_from)
     elif before is not None:
         loaded = pretrained.load(run.folder(before) / "model")
     else:
-        return jax.jit(model.init)(stage_key(run.experiment.seed, "vae"), jnp.zeros(clip))["params"]
-    if loaded.vae.config != model.config:
+        return None
+    # What only decides how a network is computed may differ.
+    free = {f: getattr(model.config, f) for f in COMPUTED if hasattr(model.config, f)}
+    if type(loaded.vae.config) is not type(model.config) or replace(loaded.vae.config, **free) != model.config:
         raise ConfigError(f"stage {name} starts from a VAE of another architecture: {loaded.vae.config}")
     if not stage.images and _ends_on_images(loaded):
         return inflate_image_params(loaded.vae_params)
@@ -135,20 +154,21 @@ def _ends_on_images(model: Pretrained) -> bool:
     return model.meta.get("images", model.meta.get("stage") == "image")
 
 
-def _discriminator_parameters(run: Run, before: str | None, model: Discriminator | None, clip) -> Params | None:
-    if model is None:
-        return None
-    fresh = jax.jit(model.init)(stage_key(run.experiment.seed, "discriminator"), jnp.zeros(clip))["params"]
+def _read_discriminator(run: Run, before: str | None, model: Discriminator, clip: tuple[int, ...]) -> Params | None:
+    """The discriminator that stage `before` ended with, or None if it had none."""
     path = run.folder(before) / "discriminator.safetensors" if before else None
     if path is None or not path.exists():
-        return fresh
-    leaves, tree = jax.tree.flatten(fresh)
-    saved = load_file(path)
-    return jax.tree.unflatten(tree, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
+        return None
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(clip))["params"]))
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged ({error}): delete it, and the discriminator starts afresh") from error
+    return jax.tree.unflatten(tree, [saved[str(i)] for i in range(len(leaves))])
 
 
 def _save_discriminator(run: Run, name: str, params: Params) -> None:
     path = run.folder(name) / "discriminator.safetensors"
     temporary = path.with_suffix(".tmp")
-    save_file({str(i): leaf for i, leaf in enumerate(jax.tree.leaves(jax.device_get(params)))}, temporary)
+    save_file({str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))}, temporary)
     temporary.replace(path)

@@ -17,7 +17,7 @@ from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_filled, predict_truncated
-from pv_vae_jax.train.optim import ema_update, split_frozen
+from pv_vae_jax.train.optim import accumulated, ema_update, split_frozen
 from pv_vae_jax.train.state import Networks, TrainState, create_state
 from pv_vae_jax.typing import Array, Params, PRNGKey
 
@@ -39,6 +39,7 @@ class VAEStep:
       ema_decay: of the VAE's moving average.
       seed: with the step number it gives all randomness.
       perceptual: fills the perceptual slot, or None.
+      micro_batches: parts of the batch computed one after the other.
     """
 
     model: VAE
@@ -50,6 +51,7 @@ class VAEStep:
     ema_decay: float = 0.999
     seed: int = 0
     perceptual: Perceptual | None = None
+    micro_batches: int = 1
 
     def create(self, params: Params, discriminator_params: Params | None = None) -> TrainState:
         """State at step 0 from given parameters."""
@@ -77,6 +79,26 @@ class VAEStep:
           New state, and float32 scalars: every term unweighted, `loss`, gradient norm.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        trained, frozen = split_frozen(state.params, self.frozen)
+
+        def gradients(part: dict, key: PRNGKey):
+            return self._gradients(state, part, key, dropped, gan)
+
+        grads, discriminator_grads, logs = accumulated(gradients, batch, key, self.micro_batches)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+        params = optax.apply_updates(trained, updates) | frozen
+        logs["gradient_norm"] = optax.tree.norm(grads)
+        networks = state.discriminator
+        if gan:
+            old = networks
+            updates, moments = self.discriminator_optimizer.update(discriminator_grads, old.opt_state, old.params)
+            networks = Networks(optax.apply_updates(old.params, updates), moments)
+        ema = ema_update(state.ema, params, state.step, self.ema_decay)
+        ema |= {part: frozen[part] for part in frozen}  # averaging equal numbers would still move them by rounding
+        return TrainState(state.step + 1, params, opt_state, ema, networks), logs
+
+    def _gradients(self, state: TrainState, batch: dict, key: PRNGKey, dropped: int | None, gan: bool):
+        """Gradients of both sides (None for the discriminator while the GAN is off), and all terms."""
         video = to_float(batch["video"])
         trained, frozen = split_frozen(state.params, self.frozen)
 
@@ -114,18 +136,15 @@ class VAEStep:
         (d_trained,) = pull_network((d_features, jnp.asarray(self.objective.kl, kl.dtype)))
         grads = jax.tree.map(jnp.add, d_trained, d_head)
 
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
-        params = optax.apply_updates(trained, updates) | frozen
-        logs |= {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
-        networks = state.discriminator
-        if gan:
-            networks, more = self._update_discriminator(networks, video, jax.lax.stop_gradient(output))
-            logs |= more
-        ema = ema_update(state.ema, params, state.step, self.ema_decay)
-        ema |= {part: frozen[part] for part in frozen}  # averaging equal numbers would still move them by rounding
-        return TrainState(state.step + 1, params, opt_state, ema, networks), logs
+        logs["loss"] = loss
+        if not gan:
+            return grads, None, logs
+        discriminator_grads, more = self._discriminator_gradients(
+            state.discriminator.params, video, jax.lax.stop_gradient(output)
+        )
+        return grads, discriminator_grads, logs | more
 
-    def _update_discriminator(self, networks: Networks, real: Array, fake: Array) -> tuple[Networks, Logs]:
+    def _discriminator_gradients(self, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:
         def loss(params: Params):
             variables = {"params": params}
             real_logits = self.discriminator.apply(variables, real)
@@ -133,10 +152,8 @@ class VAEStep:
             mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
             return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
 
-        (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(networks.params)
-        updates, opt_state = self.discriminator_optimizer.update(grads, networks.opt_state, networks.params)
-        logs = {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
-        return Networks(optax.apply_updates(networks.params, updates), opt_state), logs
+        (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return grads, {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
 
 
 def stage_key(seed: int, name: str) -> PRNGKey:

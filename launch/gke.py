@@ -1,0 +1,141 @@
+"""Run an experiment on Google Kubernetes Engine: one JobSet a run, TPU slices or nodes with GPUs.
+
+  python launch gke --image REGION-docker.pkg.dev/PROJECT/REPO/pv_vae_jax --tpu v5e --topology 4x4 \\
+      --claim runs:/mnt/runs --config experiments/demo.py --workdir /mnt/runs/demo --dry-run
+  python launch gke --image IMAGE --gpu nvidia-h100-80gb --nodes 2 --gpus-per-node 8 --claim runs:/mnt/runs ...
+
+The image is built from launch/Dockerfile. --claim mounts a volume that all pods may write (ReadWriteMany); the work
+directory lies in it, or results would end with the pods. A pod that fails restarts the whole run, --restarts times,
+from its newest checkpoint. The cluster needs the JobSet controller. --dry-run prints what `kubectl apply` would get.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+
+from experiment import AUTO, COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, parse, submit
+
+# Kind -> node label, and chips of a host unless the topology is smaller.
+TPUS = {
+    "v4": ("tpu-v4-podslice", 4),
+    "v5e": ("tpu-v5-lite-podslice", 4),
+    "v5p": ("tpu-v5p-slice", 4),
+    "v6e": ("tpu-v6e-slice", 4),
+}
+PORT = 12_355  # of process 0; any that the image leaves alone
+
+
+def jobset(experiment: Experiment, run: Run, args) -> dict:
+    """The manifest of one run.
+
+    On TPUs Kubernetes tells the pods of a slice who they are, and JAX asks it. With GPUs they are told here.
+    """
+    name = experiment.label(run)
+    environment = [{"name": key, "value": value} for key, value in experiment.environment.items()]
+    if args.tpu:
+        label, usual = TPUS[args.tpu]
+        chips = math.prod(map(int, args.topology.split("x")))
+        devices = args.chips_per_host or min(usual, chips)
+        hosts, resource = chips // devices, "google.com/tpu"
+        selector = {"cloud.google.com/gke-tpu-accelerator": label, "cloud.google.com/gke-tpu-topology": args.topology}
+    else:
+        hosts, devices, resource = args.nodes, args.gpus_per_node, "nvidia.com/gpu"
+        selector = {"cloud.google.com/gke-accelerator": args.gpu}
+        if hosts > 1:
+            index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+            # A pod's name in the network is JOBSET-JOB-REPLICA-POD.JOBSET
+            environment += [
+                {"name": COORDINATOR, "value": f"{name}-workers-0-0.{name}:{PORT}"},
+                {"name": COUNT, "value": str(hosts)},
+                {"name": INDEX, "valueFrom": index},
+            ]
+    claim, _, mount = args.claim.partition(":")
+    container = {
+        "name": "train",
+        "image": args.image,
+        "command": ["python", *run.arguments, *([AUTO] if args.tpu and hosts > 1 else [])],
+        "env": environment,
+        "resources": {"limits": {resource: devices}},
+        "volumeMounts": [{"name": "runs", "mountPath": mount}, {"name": "memory", "mountPath": "/dev/shm"}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 120,
+        "nodeSelector": selector,
+        "containers": [container],
+        "volumes": [
+            {"name": "runs", "persistentVolumeClaim": {"claimName": claim}},
+            {"name": "memory", "emptyDir": {"medium": "Memory"}},  # 64 MiB otherwise: too little for NCCL and loaders
+        ],
+    }
+    if not environment:
+        del container["env"]
+    metadata = {"name": name, "labels": {"app": "pv-vae", "experiment": experiment.name}}
+    metadata["annotations"] = {"pv-vae/run": run.name or experiment.name}
+    if args.tpu:
+        # A slice is a node pool, and no two runs share one.
+        metadata["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"] = "cloud.google.com/gke-nodepool"
+    job = {"parallelism": hosts, "completions": hosts, "completionMode": "Indexed", "backoffLimit": 0}
+    workers = {"name": "workers", "replicas": 1, "template": {"spec": {**job, "template": {"spec": pod}}}}
+    spec = {"failurePolicy": {"maxRestarts": experiment.restarts}, "replicatedJobs": [workers]}
+    return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
+
+
+def to_yaml(value, indent: str = "") -> str:
+    """Block-style YAML of dicts, lists, text and numbers, ending in a line break; neither dict nor list is empty."""
+    if isinstance(value, dict):
+        lines = []
+        for key, inner in value.items():
+            key = key if re.fullmatch(r"[A-Za-z][\w./-]*", key) else json.dumps(key)
+            nested = isinstance(inner, (dict, list))
+            lines.append(
+                f"{indent}{key}:" + ("\n" + to_yaml(inner, indent + "  ") if nested else f" {_scalar(inner)}\n")
+            )
+        return "".join(lines)
+    lines = []
+    for inner in value:
+        text = to_yaml(inner, indent + "  ") if isinstance(inner, (dict, list)) else f"{indent}  {_scalar(inner)}\n"
+        lines.append(f"{indent}- {text[len(indent) + 2 :]}")
+    return "".join(lines)
+
+
+def _scalar(value: str | int) -> str:
+    return json.dumps(value)  # a JSON scalar is a YAML scalar
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser(__doc__, restarts=3)
+    parser.add_argument("--image", required=True, help="container image, built from launch/Dockerfile")
+    parser.add_argument("--claim", required=True, metavar="NAME:/PATH", help="persistent volume claim and its place")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--tpu", choices=TPUS, help="kind of TPU")
+    kind.add_argument("--gpu", help="label of the GPU, such as nvidia-h100-80gb")
+    parser.add_argument("--topology", help="of the slice, such as 4x4 or 2x2x2; with --tpu")
+    parser.add_argument("--chips-per-host", type=int, default=0, help="with --tpu (default 4, or the slice if smaller)")
+    parser.add_argument("--nodes", type=int, default=1, help="with --gpu (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="with --gpu (default 8)")
+    parser.add_argument("--namespace", default="default", help="in the cluster (default: default)")
+    experiment, args = parse(parser, argv)
+    claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim)
+    if not claim:
+        parser.error(f"--claim takes NAME:/PATH, got {args.claim!r}")
+    if not f"{args.workdir}/".startswith(claim[1].rstrip("/") + "/"):
+        parser.error(f"--workdir {args.workdir} does not lie in {claim[1]}, and would end with the pods")
+    if args.tpu and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", args.topology or ""):
+        parser.error(f"--tpu needs --topology, such as 4x4 or 2x2x2; got {args.topology!r}")
+    if args.tpu and math.prod(map(int, args.topology.split("x"))) % (args.chips_per_host or 1):
+        parser.error(f"--chips-per-host {args.chips_per_host} does not divide the chips of {args.topology}")
+    if min(args.nodes, args.gpus_per_node) < 1 or args.chips_per_host < 0:
+        parser.error("--nodes, --gpus-per-node and --chips-per-host are at least 1")
+    text = "---\n".join(to_yaml(jobset(experiment, run, args)) for run in experiment.runs())
+    if args.dry_run:
+        print(text, end="")
+        return 0
+    return submit(["kubectl", "apply", f"--namespace={args.namespace}", "--filename=-"], text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

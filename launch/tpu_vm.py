@@ -1,0 +1,84 @@
+"""Run an experiment on all workers of a Cloud TPU VM, over ssh.
+
+  python launch tpu_vm --tpu my-v5e-16 --zone us-west4-a --config experiments/demo.py --workdir /mnt/runs/demo
+
+Copies the commit that is checked out to every worker, installs it there into an environment of its own, and starts one
+process a worker; JAX lets them find each other. Points of a sweep run one after the other. On several workers the work
+directory must be a file system that all of them mount. Ctrl-C ends ssh but not the workers; to end those, run
+gcloud compute tpus tpu-vm ssh my-v5e-16 --zone=us-west4-a --worker=all --command='pkill -TERM -f pv_vae_jax'
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from experiment import AUTO, Experiment, make_parser, parse, shell_line, submit
+
+# The images of TPU VMs carry an older Python than this needs; uv brings one along.
+SETUP = (
+    "mkdir -p {folder} && tar -xzf {folder}.tar.gz -C {folder} && cd {folder}"
+    " && python3 -m pip install --user --quiet uv"
+    " && python3 -m uv venv --quiet --allow-existing --python {python} .venv"
+    " && python3 -m uv pip install --quiet --python .venv/bin/python -e '.[{extras}]'"
+)
+
+SCRIPT = """\
+set -euo pipefail
+on_all_workers() {{ gcloud compute tpus tpu-vm ssh {where} --worker=all --command="$1"; }}
+
+# Only what is committed travels: the run can be made again from its commit.
+archive=$(mktemp -d)/{folder}.tar.gz
+git archive --format=tar.gz --output="$archive" HEAD
+gcloud compute tpus tpu-vm scp "$archive" {target}:{folder}.tar.gz {place} --worker=all
+on_all_workers {setup}
+
+train() {{
+  for ((start = 0; start <= {restarts}; start++)); do
+    if ((start)); then echo "start $start of {restarts} again, from the newest checkpoint" >&2; fi
+    on_all_workers "$1" && return 0
+  done
+  return 1
+}}
+{runs}
+"""
+
+
+def script(experiment: Experiment, args) -> str:
+    """The shell script that does all of it from this machine."""
+    folder = experiment.name
+    place = shlex.join([f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])])
+    target = shlex.quote(args.tpu)
+    runs = []
+    for run in experiment.runs():
+        command = shell_line(experiment.environment, (".venv/bin/python", *run.arguments, AUTO))
+        runs.append(f"train {shlex.quote(f'cd {folder} && {command}')}")
+    setup = SETUP.format(folder=folder, python=args.python, extras=args.extras)
+    return SCRIPT.format(
+        where=f"{target} {place}",
+        target=target,
+        place=place,
+        folder=folder,
+        setup=shlex.quote(setup),
+        restarts=experiment.restarts,
+        runs="\n".join(runs),
+    )
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser(__doc__, restarts=3)
+    parser.add_argument("--tpu", required=True, help="name of the TPU VM, or user@name")
+    parser.add_argument("--zone", required=True, help="its zone")
+    parser.add_argument("--project", help="its project (default: gcloud's own)")
+    parser.add_argument("--python", default="3.12", help="version to install there (default 3.12)")
+    parser.add_argument("--extras", default="tpu,video", help="of the installation (default tpu,video)")
+    experiment, args = parse(parser, argv)
+    text = script(experiment, args)
+    if args.dry_run:
+        print(text, end="")
+        return 0
+    return submit(["bash", "-c", text])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Run an experiment through xmanager: work units on this machine, or on Vertex AI.
+
+  python launch xm --config experiments/demo.py --workdir runs/ratio --sweep config.seed=0,1,2
+  python launch xm --image gcr.io/PROJECT/pv_vae_jax --vertex h100=8 \\
+      --config experiments/demo.py --workdir /gcs/BUCKET/runs
+
+A point of the sweep is a work unit, and all of them run at once. Each is `launch local` with its point, so --restarts
+and --processes mean what they mean there. The image is built from launch/Dockerfile. Needs `pip install '.[xm]'`,
+apart from --dry-run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+from experiment import Experiment, Run, make_parser, parse, shell_line
+
+MISSING = "this back end needs xmanager: pip install '.[xm]', or use the others, such as `python launch local`"
+
+
+def arguments(experiment: Experiment, run: Run, args) -> list[str]:
+    """Arguments of the interpreter in a work unit."""
+    train = run.arguments[run.arguments.index("train") + 1 :]
+    launcher = "launch/local.py" if args.vertex else str(Path(__file__).with_name("local.py"))
+    own = ["--restarts", str(experiment.restarts), "--processes", str(args.processes)]
+    return [launcher, *train, *own]
+
+
+async def start(experiment: Experiment, args) -> None:
+    """Add a work unit for every run, and wait for those on this machine.
+
+    Raises:
+      ImportError: xmanager is not installed.
+      RuntimeError: a work unit failed.
+    """
+    try:
+        from absl import flags
+        from xmanager import xm, xm_local
+    except ImportError as error:
+        raise ImportError(MISSING) from error
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS([sys.argv[0]])  # xmanager reads flags of its own: they stand at their defaults
+    if args.vertex:
+        kind, _, count = args.vertex.partition("=")
+        executor = xm_local.Vertex(xm.JobRequirements(**{kind: int(count)}))
+        spec = xm.Container(image_path=args.image)
+    else:
+        executor, spec = xm_local.Local(), xm.Binary(path=sys.executable)
+    async with xm_local.create_experiment(experiment_title=experiment.name) as units:
+        (executable,) = units.package([xm.Packageable(executable_spec=spec, executor_spec=executor.Spec())])
+        for run in experiment.runs():
+            job = xm.Job(
+                executable=executable,
+                executor=executor,
+                name=experiment.label(run),
+                args=arguments(experiment, run, args),
+                env_vars=experiment.environment,
+            )
+            units.add(job)
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--vertex", metavar="KIND=COUNT", help="accelerators on Vertex AI, such as h100=8 or tpu_v5e=4")
+    parser.add_argument("--image", help="container image, with --vertex")
+    parser.add_argument("--processes", type=int, default=1, help="of every run (default 1)")
+    experiment, args = parse(parser, argv)
+    if args.processes < 1:
+        parser.error("--processes is at least 1")
+    if args.vertex and not re.fullmatch(r"[a-z]\w*=[1-9]\d*", args.vertex):
+        parser.error(f"--vertex takes KIND=COUNT, got {args.vertex!r}")
+    if bool(args.vertex) != bool(args.image):
+        parser.error("--vertex and --image go together")
+    if args.dry_run:
+        where = f"Vertex AI, {args.vertex}, {args.image}" if args.vertex else "this machine"
+        for run in experiment.runs():
+            python = "python" if args.vertex else sys.executable
+            line = shell_line(experiment.environment, (python, *arguments(experiment, run, args)))
+            print(f"# work unit {experiment.label(run)} on {where}\n{line}")
+        return 0
+    try:
+        asyncio.run(start(experiment, args))
+    except (ImportError, RuntimeError) as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

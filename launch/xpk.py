@@ -1,0 +1,59 @@
+"""Run an experiment on TPUs of a cluster made by xpk: one workload a run.
+
+  python launch xpk --cluster my-cluster --zone us-west4-a --device-type v5litepod-16 --image IMAGE \\
+      --config experiments/demo.py --workdir /mnt/runs/demo
+
+The image is built from launch/Dockerfile. Attach the storage that the work directory lies in with `xpk storage attach`
+first. For GPUs take `launch gke`, which tells the processes who they are.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+
+from experiment import AUTO, Experiment, Run, dns_label, make_parser, parse, submit
+
+LONGEST = 35  # xpk refuses longer names of workloads
+
+
+def command(experiment: Experiment, run: Run, args) -> list[str]:
+    """`xpk workload create ...` of one run."""
+    suffix = f"-{run.index}" if len(experiment.sweep) > 1 else ""
+    options = {
+        "cluster": args.cluster,
+        "zone": args.zone,
+        "project": args.project,
+        "workload": dns_label(experiment.name, LONGEST - len(suffix)) + suffix,
+        "device-type": args.device_type,
+        "docker-image": args.image,
+        "max-restarts": str(experiment.restarts),
+        "command": shlex.join(["python", *run.arguments, AUTO]),
+    }
+    flags = [f"--{name}={value}" for name, value in options.items() if value]
+    # Without this, xpk restarts a run when a machine fails, and not when the run itself does.
+    flags += ["--restart-on-user-code-failure"] if experiment.restarts else []
+    return ["xpk", "workload", "create", *flags, *(f"--env={k}={v}" for k, v in experiment.environment.items())]
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser(__doc__, restarts=3)
+    parser.add_argument("--cluster", required=True, help="name of the cluster")
+    parser.add_argument("--device-type", required=True, help="such as v5litepod-16 or v6e-8")
+    parser.add_argument("--image", required=True, help="container image, built from launch/Dockerfile")
+    parser.add_argument("--zone", help="of the cluster (default: gcloud's own)")
+    parser.add_argument("--project", help="of the cluster (default: gcloud's own)")
+    experiment, args = parse(parser, argv)
+    if not re.match(r"v\d|tpu", args.device_type):
+        parser.error(f"--device-type {args.device_type} is no TPU: take `launch gke --gpu` for GPUs")
+    lines = [shlex.join(command(experiment, run, args)) for run in experiment.runs()]
+    text = "\n".join(["set -eu", *lines, ""])
+    if args.dry_run:
+        print(text, end="")
+        return 0
+    return submit(["bash", "-c", text])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

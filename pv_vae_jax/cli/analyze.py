@@ -1,0 +1,121 @@
+"""Latents of one VAE, or of several side by side, on the same clips: colours, distance in time, spectra, prediction.
+
+  pv-vae analyze tiny-synthetic
+  pv-vae analyze runs/a runs/b --data folder --size=64 --clips=64 --out analysis
+
+Models are shipped names, model folders or work directories. Clips come from the synthetic world, whose exact flow is
+then what latents are compared with, or from --data, a folder of videos or an array, where motion is the change of
+brightness. Writes `analysis.json` and `analysis.html` (one page that needs no other file).
+
+`python -m pv_vae_jax.cli.analyze` takes the same flags.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.data.synthetic import SyntheticVideos
+from pv_vae_jax.evaluation.analysis import LatentAnalysis, analyze_latents, write_analysis
+from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
+from pv_vae_jax.evaluation.motion import exact_flow
+from pv_vae_jax.pretrained import Pretrained, load
+from pv_vae_jax.typing import check_clip_shape
+
+SEED = 20_000  # of the synthetic clips: neither training nor test clips of a run
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `pv-vae analyze`."""
+    flags.DEFINE_string("data", "synthetic", "folder of videos, .npy or .npz; or synthetic", flag_values=values)
+    flags.DEFINE_string("out", "analysis", "folder for the results", flag_values=values)
+    for name, default, told in (
+        ("clips", 64, "to encode, at most"),
+        ("frames", 17, "of a clip"),
+        ("size", 32, "synthetic: side of the picture; videos: short side, centre square"),
+        ("batch_size", 8, "clips at once"),
+    ):
+        flags.DEFINE_integer(name, default, told, lower_bound=1, flag_values=values)
+
+
+def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+    """Analyse every model named, print a table, write numbers and page."""
+    if overrides:
+        raise ConfigError("pv-vae analyze takes no --config overrides: each model's configuration is its own")
+    if not positional:
+        raise ConfigError("name at least one model: a shipped name, a model folder or a work directory")
+    models = _models(positional)
+    video, motion, source = _clips(values)
+    for model in models.values():
+        check_clip_shape(*video.shape[1:4], model.vae.config.time_factor, model.vae.config.space_factor)
+    found = {
+        name: analyze_latents(name, model.vae, model.vae_params, video, motion, batch_size=values.batch_size)
+        for name, model in models.items()
+    }
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {"source": source, "clips": len(video), "frames": video.shape[1], "size": list(video.shape[2:4])}
+    _write(out / "analysis.json", facts | {"models": {name: a.numbers for name, a in found.items()}})
+    write_analysis(out / "analysis.html", facts, list(found.values()), video)
+    print("\n".join(_table(list(found.values()))))
+    print(f"analysis: {out / 'analysis.html'}")
+
+
+def _models(names: Sequence[str]) -> dict[str, Pretrained]:
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a model is named twice: {', '.join(names)}")
+    short = [Path(name).name or name for name in names]
+    labels = short if len(set(short)) == len(short) else list(names)
+    return {label: load(name) for label, name in zip(labels, names, strict=True)}
+
+
+def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
+    """Clips `(n, t, h, w, 3)` uint8, motion between their frames `(n, t - 1, h, w)`, and what both are."""
+    if values.data == "synthetic":
+        source = SyntheticVideos(values.clips, values.frames, values.size, SEED)
+        video = np.stack([source.clip(i)["video"] for i in range(len(source))])
+        flow = np.stack([exact_flow(source.scene(i), values.size)[0] for i in range(len(source))])
+        return video, np.linalg.norm(flow, axis=-1), "synthetic world; motion: length of exact flow, pixels"
+    size = None if Path(values.data).suffix in (".npy", ".npz") else values.size
+    clips = open_clips(values.data, Window(values.frames), size=size)
+    video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
+    grey = video.astype(np.float32).mean(axis=-1)
+    return video, np.abs(np.diff(grey, axis=1)), f"{values.data}; motion: change of brightness, of 255"
+
+
+def _table(found: Sequence[LatentAnalysis]) -> list[str]:
+    heads = {
+        "model": "config",
+        "PSNR dB": "psnr_db",
+        "LTD": "ltd_median",
+        "LTD/chance": "ltd_over_chance",
+        "channels used": "effective_channels",
+        "motion corr.": "motion_correlation",
+        "against copying": "against_copying",
+    }
+    width = max(len(a.name) for a in found) + 2
+    lines = [f"{'':{width}}" + "".join(f"{head:>17}" for head in heads)]
+    for a in found:
+        cells = [a.numbers[key] for key in heads.values()]
+        shown = ["-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
+        lines.append(f"{a.name:{width}}" + "".join(f"{cell:>17}" for cell in shown))
+    return lines
+
+
+def _write(path: Path, tree: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command("analyze", sys.argv[1:]))

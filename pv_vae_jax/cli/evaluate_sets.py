@@ -1,0 +1,170 @@
+"""The part of `pv-vae evaluate` that compares two sets of clips, whoever made them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.convert.image_networks import HEAD_NAMES, read_lpips
+from pv_vae_jax.convert.published import identify
+from pv_vae_jax.evaluation.clip_sets import open_clips
+from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, c3d_network, i3d_network, own_network
+from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, Score
+from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
+from pv_vae_jax.pixels import to_float
+from pv_vae_jax.pretrained import weights_hash
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of the comparison."""
+    text = lambda name, default, told: flags.DEFINE_string(name, default, told, flag_values=values)  # noqa: E731
+    whole = lambda name, told, least: flags.DEFINE_integer(  # noqa: E731
+        name, None, told, lower_bound=least, flag_values=values
+    )
+    text("real", None, "folder of videos, or .npy or .npz of clips (n, t, h, w, 3)")
+    text("fake", None, "the same, of the clips to judge")
+    flags.DEFINE_enum("protocol", "paper", sorted(PROTOCOLS), "how sets are compared", flag_values=values)
+    flags.DEFINE_enum("features", "own", ("own", "i3d"), "network that compares", flag_values=values)
+    text("weights", None, "file of I3D, or folder of another `pv-vae features`; own ships with the library")
+    whole("frames", "of a clip; default the protocol's", 1)
+    whole("size", "videos: short side to this, centre square", 1)
+    whole("seed", "of the choice of clips, random starts and intervals; default 0", 0)
+    whole("batch_size", "clips at once; default 8", 1)
+    text("value_range", None, "of float arrays: 0,1 or -1,1")
+    flags.DEFINE_bool("paired", False, "clip i of fake is a reconstruction of clip i of real", flag_values=values)
+    flags.DEFINE_bool("intervals", True, "bootstrap intervals", flag_values=values)
+    flags.DEFINE_enum("lpips", None, sorted(HEAD_NAMES), "perceptual distance of pairs", flag_values=values)
+    text("lpips_weights", None, "torchvision's weights of that network")
+    text("lpips_heads", None, "LPIPS's linear heads, .pth or .npz")
+    text("c3d", None, "weights of C3D, .npz, for the inception score")
+    text("c3d_mean", None, "its mean cube, .npz or .npy")
+    whole("splits", "of the inception score; default 10", 1)
+    text("out", None, "JSON file for the scores and their cards")
+
+
+def flag_names() -> list[str]:
+    """Names of these flags."""
+    values = flags.FlagValues()
+    define_flags(values)
+    return sorted(values)
+
+
+def run(values: flags.FlagValues) -> list[Score]:
+    """Compare `--real` and `--fake`, print a table, write the cards."""
+    if not (values.real and values.fake):
+        raise ConfigError("comparing sets takes both --real and --fake")
+    if values.features == "i3d" and not values.weights:
+        raise ConfigError(
+            "I3D's weights are not part of this library: name their file with --weights, or leave --features=own"
+        )
+    if bool(values.c3d) != bool(values.c3d_mean):
+        raise ConfigError("the inception score takes both --c3d and --c3d_mean")
+    if values.lpips and not (values.paired and values.lpips_weights and values.lpips_heads):
+        raise ConfigError("--lpips compares pairs: it takes --paired, --lpips_weights and --lpips_heads")
+    protocol, seed = _protocol(values), values.seed or 0
+    network = _network(values, protocol)
+    read = {"size": values.size, "value_range": _range(values.value_range)}
+    real_window = protocol.fake_window() if values.paired else protocol.real_window(seed)
+    real = open_clips(values.real, real_window, **read)
+    fake = open_clips(values.fake, protocol.fake_window(), **read)
+    scores = []
+    if values.paired:
+        perceptual, network_of = _perceptual(values) if values.lpips else (None, None)
+        scores += compare_pairs(real, fake, protocol, perceptual=perceptual, perceptual_network=network_of, seed=seed)
+    batch = values.batch_size or 8
+    resamples = 40 if values.intervals else 0
+    scores += compare_sets(
+        real, fake, network, protocol, paired=values.paired, seed=seed, batch_size=batch, resamples=resamples
+    )
+    if values.c3d:
+        classifier = c3d_network(values.c3d, values.c3d_mean)
+        splits = values.splits or 10
+        scores.append(score_inception(fake, classifier, protocol, splits=splits, seed=seed, batch_size=batch))
+    print("\n".join(_table(scores)))
+    if values.out:
+        _write(Path(values.out), scores)
+        print(f"scores and protocol cards: {values.out}")
+    return scores
+
+
+def _protocol(values: flags.FlagValues) -> MetricProtocol:
+    chosen = PROTOCOLS[values.protocol]
+    changes = {"frames": values.frames, "clips": values.clips, "start": "first" if values.paired else None}
+    return dataclasses.replace(chosen, **{k: v for k, v in changes.items() if v is not None})
+
+
+def _network(values: flags.FlagValues, protocol: MetricProtocol) -> FeatureNetwork:
+    if values.features == "own":
+        return own_network(values.weights)
+    return i3d_network(values.weights, resize_rule=protocol.resize, crop=protocol.crop)
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise ConfigError(f"--value_range takes two numbers, low,high; got {text}")
+    return low, high
+
+
+def _perceptual(values: flags.FlagValues):
+    """A function of two clips `(t, h, w, 3)` uint8, and what its numbers are made with."""
+    params = read_lpips(values.lpips, values.lpips_weights, values.lpips_heads)
+    model = LPIPS(values.lpips)
+    backbone, heads = identify(values.lpips_weights), identify(values.lpips_heads)
+    known = backbone.network == values.lpips and heads.network == f"{values.lpips} heads"
+
+    @jax.jit
+    def distance(a, b):
+        return model.apply({"params": params}, to_float(a), to_float(b))
+
+    def checked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        if min(a.shape[1:3]) < LEAST_SIDE:
+            raise ConfigError(f"LPIPS needs pictures of {LEAST_SIDE} x {LEAST_SIDE} at least, got {a.shape[1:3]}")
+        return np.asarray(distance(a, b))
+
+    facts = {"weights file sha256": backbone.sha256, "heads file sha256": heads.sha256}
+    name = f"{backbone.known}, {heads.known}" if known else None
+    network = FeatureNetwork(
+        f"lpips-{values.lpips}", weights_hash(params), name, 1, "as they are, [-1, 1]", lambda p, x: x, params, facts
+    )
+    return checked, network
+
+
+def _table(scores: list[Score]) -> list[str]:
+    first = scores[0].card
+    real, protocol = first["real"], first["protocol"]
+    sets = {"real": real, "fake": first["fake"]}
+    lines = [
+        *(f"{name}: {part['scored']} of {part['available']} clips of {part['set']}" for name, part in sets.items()),
+        f"protocol {protocol['name']}: {protocol['frames']} x {real['size'][0]} x {real['size'][1]}",
+    ]
+    width = max(len(s.name) for s in scores) + 2
+    for s in scores:
+        spread = (
+            "" if s.interval is None else f"   {s.interval.level:.0%} [{s.interval.low:.4g}, {s.interval.high:.4g}]"
+        )
+        lines.append(f"{s.name:{width}}{s.value:12.5g}{spread}")
+    return lines
+
+
+def _write(path: Path, scores: list[Score]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(json.dumps([s.to_json() for s in scores], indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""Which published file is this? The name of a metric depends on it.
+
+A number may be called FVD, inception score or LPIPS only if the published weights made it. Files are known by the
+SHA-1 that git gives a file's content, or by SHA-256; where only the beginning of a digest has been published
+(torchvision puts eight digits into its file names), the beginning is compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+# Beginning of a digest -> (what the file is, network it belongs to).
+GIT_BLOBS = {
+    "fa7df95674dbf3579e7fccd954e51e706b4734c1": ("Kinetics-400 from scratch, TF-Hub i3d-kinetics-400/1", "i3d"),
+    "a867b87ac3": ("i3d_pretrained_400.pt of VideoGPT", "i3d"),
+}
+SHA256 = {
+    "7be5be79": ("torchvision alexnet-owt-7be5be79", "alexnet"),
+    "4df8aa71": ("torchvision alexnet-owt-4df8aa71", "alexnet"),
+    "397923af": ("torchvision vgg16-397923af", "vgg16"),
+    "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0": ("LPIPS v0.1 alex.pth", "alexnet heads"),
+    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868": ("LPIPS v0.1 vgg.pth", "vgg16 heads"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileIdentity:
+    """A file by its content.
+
+    Attributes:
+      sha256: 64 hex digits.
+      known: what published file it is; None for any other.
+      network: that it belongs to; None for any other.
+    """
+
+    sha256: str
+    known: str | None
+    network: str | None
+
+
+def identify(path: str | Path) -> FileIdentity:
+    """Hash a file and look it up."""
+    path = Path(path)
+    sha256, blob = hashlib.sha256(), hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            blob.update(block)
+    for digest, table in ((blob.hexdigest(), GIT_BLOBS), (sha256.hexdigest(), SHA256)):
+        for start, (name, network) in table.items():
+            if digest.startswith(start):
+                return FileIdentity(sha256.hexdigest(), name, network)
+    return FileIdentity(sha256.hexdigest(), None, None)

@@ -1,0 +1,211 @@
+"""Sets of clips of anyone's model: a folder of video files, or an array in `.npy` or `.npz`.
+
+A set gives `(t, h, w, 3)` uint8 by index. All clips of a set have one size; a set that mixes sizes is refused, as
+resizing some of its clips and not others would show in every distance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pv_vae_jax.data.clips import centre_crop
+from pv_vae_jax.data.video_files import SUFFIXES, count_frames, read_video
+from pv_vae_jax.evaluation.image_metrics import SLACK
+from pv_vae_jax.evaluation.moments import FeatureError
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Which frames of a longer clip count.
+
+    Attributes:
+      frames: their number.
+      stride: source frames from one to the next.
+      start: `first`, or `random`: uniform, drawn by the seed and the clip's place in the set.
+      seed: of random starts.
+    """
+
+    frames: int
+    stride: int = 1
+    start: str = "first"
+    seed: int = 0
+
+    @property
+    def span(self) -> int:
+        """Source frames from the first to the last."""
+        return (self.frames - 1) * self.stride + 1
+
+    def first(self, index: int, length: int) -> int:
+        """First source frame for clip `index` of `length` frames."""
+        room = length - self.span
+        return int(np.random.default_rng([self.seed, index]).integers(room + 1)) if self.start == "random" else 0
+
+
+class ClipSet(Protocol):
+    """Clips by index, and how they came to be pixels."""
+
+    window: Window
+
+    def __len__(self) -> int: ...
+
+    def clip(self, index: int) -> np.ndarray:
+        """`(t, h, w, 3)` uint8."""
+        ...
+
+    def describe(self) -> dict:
+        """What a protocol card tells about the set."""
+        ...
+
+
+class ArrayClips:
+    """Clips of one array `(n, t, h, w, 3)`.
+
+    Args:
+      path: `.npy` (read as needed, so it may be larger than memory) or `.npz` (the array `video`, or the only one).
+      window: frames that count.
+      value_range: of float arrays, `(0, 1)` or `(-1, 1)`; they are rounded to uint8. uint8 arrays need none.
+
+    Raises:
+      FeatureError: another shape or type, too few frames, floats without their range.
+    """
+
+    def __init__(self, path: str | Path, window: Window, value_range: tuple[float, float] | None = None):
+        self.path, self.window, self.value_range = Path(path), window, value_range
+        self.video = _load_array(self.path)
+        if self.video.ndim != 5 or self.video.shape[-1] != 3:
+            hint = ": channels come last, transpose it" if self.video.ndim == 5 and 3 in self.video.shape[1:3] else ""
+            raise FeatureError(f"{path} has shape {self.video.shape}, clips are (n, t, h, w, 3){hint}")
+        if self.video.shape[1] < window.span:
+            raise FeatureError(f"{path} has clips of {self.video.shape[1]} frames, {window.span} are needed")
+        if self.video.dtype != np.uint8:
+            if not np.issubdtype(self.video.dtype, np.floating):
+                raise FeatureError(f"{path} holds {self.video.dtype}; clips are uint8, or floats with a value range")
+            if value_range is None:
+                raise FeatureError(f"{path} holds floats: say on which range, --value_range=0,1 or --value_range=-1,1")
+        self.size = self.video.shape[2:4]
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def clip(self, index: int) -> np.ndarray:
+        w = self.window
+        start = w.first(index, self.video.shape[1])
+        clip = np.asarray(self.video[index, start : start + w.span : w.stride])
+        return clip if clip.dtype == np.uint8 else self._rounded(clip, index)
+
+    def _rounded(self, clip: np.ndarray, index: int) -> np.ndarray:
+        low, high = self.value_range
+        # Written so that NaN fails as well.
+        if not (clip.min() >= low - SLACK and clip.max() <= high + SLACK):
+            raise FeatureError(
+                f"clip {index} of {self.path} runs from {clip.min():.4g} to {clip.max():.4g}, which is not in the "
+                f"value range [{low:g}, {high:g}]"
+            )
+        return np.clip(np.rint((clip.astype(np.float64) - low) / (high - low) * 255), 0, 255).astype(np.uint8)
+
+    def describe(self) -> dict:
+        kind = "uint8 array" if self.value_range is None or self.video.dtype == np.uint8 else "floats rounded to uint8"
+        return {"set": str(self.path), "available": len(self), "pixels": kind, "resized": "no", "too short": 0}
+
+
+class FolderClips:
+    """One clip of every video file under a folder, in the order of their names.
+
+    Args:
+      folder: searched at every depth.
+      window: frames that count; shorter files are left out and counted.
+      size: bring the short side to this by area and crop the centre square; None keeps what is there.
+
+    Raises:
+      FeatureError: no file is long enough.
+      BrokenVideoError: a file does not decode.
+    """
+
+    def __init__(self, folder: str | Path, window: Window, size: int | None = None):
+        self.folder, self.window, self._size = Path(folder), window, size
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+        found = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise FeatureError(f"{folder} holds no video files ({', '.join(SUFFIXES)})")
+        lengths = [count_frames(path) for path in found]
+        kept = [(p, n) for p, n in zip(found, lengths, strict=True) if n >= window.span]
+        self.short = len(found) - len(kept)
+        if not kept:
+            raise FeatureError(f"none of the {len(found)} videos of {folder} has the {window.span} frames of a clip")
+        self.files, self.lengths = zip(*kept, strict=True)
+        self.size = self.clip(0).shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def clip(self, index: int) -> np.ndarray:
+        w = self.window
+        start = w.first(index, self.lengths[index])
+        video = read_video(self.files[index], short_side=self._size, start=start, count=w.frames, stride=w.stride)
+        return centre_crop(video, self._size) if self._size else video
+
+    def describe(self) -> dict:
+        resized = f"short side to {self._size} by area, centre square" if self._size else "no"
+        kind = "decoded video files: their compression enters the score"
+        return {
+            "set": str(self.folder),
+            "available": len(self),
+            "pixels": kind,
+            "resized": resized,
+            "too short": self.short,
+        }
+
+
+def open_clips(
+    path: str | Path, window: Window, *, size: int | None = None, value_range: tuple[float, float] | None = None
+) -> ArrayClips | FolderClips:
+    """The set at `path`: an array by its suffix, a folder otherwise.
+
+    Raises:
+      FeatureError, FileNotFoundError, BrokenVideoError: as `ArrayClips` and `FolderClips`; `size` with an array.
+    """
+    if Path(path).suffix in (".npy", ".npz"):
+        if size:
+            raise FeatureError(f"--size resizes videos only; bring the array {path} to that size yourself")
+        return ArrayClips(path, window, value_range)
+    return FolderClips(path, window, size)
+
+
+def read_clips(clips: ClipSet, index: np.ndarray):
+    """Yield the clips of `index`.
+
+    Raises:
+      FeatureError: a clip has another size than the set's first.
+    """
+    for i in index:
+        clip = clips.clip(int(i))
+        if clip.shape[1:3] != tuple(clips.size):
+            where = clips.files[i] if isinstance(clips, FolderClips) else f"clip {i}"
+            first, this = (" x ".join(map(str, s)) for s in (clips.size, clip.shape[1:3]))
+            raise FeatureError(
+                f"the set mixes sizes: its first clip is {first}, {where} is {this}; --size=N brings all to one"
+            )
+        yield clip
+
+
+def _load_array(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            if "video" not in names and len(names) != 1:
+                raise FeatureError(f"{path} holds the arrays {', '.join(names)}: call the clips `video`")
+            return archive["video" if "video" in names else names[0]]
+    except FeatureError:
+        raise
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise FeatureError(f"{path} is not an array file: {error}") from error

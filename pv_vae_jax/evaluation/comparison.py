@@ -1,0 +1,199 @@
+"""Two sets of clips, of anyone's model, compared: distances of features, and scores of pairs for reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pv_vae_jax.evaluation.clip_sets import ClipSet, read_clips
+from pv_vae_jax.evaluation.distances import (
+    InceptionScore,
+    frechet_distance,
+    frechet_interval,
+    frechet_limit,
+    inception_score,
+    kernel_distance,
+    kernel_interval,
+    mean_interval,
+    paired_squared_distance,
+    score_interval,
+)
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract
+from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
+from pv_vae_jax.evaluation.moments import FeatureError
+from pv_vae_jax.evaluation.protocol import Digest, MetricProtocol, Score, card, name_of, set_card
+
+EXTRAPOLATED_FROM = 64  # clips; fewer give no line
+
+
+def compare_sets(
+    real: ClipSet,
+    fake: ClipSet,
+    network: FeatureNetwork,
+    protocol: MetricProtocol,
+    *,
+    paired: bool = False,
+    seed: int = 0,
+    batch_size: int = 8,
+    resamples: int = 40,
+    labels: tuple[str | None, str | None] = ("real", "fake"),
+) -> list[Score]:
+    """Frechet and kernel distance of two sets.
+
+    Args:
+      real, fake: the sets, opened with the protocol's windows.
+      network: that makes the features.
+      protocol: how many clips count, and the covariance.
+      paired: clip `i` of `fake` is a reconstruction of clip `i` of `real`: the first clips are taken of both, and the
+        mean squared distance of paired features is given as well.
+      seed: of the choice of clips and of the intervals.
+      batch_size: clips at once.
+      resamples: of the intervals of the Frechet distance; 0 leaves intervals out.
+      labels: of the progress bars.
+
+    Raises:
+      FeatureError: too few clips, clips of different sizes, features that are not finite, or fewer frames than the
+        network sees.
+    """
+    if protocol.frames < network.least_frames:
+        raise FeatureError(f"{network.name} sees {network.least_frames} frames at least, clips have {protocol.frames}")
+    check_sets(real, fake, protocol, paired)
+    features, cards = [], []
+    for number, (clips, label) in enumerate(zip((real, fake), labels, strict=True)):
+        index = choose(len(clips), protocol.clips, paired, [seed, number])
+        digest = Digest()
+        found = extract(
+            network, digest.watch(read_clips(clips, index)), count=len(index), batch_size=batch_size, label=label
+        )
+        features.append(found)
+        cards.append(set_card(clips, digest))
+    a, b = features
+    made = lambda **more: card(protocol, network, *cards, seed, **more)  # noqa: E731
+    interval = frechet_interval(a, b, ddof=protocol.ddof, resamples=resamples, seed=seed) if resamples else None
+    scores = [
+        Score(
+            name_of("frechet", network),
+            frechet_distance(a, b, ddof=protocol.ddof),
+            interval,
+            made(estimator="Gaussians, symmetric eigendecomposition, float64", dimension=a.shape[1]),
+        ),
+        Score(
+            name_of("kernel", network),
+            kernel_distance(a, b),
+            kernel_interval(a, b, seed=seed) if resamples else None,
+            made(estimator="unbiased MMD^2, (x.y/d + 1)^3, float64, not scaled", dimension=a.shape[1]),
+        ),
+    ]
+    if min(len(a), len(b)) >= EXTRAPOLATED_FROM and not paired:
+        limit = frechet_limit(a, b, ddof=protocol.ddof, seed=seed)
+        scores.append(
+            Score(name_of("frechet limit", network), limit, None, made(estimator="line in 1/n through 10 subset sizes"))
+        )
+    if paired:
+        squared = paired_squared_distance(a, b)
+        name = f"mean_paired_{network.name}_sqdist"
+        scores.append(Score(name, squared, None, made(estimator="mean |f(x) - f(x')|^2, no distance of sets")))
+    return scores
+
+
+def compare_pairs(
+    real: ClipSet,
+    fake: ClipSet,
+    protocol: MetricProtocol,
+    *,
+    perceptual: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    perceptual_network: FeatureNetwork | None = None,
+    seed: int = 0,
+) -> list[Score]:
+    """PSNR, SSIM and, with a `perceptual` function of two clips `(t, h, w, 3)` uint8, its mean over frames.
+
+    Raises:
+      FeatureError: as `compare_sets`.
+    """
+    check_sets(real, fake, protocol, True)
+    index = choose(len(real), protocol.clips, True, [seed])
+    digests = Digest(), Digest()
+    streams = [d.watch(read_clips(c, index)) for d, c in zip(digests, (real, fake), strict=True)]
+    rows = []
+    for a, b in zip(*streams, strict=True):
+        if a.shape != b.shape:
+            raise FeatureError(f"a pair of clips has shapes {a.shape} and {b.shape}")
+        similar = ssim(a[None], b[None], 255.0) if min(a.shape[1:3]) >= WINDOW else np.nan
+        looks = float(np.mean(perceptual(a, b))) if perceptual else np.nan
+        rows.append((psnr(a[None], b[None], 255.0), similar, looks))
+    columns = np.array(rows).T
+    cards = [set_card(clips, digest) for clips, digest in zip((real, fake), digests, strict=True)]
+    rules = (
+        ("PSNR dB", None, "per frame, at most 100 dB, mean over frames, then clips; uint8"),
+        ("SSIM", None, "11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB; uint8"),
+        (None, perceptual_network, "mean over frames, then clips; [-1, 1]"),
+    )
+    scores = []
+    for (name, network, rule), values in zip(rules, columns, strict=True):
+        if np.isnan(values).any():
+            continue
+        interval = mean_interval(values, seed=seed) if len(values) > 1 else None
+        name = name or name_of(network.name, network)
+        made = card(protocol, network, *cards, seed, estimator=rule)
+        scores.append(Score(name, float(values.mean()), interval, made))
+    return scores
+
+
+def score_inception(
+    fake: ClipSet,
+    network: FeatureNetwork,
+    protocol: MetricProtocol,
+    *,
+    splits: int = 10,
+    seed: int = 0,
+    batch_size: int = 8,
+    label: str | None = "fake",
+) -> Score:
+    """Inception score of one set.
+
+    Raises:
+      FeatureError: as `compare_sets`.
+    """
+    index = choose(_enough(fake, protocol, "fake"), protocol.clips, False, [seed, 1])
+    digest = Digest()
+    logits = extract(
+        network, digest.watch(read_clips(fake, index)), count=len(index), batch_size=batch_size, label=label
+    )
+    found: InceptionScore = inception_score(logits, splits=splits)
+    interval = score_interval(logits, lambda x: inception_score(x, splits=splits).mean, seed=seed)
+    facts = {"splits": splits, "shuffled": 42, "standard deviation over splits": found.std}
+    made = card(protocol, network, {}, set_card(fake, digest), seed, estimator="exp mean KL from log-softmax", **facts)
+    return Score(name_of("inception", network), found.mean, interval, made)
+
+
+def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: bool) -> None:
+    """Raise `FeatureError` unless both sets have the protocol's clips, of one size."""
+    for clips, name in ((real, "real"), (fake, "fake")):
+        _enough(clips, protocol, name)
+    if paired and len(real) != len(fake):
+        raise FeatureError(f"pairs need sets of one length, got {len(real)} and {len(fake)} clips")
+    if tuple(real.size) != tuple(fake.size):
+        sizes = " and ".join(" x ".join(map(str, c.size)) for c in (real, fake))
+        raise FeatureError(
+            f"real and generated clips are {sizes}: whatever resizes one of them would be part of the distance. Bring "
+            "both to one size first (--size=N for folders of videos)"
+        )
+
+
+def choose(available: int, count: int, paired: bool, seed: Sequence[int]) -> np.ndarray:
+    """Indices of the clips that count, in ascending order: drawn without replacement, or the first of a paired set."""
+    if paired or available == count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(list(seed)).choice(available, count, replace=False))
+
+
+def _enough(clips: ClipSet, protocol: MetricProtocol, name: str) -> int:
+    if protocol.clips < 2:
+        raise FeatureError("a set needs 2 clips at least")
+    if len(clips) < protocol.clips:
+        raise FeatureError(
+            f"the {name} set has {len(clips)} clips, protocol {protocol.name} wants {protocol.clips}. --clips=N scores "
+            "fewer; such a number cannot be compared with one at another N: at small N these distances are mostly bias"
+        )
+    return len(clips)

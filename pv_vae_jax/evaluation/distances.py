@@ -1,0 +1,221 @@
+"""Distances of two sets of features, and the inception score of one set of predictions; float64 on the host.
+
+Rows are clips. None of these knows which network made the features, so none is an FVD by itself: `protocol.name_of`
+gives a number its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from pv_vae_jax.evaluation.moments import FeatureError, Moments, check_features
+
+
+def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments, *, ddof: int = 1) -> float:
+    """Squared Frechet (2-Wasserstein) distance of the Gaussians of two sets.
+
+    `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. The trace of the root is that of the symmetric
+    `(A S_b A)^(1/2)` with `A = S_a^(1/2)`, by eigendecomposition: the product itself is not symmetric, and its root
+    (`scipy.linalg.sqrtm`) comes out complex or wrong where a covariance is singular.
+
+    Args:
+      a, b: features `(n, d)`, or moments of them.
+      ddof: 1 is the unbiased covariance of the original code (TF-GAN); the StyleGAN-V tool takes 0.
+
+    Raises:
+      FeatureError: fewer than 2 clips, different dimensions, or features that are not finite.
+    """
+    a, b = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
+    if a.mean.shape != b.mean.shape:
+        raise FeatureError(f"the two sets have features of {a.mean.size} and {b.mean.size} numbers")
+    cov_a, cov_b = a.covariance(ddof), b.covariance(ddof)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    inner = root @ cov_b @ root
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
+    return float(np.sum((a.mean - b.mean) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel `(x . y / d + 1)^3`, whole sets, not scaled.
+
+    On I3D logits this is KVD as VideoGPT's descendants compute it. It may be negative near zero, and is not clipped.
+
+    Args:
+      a, b: features `(m, d)` and `(n, d)`.
+
+    Raises:
+      FeatureError: as `frechet_distance`.
+    """
+    a, b = check_features(a), check_features(b)
+    if min(len(a), len(b)) < 2:
+        raise FeatureError(f"the kernel distance needs 2 clips at least in each set, got {len(a)} and {len(b)}")
+    if a.shape[1] != b.shape[1]:
+        raise FeatureError(f"the two sets have features of {a.shape[1]} and {b.shape[1]} numbers")
+    return _mmd(_kernel(a, a), _kernel(b, b), _kernel(a, b))
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _mmd(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> float:
+    m, n = ab.shape
+    within = (aa.sum() - np.trace(aa)) / (m * (m - 1)) + (bb.sum() - np.trace(bb)) / (n * (n - 1))
+    return float(within - 2 * ab.mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionScore:
+    """`exp(E KL(p(y | x) || p(y)))`: mean and standard deviation over `splits` parts of `n` clips."""
+
+    mean: float
+    std: float
+    splits: int
+    clips: int
+
+
+def inception_score(logits: np.ndarray, *, splits: int = 10, shuffle_seed: int | None = 42) -> InceptionScore:
+    """Score predictions part by part.
+
+    More splits bias the score down (about a tenth at 2,048 clips and 10 splits), so both numbers belong with it.
+
+    Args:
+      logits: `(n, classes)` before the softmax; log-probabilities are logits too.
+      splits: equal parts.
+      shuffle_seed: of NumPy's `RandomState` that shuffles the clips first, 42 as in the StyleGAN-V tool; None keeps
+        their order.
+
+    Raises:
+      FeatureError: logits that are not finite, or fewer clips than twice the splits.
+    """
+    logits = check_features(logits)
+    if splits < 1 or len(logits) < 2 * splits:
+        raise FeatureError(f"{splits} splits need {2 * max(splits, 1)} clips at least, got {len(logits)}")
+    if shuffle_seed is not None:
+        logits = logits[np.random.RandomState(shuffle_seed).permutation(len(logits))]
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p = log_p - np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    p = np.exp(log_p)
+    scores = []
+    for i in range(splits):
+        part = slice(i * len(p) // splits, (i + 1) * len(p) // splits)
+        marginal = np.log(np.maximum(p[part].mean(axis=0), np.finfo(np.float64).tiny))
+        scores.append(np.exp(np.mean(np.sum(p[part] * (log_p[part] - marginal), axis=1))))
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits, len(logits))
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval: it holds the share `level` of the resampled values."""
+
+    low: float
+    high: float
+    level: float
+    resamples: int
+    method: str
+
+
+def mean_interval(values: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Interval of the mean of per-clip values `(n,)` (PSNR, SSIM, LPIPS): percentiles of resampled means.
+
+    Raises:
+      FeatureError: fewer than 2 values, or some that are not finite.
+    """
+    values = check_features(np.asarray(values)[:, None])[:, 0]
+    if len(values) < 2:
+        raise FeatureError("an interval needs 2 clips at least")
+    index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return _percentiles(values[index].mean(axis=1), level, "percentile bootstrap over clips")
+
+
+def kernel_interval(
+    a: np.ndarray, b: np.ndarray, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of `kernel_distance`, both sets resampled.
+
+    A clip that is drawn twice must not meet itself, or the estimator is no longer unbiased: pairs of one clip with its
+    own copy are left out of the sums, as the diagonal is.
+    """
+    a, b = check_features(a), check_features(b)
+    aa, bb, ab = _kernel(a, a), _kernel(b, b), _kernel(a, b)
+    np.fill_diagonal(aa, 0.0)
+    np.fill_diagonal(bb, 0.0)
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(resamples):
+        w, v = (np.bincount(rng.integers(n, size=n), minlength=n).astype(float) for n in ab.shape)
+        pairs = [c.sum() ** 2 - np.sum(c**2) for c in (w, v)]  # ordered pairs of two different clips
+        if min(pairs) > 0:
+            values.append(w @ aa @ w / pairs[0] + v @ bb @ v / pairs[1] - 2 * (w @ ab @ v) / (w.sum() * v.sum()))
+    return _percentiles(np.asarray(values), level, "percentile bootstrap over clips of both sets")
+
+
+def frechet_interval(
+    a: np.ndarray, b: np.ndarray, *, ddof: int = 1, resamples: int = 40, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of `frechet_distance`, both sets resampled, pivoted about the estimate.
+
+    A Frechet distance has a bias of order tr(S) / n, and a resampled set, having fewer different clips, has more of
+    it: plain percentiles would lie above the value that they are to enclose. So the *deviations* of the resampled
+    values from their own mean are laid about the estimate. The interval says how far another draw of `n` clips might
+    move the number, not where it would be at infinite `n`: see `frechet_limit`.
+    """
+    a, b = check_features(a), check_features(b)
+    rng = np.random.default_rng(seed)
+    draw = lambda x: x[rng.integers(len(x), size=len(x))]  # noqa: E731
+    values = np.array([frechet_distance(draw(a), draw(b), ddof=ddof) for _ in range(resamples)])
+    values = values - values.mean() + frechet_distance(a, b, ddof=ddof)
+    return _percentiles(values, level, "bootstrap deviations about the estimate, both sets resampled")
+
+
+def score_interval(
+    logits: np.ndarray,
+    score: Callable[[np.ndarray], float],
+    *,
+    resamples: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of any score of one set `(n, d)`, such as the inception score, by resampling clips."""
+    logits = check_features(logits)
+    rng = np.random.default_rng(seed)
+    values = [score(logits[rng.integers(len(logits), size=len(logits))]) for _ in range(resamples)]
+    return _percentiles(np.asarray(values), level, "percentile bootstrap over clips")
+
+
+def frechet_limit(a: np.ndarray, b: np.ndarray, *, sizes: int = 10, ddof: int = 1, seed: int = 0) -> float:
+    """Frechet distance extrapolated to infinitely many clips (Chong and Forsyth, arXiv 1911.07023).
+
+    Fits a line in `1 / n` to subsets of sizes from a quarter of the clips to all of them.
+    """
+    a, b = check_features(a), check_features(b)
+    most = min(len(a), len(b))
+    rng = np.random.default_rng(seed)
+    counts = np.unique(np.linspace(max(most // 4, 2), most, sizes).astype(int))
+    if len(counts) < 2:
+        raise FeatureError(f"{most} clips are too few to extrapolate from")
+    pick = lambda x, n: x[rng.choice(len(x), n, replace=False)]  # noqa: E731
+    found = [frechet_distance(pick(a, n), pick(b, n), ddof=ddof) for n in counts]
+    return float(np.polyfit(1.0 / counts, found, 1)[1])
+
+
+def paired_squared_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean squared distance of the features of each clip and of its own reconstruction.
+
+    What "rFVD" is in scripts that compute a Frechet distance batch by batch with one clip a batch. It is no distance of
+    two sets.
+    """
+    a, b = check_features(a), check_features(b)
+    if a.shape != b.shape:
+        raise FeatureError(f"paired features need one shape, got {a.shape} and {b.shape}")
+    return float(np.mean(np.sum((a - b) ** 2, axis=1)))
+
+
+def _percentiles(values: np.ndarray, level: float, method: str) -> Interval:
+    tail = 50 * (1 - level)
+    low, high = np.percentile(values, (tail, 100 - tail))
+    return Interval(float(low), float(high), level, len(values), method)

@@ -1,0 +1,158 @@
+"""What a number is a number of: named protocols, and the card that goes with every score.
+
+Scores of different protocols are different metrics. The public ones below are those that papers report; the paper of
+this library states clips, frames and size, the rest of `paper` is our reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import platform
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+
+import jax
+import numpy as np
+
+from pv_vae_jax.evaluation.clip_sets import ClipSet, Window
+from pv_vae_jax.evaluation.distances import Interval
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricProtocol:
+    """How sets of clips are compared.
+
+    Attributes:
+      name: of the protocol.
+      frames: of a clip; with I3D, 16 and 17 frames are different metrics.
+      clips: of each set.
+      stride: source frames from one frame of a real clip to the next.
+      start: of real clips, `first` or `random`; generated clips start at their first frame.
+      resize: rule of the bilinear resize to I3D's 224 (see `feature_networks.resize`).
+      crop: bring the short side to 224 and crop, instead of stretching.
+      ddof: of the covariances.
+      note: whence it comes.
+    """
+
+    name: str
+    frames: int = 17
+    clips: int = 2048
+    stride: int = 1
+    start: str = "random"
+    resize: str = "half_pixel"
+    crop: bool = False
+    ddof: int = 1
+    note: str = ""
+
+    def real_window(self, seed: int) -> Window:
+        """Frames of a real clip."""
+        return Window(self.frames, self.stride, self.start, seed)
+
+    def fake_window(self) -> Window:
+        """Frames of a generated clip."""
+        return Window(self.frames)
+
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        MetricProtocol(
+            "paper", note="PV-VAE: 2,048 clips of 17 frames; real start, stride and covariance are our reading"
+        ),
+        MetricProtocol("stylegan-v", frames=16, ddof=0, note="fvd2048_16f of StyleGAN-V"),
+        MetricProtocol(
+            "latte", frames=16, stride=3, ddof=0, note="fvd2048_16f as Latte runs it: real clips by stride 3"
+        ),
+        MetricProtocol("styleganv-copy", crop=True, start="first", note="Open-Sora-Plan, WF-VAE, LeanVAE: all frames"),
+        MetricProtocol("videogpt", frames=16, note="VideoGPT, TATS, LVDM"),
+    )
+}
+
+# Metric -> (its published name, the network that the name stands for, its name with any other network).
+NAMES = {
+    "frechet": ("FVD", "i3d", "Frechet distance"),
+    "kernel": ("KVD", "i3d", "kernel distance"),
+    "frechet limit": ("FVD extrapolated", "i3d", "Frechet distance extrapolated"),
+    "inception": ("IS", "c3d", "inception score"),
+    "lpips-alexnet": ("LPIPS (AlexNet)", "lpips-alexnet", "perceptual distance"),
+    "lpips-vgg16": ("LPIPS (VGG)", "lpips-vgg16", "perceptual distance"),
+}
+
+
+def name_of(metric: str, network: FeatureNetwork) -> str:
+    """FVD, IS or LPIPS if the published weights of the right network made the number; else features and their hash."""
+    published, wanted, plain = NAMES[metric]
+    if network.name == wanted and network.published:
+        return published
+    return f"{plain} (features = {network.name}, {network.hash})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A number, the interval it lies in, and its card.
+
+    Attributes:
+      name: what it may be called.
+      value: the number.
+      interval: None where none is known.
+      card: the protocol as a JSON tree.
+    """
+
+    name: str
+    value: float
+    interval: Interval | None
+    card: dict
+
+    def to_json(self) -> dict:
+        """A tree of plain values."""
+        interval = None if self.interval is None else dataclasses.asdict(self.interval)
+        return {"name": self.name, "value": self.value, "interval": interval, "card": self.card}
+
+
+class Digest:
+    """SHA-256 over the pixels of the clips that passed through: two cards with one digest scored the same clips."""
+
+    def __init__(self):
+        self._sha, self.count, self.shape = hashlib.sha256(), 0, None
+
+    def watch(self, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the clips as they are."""
+        for clip in clips:
+            self._sha.update(str(clip.shape).encode())
+            self._sha.update(np.ascontiguousarray(clip).tobytes())
+            self.count, self.shape = self.count + 1, clip.shape
+            yield clip
+
+    @property
+    def hex(self) -> str:
+        """16 digits."""
+        return self._sha.hexdigest()[:16]
+
+
+def set_card(clips: ClipSet, digest: Digest) -> dict:
+    """What was scored of a set."""
+    window = dataclasses.asdict(clips.window)
+    if window["start"] == "first":
+        window.pop("seed")
+    size = list(digest.shape[1:3]) if digest.shape else None
+    return clips.describe() | {"scored": digest.count, "size": size, "window": window, "pixels sha256": digest.hex}
+
+
+def card(protocol: MetricProtocol, network: FeatureNetwork | None, real: dict, fake: dict, seed: int, **more) -> dict:
+    """The protocol card of a score."""
+    tree = {"protocol": dataclasses.asdict(protocol), "real": real, "fake": fake, "seed": seed}
+    if network is not None:
+        tree["features"] = {
+            "network": network.name,
+            "hash": network.hash,
+            "published weights": network.published,
+            "pixels": network.pixels,
+        } | network.facts
+    tree |= more
+    tree["library"] = {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "numpy")}
+    tree["library"] |= {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    tree["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return tree

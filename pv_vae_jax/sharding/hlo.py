@@ -1,0 +1,107 @@
+"""What a compiled program sends between devices, read from its text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax.extend.core
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+# `%x = (f32[8,4]{1,0}, bf16[2]) all-gather-start(...)`: the type, then the operation. The second half of an
+# asynchronous pair (`-done`) is left out.
+_LINE = re.compile(rf"= (?P<type>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+)[a-z0-9]*\[(?P<shape>[\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Collectives of one kind: how many stand in the program, and the bytes of their results on one device."""
+
+    count: int = 0
+    bytes: int = 0
+
+
+def traffic(text: str) -> dict[str, Traffic]:
+    """Collectives in the text of a compiled program, by kind.
+
+    What stands inside a loop counts as often as the loop runs (the layers of a transformer under `lax.scan`).
+    """
+    found: dict[str, Traffic] = {}
+    trips = _trips(text)
+    for name, line in _lines(text):
+        match = _LINE.search(line)
+        if match is None:
+            continue
+        sizes = [
+            math.prod(map(int, filter(None, a["shape"].split(",")))) * _bytes(a["dtype"])
+            for a in _ARRAY.finditer(match["type"])
+        ]
+        # An asynchronous start names operand and result; an all-to-all or a combined all-reduce a result a part.
+        size = max(sizes, default=0) if match["start"] and match["kind"] != "all-reduce" else sum(sizes)
+        old, times = found.get(match["kind"], Traffic()), trips.get(name, 1)
+        found[match["kind"]] = Traffic(old.count + times, old.bytes + size * times)
+    return found
+
+
+def _bytes(dtype: str) -> float:
+    bits = int(re.sub(r"\D", "", dtype) or 8)
+    return 1 if dtype == "pred" else bits / 8
+
+
+def _lines(text: str):
+    """`(computation, line)` of every instruction."""
+    name = ""
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+        elif line.startswith(" "):
+            yield name, line
+
+
+def _trips(text: str) -> dict[str, int]:
+    """How often each computation runs: the trips of the loops around it, multiplied.
+
+    A counting loop compares its index with a constant, the only one in its condition.
+    """
+    callers: dict[str, list[tuple[str, int]]] = {}
+    constants: dict[str, int] = {}
+    loops = []
+    for name, line in _lines(text):
+        if number := re.search(r"= s32\[\]\S* constant\((\d+)\)", line):
+            constants[name] = int(number[1])
+        if " while(" in line:
+            condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line)[1] for part in ("condition", "body"))
+            loops.append((name, condition, body))
+        else:
+            for callee in re.findall(r"(?:calls|to_apply|\w+_computation)=%?([\w.\-]+)", line):
+                callers.setdefault(callee, []).append((name, 1))
+    for name, condition, body in loops:
+        callers.setdefault(body, []).append((name, constants.get(condition, 1)))
+
+    def runs(name: str) -> int:
+        return max((runs(caller) * times for caller, times in callers.get(name, ())), default=1)
+
+    return {name: runs(name) for name in callers}
+
+
+def step_flops(jaxpr: Any) -> float:
+    """Floating-point operations of the matrix products and convolutions of a traced program, on all devices together.
+
+    A loop counts as often as it runs and what is computed again as often as it is; the compiler's own figure counts
+    the body of a loop once.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, out = equation.primitive.name, math.prod(getattr(equation.outvars[0].aval, "shape", ()))
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2.0 * out * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel, spec = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+            total += 2.0 * out * math.prod(kernel[i] for i in spec[1:])
+        times = equation.params.get("length", 1) if name == "scan" else 1
+        total += times * sum(step_flops(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+    return total

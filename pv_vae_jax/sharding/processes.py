@@ -1,0 +1,89 @@
+"""Several processes that run one program: how they find each other, wait for each other and bring arrays home."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+# Names that JAX and its launchers use.
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+WAIT = 7 * 24 * 3600  # seconds; one process may encode for days while the others wait
+
+
+def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> None:
+    """Join the processes of this run; to be called before anything touches a device. Alone, it does nothing.
+
+    Args:
+      coordinator: `host:port` of process 0, or `auto` where JAX knows the cluster (TPU pods, SLURM, Open MPI,
+        Kubernetes).
+      count, index: processes and this one's number. What is not given is taken from the environment:
+        `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`.
+
+    Raises:
+      ValueError: the three do not fit together.
+    """
+    coordinator = coordinator or os.environ.get(COORDINATOR, "")
+    if coordinator == "auto":
+        jax.distributed.initialize()
+        return
+    count = count or _number(COUNT, 0)
+    index = index if index >= 0 else _number(INDEX, -1)
+    if not coordinator and not count and index < 0:
+        return
+    if not coordinator or count < 1 or not 0 <= index < count:
+        raise ValueError(
+            f"process {index} of {count} with coordinator {coordinator or 'nowhere'}: give all of --coordinator "
+            f"host:port, --processes and --process (0 to processes - 1), or {COORDINATOR}, {COUNT} and {INDEX}"
+        )
+    jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if text and not text.isdigit():
+        raise ValueError(f"{name} is a number, got {text!r}")
+    return int(text) if text else default
+
+
+def is_first() -> bool:
+    """Whether this process writes what a run writes once."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process has come to the place called `name`; alone, at once."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.sync_global_processes(name, timeout=WAIT)
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy copy of a tree of global arrays on the first process; `None` leaves on the others.
+
+    Every process must call it. Arrays are gathered one by one, so that no device holds more than one whole array.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    def fetch(leaf: jax.Array) -> np.ndarray | None:
+        value = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(value) if is_first() else None
+
+    return jax.tree.map(fetch, tree)
+
+
+def from_host(tree: Any, sharding: Any) -> Any:
+    """Global arrays of a tree of host arrays that every process holds alike: each device takes its own part only."""
+
+    def place(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jax.process_count() == 1:
+            return jax.device_put(leaf, where)
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+    return jax.tree.map(place, tree, sharding)

@@ -1,0 +1,129 @@
+"""Compile for TPUs that are not there: libtpu builds programs for a named topology without a chip.
+
+    devices = topology_devices("v5p:4x4x4")
+
+Names as libtpu takes them: `v5e:4x4`, `v5p:2x2x1`, `v6e:16x16`. The smallest is one host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+
+import jax
+
+from pv_vae_jax.sharding.hlo import Traffic, traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of a TPU generation.
+
+    Attributes:
+      flops: dense bfloat16 a second.
+      hbm: bytes of memory.
+      bandwidth: bytes a second between the memory and the chip.
+      links: bytes a second that a chip sends over its interconnect, all links together, one way.
+    """
+
+    flops: float
+    hbm: float
+    bandwidth: float
+    links: float
+
+
+# Google's system architecture pages (cloud.google.com/tpu/docs/v5e, v5p, v6e): peak compute, HBM, HBM bandwidth, and
+# interchip interconnect bandwidth, which is bidirectional there and halved here.
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+    "v5p": Chip(459e12, 95e9, 2_765e9, 600e9),
+    "v6e": Chip(918e12, 32e9, 1_640e9, 400e9),
+}
+
+
+class DoesNotFit(ValueError):
+    """A program needs more memory than a chip has; the message gives the amount."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One chip's share of a compiled step.
+
+    Attributes:
+      peak_bytes: memory at the worst moment, arguments included.
+      traffic: collectives by kind.
+    """
+
+    peak_bytes: int
+    traffic: dict[str, Traffic]
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """Devices of the topology `name`, for a mesh to compile on; they cannot run anything.
+
+    Raises:
+      ImportError: libtpu is not installed.
+      ValueError: it knows no such topology.
+    """
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise ImportError("a topology needs libtpu: pip install 'pv_vae_jax[tpu-topology]'") from error
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # its lock protects chips, and we use none
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # libtpu's own errors have no common type
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"no TPU topology {name!r}; names are like v5e:4x4, v5p:4x4x4, v6e:16x16 ({reason})"
+        ) from error
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Compile with little effort, and keep nothing: 3-D convolutions take minutes to hours at TPU's full effort.
+
+    Memory then is an estimate from below of what a full build needs. Programs for absent chips cannot be read back from
+    the compilation cache.
+    """
+    old = jax.config.jax_optimization_level, jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_optimization_level", "O0")
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", old[0])
+        jax.config.update("jax_enable_compilation_cache", old[1])
+
+
+def compile_step(lowered: jax.stages.Lowered) -> Compiled:
+    """Compile and measure.
+
+    Raises:
+      DoesNotFit: the memory of a chip is too small.
+    """
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        used = re.search(r"[Uu]sed ([\d.]+[KMGT]?)i?B? of ([\d.]+[KMGT]?)i?B? hbm", text)
+        used = used or re.search(r"([\d.]+[KMGT])\)? exceeds available HBM \(?([\d.]+[KMGT])", text)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        amount = f"it needs {used[1]}, a chip has {used[2]}" if used else " ".join(text.split())[:300]
+        raise DoesNotFit(f"does not fit: {amount}") from error
+    memory = compiled.memory_analysis()
+    peak = memory.peak_memory_in_bytes or (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return Compiled(peak, traffic(compiled.as_text()))

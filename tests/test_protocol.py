@@ -1,0 +1,241 @@
+"""Sets of anyone's clips, what is refused and why, what numbers may be called, and the card that goes with each."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
+from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
+from pv_vae_jax.evaluation.corruptions import corrupt
+from pv_vae_jax.evaluation.distances import frechet_distance
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract
+from pv_vae_jax.evaluation.feature_training import save_features
+from pv_vae_jax.evaluation.moments import FeatureError
+from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, name_of
+from pv_vae_jax.models.feature_net import FeatureNet, FeatureNetConfig
+
+CLIPS = np.random.default_rng(0).integers(0, 256, (12, 6, 16, 16, 3), dtype=np.uint8)
+SMALL = FeatureNetConfig(widths=(4, 8), features=6, side=16)
+SHORT = MetricProtocol("short", frames=6, clips=12, start="first")
+
+
+def mean_colour(params, video):
+    return params * video.mean(axis=(1, 2, 3))
+
+
+NETWORK = FeatureNetwork("colours", "0123456789abcdef", None, 2, "as they are", mean_colour, np.float32(1))
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    """Paths of two sets, and a function that opens one with the short protocol's window."""
+    np.save(tmp_path / "real.npy", CLIPS)
+    np.savez_compressed(tmp_path / "fake.npz", video=CLIPS[::-1], label=np.arange(12))
+    return tmp_path / "real.npy", tmp_path / "fake.npz", lambda p, **k: open_clips(p, Window(6), **k)
+
+
+# Reading
+
+
+def test_arrays_of_every_kind_give_the_same_clips(tmp_path):
+    np.save(tmp_path / "bytes.npy", CLIPS)
+    np.savez(tmp_path / "named.npz", video=CLIPS, label=np.zeros(12))
+    np.save(tmp_path / "unit.npy", (CLIPS / 255).astype(np.float32))
+    np.save(tmp_path / "signed.npy", (CLIPS / 127.5 - 1).astype(np.float32))
+    for name, span in (("bytes.npy", None), ("named.npz", None), ("unit.npy", (0, 1)), ("signed.npy", (-1, 1))):
+        found = ArrayClips(tmp_path / name, Window(6), span)
+        assert len(found) == 12
+        np.testing.assert_array_equal(found.clip(3), CLIPS[3])
+
+
+def test_arrays_that_cannot_be_meant_are_refused(tmp_path):
+    def refused(array, match, value_range=None, frames=6, **named):
+        np.savez(tmp_path / "a.npz", **named) if named else np.save(tmp_path / "a.npy", array)
+        with pytest.raises(FeatureError, match=match):
+            ArrayClips(tmp_path / ("a.npz" if named else "a.npy"), Window(frames), value_range).clip(0)
+
+    refused(CLIPS / 255, "say on which range")
+    refused(CLIPS / 127.5 - 1, "not in the value range", (0, 1))
+    refused(np.where(CLIPS > 9, CLIPS / 255, np.nan), "not in the value range", (0, 1))
+    refused(CLIPS.astype(np.int64), "holds int64")
+    refused(np.moveaxis(CLIPS, -1, 1), "channels come last")
+    refused(CLIPS[0], r"clips are \(n, t, h, w, 3\)")
+    refused(CLIPS, "clips of 6 frames, 7 are needed", frames=7)
+    refused(None, "call the clips `video`", a=CLIPS, b=CLIPS)
+    refused(np.array([{}], dtype=object), "not an array file")  # a pickle is not opened
+    with pytest.raises(FileNotFoundError):
+        ArrayClips(tmp_path / "none.npy", Window(6))
+
+
+def test_random_starts_follow_from_the_seed_and_strides_span():
+    window = Window(3, stride=4, start="random", seed=1)
+    starts = [window.first(i, 20) for i in range(200)]
+    assert window.span == 9 and set(starts) == set(range(12))
+    assert starts == [window.first(i, 20) for i in range(200)]
+    assert starts != [dataclasses.replace(window, seed=2).first(i, 20) for i in range(200)]
+
+
+def test_folders_of_videos(tmp_path):
+    pytest.importorskip("av")
+    from pv_vae_jax.data.video_files import write_video
+
+    (tmp_path / "deep").mkdir()
+    write_video(tmp_path / "b.mp4", CLIPS[0])
+    write_video(tmp_path / "deep" / "a.mp4", CLIPS[1])
+    write_video(tmp_path / "short.mp4", CLIPS[2, :4])
+    found = FolderClips(tmp_path, Window(6))
+    assert len(found) == 2 and found.describe()["too short"] == 1 and found.clip(1).shape == (6, 16, 16, 3)
+    assert "compression" in found.describe()["pixels"]
+    write_video(tmp_path / "wide.mp4", np.repeat(CLIPS[3], 2, axis=2))
+    with pytest.raises(FeatureError, match="mixes sizes.* 16 x 16, .*wide.mp4 is 16 x 32; --size"):
+        list(read_clips(FolderClips(tmp_path, Window(6)), np.arange(3)))
+    assert len(list(read_clips(FolderClips(tmp_path, Window(6), size=8), np.arange(3)))) == 3
+    with pytest.raises(FeatureError, match="has the 30 frames"):
+        FolderClips(tmp_path, Window(30))
+    with pytest.raises(FeatureError, match="no video files"):
+        (tmp_path / "empty").mkdir()
+        FolderClips(tmp_path / "empty", Window(6))
+
+
+# Names
+
+
+def test_a_number_has_a_published_name_only_with_published_weights():
+    published = dataclasses.replace(NETWORK, name="i3d", published="Kinetics-400 from scratch")
+    assert name_of("frechet", published) == "FVD" and name_of("kernel", published) == "KVD"
+    for network in (
+        NETWORK,
+        dataclasses.replace(published, published=None),
+        dataclasses.replace(published, name="c3d"),
+    ):
+        for metric in ("frechet", "kernel", "frechet limit"):
+            name = name_of(metric, network)
+            assert "FVD" not in name and "KVD" not in name and network.hash in name
+    assert "IS" not in name_of("inception", dataclasses.replace(NETWORK, name="c3d"))
+    assert name_of("inception", dataclasses.replace(published, name="c3d")) == "IS"
+    assert "LPIPS" not in name_of("lpips-alexnet", dataclasses.replace(NETWORK, name="lpips-alexnet"))
+
+
+def test_public_protocols_differ_where_they_differ():
+    assert PROTOCOLS["stylegan-v"].frames == 16 and PROTOCOLS["stylegan-v"].ddof == 0
+    assert PROTOCOLS["videogpt"].frames == 16 and PROTOCOLS["videogpt"].ddof == 1
+    assert PROTOCOLS["styleganv-copy"].crop and PROTOCOLS["styleganv-copy"].frames == 17
+    assert PROTOCOLS["paper"].clips == 2048 and PROTOCOLS["latte"].real_window(0).span == 46
+
+
+# Scores
+
+
+def test_every_score_carries_its_card(arrays):
+    real, fake, open_set = arrays
+    scores = compare_sets(open_set(real), open_set(fake), NETWORK, SHORT, seed=3, resamples=5, labels=(None, None))
+    assert [s.name.split(" (")[0] for s in scores] == ["Frechet distance", "kernel distance"]
+    for score in scores:
+        card = json.loads(json.dumps(score.to_json(), allow_nan=False))["card"]
+        assert card["protocol"]["clips"] == 12 and card["features"]["hash"] == NETWORK.hash and card["seed"] == 3
+        assert card["real"]["scored"] == 12 and card["real"]["window"]["frames"] == 6 and card["library"]["pv_vae_jax"]
+        assert card["real"]["pixels sha256"] != card["fake"]["pixels sha256"]  # another order
+    features = extract(NETWORK, CLIPS)
+    assert scores[0].value == pytest.approx(frechet_distance(features, features[::-1]), abs=1e-9)
+
+
+def test_covariance_and_choice_follow_the_protocol(arrays):
+    real, fake, open_set = arrays
+    both = open_set(real), open_set(fake)
+    score = lambda p, s=0: compare_sets(*both, NETWORK, p, seed=s, resamples=0, labels=(None, None))[0]  # noqa: E731
+    fewer = dataclasses.replace(SHORT, clips=7)
+    assert score(fewer).value == score(fewer).value != score(fewer, 1).value
+    assert score(fewer).value != score(dataclasses.replace(fewer, ddof=0)).value
+    assert score(fewer).card["real"]["scored"] == 7
+
+
+def test_pairs(arrays, tmp_path):
+    real, _, open_set = arrays
+    np.save(tmp_path / "noisy.npy", corrupt(CLIPS, "noise", 8.0))
+    both = open_set(real), open_set(tmp_path / "noisy.npy")
+    pixels = compare_pairs(*both, SHORT)
+    assert [s.name for s in pixels] == ["PSNR dB", "SSIM"] and 25 < pixels[0].value < 35
+    assert pixels[0].interval.low <= pixels[0].value <= pixels[0].interval.high
+    same = compare_sets(both[0], both[0], NETWORK, SHORT, paired=True, resamples=0, labels=(None, None))
+    assert abs(same[0].value) < 1e-6 and same[-1].name == "mean_paired_colours_sqdist" and same[-1].value == 0
+
+
+def test_sets_that_cannot_be_compared_are_refused(arrays, tmp_path):
+    real, fake, open_set = arrays
+    np.save(tmp_path / "large.npy", np.repeat(np.repeat(CLIPS, 2, 2), 2, 3))
+    np.save(tmp_path / "few.npy", CLIPS[:5])
+
+    def refused(a, b, match, protocol=SHORT, network=NETWORK, **more):
+        with pytest.raises(FeatureError, match=match):
+            compare_sets(open_set(a), open_set(b), network, protocol, labels=(None, None), **more)
+
+    refused(real, tmp_path / "large.npy", "16 x 16 and 32 x 32")
+    refused(real, tmp_path / "few.npy", "fake set has 5 clips, protocol short wants 12. --clips")
+    refused(real, tmp_path / "few.npy", "one length", dataclasses.replace(SHORT, clips=5), paired=True)
+    refused(real, fake, "2 clips at least", dataclasses.replace(SHORT, clips=1))
+    refused(real, fake, "sees 9 frames at least", network=dataclasses.replace(NETWORK, least_frames=9))
+    refused(real, fake, "NaN", network=dataclasses.replace(NETWORK, params=np.float32(np.nan)))
+
+
+def test_inception_score_with_its_splits(arrays):
+    _, fake, open_set = arrays
+    classifier = dataclasses.replace(NETWORK, name="c3d", params=np.float32(50))
+    score = score_inception(open_set(fake), classifier, SHORT, splits=2, label=None)
+    assert 1 < score.value <= 3 and score.card["splits"] == 2 and score.interval.low <= score.interval.high
+    assert score.name.startswith("inception score (")
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def network_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("network")
+    params = jax.jit(FeatureNet(SMALL).init)(jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))["params"]
+    save_features(folder, SMALL, params, {})
+    return folder
+
+
+def test_command_compares_sets_and_writes_cards(arrays, network_folder, tmp_path, capsys):
+    real, fake, _ = arrays
+    out = tmp_path / "deep" / "scores.json"
+    call = ["--real", str(real), "--fake", str(fake), "--weights", str(network_folder), "--frames=6"]
+    assert run_command("evaluate", [*call, "--clips=12", "--paired", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    scores = json.loads(out.read_text())
+    assert [s["name"].split(" (")[0] for s in scores] == [
+        "PSNR dB",
+        "SSIM",
+        "Frechet distance",
+        "kernel distance",
+        "mean_paired_own_sqdist",
+    ]
+    assert all(s["name"] in printed and s["card"]["protocol"]["frames"] == 6 for s in scores)
+    assert [p.name for p in out.parent.iterdir()] == ["scores.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--real=a.npy"], "both --real and --fake"),
+        ([], "--workdir, or two sets"),
+        (["--real=a", "--fake=b", "--workdir=c"], "--workdir, or two sets"),
+        (["--workdir=c", "--paired"], "--paired: these compare sets"),
+        (["--real=a.npy", "--fake=b.npy", "--features=i3d"], "name their file with --weights"),
+        (["--real=a.npy", "--fake=b.npy", "--lpips=alexnet"], "--lpips_weights and --lpips_heads"),
+        (["--real=a.npy", "--fake=b.npy", "--c3d=c.npz"], "--c3d and --c3d_mean"),
+        (["--real=a.npy", "--fake=b.npy", "--value_range=1"], "low,high"),
+        (["--real=none.npy", "--fake=none.npy"], "no file none.npy"),
+    ],
+)
+def test_command_says_what_is_wrong(flags, message, capsys, network_folder):
+    weights = (
+        [] if "--features=i3d" in flags or not any("real" in f for f in flags) else ["--weights", str(network_folder)]
+    )
+    assert run_command("evaluate", [*flags, *weights]) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""Where arrays live must not change what is computed: one device equals eight, whatever the mesh splits."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pv_vae_jax.config import OptimizerConfig
+from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.sharding.axes import MESH_AXES
+from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.sharding.rules import batch_sharding, check_split, host_share, partition, put_batch, state_sharding
+from pv_vae_jax.train.dit_step import DiTStep
+from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.vae_step import VAEStep
+from tests.conftest import TINY, perturbed
+
+# Few layers, because compiling is what these tests cost; `direct` is what accelerators run.
+SMALL = dataclasses.replace(
+    TINY, time_factors=(2,), space_factors=(2,), encoder_widths=(8, 8), decoder_widths=(8, 8), lowering="direct"
+)
+
+STRATEGIES = {
+    "data": dict(data=8),
+    "fsdp": dict(data=2, fsdp=4),
+    "fsdp+tensor": dict(data=1, fsdp=4, tensor=2),
+    "space": dict(data=2, space=4),
+    "context": dict(data=4, context=2),
+    "fsdp+space+context": dict(data=1, fsdp=2, space=2, context=2),
+}
+STEPS = 5
+LEARN = OptimizerConfig(warmup_steps=0)  # the default rate, so that five steps move a parameter by up to 2.5e-4
+
+
+def vae_step():
+    """A step with everything: filled form, adaptive GAN, both discriminators, EMA."""
+    step = VAEStep(
+        model=VAE(SMALL),
+        objective=Objective(gan=0.5, gan_start=0, kl=1e-3),
+        optimizer=optimizer(LEARN, STEPS),
+        discriminator=Discriminator(DiscriminatorConfig(width=4, levels=1, lowering="direct")),
+        discriminator_optimizer=optimizer(LEARN, STEPS),
+        ema_decay=0.5,
+    )
+
+    def create():
+        clip = jnp.zeros((1, 3, 16, 32, 3))
+        params = perturbed(step.model.init(jax.random.key(0), clip)["params"])
+        return step.create(params, step.discriminator.init(jax.random.key(1), clip)["params"])
+
+    rng = np.random.default_rng(1)
+    batch = {"video": rng.integers(0, 256, (8, 3, 16, 32, 3), np.uint8), "dropped": np.array([0, 1] * 4, np.int32)}
+    return (lambda state, batch: step(state, batch, dropped=None, gan=True)), create, batch
+
+
+def dit_step():
+    """Four heads over two frames of 2 x 4 tokens."""
+    model = Latte(LatteConfig(latent_channels=4, depth=2, width=32, heads=4, classes=3))
+    step = DiTStep(model, optimizer(LEARN, STEPS), np.zeros(4, np.float32), np.ones(4, np.float32), ema_decay=0.5)
+    rng = np.random.default_rng(2)
+    mean = rng.standard_normal((8, 2, 2, 4, 4)).astype(np.float32)
+    batch = {"mean": mean, "logvar": 0 * mean - 2, "label": np.arange(8, dtype=np.int32) % 3}
+
+    def create():
+        return step.create(perturbed(model.init(jax.random.key(0), mean, jnp.zeros(8), batch["label"])["params"]))
+
+    return step, create, batch
+
+
+def train(step, state, batch, mesh):
+    """`STEPS` steps on the mesh: the last state, the losses, the compiled program's text."""
+    sharding = state_sharding(mesh, jax.eval_shape(lambda: state))
+    placed, inputs = jax.device_put(state, sharding), put_batch(mesh, batch)
+    with jax.set_mesh(mesh):
+        program = jax.jit(step, out_shardings=(sharding, None)).lower(placed, inputs).compile()
+        losses = []
+        for _ in range(STEPS):
+            placed, logs = program(placed, inputs)
+            losses.append(logs)
+    return placed, jax.device_get(losses), program.as_text()
+
+
+@pytest.fixture(scope="module")
+def single(request):
+    step, create, batch = {"vae": vae_step, "dit": dit_step}[request.param]()
+    state = jax.jit(create)()
+    return request.param, step, state, batch, train(step, state, batch, make_mesh(data=1))
+
+
+# Compiling is the cost: the fast cases split pictures, tokens, heads and state; the slow ones are all the others.
+FAST = (("vae", "fsdp+space+context"), ("dit", "fsdp+tensor"))
+
+
+@pytest.mark.parametrize(
+    ("single", "strategy"),
+    [
+        pytest.param(kind, strategy, marks=() if (kind, strategy) in FAST else pytest.mark.slow)
+        for kind in ("vae", "dit")
+        for strategy in STRATEGIES
+    ],
+    indirect=["single"],
+)
+def test_eight_devices_take_the_same_steps_as_one(single, strategy):
+    kind, step, before, batch, (expected, expected_logs, _) = single
+    mesh = make_mesh(**STRATEGIES[strategy])
+    state, logs, text = train(step, before, batch, mesh)
+    for a, b in zip(expected_logs, logs, strict=True):
+        for name in a:
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, jax.device_get(state.params))
+    assert min(jax.tree.leaves(moved)) > 5e-5  # else agreement would mean little
+    split = [not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
+    assert any(split) == ("fsdp" in strategy)
+    if strategy == "space" and kind == "vae":
+        assert "collective-permute" in text and not re.findall(r"all-gather[-\w]*\(", text)
+
+
+SIZES = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 4, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("params/encoder/level0/block0/conv1/kernel", (3, 3, 3, 8, 16), P(None, None, None, "fsdp", "tensor")),
+        ("opt_state/1/0/mu/encoder/level0/conv2/kernel", (3, 3, 3, 8, 16), P(None, None, None, "tensor", "fsdp")),
+        ("ema/pairs/spatial/mlp1/kernel", (3, 16, 64), P(None, "fsdp", "tensor")),
+        ("params/decoder/level_0/block1/conv1/bias", (16,), P("tensor")),
+        ("params/encoder/stem/kernel", (3, 3, 3, 3, 64), P(None, None, None, None, "fsdp")),  # no row: the largest
+        ("params/encoder/conv1/kernel", (3, 3, 3, 3, 64), P(None, None, None, None, "tensor")),  # nothing left for fsdp
+        ("params/encoder/conv1/kernel", (4, 3, 3, 3, 64), P("fsdp", None, None, None, "tensor")),  # what fsdp divides
+        ("params/odd/kernel", (3, 7), P()),
+        ("step", (), P()),
+    ],
+)
+def test_the_first_rule_that_names_a_parameter_places_it(path, shape, spec):
+    assert partition(path, shape, SIZES) == spec
+    assert partition(path, shape, dict.fromkeys(MESH_AXES, 1)) == P()
+
+
+def test_moments_and_averages_lie_as_their_parameters_and_little_stays_whole():
+    _, create, _ = vae_step()
+    shapes = jax.eval_shape(create)
+    sharding = state_sharding(make_mesh(fsdp=4, tensor=2), shapes)
+    spec = lambda tree: [s.spec for s in jax.tree.leaves(tree)]  # noqa: E731
+    adam = sharding.opt_state[1][0]
+    assert spec(sharding.params) == spec(sharding.ema) == spec(adam.mu) == spec(adam.nu)
+    assert any("fsdp" in s for s in spec(sharding.discriminator.params))
+    check_split(make_mesh(fsdp=4, tensor=2), shapes.params, sharding.params)
+
+
+def test_a_run_that_would_keep_too_much_whole_is_refused():
+    shapes = {"odd": jax.ShapeDtypeStruct((7, 99), jnp.float32), "even": jax.ShapeDtypeStruct((8, 512), jnp.float32)}
+    for fsdp, fits in ((1, True), (8, False)):
+        mesh = make_mesh(data=1, fsdp=fsdp)
+        if fits:
+            check_split(mesh, shapes, state_sharding(mesh, shapes))
+            continue
+        with pytest.raises(ValueError, match=r"fsdp=8 leaves 14.5% of the parameters' bytes whole .*odd \(7, 99\)"):
+            check_split(mesh, shapes, state_sharding(mesh, shapes))
+
+
+def test_batches_are_split_by_example_and_picture():
+    mesh = make_mesh(data=2, space=2, context=2)
+    batch = put_batch(mesh, {"video": np.zeros((4, 3, 8, 6, 3), np.uint8), "k": np.int32(1), "label": np.zeros(4)})
+    assert {shard.data.shape for shard in batch["video"].addressable_shards} == {(2, 3, 4, 3, 3)}
+    assert batch["k"].is_fully_replicated and batch["label"].addressable_shards[0].data.shape == (2,)
+    assert batch_sharding(mesh, (4, 3, 7, 6, 3)).spec[2] is None  # a side that does not divide stays whole
+    assert host_share(mesh) == (0, 1)
+
+
+def test_meshes_are_refused_with_the_counts():
+    assert dict(make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1, "space": 1, "context": 1}
+    with pytest.raises(ValueError, match="needs 16 devices, there are 8"):
+        make_mesh(data=8, space=2)
+    with pytest.raises(ValueError, match="only one mesh axis may be -1"):
+        make_mesh(space=-1)
+    with pytest.raises(ValueError, match="needs 0 devices"):
+        make_mesh(data=1, fsdp=0)

@@ -1,0 +1,115 @@
+"""What a step costs, read from its trace and from compiled programs; TPU programs where libtpu is installed."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pv_vae_jax.sharding.hlo import Traffic, step_flops, traffic
+from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.sharding.topology import topology_devices
+from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
+
+
+def test_flops_of_products_convolutions_and_loops():
+    x, w = jnp.zeros((4, 8)), jnp.zeros((8, 8))
+    loop = lambda w, x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=5)[0]  # noqa: E731
+    assert step_flops(jax.make_jaxpr(loop)(w, x).jaxpr) == 5 * 2 * 4 * 8 * 8
+    again = jax.grad(lambda w: jax.checkpoint(lambda w: jnp.sin(x @ w) @ w)(w).sum())
+    assert step_flops(jax.make_jaxpr(again)(w).jaxpr) == (2 + 1 + 3) * 2 * 4 * 8 * 8  # forward, once more, backward
+    video, kernel = jnp.zeros((2, 3, 4, 4, 5)), jnp.zeros((3, 3, 3, 5, 7))
+    numbers = ("NDHWC", "DHWIO", "NDHWC")
+    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1, 1), "SAME", dimension_numbers=numbers)  # noqa: E731
+    assert step_flops(jax.make_jaxpr(conv)(video, kernel).jaxpr) == 2 * (2 * 3 * 4 * 4 * 7) * 27 * 5
+
+
+def test_traffic_of_a_program_on_eight_devices():
+    mesh = make_mesh(data=8)
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    whole = jax.NamedSharding(mesh, jax.P())
+
+    def program(w, x):
+        carry, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=5)
+        return jax.lax.with_sharding_constraint(carry, whole), x.sum(axis=0)
+
+    w = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
+    x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=split)
+    found = traffic(jax.jit(program).lower(w, x).compile().as_text())
+    assert found["all-reduce"] == Traffic(1, 64 * 4)
+    # The result once; the matrix in the loop or before it, as the compiler likes.
+    assert found["all-gather"].bytes - 16 * 64 * 4 in (64 * 64 * 4, 5 * 64 * 64 * 4)
+    assert found.keys() == {"all-reduce", "all-gather"}
+
+
+TEXT = """HloModule m
+
+%cond (p: (s32[], f32[4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %g = f32[8,4]{1,0:T(8,128)} all-gather(%x), channel_id=1, dimensions={0}
+  %r = (bf16[4]{0}, f32[]{:T(128)}) all-reduce(%a, %b), to_apply=%sum
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %w = (s32[], f32[4]{0}) while(%t), condition=%cond, body=%body
+  %s = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%x), dimensions={0}
+  %d = f32[8,4]{1,0} all-gather-done(%s)
+  %p = u8[3,5]{1,0} collective-permute(%y), source_target_pairs={{0,1}}
+}
+"""
+
+
+def test_traffic_counts_loops_and_asynchronous_pairs():
+    assert traffic(TEXT) == {
+        "all-gather": Traffic(12 + 1, 13 * 8 * 4 * 4),
+        "all-reduce": Traffic(12, 12 * (8 + 4)),
+        "collective-permute": Traffic(1, 15),
+    }
+
+
+def test_inspect_refuses_what_the_mesh_cannot_split(tiny_experiment):  # noqa: F811
+    call = ("inspect", "--config", tiny_experiment, "--config.mesh.data=1")
+    assert "video.batch_size 4 is not a multiple of the 3 devices" in fails(*call, "--config.mesh.data=3")
+    assert "mesh.space 8 does not divide the width of the latents, 4" in fails(*call, "--config.mesh.space=8")
+    assert "mesh.tensor 4 does not divide the 2 heads" in fails(*call, "--config.mesh.tensor=4", "--stage=diffusion")
+
+
+@pytest.fixture(scope="module")
+def topology():
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra tpu-topology")
+    return "v5e:2x2"
+
+
+def test_a_step_is_compiled_for_a_tpu_that_is_not_here(topology, tiny_experiment):  # noqa: F811
+    command = [sys.executable, "-m", "pv_vae_jax", "inspect", "--config", str(tiny_experiment), "--stage=diffusion"]
+    command += [f"--topology={topology}", "--config.mesh.data=1", "--config.mesh.fsdp=4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | {"XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stderr
+    for words in ("of TPU v5 lite, v5e:2x2", "peak memory a device", "all-gather", "params/pairs/spatial/mlp1/kernel"):
+        assert words in done.stdout
+
+
+def test_what_does_not_fit_is_told_with_the_amount(topology):
+    from pv_vae_jax.sharding.topology import DoesNotFit, compile_step, quick_compilation
+
+    mesh = make_mesh(data=1, devices=topology_devices(topology)[:1])
+    big = jax.ShapeDtypeStruct((1 << 17, 1 << 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P()))
+    with quick_compilation(), pytest.raises(DoesNotFit, match=r"does not fit: it needs .*G, a chip has 15.75G"):
+        compile_step(jax.jit(lambda a: a * 2).lower(big))
+
+
+def test_an_unknown_topology_is_refused(topology):
+    with pytest.raises(ValueError, match="no TPU topology 'v9:2x2'; names are like v5e:4x4"):
+        topology_devices("v9:2x2")
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch, tiny_experiment):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    line = fails("inspect", "--config", tiny_experiment, "--topology=v5e:2x2")
+    assert "pip install 'pv_vae_jax[tpu-topology]'" in line

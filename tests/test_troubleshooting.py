@@ -1,0 +1,230 @@
+"""Every message that docs/troubleshooting.md explains is provoked here, in the way a newcomer meets it."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pv_vae_jax.cli.main import main
+from pv_vae_jax.config import load_experiment
+from pv_vae_jax.train.run import open_run
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = str(ROOT / "experiments" / "demo.py")
+ENTRIES = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+
+
+def says(*arguments, status: int = 1) -> str:
+    """What a command that fails prints, run in this process."""
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
+        assert main(["pv-vae", *map(str, arguments)]) == status, err.getvalue()
+    return err.getvalue()
+
+
+def python(code: str, **environment) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+def train_with(tmp_path, *overrides, status: int = 1) -> str:
+    flags = [f"--config.{setting}" for setting in overrides]
+    return says("train", "--config", DEMO, "--workdir", tmp_path / "run", *flags, status=status)
+
+
+def made(tmp_path):
+    """A work directory of the demo in which nothing was trained yet."""
+    return open_run(load_experiment(DEMO), tmp_path / "run")
+
+
+def no_backend(platform: str):
+    def provoke(tmp_path) -> str:
+        code = "import sys; from pv_vae_jax.cli.main import main; "
+        code += f"sys.exit(main(['pv-vae', 'train', '--config', {DEMO!r}, '--workdir', {str(tmp_path / 'w')!r}]))"
+        done = python(code, JAX_PLATFORMS=platform)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert "pip install 'pv_vae_jax[tpu]'" in done.stderr
+        return done.stderr
+
+    return provoke
+
+
+def falls_back(detector: str, answer: str):
+    """JAX believes that the machine has the device, and has no build for it."""
+
+    def provoke(tmp_path) -> str:
+        code = f"import jax._src.hardware_utils as h; h.{detector} = lambda: {answer}; import jax; jax.devices()"
+        done = python(code, JAX_PLATFORMS="")
+        assert done.returncode == 0
+        return done.stderr
+
+    return provoke
+
+
+def versions_apart(tmp_path) -> str:
+    from jax._src.lib import check_jaxlib_version
+
+    with pytest.raises(RuntimeError) as caught:
+        check_jaxlib_version("0.10.2", "0.4.1", "0.10.0")
+    return str(caught.value)
+
+
+def out_of_memory(tmp_path) -> str:
+    """A network whose parameters no machine holds."""
+    import pv_vae_jax.cli.inspect as inspect
+
+    def run(values, positional, overrides):
+        jax.block_until_ready(jax.jit(lambda: jnp.zeros((1 << 44,)))())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "run", run)
+        message = says("inspect", "--config", DEMO)
+    assert "batch_size" in message and "Traceback" not in message
+    return message
+
+
+def in_use(tmp_path) -> str:
+    with made(tmp_path).lock():
+        return train_with(tmp_path)
+
+
+def other_configuration(tmp_path) -> str:
+    made(tmp_path)
+    return train_with(tmp_path, "seed=7")
+
+
+def not_empty(tmp_path) -> str:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    return train_with(tmp_path)
+
+
+def stale(tmp_path) -> str:
+    import json
+
+    from pv_vae_jax.data.latents import LatentSource, StaleLatentsError
+
+    manifest = {"records": 1, "key": {"encoder": "aa"}, "class_names": ["x"], "mean": [0.0], "std": [1.0]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StaleLatentsError) as caught:
+        LatentSource(tmp_path, {"encoder": "bb"})
+    return str(caught.value)
+
+
+def not_finite(tmp_path) -> str:
+    from pv_vae_jax.train.guard import NonFiniteError, check_finite
+
+    with pytest.raises(NonFiniteError) as caught:
+        check_finite("video", [(120, {"mse": 0.1, "kl": float("nan"), "loss": float("nan")})])
+    return str(caught.value)
+
+
+def no_folder(tmp_path) -> str:
+    (tmp_path / "clips").mkdir()
+    return train_with(tmp_path, f"data.source={tmp_path / 'clip'}")
+
+
+def no_videos(tmp_path) -> str:
+    (tmp_path / "notes").mkdir()
+    return train_with(tmp_path, f"data.source={tmp_path / 'notes'}")
+
+
+def broken_video(tmp_path) -> str:
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "broken.mp4").write_bytes(b"no video at all")
+    return train_with(tmp_path, f"data.source={tmp_path / 'clips'}")
+
+
+def without_pyav(tmp_path) -> str:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)
+        return says("reconstruct", "--frames=17", "--size=32", "--out", tmp_path / "out", tmp_path / "a.mp4")
+
+
+def misfit(tmp_path) -> str:
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    from pv_vae_jax.pretrained import SHIPPED, load
+
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED / "tiny-synthetic", folder)
+    tensors = load_file(folder / "vae.safetensors")
+    del tensors["decoder/head/bias"]
+    save_file(tensors, folder / "vae.safetensors")
+    with pytest.raises(ValueError) as caught:
+        load(folder)
+    return str(caught.value)
+
+
+def old_torch_file(tmp_path) -> str:
+    (tmp_path / "old.pth").write_bytes(b"\x80\x02" + bytes(64))
+    return says("convert", tmp_path / "old.pth", tmp_path / "model")
+
+
+def launch(*arguments, **environment):
+    def provoke(tmp_path) -> str:
+        command = [sys.executable, str(ROOT / "launch"), *arguments]
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+        assert done.returncode
+        return done.stderr
+
+    return provoke
+
+
+FAR = ["slurm", "--config", DEMO, "--workdir"]
+
+# In the order of the page.
+PROVOKE = [
+    no_backend("tpu"),
+    no_backend("cuda"),
+    falls_back("has_visible_nvidia_gpu", "True"),
+    falls_back("num_available_tpu_chips_and_device_id", "(4, 'x')"),
+    versions_apart,
+    out_of_memory,
+    lambda tmp_path: train_with(tmp_path, "mesh.data=64"),
+    lambda tmp_path: train_with(tmp_path, "image.batch_size=6"),
+    lambda tmp_path: train_with(tmp_path, "video.step=3"),
+    lambda tmp_path: train_with(tmp_path, "video.steps=many"),
+    lambda tmp_path: says("train", "--config", "experiments/demp.py", "--workdir", tmp_path),
+    lambda tmp_path: says("trian", status=2),
+    lambda tmp_path: train_with(tmp_path, "data.frames=16"),
+    lambda tmp_path: train_with(tmp_path, "data.size=33"),
+    lambda tmp_path: train_with(tmp_path, "vae.latent_channels=32"),
+    other_configuration,
+    in_use,
+    not_empty,
+    lambda tmp_path: says("evaluate", "--workdir", tmp_path / "run"),
+    not_finite,
+    stale,
+    no_folder,
+    no_videos,
+    broken_video,
+    without_pyav,
+    lambda tmp_path: says("sample", "--model", tmp_path / "none", "--out", tmp_path),
+    misfit,
+    old_torch_file,
+    launch(*FAR, "/shared/run", PATH="/nowhere"),
+    launch(*FAR, "gs://bucket/run"),
+]
+
+
+def test_every_entry_is_provoked():
+    assert len(ENTRIES) == len(PROVOKE)
+
+
+@pytest.mark.parametrize(("entry", "provoke"), list(zip(ENTRIES, PROVOKE, strict=False)), ids=[e[:40] for e in ENTRIES])
+def test_the_page_shows_the_real_message(entry, provoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    message = " ".join(provoke(tmp_path).split())
+    pattern = ".*".join(re.escape(part) for part in entry.split("..."))
+    assert re.search(pattern, message), f"the page says\n{entry}\nthe program says\n{message}"
