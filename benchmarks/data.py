@@ -1,18 +1,18 @@
-"""Frames a second and core that reach training, from files, prepared records and cached latents, against plain decoding.
+"""Frames a second and core that reach training, from files, records and cached latents, against plain decoding.
 
     python benchmarks/data.py [--seconds 4] [--batches 10000] [--step 0.15] [--videos FOLDER]
 
 One process, one thread; the ways take turns and the median of the turns counts:
 
-* `PyAV`: decode a file from start to end and turn every frame into an RGB array: what reading costs at least;
+* `PyAV`: decode a file from start to end into one array of RGB frames by a plain loop: what reading costs at least;
 * `read_video`: the same by our reader; the aim is within a tenth of PyAV's frames a second;
 * `decord`: the same by decord, if it is installed;
 * `files`, `records`: clips of 17 frames at random places, from files as they are and from what `pv-vae prepare` made of
   them; counted are the frames that are delivered;
 * `latents`: records of a latent cache, each standing for a clip of 17 frames.
 
-Then, with records: the share of time for which a loop waits that takes `--step` seconds a batch (the aim: below 2 %), and
-the growth of resident memory over the last nine tenths of `--batches` batches (the aim: none, below 1 %).
+Then, with records: the share of time for which a loop waits that takes `--step` seconds a batch (the aim: below 2 %),
+and the growth of resident memory over the last nine tenths of `--batches` batches (the aim: none, below 1 %).
 Without `--videos`, moving textures are made at 256 px and 720p. Results go to `benchmarks/results/data.json`.
 """
 
@@ -33,16 +33,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # runs from a clone, installed or not
 
-import av
-import numpy as np
+import av  # noqa: E402
+import numpy as np  # noqa: E402
 
-from pv_vae_jax.data.latents import LatentSource, write_latents
-from pv_vae_jax.data.listing import Item, Listing, videos_below
-from pv_vae_jax.data.pipeline import train_batches
-from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos
-from pv_vae_jax.data.sources import FolderVideos
-from pv_vae_jax.data.video_files import read_video, write_video
+from pv_vae_jax.data.latents import LatentSource, write_latents  # noqa: E402
+from pv_vae_jax.data.listing import Item, Listing, videos_below  # noqa: E402
+from pv_vae_jax.data.pipeline import train_batches  # noqa: E402
+from pv_vae_jax.data.prepare import ClipSettings, prepare_split  # noqa: E402
+from pv_vae_jax.data.records import RecordVideos  # noqa: E402
+from pv_vae_jax.data.sources import FolderVideos  # noqa: E402
+from pv_vae_jax.data.video_files import read_video, write_video  # noqa: E402
 
 FRAMES = 17
 TURNS = 5
@@ -63,10 +63,10 @@ def texture(frames: int, height: int, width: int, seed: int) -> Iterator[np.ndar
 
 
 def plain_pyav(path: Path) -> int:
-    """Frames decoded to RGB arrays."""
+    """Frames decoded into one RGB array."""
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "SLICE"
-        return sum(frame.to_ndarray(format="rgb24").shape[0] > 0 for frame in container.decode(video=0))
+        return len(np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]))
 
 
 def decord_reader() -> Callable[[Path], int] | None:
@@ -78,7 +78,7 @@ def decord_reader() -> Callable[[Path], int] | None:
 
     def read(path: Path) -> int:
         reader = decord.VideoReader(str(path), num_threads=1)
-        return sum(reader[i].asnumpy().shape[0] > 0 for i in range(len(reader)))
+        return len(reader.get_batch(range(len(reader))).asnumpy())
 
     return read
 
@@ -89,6 +89,17 @@ def clips_of(source) -> Callable[[], int]:
 
     def read() -> int:
         return len(source.clip(int(rng.integers(len(source))), rng)["video"])
+
+    return read
+
+
+def records_of(latents: LatentSource) -> Callable[[], int]:
+    """Read one random record after the other; each call returns the frames it stands for."""
+    rng = np.random.default_rng(0)
+
+    def read() -> int:
+        latents.record(int(rng.integers(len(latents))))
+        return FRAMES
 
     return read
 

@@ -4,6 +4,9 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +136,30 @@ def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
         prepare.plan = planned
     assert manifest["skipped"]["2.mp4"] == "the decoder crashed" and manifest["clips"] == 8
     assert not list(tmp_path.glob("*.at"))
+
+
+def test_processes_that_cannot_start_end_the_run(source, tmp_path):
+    """A script without a main guard starts itself again in every worker, which then dies at once."""
+    script = f"""
+from pathlib import Path
+from pv_vae_jax.data.listing import video_folder
+from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+prepare_split(video_folder({str(source)!r}, "train"), Path({str(tmp_path)!r}), ClipSettings(min_frames=9), workers=2)
+"""
+    (tmp_path / "script.py").write_text(script)
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    call = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "die before they read a file" in done.stderr
+
+
+def test_a_data_set_may_move(source, tmp_path):
+    first = prepare_split(listing(source), tmp_path / "out", SETTINGS, files=5)
+    (tmp_path / "moved").mkdir()
+    for path in source.iterdir():
+        (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
+    assert prepare_split(listing(tmp_path / "moved"), tmp_path / "out", SETTINGS, files=5) == first
 
 
 def test_another_source_or_setting_is_refused(source, tmp_path):

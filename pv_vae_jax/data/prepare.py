@@ -86,7 +86,11 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     if not listing.items:
         raise NoVideosError(f"{listing.dataset}: there is no file to prepare")
     items = sorted(listing.items, key=lambda item: hashlib.sha256(os.fsencode(item.name)).digest())
-    sizes = "\n".join(f"{item}\t{item.path.stat().st_size if item.path.is_file() else None}" for item in items)
+    sizes = "\n".join(
+        f"{item.name}\t{item.label}\t{item.start}\t{item.stop}\t"
+        f"{item.path.stat().st_size if item.path.is_file() else None}"
+        for item in items  # not where they lie: a data set may move
+    )
     key = {
         "format": FORMAT,
         "dataset": listing.dataset,
@@ -194,12 +198,15 @@ def prepare_split(
 
     Raises:
       NoVideosError: as `plan` and `finish`.
+      RuntimeError: processes die before they begin, as they do in a script without `if __name__ == "__main__":`.
     """
     tasks = plan(listing, folder, settings, files=files)
     if (folder / "manifest.json").is_file() and all(task.done for task in tasks):
         return json.loads((folder / "manifest.json").read_text())
     pending = {task.index: task for task in tasks if not task.done}
     crashed: dict[int, list[str]] = {}
+    for task in pending.values():  # left by an earlier call that was killed
+        task.path.with_suffix(".at").unlink(missing_ok=True)
     alone = workers == 1
     while pending:
         progress(len(tasks) - len(pending), len(tasks))
@@ -213,17 +220,18 @@ def prepare_split(
                     del pending[started[future]]
                     progress(len(tasks) - len(pending), len(tasks))
                 alone = workers == 1
-            except BrokenProcessPool:
+            except BrokenProcessPool as error:
                 pending = {i: task for i, task in pending.items() if not task.done}
-                if alone:  # then the file in hand is the one
-                    for i, task in pending.items():
-                        at = task.path.with_suffix(".at")
-                        if at.is_file():
-                            crashed.setdefault(i, []).append(at.read_text())
-                            at.unlink()
-                else:
-                    for task in pending.values():
-                        task.path.with_suffix(".at").unlink(missing_ok=True)
+                in_hand = {i: at for i, task in pending.items() if (at := task.path.with_suffix(".at")).is_file()}
+                if alone and pending and not in_hand:  # no file is to blame, and it would go on forever
+                    raise RuntimeError(
+                        "worker processes die before they read a file: "
+                        'a script that calls this keeps its own calls below if __name__ == "__main__":'
+                    ) from error
+                for i, at in in_hand.items():
+                    if alone:  # then it is the one; with several at work, each is tried again alone
+                        crashed.setdefault(i, []).append(at.read_text())
+                    at.unlink()
                 alone = True
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)

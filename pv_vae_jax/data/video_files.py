@@ -395,13 +395,17 @@ def encode_video(video: Iterable[np.ndarray], *, fps: float, gop: int, crf: int)
 
     Raises:
       ValueError: there is no frame.
+      BrokenVideoError: the encoder refuses the pictures, for their size as a rule.
     """
     file = io.BytesIO()
     # One thread: x264 writes other bytes with another number of them, and clips are encoded in parallel anyway. With
     # its macroblock tree the same frames gave other bytes once in 150 times; over short groups it gains little.
     options = {"crf": str(crf), "g": str(gop), "bf": "0", "sc_threshold": "0", "preset": "veryfast"}
     options |= {"threads": "1", "mbtree": "0"}
-    _encode(file, iter(video), fps, options, "no frames to encode")
+    try:
+        _encode(file, iter(video), fps, options, "no frames to encode")
+    except _av().error.FFmpegError as error:
+        raise BrokenVideoError(f"cannot be encoded ({error})") from error
     return file.getvalue()
 
 
