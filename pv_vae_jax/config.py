@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
-import json
 import math
 import os
 import traceback
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import ml_collections
 
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution
+from pv_vae_jax.files import write_json
 from pv_vae_jax.losses.objective import Objective
 from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.kinds import vae_config_of
@@ -235,6 +235,10 @@ class Experiment:
         data = self.data
         check_clip_shape(data.frames, data.size, data.size, self.vae.time_factor, self.vae.space_factor)
         check_limits(self)
+        if data.source == "synthetic" and data.stride != 1:
+            raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
+        if not data.source:
+            raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
         if self.latte.latent_channels != self.vae.latent_channels:
             raise ConfigError(
                 f"latte.latent_channels is {self.latte.latent_channels}, vae.latent_channels "
@@ -245,8 +249,6 @@ class Experiment:
             raise ConfigError(f"latte.patch is {self.latte.patch}, which does not divide the latents' side {side}")
         if self.latte.classes:
             raise ConfigError("latte.classes comes from the data: leave it 0, and use diffusion.conditional")
-        if not 0 <= self.latents.flip <= 1:
-            raise ConfigError(f"latents.flip lies in [0, 1], got {self.latents.flip}")
         for name in VAE_STAGES:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":
@@ -281,7 +283,7 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
         **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "ema_decay": DECAY},
         **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
     },
-    LatentsConfig: {"clips": COUNT, "batch_size": COUNT},
+    LatentsConfig: {"clips": COUNT, "batch_size": COUNT, "flip": SHARE},
     DiffusionConfig: {
         **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "label_dropout": SHARE, "ema_decay": DECAY},
     },
@@ -340,10 +342,6 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
         raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
     experiment = override(experiment, overrides or {})
     source = experiment.data.source
-    if source == "synthetic" and experiment.data.stride != 1:
-        raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
-    if not source:
-        raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
     if os.path.isdir(source):  # a run means the same folder from wherever it is continued
         data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
         experiment = dataclasses.replace(experiment, data=data)
@@ -448,9 +446,7 @@ def _vae_config(tree: Any) -> VAEConfig | TransformerVAEConfig:
 
 def save_config(experiment: Experiment, path: Path) -> None:
     """Write the resolved configuration as JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_dict(experiment), indent=1) + "\n")
-    temporary.replace(path)
+    write_json(path, to_dict(experiment))
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

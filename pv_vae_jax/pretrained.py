@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from pv_vae_jax.files import write_json
 from pv_vae_jax.models.kinds import build_vae, vae_config_of
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
@@ -113,9 +114,7 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
             "class_names": list(d.class_names),
         }
         _write(folder / "latte.safetensors", d.params, dtype)
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=1) + "\n")
-    os.replace(temporary, folder / "config.json")
+    write_json(folder / "config.json", config)
 
 
 def weights_hash(params: Params) -> str:

@@ -18,6 +18,7 @@ PACKAGE = "pv_vae_jax"
 NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
 ALLOWED = {
     "typing": set(),
+    "files": set(),
     "pixels": set(),
     "sharding": {"typing"},
     "layers": {"typing", "sharding"},
@@ -26,12 +27,12 @@ ALLOWED = {
     "convert": {"typing", "layers", "models"},
     "predictive": NETWORKS,
     "streaming": NETWORKS,
-    "pretrained": NETWORKS,
+    "pretrained": NETWORKS | {"files"},
     "diffusion": {"typing"},
-    "data": set(),  # numpy only: loader processes must not start JAX, and typing imports it
-    "config": NETWORKS | {"losses", "diffusion"},  # the dataclasses that an experiment is made of
-    "evaluation": NETWORKS | {"predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
-    "train": NETWORKS | {"losses", "pretrained", "predictive", "diffusion", "data", "config"},
+    "data": {"files"},  # numpy only: loader processes must not start JAX, and typing imports it
+    "config": NETWORKS | {"files", "losses", "diffusion"},  # the dataclasses that an experiment is made of
+    "evaluation": NETWORKS | {"files", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
+    "train": NETWORKS | {"files", "losses", "pretrained", "predictive", "diffusion", "data", "config"},
     "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},
 }
 ALLOWED["cli"] = set(ALLOWED)

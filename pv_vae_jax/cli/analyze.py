@@ -12,8 +12,6 @@ brightness. Writes `analysis.json` and `analysis.html` (one page that needs no o
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.analysis import LatentAnalysis, analyze_latents, write_analysis
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
 from pv_vae_jax.evaluation.motion import exact_flow
+from pv_vae_jax.files import write_json
 from pv_vae_jax.pretrained import Pretrained, load
 from pv_vae_jax.typing import check_clip_shape
 
@@ -62,7 +61,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
     facts = {"source": source, "clips": len(video), "frames": video.shape[1], "size": list(video.shape[2:4])}
-    _write(out / "analysis.json", facts | {"models": {name: a.numbers for name, a in found.items()}})
+    write_json(out / "analysis.json", facts | {"models": {name: a.numbers for name, a in found.items()}})
     write_analysis(out / "analysis.html", facts, list(found.values()), video)
     print("\n".join(_table(list(found.values()))))
     print(f"analysis: {out / 'analysis.html'}")
@@ -107,12 +106,6 @@ def _table(found: Sequence[LatentAnalysis]) -> list[str]:
         shown = ["-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
         lines.append(f"{a.name:{width}}" + "".join(f"{cell:>17}" for cell in shown))
     return lines
-
-
-def _write(path: Path, tree: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

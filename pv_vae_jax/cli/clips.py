@@ -13,7 +13,7 @@ from absl import flags
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.clips import centre_crop
 from pv_vae_jax.data.video_files import count_frames, iterate_video, probe
-from pv_vae_jax.pretrained import Pretrained, load
+from pv_vae_jax.pretrained import Pretrained
 from pv_vae_jax.typing import check_clip_shape
 
 
@@ -27,11 +27,6 @@ def define_model_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("size", 0, size, lower_bound=0, upper_bound=8192, flag_values=values)
     flags.DEFINE_integer("frames", 0, frames, lower_bound=0, flag_values=values)
-
-
-def load_model(values: flags.FlagValues) -> Pretrained:
-    """The model of `--model`."""
-    return load(values.model)
 
 
 @dataclasses.dataclass(frozen=True)

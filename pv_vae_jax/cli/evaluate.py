@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 import os
 import platform
@@ -45,6 +44,7 @@ from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_pr
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.evaluation.report import Pictures, ShownClip, write_report
 from pv_vae_jax.evaluation.sampling import sample_clips
+from pv_vae_jax.files import write_json
 from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import Run, reopen_run
@@ -141,7 +141,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
         model = pretrained.load(run.folder("diffusion") / "model")
         drawn = _sample(run, model, sampled, folder, metrics)
         shown["samples"] = _by_class(model, *drawn, video, names)
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     write_report(folder / "report.html", metrics, Pictures(**shown))
     print("\n".join(_summary(metrics)))
     print(f"report: {folder / 'report.html'}", flush=True)
@@ -327,12 +327,6 @@ def _middle(video: np.ndarray) -> np.ndarray:
 
 def _count(params: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def _write_json(path: Path, tree: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
 
 
 def _summary(metrics: dict) -> list[str]:

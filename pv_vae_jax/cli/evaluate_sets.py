@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 
 import jax
@@ -18,6 +16,7 @@ from pv_vae_jax.evaluation.clip_sets import open_clips
 from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, c3d_network, i3d_network, own_network
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, Score
+from pv_vae_jax.files import write_json
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import weights_hash
@@ -90,7 +89,8 @@ def run(values: flags.FlagValues) -> list[Score]:
         scores.append(score_inception(fake, classifier, protocol, splits=splits, seed=seed, batch_size=batch))
     print("\n".join(_table(scores)))
     if values.out:
-        _write(Path(values.out), scores)
+        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(values.out), [s.to_json() for s in scores])
         print(f"scores and protocol cards: {values.out}")
     return scores
 
@@ -158,13 +158,3 @@ def _table(scores: list[Score]) -> list[str]:
         )
         lines.append(f"{s.name:{width}}{s.value:12.5g}{spread}")
     return lines
-
-
-def _write(path: Path, scores: list[Score]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(json.dumps([s.to_json() for s in scores], indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -79,7 +79,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         module.run(values, positional, overrides)
     except Interrupted as stop:
         print(f"pv-vae {name}: {stop}", file=sys.stderr)
-        return 130 if "Ctrl-C" in str(stop) else 143
+        return stop.status
     except KeyboardInterrupt:
         print(f"pv-vae {name}: interrupted", file=sys.stderr)
         return 130
@@ -104,7 +104,7 @@ def advice_on(error: Exception) -> str | None:
     if silent or text.startswith("Unable to initialize backend"):
         return (
             f"{text or f'no backend for JAX_PLATFORMS={wanted} is installed'}. Install the device's build (pip install "
-            "'pv_vae_jax[tpu]', '[cuda]' or '[cuda12]'), see that its driver runs and that no other process holds the "
+            "'jax[tpu]', 'jax[cuda13]' or 'jax[cuda12]'), see that its driver runs and that no other process holds the "
             "device, or unset JAX_PLATFORMS to take what there is"
         )
     if "RESOURCE_EXHAUSTED" in text:

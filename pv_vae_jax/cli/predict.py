@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import define_model_flags, load_model, read_clips, result_path, scale_for
+from pv_vae_jax.cli.clips import define_model_flags, read_clips, result_path, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.predictive import predict_clip
+from pv_vae_jax.pretrained import load
 from pv_vae_jax.typing import ShapeError, check_clip_shape
 
 
@@ -34,7 +35,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     """Write `<name>_prediction.mp4`: truth, prediction, copy of the last frame seen."""
     if overrides:
         raise ConfigError("pv-vae predict takes no --config overrides: the configuration is the model's own")
-    model = load_model(values)
+    model = load(values.model)
     p_t = model.vae.config.time_factor
 
     def draw(params, video, observe):

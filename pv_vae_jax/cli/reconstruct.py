@@ -19,13 +19,13 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.cli.clips import VideoFile, define_model_flags, load_model, open_clips, result_path, scale_for
+from pv_vae_jax.cli.clips import VideoFile, define_model_flags, open_clips, result_path, scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
-from pv_vae_jax.pretrained import Pretrained
+from pv_vae_jax.pretrained import Pretrained, load
 from pv_vae_jax.streaming import CHUNK, Cache, chunk_sizes, decode_step, encode_step
 from pv_vae_jax.typing import Array, Params
 
@@ -41,7 +41,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     """Write `<name>_reconstruction.mp4` for every file."""
     if overrides:
         raise ConfigError("pv-vae reconstruct takes no --config overrides: the configuration is the model's own")
-    model = load_model(values)
+    model = load(values.model)
     Path(values.out).mkdir(parents=True, exist_ok=True)
     for file in open_clips(positional, values, model):
         target = result_path(values, file.path, "reconstruction", positional)

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli.clips import load_model, scale_for
+from pv_vae_jax.cli.clips import scale_for
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.sampling import sample_clips
+from pv_vae_jax.pretrained import load
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -41,7 +42,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     """Sample and write."""
     if positional or overrides:
         raise ConfigError("pv-vae sample takes flags only; --model names the model")
-    model = load_model(values)
+    model = load(values.model)
     if model.diffusion is None:
         raise ConfigError(f"{values.model} has no diffusion transformer yet: train stage diffusion first")
     conditional = model.diffusion.model.config.classes > 0

@@ -27,7 +27,7 @@ def prepare_with_beam(
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise ImportError("--beam needs Apache Beam: pip install 'pv_vae_jax[beam]'") from error
+        raise ImportError("--beam needs Apache Beam: pip install apache-beam (the extra [beam] holds it)") from error
     tasks = plan(listing, folder, settings, files=files)
     pending = [task for task in tasks if not task.done]
     if pending:

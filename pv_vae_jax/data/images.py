@@ -26,7 +26,7 @@ def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError("image files need Pillow: pip install 'pv_vae_jax[video]'") from error
+        raise ImportError("image files need Pillow: pip install pillow (the extra [video] holds it)") from error
     if not Path(path).is_file():
         raise FileNotFoundError(f"no image file {path}")
     try:

@@ -18,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_json, write_shard
+from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
+from pv_vae_jax.files import write_json
 
 SHARD = 256  # records a file
 

@@ -23,8 +23,9 @@ import numpy as np
 from pv_vae_jax.data import images
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
 from pv_vae_jax.data.records import FORMAT, pack
-from pv_vae_jax.data.shards import file_hash, write_json, write_shard
+from pv_vae_jax.data.shards import file_hash, write_shard
 from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe
+from pv_vae_jax.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

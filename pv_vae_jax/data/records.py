@@ -21,6 +21,7 @@ from pv_vae_jax.data.clips import crop
 from pv_vae_jax.data.listing import NoVideosError, few_of
 from pv_vae_jax.data.shards import BrokenRecordError, Shards
 from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, read_video
+from pv_vae_jax.data.windows import Windowed
 
 FORMAT = "pv_vae_jax clips 1"
 
@@ -67,7 +68,7 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-class RecordVideos:
+class RecordVideos(Windowed):
     """Clips from a prepared split. A record that cannot be read is named, counted and replaced by the next that can.
 
     Attributes:
@@ -103,40 +104,13 @@ class RecordVideos:
             usable = self._whole(path, shard["bytes"])
             lengths += [n if usable else 0 for n in shard["lengths"]]
         self._lengths = np.asarray(lengths)
-        windows = self._lengths // self.span
-        # Window 0 of every clip, then window 1, ...: a short evaluation sees as many clips as it can.
-        order = sorted((w, c) for c, n in enumerate(windows) for w in range(n))
-        if not order:
+        self._windows = self._order(self._lengths, clips)
+        if not self._windows:
             longest = int(self._lengths.max(initial=0))
             raise NoVideosError(
                 f"no clip of {self.folder} has the {self.span} frames asked for, the longest has {longest}"
                 + (f" ({few_of(self.skipped)})" if self.skipped else "")
             )
-        self._windows = order if random or clips is None else order[:clips]
-
-    @property
-    def span(self) -> int:
-        """Recorded frames from the first to the last frame of a clip."""
-        return (self.frames - 1) * self.stride + 1
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """A window of one record: a random start, or the window's own where the source is not random.
-
-        Raises:
-          NoVideosError: no record can be read any more.
-        """
-        window, record = self._windows[index]
-        place = rng.random()
-        start = lambda n: int(place * (n - self.span + 1)) if self.random else window * self.span  # noqa: E731
-        return self._read(record, start, self.frames, rng)
-
-    def image(self, index: int, rng: np.random.Generator) -> dict:
-        """A random frame of one record."""
-        place = rng.random()
-        return self._read(self._windows[index][1], lambda n: int(place * n), 1, rng)
 
     def _read(self, record: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
         corner = rng.random(2)  # drawn before reading: which record replaces a broken one changes no draw

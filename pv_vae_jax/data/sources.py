@@ -25,6 +25,7 @@ from pv_vae_jax.data.records import RecordVideos, read_manifest
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.tfds_videos import TFDSVideos
 from pv_vae_jax.data.video_files import SUFFIXES, BrokenVideoError, probe, read_video
+from pv_vae_jax.data.windows import Windowed
 
 __all__ = ["FolderVideos", "ImageFrames", "NoVideosError", "VideoSource", "class_names", "fingerprint", "open_source"]
 
@@ -58,7 +59,7 @@ class ImageFrames:
         return self.source.image(index, rng)
 
 
-class FolderVideos:
+class FolderVideos(Windowed):
     """Clips from video files, resized by area to the short side and cropped to a square.
 
     Args:
@@ -114,37 +115,10 @@ class FolderVideos:
             raise NoVideosError(self._nothing(split, len(listing.items)))
         self._labels = np.asarray(labels, np.int32)
         self._lengths = np.asarray(lengths)
-        windows = self._lengths // self.span
-        # Window 0 of every file, then window 1, ...: a short evaluation sees as many files as it can.
-        order = sorted((w, f) for f, n in enumerate(windows) for w in range(n))
-        self._windows = order if random or clips is None else order[:clips]
+        self._windows = self._order(self._lengths, clips)
         if self.skipped:
             found = len(self.skipped) + len(self.files)
             print(f"{self.folder}: {len(self.skipped)} of {found} files skipped", file=sys.stderr)
-
-    @property
-    def span(self) -> int:
-        """Source frames from the first to the last frame of a clip."""
-        return (self.frames - 1) * self.stride + 1
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """A window of one file: a random start, or the window's own where the source is not random.
-
-        Raises:
-          NoVideosError: no file can be read any more.
-        """
-        window, file = self._windows[index]
-        place = rng.random()
-        start = lambda n: int(place * (n - self.span + 1)) if self.random else window * self.span  # noqa: E731
-        return self._read(file, start, self.frames, rng)
-
-    def image(self, index: int, rng: np.random.Generator) -> dict:
-        """A random frame of one file."""
-        place = rng.random()
-        return self._read(self._windows[index][1], lambda n: int(place * n), 1, rng)
 
     def _read(self, file: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
         """`count` frames of a file, `start` giving the first from the number of frames there are."""

@@ -40,7 +40,9 @@ class TFDSVideos:
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
-            raise ImportError("prepared TensorFlow datasets need tfds: pip install 'pv_vae_jax[tfds]'") from error
+            raise ImportError(
+                "prepared TensorFlow datasets need tfds: pip install tensorflow-datasets (the extra [tfds] holds it)"
+            ) from error
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
         self.crop = crop if random else "centre"
         self.class_names = self.classes(self.folder)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from pv_vae_jax.data.synthetic import FAMILIES, SHAPES, Scene, SyntheticVideos
 from pv_vae_jax.evaluation.corruptions import smoothing
+from pv_vae_jax.files import write_json
 from pv_vae_jax.models.feature_net import LEAST_FRAMES, FeatureNet, FeatureNetConfig
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import weights_hash
@@ -246,9 +247,7 @@ def save_features(folder: str | Path, config: FeatureNetConfig, params: Params, 
     save_file(flat, temporary)
     os.replace(temporary, folder / "features.safetensors")
     tree = {"network": dataclasses.asdict(config), "hash": weights_hash(unflatten_dict(flat, sep="/")), "meta": meta}
-    temporary = folder / "config.tmp"
-    temporary.write_text(json.dumps(tree, indent=1) + "\n")
-    os.replace(temporary, folder / "config.json")
+    write_json(folder / "config.json", tree)
 
 
 def load_features(folder: str | Path) -> tuple[FeatureNet, Params, str]:

@@ -71,7 +71,7 @@ def topology_devices(name: str) -> list[jax.Device]:
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
-        raise ImportError("a topology needs libtpu: pip install 'pv_vae_jax[tpu-topology]'") from error
+        raise ImportError("a topology needs libtpu: pip install libtpu (the extra [tpu-topology] holds it)") from error
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask

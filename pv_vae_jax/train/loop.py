@@ -29,7 +29,15 @@ Batch = dict[str, np.ndarray]
 
 
 class Interrupted(RuntimeError):
-    """SIGTERM or Ctrl-C came: the state is saved, and the same command goes on from there."""
+    """SIGTERM or Ctrl-C came: the state is saved, and the same command goes on from there.
+
+    Attributes:
+      status: that a process ended by this signal exits with.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 def run_stage(
@@ -160,8 +168,8 @@ def run_stage(
                 if stopping:
                     break
             if stopping or stop.late():
-                where = f"{name}: {stop.name} at step {number + 1}"
-                raise Interrupted(f"{where}; saved, the same command goes on from there")
+                where = f"{name}: {stop.NAMES[stop.number]} at step {number + 1}"
+                raise Interrupted(f"{where}; saved, the same command goes on from there", 128 + stop.number)
         finally:
             bar.close()
             writer.close()
@@ -178,16 +186,18 @@ class _stop_signal:
     yes on all of them after the same step; Ctrl-C is left alone.
 
     Attributes:
-      name: of the signal that came, for messages.
+      number: of the signal that came.
     """
+
+    NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
     _calls = itertools.count()  # over all stages of this process: the steps that processes agree on only ever grow
 
     def __enter__(self) -> _stop_signal:
-        self._mark, self._old, self.name = False, {}, "SIGTERM"
+        self._mark, self._old, self.number = False, {}, signal.SIGTERM
         if jax.process_count() == 1:
             try:
-                self._old = {number: signal.signal(number, self._set) for number in (signal.SIGTERM, signal.SIGINT)}
+                self._old = {number: signal.signal(number, self._set) for number in self.NAMES}
             except ValueError:  # not the main thread (a notebook's worker): keep the default
                 pass
         return self
@@ -196,9 +206,8 @@ class _stop_signal:
         if number == signal.SIGINT:
             if self._mark:
                 raise KeyboardInterrupt
-            self.name = "Ctrl-C"
             print("\nsaving after this step, then stopping; Ctrl-C again stops at once", file=sys.stderr)
-        self._mark = True
+        self._mark, self.number = True, number
 
     def came(self) -> bool:
         """Whether to stop after this step."""

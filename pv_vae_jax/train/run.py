@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from pv_vae_jax.config import ConfigError, Experiment, differences, from_dict, save_config, to_dict
 from pv_vae_jax.data.sources import VideoSource, open_source
+from pv_vae_jax.files import partial
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import is_first, wait_for_all
@@ -109,7 +110,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
             raise ConfigError(
                 f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
             )
-    elif workdir.is_dir() and {p.name for p in workdir.iterdir()} - {"config.tmp"}:  # left by a kill while writing it
+    elif workdir.is_dir() and {p.name for p in workdir.iterdir()} - {partial(path).name}:  # which a kill may leave
         raise ConfigError(f"{workdir} is not empty and holds no run of pv_vae_jax; use another --workdir")
     wait_for_all("work directory looked at")
     try:
