@@ -225,6 +225,14 @@ def test_a_folder_without_videos_is_refused(tmp_path, tiny_experiment):
     assert f"did you mean {tmp_path / 'clips'}?" in fails(*call, f"--config.data.source={tmp_path / 'clisp'}")
 
 
+def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
+    model = load(trained / "image" / "model")
+    model.vae_params["pad"]["token"] *= np.nan
+    save(tmp_path / "model", model)
+    line = fails("reconstruct", "clip.mp4", "--model", tmp_path / "model", "--out", tmp_path / "out")
+    assert "does not fit its config: pad/token is not finite" in line
+
+
 def test_numbers_that_are_not_finite_end_the_run_with_their_name(trained, tmp_path, tiny_experiment):
     model = load(trained / "image" / "model")
     model.vae_params["decoder"]["head"]["kernel"] *= 1e30  # finite, and its square is not
@@ -477,6 +485,10 @@ def test_wrong_shapes_name_the_right_ones(trained, clips, tmp_path):
     assert "4 frames do not fit 1 + 2 n: use 3 or 5 frames" in fails(*call, "--frames=4")
     assert "--observe: 4 frames do not fit 1 + 2 n: use 3 or 5" in fails(*call, "--frames=5", "--observe=4")
     assert "must leave at least one" in fails(*call, "--frames=5", "--observe=5")
+    result = tmp_path / "0_prediction.mp4"
+    result.write_bytes(video.read_bytes())
+    assert "would replace" in fails("predict", "--model", trained, "--out", tmp_path, video, result, "--frames=5")
+    assert result.read_bytes() == video.read_bytes(), "an input stays"
     (tmp_path / "file").touch()
     assert "File exists" in fails(*call, "--frames=5", "--out", tmp_path / "file")
 
