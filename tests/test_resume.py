@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 from pv_vae_jax import pretrained
+from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data import latents
+from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import vae_stage
 from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints
 from pv_vae_jax.train.metrics import MetricWriter, read_metrics
+from pv_vae_jax.train.run import check_mesh
+from pv_vae_jax.train.sizes import sized_batches
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
 
 # The GAN is off for two steps and on for two; the windows of the curve do not end where states are saved.
@@ -50,14 +54,14 @@ def train(tiny_experiment, monkeypatch):  # noqa: F811
 
     Returns the exit status, the state that training ended with (None if it did not end) and standard error.
     """
-    states, real_batches, real_run = [], vae_stage.train_batches, vae_stage.run_stage
+    states, real_batches, real_run = [], vae_stage.mixed_batches, vae_stage.run_stage
 
     def run_stage(**arguments):
         states.append(real_run(**arguments))
         return states[-1]
 
-    def run(workdir: Path, events=None, stage="video"):
-        def train_batches(*arguments, start_step, **more):
+    def run(workdir: Path, events=None, stage="video", changes=CHANGES):
+        def mixed_batches(*arguments, start_step, **more):
             stream = real_batches(*arguments, start_step=start_step, **more)
             try:
                 for step, batch in enumerate(stream, start_step):
@@ -67,10 +71,10 @@ def train(tiny_experiment, monkeypatch):  # noqa: F811
                 stream.close()
 
         states.clear()
-        monkeypatch.setattr(vae_stage, "train_batches", train_batches)
+        monkeypatch.setattr(vae_stage, "mixed_batches", mixed_batches)
         monkeypatch.setattr(vae_stage, "run_stage", run_stage)
         status, _, error = pv_vae(
-            "train", "--config", tiny_experiment, "--workdir", workdir, f"--stage={stage}", *CHANGES
+            "train", "--config", tiny_experiment, "--workdir", workdir, f"--stage={stage}", *changes
         )
         return status, states[-1] if states else None, error
 
@@ -172,6 +176,61 @@ def test_a_kill_between_the_last_state_and_the_model(reference, train, tmp_path,
     status, state, error = train(tmp_path)
     assert status == 0 and "resumed at step 4 of 4" in error
     assert_same_run(reference, tmp_path, state)
+
+
+SIZES = {"1x16": (20, 1, 16), "5x16": (4, 5, 16), "5x8": (16, 5, 8)}  # name: clips a batch, frames, side
+
+
+def test_a_run_on_several_sizes_goes_on_to_the_same_bits(train, tmp_path):
+    """Images, clips and smaller clips, each batch of as many pixels; every size has its own rows in the curve."""
+    changes = (
+        "--config.video.sizes=((1,16),(5,16),(5,8,2))",
+        "--config.video.steps=8",
+        "--config.video.objective.gan=0",
+    )
+    changes += ("--config.image.steps=0", "--config.decoder.steps=0", "--config.log_every=1")
+    status, state, error = train(tmp_path / "straight", changes=changes)
+    assert status == 0, error
+    rows = curve(tmp_path / "straight" / "video")
+    sizes = [[term.removeprefix("loss/") for term in row if term.startswith("loss/")] for row in rows]
+    assert all(len(size) == 1 for size in sizes) and {size for (size,) in sizes[:4]} == set(SIZES)
+    assert sorted(sum(sizes[:4], [])) == sorted(sum(sizes[4:], [])) == ["1x16", "5x16", "5x8", "5x8"]
+    for row, (size,) in zip(rows, sizes, strict=True):
+        assert row["loss"] == row[f"loss/{size}"] and (row["motion"] == 0) == (size == "1x16")
+    for done, event in ((0, {2: terminate}), (3, {4: interrupt})):
+        status, _, error = train(tmp_path / "stopped", event, changes=changes)
+        assert status in (130, 143) and (f"resumed at step {done} of 8" in error or not done)
+    status, resumed, error = train(tmp_path / "stopped", changes=changes)
+    assert status == 0 and "resumed at step 5 of 8" in error
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert curve(tmp_path / "stopped" / "video") == rows
+
+
+def test_batches_of_every_size_have_as_many_pixels_whatever_the_devices(tiny_experiment):  # noqa: F811
+    changes = {"video.sizes": "((1,16),(5,16),(5,8,2))"}
+    kinds = sized_batches(load_experiment(tiny_experiment, changes), "video")
+    assert [kind.shape[:3] for kind in kinds] == list(SIZES.values())
+    assert [kind.share for kind in kinds] == [1, 1, 2] and [kind.images for kind in kinds] == [True, False, False]
+    uneven = load_experiment(tiny_experiment, {"video.sizes": "((5,16),(5,12))"})
+    assert [kind.batch_size for kind in sized_batches(uneven, "video")] == [4, 7]
+    with pytest.raises(ConfigError, match="batches of 7 at 5 x 12 x 12, .* 4 devices .*video.batch_multiple=4 for a"):
+        check_mesh(make_mesh(data=4), uneven, "video")
+    even = load_experiment(tiny_experiment, {"video.sizes": "((5,16),(5,12))", "video.batch_multiple": "4"})
+    assert [kind.batch_size for kind in sized_batches(even, "video")] == [4, 4]
+    check_mesh(make_mesh(data=4), even, "video")
+    with pytest.raises(ConfigError, match="mesh.space 4 does not divide the width of the latents, 3"):
+        check_mesh(make_mesh(data=1, space=4), even, "video")
+
+
+def test_inspect_shows_a_step_of_every_size(tiny_experiment):  # noqa: F811
+    sizes = "--config.image.sizes=((1,16),(1,8,3))"
+    status, out, error = pv_vae("inspect", "--config", tiny_experiment, "--stage=image", sizes)
+    assert status == 0, error
+    assert "batches of 4 x 1 x 16 x 16, 1 in 4 steps:" in out and "batches of 16 x 1 x 8 x 8, 3 in 4 steps:" in out
+    assert out.count("GFLOP") == out.count("peak memory a device") == 2
+    work = [float(text.split()[0]) for text in out.split("one step: ")[1:]]
+    assert abs(work[0] / work[1] - 1) < 0.25
 
 
 def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, monkeypatch):

@@ -330,7 +330,8 @@ def _curves(pictures: Pictures) -> str:
         terms = {term for row in rows for term in row} - {"step"}
         charts = [(title, [t for t in names if t in terms], log) for title, names, log in CHARTS]
         rest = sorted(terms - {t for _, names, _ in CHARTS for t in names})
-        charts += [(term, [term], False) for term in rest]
+        alone = sorted({term.split("/")[0] for term in rest})  # a stage with several sizes logs terms by size as well
+        charts += [(t, [term for term in rest if term.split("/")[0] == t], False) for t in alone]
         drawn = [_chart(title, names, log, rows) for title, names, log in charts if names]
         parts.append(f'<div class="charts">{"".join(drawn)}</div>')
     return "".join(parts) or '<p class="none">No stage has been started.</p>'
