@@ -1,7 +1,8 @@
 """Use checkpoints: the weights one needs to use a model, as safetensors beside a JSON config.
 
 A folder holds `config.json` (written last: without it the folder is not a model), `vae.safetensors`, and, after
-diffusion training, `latte.safetensors`. Both are tensors only, so opening one never runs code.
+diffusion training, `latte.safetensors`. Both are tensors only, so opening one never runs code. The configuration holds
+the SHA-256 of both, so that damage is noticed; older folders, without, load as well.
 """
 
 from __future__ import annotations
@@ -78,14 +79,15 @@ def load(name_or_path: str | Path) -> Pretrained:
 
 def _load(folder: Path) -> Pretrained:
     config = json.loads((folder / "config.json").read_text())
+    hashes = dict(config.get("sha256", {}))
     cls, fields = vae_config_of(config["vae"])
     vae = build_vae(cls(**_tuples(fields)))
-    vae_params = _read(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)))
+    vae_params = _read(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)), hashes)
     diffusion = None
     if "latte" in config:
         latte = Latte(LatteConfig(**_tuples(config["latte"])))
         shape = tuple(config["latents"]["shape"])
-        params = _read(folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)))
+        params = _read(folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)), hashes)
         mean, std = (np.asarray(config["latents"][k], np.float32) for k in ("mean", "std"))
         for name, statistic in (("mean", mean), ("std", std)):
             if statistic.shape != (latte.config.latent_channels,) or not np.isfinite(statistic).all():
@@ -103,7 +105,7 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     config = {"meta": model.meta, "vae": dataclasses.asdict(model.vae.config)}
-    _write(folder / "vae.safetensors", model.vae_params, dtype)
+    config["sha256"] = {"vae.safetensors": _write(folder / "vae.safetensors", model.vae_params, dtype)}
     if model.diffusion is not None:
         d = model.diffusion
         config["latte"] = dataclasses.asdict(d.model.config)
@@ -113,7 +115,7 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
             "std": np.asarray(d.std).tolist(),
             "class_names": list(d.class_names),
         }
-        _write(folder / "latte.safetensors", d.params, dtype)
+        config["sha256"]["latte.safetensors"] = _write(folder / "latte.safetensors", d.params, dtype)
     write_json(folder / "config.json", config)
 
 
@@ -152,15 +154,23 @@ def _find(name_or_path: str | Path) -> Path:
     )
 
 
-def _write(path: Path, params: Params, dtype: str) -> None:
+def _write(path: Path, params: Params, dtype: str) -> str:
+    """Write the tensors; return the file's hash."""
     flat = {k: np.asarray(v, dtype) for k, v in flatten_dict(params, sep="/").items()}
     temporary = path.with_suffix(".tmp")
     save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, temporary)
+    digest = _file_hash(temporary)
     os.replace(temporary, path)
+    return digest
 
 
-def _read(path: Path, expected: Params) -> Params:
-    """Tensors of `path`, checked against the expected tree; every fault is named at once."""
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, expected: Params, hashes: dict[str, str]) -> Params:
+    """Tensors of `path`, checked against the expected tree and the file's hash; every fault is named at once."""
     found = load_file(path)
     expected = flatten_dict(expected, sep="/")
     faults = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
@@ -173,6 +183,11 @@ def _read(path: Path, expected: Params) -> Params:
     faults += [f"{name} is not finite" for name, value in sorted(found.items()) if not np.isfinite(value).all()]
     if faults:
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
+    if path.name in hashes and _file_hash(path) != hashes[path.name]:
+        raise WeightsError(
+            f"{path} is damaged: its SHA-256 is not the one in config.json. Copy the model again; if you changed the "
+            'weights yourself, take "sha256" out of config.json'
+        )
     return unflatten_dict({k: jax.numpy.asarray(v, jax.numpy.float32) for k, v in found.items()}, sep="/")
 
 

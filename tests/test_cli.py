@@ -24,6 +24,7 @@ from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.pretrained import SHIPPED, init_latte, save
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import open_run, reopen_run
+from pv_vae_jax.typing import WeightsError
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
@@ -351,6 +352,15 @@ def test_a_missing_or_damaged_model_is_named(trained, tmp_path):
             arguments = () if command == "sample" else (clip,)
             assert "is damaged" in fails(command, "--model", tmp_path / "model", "--out", tmp_path, *arguments)
         (tmp_path / "model" / name).write_bytes(good)
+    data = bytearray((tmp_path / "model" / "vae.safetensors").read_bytes())
+    data[-4] ^= 1  # the last number stays finite
+    (tmp_path / "model" / "vae.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match="vae.safetensors is damaged: its SHA-256 is not the one in config.json"):
+        load(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["sha256"]  # as models of older versions
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert not same(load(tmp_path / "model").vae_params, load(trained).vae_params)
 
 
 # Using a run

@@ -1,5 +1,6 @@
 """A run that was stopped anywhere goes on with the same command and ends with the same bits."""
 
+import json
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data import latents
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import vae_stage
-from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints
+from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage
 from pv_vae_jax.train.metrics import MetricWriter, read_metrics
 from pv_vae_jax.train.run import check_mesh
 from pv_vae_jax.train.sizes import sized_batches
@@ -266,6 +267,40 @@ def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys):
         Checkpoints(tmp_path).restore_newest(shapes)
 
 
+def test_a_flipped_bit_in_a_state_is_noticed(tmp_path, capsys):
+    """Also in bytes that decode as well with it as without."""
+    state = {"w": np.random.default_rng(0).standard_normal(1 << 12).astype(np.float32)}
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, jax.device_put(state))
+    checkpoints.close()
+    listed = json.loads((tmp_path / "2" / "checksums.json").read_text())
+    assert sum(size for size, _ in listed.values()) > 1 << 13
+    assert find_damage(tmp_path / "2") == "" and not list(tmp_path.glob("*tmp*"))
+    rng = np.random.default_rng(1)
+    for name in listed:
+        path = tmp_path / "2" / name
+        whole = path.read_bytes()
+        for bit in rng.integers(8 * len(whole), size=5):
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(data)
+            assert find_damage(tmp_path / "2") == f"{name} has other bytes than were written"
+        path.write_bytes(whole[:-1])
+        assert find_damage(tmp_path / "2") == f"{name} has {len(whole) - 1} bytes of {len(whole)}"
+        path.unlink()
+        assert find_damage(tmp_path / "2") == f"{name} is gone"
+        path.write_bytes(whole)
+    path.write_bytes(data)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"w": jax.ShapeDtypeStruct(state["w"].shape, np.float32, sharding=where)}
+    step, restored = Checkpoints(tmp_path).restore_newest(shapes)
+    assert step == 1 and np.array_equal(restored["w"], state["w"])
+    assert f"({name} has other bytes than were written): set aside as 2.damaged" in capsys.readouterr().err
+    (tmp_path / "1" / "checksums.json").unlink()  # of a version before there were any
+    assert Checkpoints(tmp_path).restore_newest(shapes)[0] == 1
+
+
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"null\n", b'{"loss": 1.0}\n', b'{"step": 2, "lo'])
 def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage)
@@ -276,7 +311,7 @@ def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
     assert [row["step"] for row in read_metrics(writer.path)] == [1, 6] and not writer.unwritten
 
 
-def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path):
+def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path, capsys, caplog):
     """The limit on a file's size stands for the disk: writing fails in the middle of a state."""
     state = {"w": np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)}  # does not compress
     checkpoints = Checkpoints(tmp_path)
@@ -291,6 +326,7 @@ def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path):
             checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert capsys.readouterr().err == "" and not [r for r in caplog.records if r.exc_info], "Orbax tells it at length"
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() == 1
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
