@@ -266,6 +266,13 @@ class Experiment:
             if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
                 raise ConfigError(f"{name}.frozen names no part of the VAE: {sorted(unknown)}")
             self._check_sizes(name)
+            halved = 2**self.discriminator.levels
+            for side in sorted({entry[1] for entry in stage.sizes} or {data.size}):
+                if stage.objective.gan and (side < halved or ("3d" in self.discriminator.kinds and side % halved)):
+                    raise ConfigError(
+                        f"discriminator.levels {self.discriminator.levels} halves pictures to a {halved}th, which {name} "
+                        f"cannot do to {side} pixels: use fewer levels, or sides that are multiples of {halved}"
+                    )
         return self
 
     def _check_sizes(self, name: str) -> None:

@@ -138,6 +138,11 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"video.sizes": "((17, 32), (17, 32, 2))"}, ConfigError, r"holds \(17, 32\) twice"),
         ({"video.sizes": "((1, 32), (1, 16))"}, ConfigError, "holds images only.*set video.drop_ratio=0"),
         ({"image.sizes": "((17, 32),)"}, ConfigError, r"image trains on images: write \(1, 32\)"),
+        (
+            {"video.objective.gan": "1.0", "discriminator.levels": "6"},
+            ConfigError,
+            "discriminator.levels 6 halves pictures to a 64th, which video cannot do to 32 pixels",
+        ),
         ({"video.batch_multiple": "4"}, ConfigError, "video.batch_multiple is for video.sizes"),
         (
             {"video.sizes": "((17, 32),)", "video.batch_multiple": "3"},
