@@ -270,8 +270,8 @@ class Experiment:
             for side in sorted({entry[1] for entry in stage.sizes} or {data.size}):
                 if stage.objective.gan and (side < halved or ("3d" in self.discriminator.kinds and side % halved)):
                     raise ConfigError(
-                        f"discriminator.levels {self.discriminator.levels} halves pictures to a {halved}th, which {name} "
-                        f"cannot do to {side} pixels: use fewer levels, or sides that are multiples of {halved}"
+                        f"discriminator.levels {self.discriminator.levels} halves pictures to a {halved}th, which "
+                        f"{name} cannot do to {side} pixels: use fewer levels, or sides that are multiples of {halved}"
                     )
         return self
 
