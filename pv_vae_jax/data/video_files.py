@@ -156,14 +156,9 @@ def read_video(
       FileNotFoundError: no such file.
       BrokenVideoError: nothing decodes, or fewer than `count` frames do.
     """
-    times = None
-    if start and isinstance(path, EncodedVideo):
-        times = _read_frame_times(path)
-    elif start and Path(path).is_file():
-        times = _frame_times(str(path), Path(path).stat().st_mtime_ns)
-    frames = _decode(path, short_side, start, count, stride, times)
+    frames = _decode(path, short_side, start, count, stride, seek=start > 0)
     if frames is None:
-        frames = _decode(path, short_side, start, count, stride, None)
+        frames = _decode(path, short_side, start, count, stride, seek=False)
     if not frames:
         raise BrokenVideoError(f"{path}: no frame decodes" + (f" from frame {start} on" if start else ""))
     if count is not None and len(frames) < count:
@@ -281,17 +276,22 @@ def _decode(
     start: int,
     count: int | None,
     stride: int,
-    times: np.ndarray | None,
+    seek: bool,
 ) -> list[np.ndarray] | None:
-    """Frames of `read_video`, as many as decode. With `times` it seeks; None then says that the times mislead."""
+    """Frames of `read_video`, as many as decode. None says that it could not `seek` by the frames' times."""
     av = _av()
     container, stream = _open(path)
     wanted = range(start, sys.maxsize if count is None else start + count * stride, stride)
-    frames, position, trusted = [], -1, times is None
+    times, frames, position, trusted = None, [], -1, not seek
     convert = _Pictures(short_side)
     with container:
         try:
-            if times is not None:
+            if seek:
+                # A file is read again and again, a record once: its own container then serves for both.
+                own = isinstance(path, EncodedVideo)
+                times = _packet_times(container, stream) if own else _frame_times(str(path), _modified(path))
+                if times is None:
+                    return None
                 if start >= len(times):
                     return []
                 container.seek(int(times[start]), stream=stream)  # to the key frame at or before it
@@ -317,23 +317,27 @@ def _decode(
 
 @functools.lru_cache(maxsize=256)
 def _frame_times(path: str, modified: int) -> np.ndarray | None:
-    return _read_frame_times(path)
+    """`_packet_times` of a file."""
+    container, stream = _open(path)
+    with container:
+        return _packet_times(container, stream)
 
 
-def _read_frame_times(path: str | EncodedVideo) -> np.ndarray | None:
+def _modified(path: str | Path) -> int:
+    return os.stat(path).st_mtime_ns
+
+
+def _packet_times(container, stream) -> np.ndarray | None:
     """Presentation time of every frame in order, from the packets without decoding; None if they cannot be trusted.
 
     The header's rate finds no frame where the rate varies (phones); AVI and MPEG files have times of decoding only.
     """
-    av = _av()
-    container, stream = _open(path)
-    with container:
-        if not container.format.name.startswith(TIMED):
-            return None
-        try:
-            times = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
-        except (av.error.FFmpegError, ValueError, OSError):
-            return None
+    if not container.format.name.startswith(TIMED):
+        return None
+    try:
+        times = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+    except (_av().error.FFmpegError, ValueError, OSError):
+        return None
     if None in times or len(set(times)) < len(times):
         return None
     return np.sort(np.asarray(times, np.int64))
