@@ -107,7 +107,10 @@ class VAEStageConfig:
       objective: loss weights.
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
-      init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
+      init_from: what starts this stage instead of the stage before: a shipped model's name, a model folder, a work
+        directory, a training state (`.../checkpoints/<step>`) or a stage's folder (its newest state).
+      init_parts: parts to take from there, of `encoder`, `decoder`, `pad`; the others are drawn. Empty takes all.
+      init_weights: of a training state: `ema`, or `params`, what the optimiser moved.
       micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory;
         the adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
@@ -126,6 +129,8 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
+    init_parts: tuple[str, ...] = ()
+    init_weights: Literal["ema", "params"] = "ema"
     micro_batches: int = 1
 
 
@@ -257,8 +262,11 @@ class Experiment:
                 raise ConfigError(f"{name}.objective.gan moves the decoder, which {name}.frozen holds: change one")
             if stage.images and stage.drop_ratio:
                 raise ConfigError(f"{name} trains on images, which have nothing to drop: set {name}.drop_ratio=0")
-            if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
-                raise ConfigError(f"{name}.frozen names no part of the VAE: {sorted(unknown)}")
+            for field in ("frozen", "init_parts"):
+                if unknown := set(getattr(stage, field)) - {"encoder", "decoder", "pad"}:
+                    raise ConfigError(f"{name}.{field} names no part of the VAE: {sorted(unknown)}")
+            if stage.init_parts and not stage.init_from:
+                raise ConfigError(f"{name}.init_parts says what to take from {name}.init_from: set that too")
         return self
 
 

@@ -65,7 +65,7 @@ def load(name_or_path: str | Path) -> Pretrained:
       FileNotFoundError: no such model; the shipped names are listed.
       WeightsError: tensors are missing, left over, misshapen or not finite (all are named), or a file is damaged.
     """
-    folder = _find(name_or_path)
+    folder = find(name_or_path)
     try:
         return _load(folder)
     except WeightsError:
@@ -139,7 +139,12 @@ def _init_vae(model: VAE) -> Params:
     return model.init(jax.random.key(0), jax.numpy.zeros((1, 1 + model.config.time_factor, side, side, 3)))["params"]
 
 
-def _find(name_or_path: str | Path) -> Path:
+def find(name_or_path: str | Path) -> Path:
+    """Folder of the model that `load` would load.
+
+    Raises:
+      FileNotFoundError: no such model; the shipped names are listed.
+    """
     path = Path(name_or_path)
     candidates = [SHIPPED / path, path] + [path / stage / "model" for stage in STAGE_ORDER]
     for folder in candidates:

@@ -36,7 +36,6 @@ from tqdm import tqdm
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.cli import evaluate_sets
-from pv_vae_jax.cli.train import steps_of
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
 from pv_vae_jax.data.sources import NoVideosError, VideoSource
 from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
@@ -115,7 +114,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     if clips and len(video) < clips:
         notes.append(f"{clips} clips were asked for, the {split} split has {len(video)}.")
     metrics: dict[str, Any] = _describe(run, split, len(video)) | {"notes": notes}
-    unfinished = [stage for stage in STAGES if steps_of(run, stage) and stage not in finished]
+    unfinished = [stage for stage in STAGES if run.steps(stage) and stage not in finished]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
     metrics["stages"] = {}
     shown: dict[str, Any] = {"curves": {}}

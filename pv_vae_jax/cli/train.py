@@ -45,20 +45,19 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     except ValueError as error:
         raise ConfigError(str(error)) from error
     run = open_run(experiment, values.workdir)
-    with run.lock():
-        _train(run, values.stage)
+    _train(run, values.stage)
 
 
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
     for stage in VAE_STAGES:
-        if steps_of(run, stage) and getattr(run.experiment, stage).objective.perceptual:
+        if run.steps(stage) and getattr(run.experiment, stage).objective.perceptual:
             raise ConfigError(
                 f"{stage}.objective.perceptual needs a perceptual function, and no weights come with the command line: "
                 f"pass one to pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
             )
     for stage in stages:
-        if steps_of(run, stage) == 0:
+        if run.steps(stage) == 0:
             if wanted == stage:
                 owner = "diffusion" if stage == "latents" else stage  # latents are cached for diffusion alone
                 raise ConfigError(f"stage {stage} has no steps in this configuration: set --config.{owner}.steps=N")
@@ -67,7 +66,8 @@ def _train(run: Run, wanted: str) -> None:
             say(f"{stage}: finished before")
             continue
         began = time.time()
-        train_stage(run, stage)
+        with run.lock(stage):
+            train_stage(run, stage)
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
     if wanted == "all" and is_first():
         from pv_vae_jax.cli.evaluate import evaluate_run
@@ -89,37 +89,24 @@ def say(text: str) -> None:
 
 def train_stage(run: Run, stage: str) -> None:
     """Train one stage on top of those before it."""
-    from pv_vae_jax.train.dit_stage import train_diffusion_stage
+    from pv_vae_jax.train.dit_stage import renew_vae, train_diffusion_stage
     from pv_vae_jax.train.latents_stage import encode_latents
     from pv_vae_jax.train.vae_stage import train_vae_stage
 
     if stage in VAE_STAGES:
-        before = [s for s in VAE_STAGES[: VAE_STAGES.index(stage)] if steps_of(run, s)]
+        before = [s for s in VAE_STAGES[: VAE_STAGES.index(stage)] if run.steps(s)]
         if before and not run.finished(before[-1]) and not getattr(run.experiment, stage).init_from:
             raise ConfigError(f"stage {stage} starts from stage {before[-1]}, which is not finished: train it first")
         train_vae_stage(run, stage, before[-1] if before else None)
+        if run.finished("diffusion"):  # which trained meanwhile
+            renew_vae(run)
     elif stage == "latents":
-        vae_stage = last_vae_stage(run)
+        vae_stage = run.last_vae_stage()
         if is_first():
             encode_latents(run, vae_stage)
         wait_for_all("latents")
     else:
-        train_diffusion_stage(run, last_vae_stage(run))
-
-
-def steps_of(run: Run, stage: str) -> int:
-    """Length of a stage; for the latent cache its clips, if diffusion follows."""
-    if stage == "latents":
-        return run.experiment.latents.clips if run.experiment.diffusion.steps else 0
-    return getattr(run.experiment, stage).steps
-
-
-def last_vae_stage(run: Run) -> str:
-    """The last VAE stage that is finished: what encoding and sampling use."""
-    finished = [s for s in VAE_STAGES if run.finished(s)]
-    if not finished:
-        raise ConfigError(f"no VAE stage of {run.workdir} is finished: train one first")
-    return finished[-1]
+        train_diffusion_stage(run)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def run_stage(
       mesh: devices.
       create: makes the state of step 0 from what `given` returned, and draws what is not in there; traced, so that each
         device makes its own part only.
-      given: reads parameters to start from: `{}`, or trees named `params` and `discriminator`. Called only where there
-        is no checkpoint.
+      given: reads parameters to start from: `{}`, or trees named `params` and `discriminator`, of which parts may be
+        missing. Called only where there is no checkpoint.
       step: pure function of state, batch and options.
       options: keyword arguments of `step` for a step number and a batch on the host, which they may change; each
         combination is compiled once (the GAN may be off, k may differ).
@@ -97,7 +97,10 @@ def run_stage(
     restored = checkpoints.restore_newest(abstract(shapes, sharding))
     if restored is None:
         places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
-        source = {part: from_host(tree, places[part]) for part, tree in given().items()}
+        source = {
+            network: {part: from_host(tree, places[network][part]) for part, tree in trees.items()}
+            for network, trees in given().items()
+        }
         state, start = jax.jit(create, out_shardings=sharding, donate_argnums=0)(source), 0
         del source
     else:

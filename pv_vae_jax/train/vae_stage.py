@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax import pretrained
-from pv_vae_jax.config import ConfigError, VAEStageConfig
+from pv_vae_jax.config import VAEStageConfig
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import ImageFrames
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.models.discriminator import Discriminator
-from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.predictive import max_dropped
 from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
 from pv_vae_jax.sharding.rules import host_share
+from pv_vae_jax.train.hand_over import first_parameters
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run, check_mesh
@@ -29,15 +27,12 @@ from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import VAEStep, stage_key
 from pv_vae_jax.typing import Params, WeightsError
 
-COMPUTED = ("remat", "remat_levels", "remat_blocks", "lowering", "attention", "dtype")
-
 
 def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Perceptual | None = None) -> None:
     """Train stage `name` (`image`, `video` or `decoder`) to its end and write its model.
 
-    It starts from the moving average of stage `before`, from `init_from`, or from scratch if both are missing; a
-    checkpoint of its own comes first. Where the model it starts from ends a stage on images and this one is on clips,
-    what images leave untrained is set first (`inflate_image_params`); a model of clips is taken as it is.
+    A checkpoint of its own comes first; else it starts as `hand_over` says: from `init_from`, from the moving average of
+    stage `before`, or from scratch.
     """
     experiment = run.experiment
     stage: VAEStageConfig = getattr(experiment, name)
@@ -67,14 +62,18 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
     def draw(network: VAE | Discriminator, key: str) -> Params:
         return network.init(stage_key(experiment.seed, key), jnp.zeros(clip))["params"]
 
+    shapes = jax.eval_shape(lambda: draw(model, "vae"))
+
     def create(given: dict) -> TrainState:
-        params = given["params"] if "params" in given else draw(model, "vae")
+        params = given.get("params", {})
+        if params.keys() != shapes.keys():
+            params = draw(model, "vae") | params
         if discriminator is None:
             return step.create(params)
         return step.create(params, given.get("discriminator") or draw(discriminator, "discriminator"))
 
     def given() -> dict:
-        parts = {"params": _first_parameters(run, name, before, model)}
+        parts = {"params": first_parameters(run, name, before, model, shapes)}
         if discriminator is not None:
             parts["discriminator"] = _read_discriminator(run, before, discriminator, clip)
         return {part: tree for part, tree in parts.items() if tree is not None}
@@ -129,29 +128,6 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
 def stage_seed(seed: int, name: str) -> int:
     """Seed of a stage's data order, so that two stages do not walk the clips alike."""
     return seed * 1_000 + sum(name.encode()) % 1_000
-
-
-def _first_parameters(run: Run, name: str, before: str | None, model: VAE) -> Params | None:
-    """What the stage starts from, or None for scratch."""
-    stage: VAEStageConfig = getattr(run.experiment, name)
-    if stage.init_from:
-        loaded = pretrained.load(stage.init_from)
-    elif before is not None:
-        loaded = pretrained.load(run.folder(before) / "model")
-    else:
-        return None
-    # What only decides how a network is computed may differ.
-    free = {f: getattr(model.config, f) for f in COMPUTED if hasattr(model.config, f)}
-    if type(loaded.vae.config) is not type(model.config) or replace(loaded.vae.config, **free) != model.config:
-        raise ConfigError(f"stage {name} starts from a VAE of another architecture: {loaded.vae.config}")
-    if not stage.images and _ends_on_images(loaded):
-        return inflate_image_params(loaded.vae_params)
-    return loaded.vae_params
-
-
-def _ends_on_images(model: Pretrained) -> bool:
-    """Whether the stage that made `model` trained on images; before `images` was noted, its name told."""
-    return model.meta.get("images", model.meta.get("stage") == "image")
 
 
 def _read_discriminator(run: Run, before: str | None, model: Discriminator, clip: tuple[int, ...]) -> Params | None:
