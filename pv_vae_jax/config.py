@@ -367,6 +367,7 @@ def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:
             raise ConfigError(f"config.{key} is a group of settings; set one of {inside}")
         value = text if isinstance(old, str) else _literal(text)
         if isinstance(old, tuple):
+            value = value.split(",") if isinstance(value, str) and value else value
             value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         fits = isinstance(value, (int, float) if isinstance(old, float) else type(old))
         fits &= isinstance(old, bool) == isinstance(value, bool)  # for Python a bool is an int

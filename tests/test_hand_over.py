@@ -1,6 +1,9 @@
 """What a stage starts from: models and training states, whole or in parts, without reading the rest."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -152,3 +155,30 @@ def test_what_cannot_be_a_start_is_refused(other, tmp_path):
         data.write_bytes(b"flipped" + data.read_bytes()[7:])
     with pytest.raises(WeightsError, match="is damaged"):
         begin(tmp_path / "g", init_from=str(state.parent / "1"))
+
+
+PEAK = """
+import sys
+import jax
+from pv_vae_jax import pretrained
+
+def memory(name):  # MiB of this process
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) / 1024
+
+pretrained.load("tiny-synthetic")  # what imports and the first array need
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak
+before = memory("VmRSS")
+params = jax.block_until_ready(pretrained.load(sys.argv[1]).vae_params)
+size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**20
+print((memory("VmHWM") - before) / size, size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_starting_from_a_model_takes_little_more_memory_than_its_parameters(tmp_path):
+    large = dataclasses.replace(TINY, decoder_widths=(384, 384), decoder_blocks=5)
+    save(tmp_path / "model", Pretrained(VAE(large), drawn(large, 0)))
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "model"], capture_output=True, text=True, check=True)
+    ratio, size = map(float, done.stdout.split())
+    assert size > 300 and 0.9 < ratio < 1.2, done.stdout

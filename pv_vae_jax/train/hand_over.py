@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import ConfigError, VAEStageConfig
@@ -61,7 +60,7 @@ def first_parameters(run: Run, name: str, before: str | None, model: VAE, shapes
     else:
         if stage.init_weights != "ema":
             raise ConfigError(
-                f"{name}.init_weights={stage.init_weights} is for training states; a model holds its moving average only"
+                f"{name}.init_weights={stage.init_weights} is for training states: a model has its moving average only"
             )
         folder = pretrained.find(stage.init_from or run.folder(before) / "model")
         config, images = _config_of_model(folder)
@@ -81,15 +80,10 @@ def read_model(folder: Path, shapes: Params) -> Params:
       WeightsError: tensors are missing, misshapen or not finite: all are named; or the file is damaged.
     """
     path = folder / "vae.safetensors"
-    wanted = flatten_dict(shapes, sep="/")
     try:
-        with safe_open(path, "numpy") as file:
-            there = set(file.keys())
-            _check(path, wanted, {name: tuple(file.get_slice(name).get_shape()) for name in wanted if name in there})
-            found = {name: file.get_tensor(name).astype(np.float32, copy=False) for name in wanted}
+        return pretrained.read_params(path, shapes, whole=False)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
-    return _finite(path, found)
 
 
 def read_state(folder: Path, weights: str, shapes: Params) -> Params:
@@ -112,14 +106,24 @@ def read_state(folder: Path, weights: str, shapes: Params) -> Params:
         try:
             there = reader.metadata((folder / "default").absolute()).tree[weights]
             found = {name: tuple(leaf.shape) for name, leaf in flatten_dict(there, sep="/").items() if name in wanted}
-            _check(folder, wanted, found)
+            faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
+            faults += [
+                f"{name} has shape {shape}, expected {wanted[name].shape}"
+                for name, shape in sorted(found.items())
+                if shape != wanted[name].shape
+            ]
+            if faults:
+                raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
             args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
             tree = reader.restore((folder / "default").absolute(), args=args)[weights]
         except WeightsError:
             raise
         except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
-            raise WeightsError(f"the training state {folder} is damaged: {' '.join(str(error).split())[:300]}") from error
-    return _finite(folder, flatten_dict(tree, sep="/"))
+            reason = " ".join(str(error).split())[:300]
+            raise WeightsError(f"the training state {folder} is damaged: {reason}") from error
+    if faults := [name for name, value in flatten_dict(tree, sep="/").items() if not np.isfinite(value).all()]:
+        raise WeightsError(f"{folder} does not fit: " + "; ".join(f"{name} is not finite" for name in faults))
+    return tree
 
 
 def _training_state(path: Path) -> Path | None:
@@ -151,20 +155,3 @@ def _config_of_model(folder: Path) -> tuple[Any, bool]:
         return config, bool(meta.get("images", meta.get("stage") == "image"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"the model in {folder} is damaged: {type(error).__name__}: {error}") from error
-
-
-def _check(place: Path, wanted: dict, found: dict[str, Sequence[int]]) -> None:
-    faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-    faults += [
-        f"{name} has shape {tuple(found[name])}, expected {wanted[name].shape}"
-        for name in sorted(found.keys() & wanted.keys())
-        if tuple(found[name]) != wanted[name].shape
-    ]
-    if faults:
-        raise WeightsError(f"{place} does not fit: " + "; ".join(faults))
-
-
-def _finite(place: Path, found: dict[str, np.ndarray]) -> Params:
-    if faults := [name for name, value in sorted(found.items()) if not np.isfinite(value).all()]:
-        raise WeightsError(f"{place} does not fit: " + "; ".join(f"{name} is not finite" for name in faults))
-    return unflatten_dict(found, sep="/")

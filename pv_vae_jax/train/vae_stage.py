@@ -31,8 +31,8 @@ from pv_vae_jax.typing import Params, WeightsError
 def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Perceptual | None = None) -> None:
     """Train stage `name` (`image`, `video` or `decoder`) to its end and write its model.
 
-    A checkpoint of its own comes first; else it starts as `hand_over` says: from `init_from`, from the moving average of
-    stage `before`, or from scratch.
+    A checkpoint of its own comes first; else it starts as `hand_over` says: from `init_from`, from the moving average
+    of stage `before`, or from scratch.
     """
     experiment = run.experiment
     stage: VAEStageConfig = getattr(experiment, name)
