@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pv_vae_jax.cli.train import last_vae_stage
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.train.latents_stage import encode_latents, open_latents
 from pv_vae_jax.train.run import reopen_run
+from pv_vae_jax.train.stages import last_vae_stage
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -36,7 +36,6 @@ from tqdm import tqdm
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.cli import evaluate_sets
-from pv_vae_jax.cli.train import steps_of
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
 from pv_vae_jax.data.sources import NoVideosError, VideoSource
 from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
@@ -48,6 +47,7 @@ from pv_vae_jax.files import write_json
 from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import Run, reopen_run
+from pv_vae_jax.train.stages import steps_of
 
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and in the latent pictures
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
