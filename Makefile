@@ -13,12 +13,13 @@ SOURCE := $(if $(DATA),--config.data.source="$(DATA)")
 # More flags for the command line, for example ARGS=--config.seed=1
 ARGS ?=
 
-.PHONY: help install demo demo-long test test-slow benchmark lint clean
+.PHONY: help install demo demo-long test test-slow notebooks benchmark lint clean
 
 help:
 	@echo "make demo        train, sample and report in about 8 minutes on 2 cores; DATA=folder for your own videos"
 	@echo "make demo-long   the same at more length: about an hour on 2 cores; run it again to resume"
 	@echo "make test        the tests; make test-slow for those that take longer"
+	@echo "make notebooks   execute the notebooks and keep their outputs; ARGS=notebooks/NAME.ipynb for one of them"
 	@echo "make benchmark   training step against eager PyTorch (installs PyTorch into .venv)"
 	@echo "make lint        ruff"
 	@echo "PYTHON=python3.12 picks another Python, WORKDIR=folder another work directory."
@@ -51,6 +52,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+notebooks: $(INSTALLED)
+	$(VENV)/bin/python notebooks/run.py $(ARGS)
 
 benchmark: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark]"

@@ -34,6 +34,7 @@ EXTRAS = {
     "test": [
         *("pytest>=9.0", "pytest-timeout>=2.4.0", "pytest-xdist>=3.8.0"),
         *("ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),
+        *("ipykernel>=7.4.0", "nbclient>=0.11.0", "nbformat>=5.11.1"),  # notebooks are executed
     ],
     "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
@@ -59,7 +60,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.11",
-    # experiments/, launch/, tests/ and benchmarks/ are files of the clone that name paths, not modules to install.
+    # experiments/, launch/, notebooks/, tests/ and benchmarks/ are files of the clone, not modules to install.
     packages=find_packages(include=["pv_vae_jax", "pv_vae_jax.*"]),
     package_data={"pv_vae_jax": ["weights/**/*.safetensors", "weights/**/*.json"]},
     install_requires=CORE,

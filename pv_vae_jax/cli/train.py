@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
+from pv_vae_jax.config import STAGES, ConfigError, load_experiment
 from pv_vae_jax.sharding.processes import is_first, start_processes, wait_for_all
 from pv_vae_jax.train.run import Run, open_run
+from pv_vae_jax.train.stages import check_trainable, train_stage
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -50,12 +51,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
-    for stage in VAE_STAGES:
-        if run.steps(stage) and getattr(run.experiment, stage).objective.perceptual:
-            raise ConfigError(
-                f"{stage}.objective.perceptual needs a perceptual function, and no weights come with the command line: "
-                f"pass one to pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
-            )
+    check_trainable(run)
     for stage in stages:
         if run.steps(stage) == 0:
             if wanted == stage:
@@ -85,28 +81,6 @@ def say(text: str) -> None:
     """To standard error, once for all processes."""
     if is_first():
         print(text, file=sys.stderr)
-
-
-def train_stage(run: Run, stage: str) -> None:
-    """Train one stage on top of those before it."""
-    from pv_vae_jax.train.dit_stage import renew_vae, train_diffusion_stage
-    from pv_vae_jax.train.latents_stage import encode_latents
-    from pv_vae_jax.train.vae_stage import train_vae_stage
-
-    if stage in VAE_STAGES:
-        before = [s for s in VAE_STAGES[: VAE_STAGES.index(stage)] if run.steps(s)]
-        if before and not run.finished(before[-1]) and not getattr(run.experiment, stage).init_from:
-            raise ConfigError(f"stage {stage} starts from stage {before[-1]}, which is not finished: train it first")
-        train_vae_stage(run, stage, before[-1] if before else None)
-        if run.finished("diffusion"):  # which trained meanwhile
-            renew_vae(run)
-    elif stage == "latents":
-        vae_stage = run.last_vae_stage()
-        if is_first():
-            encode_latents(run, vae_stage)
-        wait_for_all("latents")
-    else:
-        train_diffusion_stage(run)
 
 
 if __name__ == "__main__":
