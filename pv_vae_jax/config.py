@@ -28,7 +28,7 @@ from pv_vae_jax.models.kinds import vae_config_of
 from pv_vae_jax.models.latte import LatteConfig
 from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
-from pv_vae_jax.typing import check_clip_shape
+from pv_vae_jax.typing import ShapeError, check_clip_shape
 
 
 class ConfigError(ValueError):
@@ -96,7 +96,11 @@ class VAEStageConfig:
 
     Attributes:
       steps: length; 0 skips the stage.
-      batch_size: clips (or images) of the global batch.
+      batch_size: clips (or images) of the global batch; with `sizes`, of the largest.
+      sizes: batches of several sizes instead of `data.frames` and `data.size`, each `(frames, side)` or `(frames, side,
+        share)`: of every `sum of shares` steps, `share` are of that size. One frame is an image. Empty for one size.
+      batch_multiple: with `sizes`, every batch size is a multiple of it: the devices that share a batch, or what they
+        may become.
       images: train on single frames, T = 0 (stage 1).
       drop_ratio: `r`, the largest share of later groups withheld; 0 drops nothing.
       drop_form: `truncated` (one k for the batch, a program each, saves encoder work) or `filled` (one program).
@@ -132,6 +136,8 @@ class VAEStageConfig:
     init_parts: tuple[str, ...] = ()
     init_weights: Literal["ema", "params"] = "ema"
     micro_batches: int = 1
+    sizes: tuple[tuple[int, ...], ...] = ()
+    batch_multiple: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +273,48 @@ class Experiment:
                     raise ConfigError(f"{name}.{field} names no part of the VAE: {sorted(unknown)}")
             if stage.init_parts and not stage.init_from:
                 raise ConfigError(f"{name}.init_parts says what to take from {name}.init_from: set that too")
+            self._check_sizes(name)
+            halved = 2**self.discriminator.levels
+            for side in sorted({entry[1] for entry in stage.sizes} or {data.size}):
+                if stage.objective.gan and (side < halved or ("3d" in self.discriminator.kinds and side % halved)):
+                    raise ConfigError(
+                        f"discriminator.levels {self.discriminator.levels} halves pictures to a {halved}th, which "
+                        f"{name} cannot do to {side} pixels: use fewer levels, or sides that are multiples of {halved}"
+                    )
         return self
+
+    def _check_sizes(self, name: str) -> None:
+        stage: VAEStageConfig = getattr(self, name)
+        key, seen = f"config.{name}.sizes", set()
+        for entry in stage.sizes:
+            whole = isinstance(entry, tuple) and len(entry) in (2, 3)
+            if not whole or any(type(number) is not int or number < 1 for number in entry):
+                example = "(frames, side) or (frames, side, share), such as ((1, 128), (17, 128), (17, 64, 2))"
+                raise ConfigError(f"{key} holds {entry!r}; an entry is {example}")
+            frames, side, *_ = entry
+            try:
+                check_clip_shape(frames, side, side, self.vae.time_factor, self.vae.space_factor)
+            except ShapeError as error:
+                raise ShapeError(f"{key}, {entry}: {error}") from error
+            if stage.images and frames > 1:
+                raise ConfigError(
+                    f"{key} holds {entry}, and {name} trains on images: write (1, {side}), or set images=False"
+                )
+            if (frames, side) in seen:
+                raise ConfigError(f"{key} holds {(frames, side)} twice: give it a share, ({frames}, {side}, 2)")
+            seen.add((frames, side))
+        if stage.sizes and stage.drop_ratio and all(entry[0] == 1 for entry in stage.sizes):
+            raise ConfigError(f"{key} holds images only, which have nothing to drop: set {name}.drop_ratio=0")
+        if stage.batch_multiple > 1 and not stage.sizes:
+            raise ConfigError(f"{name}.batch_multiple is for {name}.sizes, of which there are none")
+        if stage.batch_size % stage.batch_multiple:
+            multiple = stage.batch_multiple
+            near = " or ".join(
+                str(n * multiple) for n in (stage.batch_size // multiple, stage.batch_size // multiple + 1) if n
+            )
+            raise ConfigError(
+                f"{name}.batch_size {stage.batch_size} is no multiple of batch_multiple {multiple}: use {near}"
+            )
 
 
 VAE_STAGES = ("image", "video", "decoder")
@@ -288,7 +335,7 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
         **{"final_fraction": SHARE, "b1": DECAY, "b2": DECAY},
     },
     VAEStageConfig: {
-        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "ema_decay": DECAY},
+        **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "batch_multiple": COUNT, "ema_decay": DECAY},
         **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
     },
     LatentsConfig: {"clips": COUNT, "batch_size": COUNT, "flip": SHARE},
@@ -368,7 +415,7 @@ def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:
         value = text if isinstance(old, str) else _literal(text)
         if isinstance(old, tuple):
             value = value.split(",") if isinstance(value, str) and value else value
-            value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+            value = _tuples(value) if isinstance(value, (tuple, list)) else (value,)
         fits = isinstance(value, (int, float) if isinstance(old, float) else type(old))
         fits &= isinstance(old, bool) == isinstance(value, bool)  # for Python a bool is an int
         if not fits or (isinstance(old, tuple) and old and {type(v) for v in value} - {type(old[0])}):
@@ -429,7 +476,7 @@ def from_dict(cls: type, tree: dict) -> Any:
         elif dataclasses.is_dataclass(hints[key]):
             value = from_dict(hints[key], value)
         elif isinstance(value, list):
-            value = tuple(value)
+            value = _tuples(value)
         elif hints[key] is float and isinstance(value, int):
             value = float(value)
         elif typing.get_origin(hints[key]) is Literal and value not in typing.get_args(hints[key]):
@@ -441,6 +488,11 @@ def from_dict(cls: type, tree: dict) -> Any:
                 raise ConfigError(f"{cls.__name__}.{key} is {_kind(kind())}, got {value!r}")
         values[key] = value
     return cls(**values)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which JSON and flags make of tuples, back to tuples, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _vae_config(tree: Any) -> VAEConfig | TransformerVAEConfig:
@@ -465,7 +517,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
-        elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
+        elif _tuples(a) != _tuples(b):
             lines.append(f"{prefix}{key}: {a} -> {b}")
     return lines
 

@@ -1,7 +1,8 @@
 """Use checkpoints: the weights one needs to use a model, as safetensors beside a JSON config.
 
 A folder holds `config.json` (written last: without it the folder is not a model), `vae.safetensors`, and, after
-diffusion training, `latte.safetensors`. Both are tensors only, so opening one never runs code.
+diffusion training, `latte.safetensors`. Both are tensors only, so opening one never runs code. The configuration holds
+the SHA-256 of both, so that damage is noticed; older folders, without, load as well.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -65,7 +68,7 @@ def load(name_or_path: str | Path) -> Pretrained:
       FileNotFoundError: no such model; the shipped names are listed.
       WeightsError: tensors are missing, left over, misshapen or not finite (all are named), or a file is damaged.
     """
-    folder = find(name_or_path)
+    folder = find_model(name_or_path)
     try:
         return _load(folder)
     except WeightsError:
@@ -78,14 +81,17 @@ def load(name_or_path: str | Path) -> Pretrained:
 
 def _load(folder: Path) -> Pretrained:
     config = json.loads((folder / "config.json").read_text())
+    hashes = dict(config.get("sha256", {}))
     cls, fields = vae_config_of(config["vae"])
     vae = build_vae(cls(**_tuples(fields)))
-    vae_params = read_params(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)))
+    vae_params = read_params(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)), hashes=hashes)
     diffusion = None
     if "latte" in config:
         latte = Latte(LatteConfig(**_tuples(config["latte"])))
         shape = tuple(config["latents"]["shape"])
-        params = read_params(folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)))
+        params = read_params(
+            folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)), hashes=hashes
+        )
         mean, std = (np.asarray(config["latents"][k], np.float32) for k in ("mean", "std"))
         for name, statistic in (("mean", mean), ("std", std)):
             if statistic.shape != (latte.config.latent_channels,) or not np.isfinite(statistic).all():
@@ -103,7 +109,7 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     config = {"meta": model.meta, "vae": dataclasses.asdict(model.vae.config)}
-    _write(folder / "vae.safetensors", model.vae_params, dtype)
+    config["sha256"] = {"vae.safetensors": _write(folder / "vae.safetensors", model.vae_params, dtype)}
     if model.diffusion is not None:
         d = model.diffusion
         config["latte"] = dataclasses.asdict(d.model.config)
@@ -113,7 +119,7 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
             "std": np.asarray(d.std).tolist(),
             "class_names": list(d.class_names),
         }
-        _write(folder / "latte.safetensors", d.params, dtype)
+        config["sha256"]["latte.safetensors"] = _write(folder / "latte.safetensors", d.params, dtype)
     write_json(folder / "config.json", config)
 
 
@@ -139,8 +145,8 @@ def _init_vae(model: VAE) -> Params:
     return model.init(jax.random.key(0), jax.numpy.zeros((1, 1 + model.config.time_factor, side, side, 3)))["params"]
 
 
-def find(name_or_path: str | Path) -> Path:
-    """Folder of the model that `load` would load.
+def find_model(name_or_path: str | Path) -> Path:
+    """The folder that `load` reads.
 
     Raises:
       FileNotFoundError: no such model; the shipped names are listed.
@@ -157,14 +163,24 @@ def find(name_or_path: str | Path) -> Path:
     )
 
 
-def _write(path: Path, params: Params, dtype: str) -> None:
+def _write(path: Path, params: Params, dtype: str) -> str:
+    """Write the tensors; return the file's hash."""
     flat = {k: np.asarray(v, dtype) for k, v in flatten_dict(params, sep="/").items()}
     temporary = path.with_suffix(".tmp")
     save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, temporary)
+    digest = _file_hash(temporary)
     os.replace(temporary, path)
+    return digest
 
 
-def read_params(path: Path, expected: Params, *, whole: bool = True) -> Params:
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_params(
+    path: Path, expected: Params, *, whole: bool = True, hashes: Mapping[str, str] = MappingProxyType({})
+) -> Params:
     """Tensors of the safetensors file `path` that the tree of shapes `expected` names, as float32 arrays.
 
     No other tensor is read, and memory never holds more than these and one of them twice.
@@ -173,9 +189,11 @@ def read_params(path: Path, expected: Params, *, whole: bool = True) -> Params:
       path: the file.
       expected: shapes by name.
       whole: whether tensors that `expected` does not name are a fault.
+      hashes: SHA-256 by file name; a file that has none is not checked.
 
     Raises:
-      WeightsError: tensors are missing, left over, misshapen or not finite: all are named.
+      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
+        the one whose hash is known.
     """
     wanted = flatten_dict(expected, sep="/")
     with safe_open(path, "numpy") as file:
@@ -196,6 +214,11 @@ def read_params(path: Path, expected: Params, *, whole: bool = True) -> Params:
         found[name] = jax.numpy.array(value, jax.numpy.float32).block_until_ready()
     if faults:
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
+    if path.name in hashes and _file_hash(path) != hashes[path.name]:
+        raise WeightsError(
+            f"{path} is damaged: its SHA-256 is not the one in config.json. Copy the model again; if you changed the "
+            'weights yourself, take "sha256" out of config.json'
+        )
     return unflatten_dict(found, sep="/")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pv_vae_jax import load
+from pv_vae_jax.cli import main as cli_main
 from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.config import ConfigError, load_experiment
@@ -24,6 +25,7 @@ from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.pretrained import SHIPPED, init_latte, save
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import open_run, reopen_run
+from pv_vae_jax.typing import WeightsError
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
@@ -231,6 +233,7 @@ def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_ex
     assert status == 0, error
     assert "bad.mp4: not readable as video" in error and "1 of 10 files skipped" in error
     assert "lying.mp4: decoding stops" in error
+    assert f"data: {clips}: 9 clips of 4 classes (jump, run, walk, wave), 1 skipped" in error
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "video" / "metrics.jsonl")] == [1, 2, 3, 4]
     assert pv_vae(*call, "--stage=latents")[0] == 0
     cache = LatentSource(tmp_path / "run" / "latents")
@@ -269,6 +272,30 @@ def test_numbers_that_are_not_finite_end_the_run_with_their_name(trained, tmp_pa
     line = fails("train", "--config", tiny_experiment, "--workdir", tmp_path / "run2", *changes)
     assert "stage image, step 1: " in line and "parameters are not finite" in line
     assert not list((tmp_path / "run2" / "image").glob("checkpoints/*"))
+
+
+def test_what_a_later_stage_cannot_do_ends_the_run_before_it_starts(tmp_path, tiny_experiment):
+    for change, says in {
+        "latte.attention=splash": "stage diffusion cannot run: splash attention runs on TPU only",
+        "diffusion.batch_size=3": "diffusion.batch_size 3 is not a multiple of the 2 devices",
+        f"decoder.init_from={tmp_path / 'nowhere'}": f"no model at {tmp_path / 'nowhere'}: give a model folder",
+    }.items():
+        call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", "--config.mesh.data=2")
+        assert says in fails(*call, f"--config.{change}", "--config.data.source=synthetic")
+        assert not (tmp_path / "run" / "image").exists()
+        shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["main", "importlib.import_module"])
+def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys, place):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["pv-vae", "train"])
+    monkeypatch.setattr(f"pv_vae_jax.cli.main.{place}", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        cli_main.run()
+    assert stop.value.code == 130 and capsys.readouterr().err == "pv-vae: interrupted\n"
 
 
 def test_one_stage_alone(tmp_path, tiny_experiment):
@@ -372,6 +399,15 @@ def test_a_missing_or_damaged_model_is_named(trained, tmp_path):
             arguments = () if command == "sample" else (clip,)
             assert "is damaged" in fails(command, "--model", tmp_path / "model", "--out", tmp_path, *arguments)
         (tmp_path / "model" / name).write_bytes(good)
+    data = bytearray((tmp_path / "model" / "vae.safetensors").read_bytes())
+    data[-4] ^= 1  # the last number stays finite
+    (tmp_path / "model" / "vae.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match="vae.safetensors is damaged: its SHA-256 is not the one in config.json"):
+        load(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["sha256"]  # as models of older versions
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert not same(load(tmp_path / "model").vae_params, load(trained).vae_params)
 
 
 # Using a run
@@ -473,6 +509,25 @@ def test_reconstruct_of_a_long_video_is_that_of_the_whole(trained, tmp_path):
     assert fails("reconstruct", tmp_path / "long.mp4", "--chunk=0", status=2)
     line = fails("reconstruct", tmp_path / "long.mp4", "--model", trained, "--frames=35", "--out", tmp_path / "x")
     assert "33 of the 35 frames wanted" in line and not files(tmp_path / "x"), "nothing half-written stays"
+
+
+def test_a_name_with_a_colon_is_a_name(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("a:b.mp4", waves(5, 16, 16), fps=12)
+    status, _, error = pv_vae("reconstruct", "--model", trained, "--out=c:d", "a:b.mp4")
+    assert status == 0, error
+    assert read_video("c:d/a:b_reconstruction.mp4").shape[0] == 5
+
+
+def test_a_smaller_report_does_not_take_the_place_of_a_larger(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    before = files(tmp_path / "run" / "report")
+    for flags, name in ((["--clips=2", "--sample_clips=0"], "report-2-clips-0-samples"), (["--clips=4"], "report")):
+        status, out, error = pv_vae("evaluate", "--workdir", tmp_path / "run", *flags)
+        assert status == 0 and out.splitlines()[-1] == f"report: {tmp_path / 'run' / name / 'report.html'}", error
+        assert ("holds a report of more clips and stays" in error) == (name != "report")
+        assert (files(tmp_path / "run" / "report") == before) == (name != "report")
+    assert json.loads((tmp_path / "run" / "report-2-clips-0-samples" / "metrics.json").read_text())["samples"] is None
 
 
 def test_predict_compares_with_copying_the_last_frame(trained, clips, tmp_path):

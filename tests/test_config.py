@@ -54,6 +54,7 @@ def test_every_experiment_loads_and_survives_json(path):
         ("discriminator.kinds", "2d", ("2d",)),
         ("video.objective.gan_adaptive", "FALSE", False),
         ("mesh.data", "-1", -1),
+        ("video.sizes", "((1,32),[17,16,2])", ((1, 32), (17, 16, 2))),
     ],
 )
 def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
@@ -80,7 +81,7 @@ def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
         ("image.images", "1", "config.image.images is true or false, like True; got '1'"),
         ("vae.encoder_widths", "(8,'wide')", "config.vae.encoder_widths is a tuple"),
         ("vae.encoder_widths", "8.5", "config.vae.encoder_widths is a tuple"),
-        ("video", "100", "config.video is a group of settings; set one of video.batch_size, "),
+        ("video", "100", "config.video is a group of settings; set one of video.batch_multiple, video.batch_size, "),
         ("video.objective.gan", "-1", "objective.gan is a weight >= 0"),
         ("latte.depth", "3", "depth counts pairs"),
         ("video.drop_form", "cut", "VAEStageConfig.drop_form is 'truncated' or 'filled', got 'cut'"),
@@ -91,7 +92,7 @@ def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
             "config key config.video.stepz: no 'stepz' in config.video; did you mean 'steps'?",
         ),
         ("vidio.steps", "1", "no 'vidio' in config; did you mean 'video'?"),
-        ("video.xyz", "1", "known here: batch_size, discriminator_optimizer, drop_form"),
+        ("video.xyz", "1", "known here: batch_multiple, batch_size, discriminator_optimizer, drop_form"),
         ("video.steps.more", "1", "no 'more' in config.video.steps; known here: nothing"),
         ("", "1", "unknown config key"),
     ],
@@ -130,6 +131,24 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"vae.encoder_widths": "(0, 1, 1, 1, 1)"}, ConfigError, "encoder_widths is at least 1"),
         ({"vae.dtype": "float7"}, ConfigError, "dtype is 'float32' or 'bfloat16'"),
         ({"latte.heads": "0"}, ConfigError, "heads is at least 1, got 0"),
+        ({"video.sizes": "(17, 32)"}, ConfigError, r"config.video.sizes holds 17; an entry is \(frames, side\) or"),
+        ({"video.sizes": "((17, 32, 0),)"}, ConfigError, r"holds \(17, 32, 0\); an entry is"),
+        ({"video.sizes": "((16, 32),)"}, ShapeError, r"video.sizes, \(16, 32\): 16 frames .*: use 13 or 17"),
+        ({"video.sizes": "((17, 30),)"}, ShapeError, "height 30 is not a multiple of 16: use 16 or 32"),
+        ({"video.sizes": "((17, 32), (17, 32, 2))"}, ConfigError, r"holds \(17, 32\) twice"),
+        ({"video.sizes": "((1, 32), (1, 16))"}, ConfigError, "holds images only.*set video.drop_ratio=0"),
+        ({"image.sizes": "((17, 32),)"}, ConfigError, r"image trains on images: write \(1, 32\)"),
+        (
+            {"video.objective.gan": "1.0", "discriminator.levels": "6"},
+            ConfigError,
+            "discriminator.levels 6 halves pictures to a 64th, which video cannot do to 32 pixels",
+        ),
+        ({"video.batch_multiple": "4"}, ConfigError, "video.batch_multiple is for video.sizes"),
+        (
+            {"video.sizes": "((17, 32),)", "video.batch_multiple": "3"},
+            ConfigError,
+            "video.batch_size 8 is no multiple of batch_multiple 3: use 6 or 9",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -210,6 +229,14 @@ def test_a_file_that_defines_no_experiment_is_refused(tmp_path, monkeypatch):
         experiment = load_experiment(tmp_path / "good.py", {"data.source": source})
         assert experiment.data.source == str(tmp_path / "clips"), "the same folder from wherever a run is continued"
     assert load_experiment(tmp_path / "good.py", {"image.steps": "7"}).image.steps == 7
+
+
+def test_sizes_survive_json(tmp_path):
+    sized = override(BASE, {"video.sizes": "((17, 32), (1, 32, 2))"})
+    save_config(sized, tmp_path / "config.json")
+    tree = json.loads((tmp_path / "config.json").read_text())
+    assert from_dict(Experiment, tree) == sized and differences(tree, to_dict(sized)) == []
+    assert differences(tree, to_dict(BASE)) == ["video.sizes: [[17, 32], [1, 32, 2]] -> ()"]
 
 
 def test_json_gives_the_same_experiment_and_refuses_what_it_does_not_know(tmp_path):

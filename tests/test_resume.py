@@ -1,5 +1,6 @@
 """A run that was stopped anywhere goes on with the same command and ends with the same bits."""
 
+import json
 import os
 import resource
 import signal
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 
 from pv_vae_jax import pretrained
+from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data import latents
+from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import vae_stage
-from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints
+from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage
 from pv_vae_jax.train.metrics import MetricWriter, read_metrics
+from pv_vae_jax.train.run import check_mesh
+from pv_vae_jax.train.sizes import sized_batches
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
 
 # The GAN is off for two steps and on for two; the windows of the curve do not end where states are saved.
@@ -51,14 +56,14 @@ def train(tiny_experiment, monkeypatch):  # noqa: F811
 
     Returns the exit status, the state that training ended with (None if it did not end) and standard error.
     """
-    states, real_batches, real_run = [], vae_stage.train_batches, vae_stage.run_stage
+    states, real_batches, real_run = [], vae_stage.mixed_batches, vae_stage.run_stage
 
     def run_stage(**arguments):
         states.append(real_run(**arguments))
         return states[-1]
 
-    def run(workdir: Path, events=None, stage="video"):
-        def train_batches(*arguments, start_step, **more):
+    def run(workdir: Path, events=None, stage="video", changes=CHANGES):
+        def mixed_batches(*arguments, start_step, **more):
             stream = real_batches(*arguments, start_step=start_step, **more)
             try:
                 for step, batch in enumerate(stream, start_step):
@@ -68,10 +73,10 @@ def train(tiny_experiment, monkeypatch):  # noqa: F811
                 stream.close()
 
         states.clear()
-        monkeypatch.setattr(vae_stage, "train_batches", train_batches)
+        monkeypatch.setattr(vae_stage, "mixed_batches", mixed_batches)
         monkeypatch.setattr(vae_stage, "run_stage", run_stage)
         status, _, error = pv_vae(
-            "train", "--config", tiny_experiment, "--workdir", workdir, f"--stage={stage}", *CHANGES
+            "train", "--config", tiny_experiment, "--workdir", workdir, f"--stage={stage}", *changes
         )
         return status, states[-1] if states else None, error
 
@@ -175,6 +180,52 @@ def test_a_kill_between_the_last_state_and_the_model(reference, train, tmp_path,
     assert_same_run(reference, tmp_path, state)
 
 
+def test_a_run_on_several_sizes_goes_on_to_the_same_bits(train, tmp_path):
+    """Images between clips, each batch of as many pixels; every size has its own terms in the curve."""
+    changes = ("--config.video.sizes=((1,16),(5,8,2))", "--config.video.steps=6", "--config.video.objective.gan=0")
+    changes += ("--config.image.steps=0", "--config.decoder.steps=0", "--config.log_every=1")
+    status, state, error = train(tmp_path / "straight", changes=changes)
+    assert status == 0, error
+    rows = curve(tmp_path / "straight" / "video")
+    sizes = [size for row in rows for size in ("1x16", "5x8") if f"loss/{size}" in row]
+    assert sorted(sizes[:3]) == sorted(sizes[3:]) == ["1x16", "5x8", "5x8"]
+    for row, size in zip(rows, sizes, strict=True):
+        assert row["loss"] == row[f"loss/{size}"] and (row["motion"] == 0) == (size == "1x16")
+    status, _, error = train(tmp_path / "stopped", {3: terminate}, changes=changes)
+    assert status == 143, error
+    status, resumed, error = train(tmp_path / "stopped", changes=changes)
+    assert status == 0 and "resumed at step 4 of 6" in error
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert curve(tmp_path / "stopped" / "video") == rows
+
+
+def test_batches_of_every_size_have_as_many_pixels_whatever_the_devices(tiny_experiment):  # noqa: F811
+    changes = {"video.sizes": "((1,16),(5,16),(5,8,2))"}
+    kinds = sized_batches(load_experiment(tiny_experiment, changes), "video")
+    assert [kind.shape[:3] for kind in kinds] == [(20, 1, 16), (4, 5, 16), (16, 5, 8)]
+    assert [kind.share for kind in kinds] == [1, 1, 2] and [kind.images for kind in kinds] == [True, False, False]
+    uneven = load_experiment(tiny_experiment, {"video.sizes": "((5,16),(5,12))"})
+    assert [kind.batch_size for kind in sized_batches(uneven, "video")] == [4, 7]
+    with pytest.raises(ConfigError, match="batches of 7 at 5 x 12 x 12, .* 4 devices .*video.batch_multiple=4 for a"):
+        check_mesh(make_mesh(data=4), uneven, "video")
+    even = load_experiment(tiny_experiment, {"video.sizes": "((5,16),(5,12))", "video.batch_multiple": "4"})
+    assert [kind.batch_size for kind in sized_batches(even, "video")] == [4, 4]
+    check_mesh(make_mesh(data=4), even, "video")
+    with pytest.raises(ConfigError, match="mesh.space 4 does not divide the width of the latents, 3"):
+        check_mesh(make_mesh(data=1, space=4), even, "video")
+
+
+def test_inspect_shows_a_step_of_every_size(tiny_experiment):  # noqa: F811
+    sizes = "--config.image.sizes=((1,16),(1,8,3))"
+    status, out, error = pv_vae("inspect", "--config", tiny_experiment, "--stage=image", sizes)
+    assert status == 0, error
+    assert "batches of 4 x 1 x 16 x 16, 1 in 4 steps:" in out and "batches of 16 x 1 x 8 x 8, 3 in 4 steps:" in out
+    assert out.count("GFLOP") == out.count("peak memory a device") == 2
+    work = [float(text.split()[0]) for text in out.split("one step: ")[1:]]
+    assert abs(work[0] / work[1] - 1) < 0.25
+
+
 def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, monkeypatch):
     """Shards of three do not end where batches of four do."""
     monkeypatch.setattr(latents, "SHARD", 3)
@@ -217,6 +268,40 @@ def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys):
         Checkpoints(tmp_path).restore_newest(shapes)
 
 
+def test_a_flipped_bit_in_a_state_is_noticed(tmp_path, capsys):
+    """Also in bytes that decode as well with it as without."""
+    state = {"w": np.random.default_rng(0).standard_normal(1 << 12).astype(np.float32)}
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, jax.device_put(state))
+    checkpoints.close()
+    listed = json.loads((tmp_path / "2" / "checksums.json").read_text())
+    assert sum(size for size, _ in listed.values()) > 1 << 13
+    assert find_damage(tmp_path / "2") == "" and not list(tmp_path.glob("*tmp*"))
+    rng = np.random.default_rng(1)
+    for name in listed:
+        path = tmp_path / "2" / name
+        whole = path.read_bytes()
+        for bit in rng.integers(8 * len(whole), size=5):
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(data)
+            assert find_damage(tmp_path / "2") == f"{name} has other bytes than were written"
+        path.write_bytes(whole[:-1])
+        assert find_damage(tmp_path / "2") == f"{name} has {len(whole) - 1} bytes of {len(whole)}"
+        path.unlink()
+        assert find_damage(tmp_path / "2") == f"{name} is gone"
+        path.write_bytes(whole)
+    path.write_bytes(data)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"w": jax.ShapeDtypeStruct(state["w"].shape, np.float32, sharding=where)}
+    step, restored = Checkpoints(tmp_path).restore_newest(shapes)
+    assert step == 1 and np.array_equal(restored["w"], state["w"])
+    assert f"({name} has other bytes than were written): set aside as 2.damaged" in capsys.readouterr().err
+    (tmp_path / "1" / "checksums.json").unlink()  # of a version before there were any
+    assert Checkpoints(tmp_path).restore_newest(shapes)[0] == 1
+
+
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"null\n", b'{"loss": 1.0}\n', b'{"step": 2, "lo'])
 def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage)
@@ -227,7 +312,7 @@ def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
     assert [row["step"] for row in read_metrics(writer.path)] == [1, 6] and not writer.unwritten
 
 
-def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path):
+def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path, capsys, caplog):
     """The limit on a file's size stands for the disk: writing fails in the middle of a state."""
     state = {"w": np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)}  # does not compress
     checkpoints = Checkpoints(tmp_path)
@@ -242,6 +327,7 @@ def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path):
             checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert capsys.readouterr().err == "" and not [r for r in caplog.records if r.exc_info], "Orbax tells it at length"
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() == 1
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])

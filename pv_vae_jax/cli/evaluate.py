@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import math
 import os
 import platform
@@ -133,7 +134,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
         elif stage == on_clips[-1]:  # what later work uses
             fields, metrics["latents"] = _show_stage(run, stage, model, video, names, means)
             shown |= fields
-    folder = run.workdir / "report"
+    folder = _report_folder(run, len(video), clips, sampled)
     folder.mkdir(exist_ok=True)
     sampled = run.experiment.sampling.clips if sampled is None else sampled
     if "diffusion" in finished and sampled:
@@ -145,6 +146,22 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     print("\n".join(_summary(metrics)))
     print(f"report: {folder / 'report.html'}", flush=True)
     return folder / "report.html"
+
+
+def _report_folder(run: Run, found: int, clips: int | None, sampled: int | None) -> Path:
+    """`report`, unless one of more clips stands there and fewer were asked for: then a folder named after them."""
+    folder = run.workdir / "report"
+    try:
+        old = json.loads((folder / "metrics.json").read_text())
+        fewer = clips is not None and found < old["protocol"]["clips"]
+        fewer |= sampled is not None and sampled < (old["samples"] or {"clips": 0})["clips"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or none that is worth keeping
+        return folder
+    if not fewer:
+        return folder
+    name = f"report-{found}-clips" + ("" if sampled is None else f"-{sampled}-samples")
+    print(f"{folder} holds a report of more clips and stays: this one goes to {name}", file=sys.stderr)
+    return run.workdir / name
 
 
 def _open_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:

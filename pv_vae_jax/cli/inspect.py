@@ -38,6 +38,7 @@ from pv_vae_jax.train.dit_stage import conditioned
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import check_mesh
+from pv_vae_jax.train.sizes import SizedBatch, sized_batches
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import VAEStep
 
@@ -62,22 +63,33 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         devices = topology_devices(values.topology) if values.topology else None
         mesh = make_mesh(**dataclasses.asdict(experiment.mesh), devices=devices)
         check_mesh(mesh, experiment, name)
-        plan = plan_step(experiment, name, mesh)
-        print_state(plan, getattr(getattr(experiment, name), "frozen", ()))
-        check_split(mesh, plan.state.params, plan.sharding.params)
+        kinds = sized_batches(experiment, name) if name in VAE_STAGES else (None,)
+        plans = [plan_step(experiment, name, mesh, kind) for kind in kinds]
+        print_state(plans[0], getattr(getattr(experiment, name), "frozen", ()))
+        check_split(mesh, plans[0].state.params, plans[0].sharding.params)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
     chip = mesh.devices.flat[0].device_kind
     print(f"mesh {dict(mesh.shape)} of {chip}" + (f", {values.topology}" if values.topology else ""))
     with quick_compilation() if values.topology else contextlib.nullcontext(), jax.set_mesh(mesh):
-        traced = plan.trace()
-        flops = step_flops(traced.jaxpr.jaxpr)
-        print(
-            f"stage {name}, one step: {flops / 1e9:,.2f} GFLOP in matrix products and convolutions, "
-            f"{flops / mesh.size / 1e9:,.2f} a device"
-        )
-        compiled = compile_step(traced.lower())
+        for kind, plan in zip(kinds, plans, strict=True):
+            if len(kinds) > 1:
+                shares = sum(kind.share for kind in kinds)
+                shape = " x ".join(map(str, kind.shape[:4]))
+                print(f"batches of {shape}, {kind.share} in {shares} steps:")
+            print_step(plan, name, mesh)
+
+
+def print_step(plan: Plan, name: str, mesh: Mesh) -> None:
+    """Compile the step; print its FLOPs, memory and traffic."""
+    traced = plan.trace()
+    flops = step_flops(traced.jaxpr.jaxpr)
+    print(
+        f"stage {name}, one step: {flops / 1e9:,.2f} GFLOP in matrix products and convolutions, "
+        f"{flops / mesh.size / 1e9:,.2f} a device"
+    )
+    compiled = compile_step(traced.lower())
     print(f"peak memory a device {compiled.peak_bytes / 2**20:,.1f} MiB, train state included")
     for kind, sent in sorted(compiled.traffic.items()):
         print(f"  {sent.count:5} {kind:20} {sent.bytes / 2**20:12,.2f} MiB a device a step")
@@ -107,14 +119,14 @@ class Plan:
         return program.trace(abstract(self.state, self.sharding), self.batch)
 
 
-def plan_step(experiment: Experiment, name: str, mesh: Mesh) -> Plan:
-    """The step of stage `name` as it would run on `mesh`, whose devices need not be here."""
+def plan_step(experiment: Experiment, name: str, mesh: Mesh, kind: SizedBatch | None = None) -> Plan:
+    """The step of stage `name` as it would run on `mesh`, whose devices need not be here; `kind` as `abstract_step`."""
     if mesh.devices.flat[0].platform != "cpu":  # `auto` looks at the devices of this process
         direct = lambda c: dataclasses.replace(c, lowering="direct") if hasattr(c, "lowering") else c  # noqa: E731
         experiment = dataclasses.replace(
             experiment, vae=direct(experiment.vae), discriminator=direct(experiment.discriminator)
         )
-    step, state, batch, options = abstract_step(experiment, name)
+    step, state, batch, options = abstract_step(experiment, name, kind)
     batch = {
         k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh, a.shape)) for k, a in batch.items()
     }
@@ -140,14 +152,17 @@ def print_state(plan: Plan, frozen: Sequence[str]) -> None:
     print(f"train state a device {sum(parts.values()) / 2**20:,.1f} MiB: {listed}")
 
 
-def abstract_step(experiment: Experiment, name: str):
-    """The real step of a stage with abstract state and batch: `(step, state, batch, static arguments)`."""
+def abstract_step(experiment: Experiment, name: str, kind: SizedBatch | None = None):
+    """The real step of a stage with abstract state and batch: `(step, state, batch, static arguments)`.
+
+    `kind` is one of `sized_batches` of a VAE stage, the first unless given.
+    """
     data, vae = experiment.data, experiment.vae
     shape = jax.ShapeDtypeStruct
     stage = getattr(experiment, name)
     if name in VAE_STAGES:
-        frames = 1 if stage.images else data.frames
-        clip = np.zeros((1, frames, data.size, data.size, 3), np.float32)
+        kind = kind or sized_batches(experiment, name)[0]
+        clip = np.zeros((1, *kind.shape[1:]), np.float32)
         gan = stage.objective.gan > 0
         discriminator = Discriminator(experiment.discriminator) if gan else None
         step = VAEStep(
@@ -164,10 +179,10 @@ def abstract_step(experiment: Experiment, name: str):
             params = step.model.init(jax.random.key(0), clip)["params"]
             return step.create(params, discriminator.init(jax.random.key(0), clip)["params"] if gan else None)
 
-        batch = {"video": shape((stage.batch_size, *clip.shape[1:]), jnp.uint8)}
-        filled = stage.drop_form == "filled" and stage.drop_ratio > 0
+        batch = {"video": shape(kind.shape, jnp.uint8)}
+        filled = stage.drop_form == "filled" and stage.drop_ratio > 0 and kind.frames > 1
         if filled:
-            batch["dropped"] = shape((stage.batch_size,) if stage.drop_per_example else (), jnp.int32)
+            batch["dropped"] = shape((kind.batch_size,) if stage.drop_per_example else (), jnp.int32)
         return step, jax.eval_shape(create), batch, {"dropped": None if filled else 0, "gan": gan}
     latent = (
         vae.latent_frames(data.frames),

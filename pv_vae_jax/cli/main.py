@@ -127,7 +127,12 @@ def enable_compilation_cache() -> None:
 
 def run() -> None:
     """Entry point of the installed command."""
-    sys.exit(main(sys.argv))
+    try:
+        status = main(sys.argv)
+    except KeyboardInterrupt:  # while modules are imported
+        print("pv-vae: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+import jax
 from absl import flags
 
-from pv_vae_jax.config import STAGES, ConfigError, load_experiment
+from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
+from pv_vae_jax.data.sources import NoVideosError, describe
 from pv_vae_jax.sharding.processes import is_first, start_processes, wait_for_all
-from pv_vae_jax.train.run import Run, open_run
+from pv_vae_jax.train.hand_over import find_start
+from pv_vae_jax.train.run import Run, check_mesh, open_run
+from pv_vae_jax.train.sizes import sized_batches
 from pv_vae_jax.train.stages import check_trainable, train_stage
 
 
@@ -52,6 +57,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
     check_trainable(run)
+    check_stages(run, [stage for stage in stages if run.steps(stage) and not run.finished(stage)])
     for stage in stages:
         if run.steps(stage) == 0:
             if wanted == stage:
@@ -75,6 +81,35 @@ def _train(run: Run, wanted: str) -> None:
         else:
             evaluate_run(run)
     wait_for_all("the report")  # a process that ends early would be taken for dead
+
+
+def check_stages(run: Run, stages: Sequence[str]) -> None:
+    """Refuse what would end one of `stages` hours from now, and say what was found in the data.
+
+    Raises:
+      ConfigError: a network, a frozen part or a batch that does not work on these devices.
+      FileNotFoundError: a stage starts from a model that is not there.
+    """
+    from pv_vae_jax.cli.inspect import abstract_step
+
+    for stage in stages:
+        if stage == "latents":
+            continue
+        check_mesh(run.mesh, run.experiment, stage)
+        start = getattr(getattr(run.experiment, stage), "init_from", "")
+        if start and not Path(start).resolve().is_relative_to(run.workdir.resolve()):  # a stage of this run comes yet
+            find_start(start)
+        kinds = sized_batches(run.experiment, stage) if stage in VAE_STAGES else (None,)
+        try:
+            with jax.set_mesh(run.mesh):
+                for kind in kinds:
+                    abstract_step(run.experiment, stage, kind)
+        except (ConfigError, NoVideosError):
+            raise
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"stage {stage} cannot run: {error}") from error
+    if stages and is_first():
+        say("data: " + describe(run.source("train", random=True), run.experiment.data.source))
 
 
 def say(text: str) -> None:

@@ -27,7 +27,8 @@ from pv_vae_jax.data.tfds_videos import TFDSVideos
 from pv_vae_jax.data.video_files import SUFFIXES, BrokenVideoError, probe, read_video
 from pv_vae_jax.data.windows import Windowed
 
-__all__ = ["FolderVideos", "ImageFrames", "NoVideosError", "VideoSource", "class_names", "fingerprint", "open_source"]
+__all__ = ["FolderVideos", "ImageFrames", "NoVideosError", "VideoSource"]
+__all__ += ["class_names", "describe", "fingerprint", "open_source"]
 
 
 class VideoSource(Protocol):
@@ -76,6 +77,7 @@ class FolderVideos(Windowed):
       class_names: in label order; of a folder its sub-folders, sorted, or its own name if there are none.
       files: of this split.
       skipped: file -> why it, or a window of it, could not be used. Reading goes on with another file.
+      absent: name -> where it was looked for, of files that an official list names and the disk lacks.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class FolderVideos(Windowed):
         self.skipped: dict[Path, str] = {}
         self._lock, self._cache, self._cache_bytes, self._cached = threading.Lock(), OrderedDict(), cache_bytes, 0
         listing = video_folder(folder, split) if listing is None else listing
-        self.class_names = listing.class_names
+        self.class_names, self.absent = listing.class_names, listing.absent
         self.files: list[Path] = []
         labels, lengths = [], []
         for item in listing.items:
@@ -180,6 +182,16 @@ class FolderVideos(Windowed):
         if split == "test":
             return f"{self.folder} holds no clip for testing: give at least two videos, or sub-folders train and test"
         return f"{self.folder} holds no video files ({', '.join(SUFFIXES)}), neither directly nor in sub-folders"
+
+
+def describe(source: VideoSource, name: str) -> str:
+    """What was found in the data called `name`, in one line."""
+    names, skipped, absent = source.class_names, getattr(source, "skipped", {}), getattr(source, "absent", {})
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    classes = f"{len(names)} classes ({shown})" if len(names) > 1 else f"one class ({shown})"
+    lost = f", {len(skipped)} skipped" if skipped else ""
+    lost += f", {len(absent)} that its lists name are not there" if absent else ""
+    return f"{name}: {len(source):,} clips of {classes}{lost}"
 
 
 def fingerprint(source: str) -> str:

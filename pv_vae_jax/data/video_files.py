@@ -76,7 +76,8 @@ def _open(path: str | Path | EncodedVideo):
     if not _bytes(path):
         raise BrokenVideoError(f"{path}: the file is empty")
     try:
-        container = av.open(io.BytesIO(path.data) if isinstance(path, EncodedVideo) else str(path))
+        # Absolute: FFmpeg would take what stands before a colon for a protocol.
+        container = av.open(io.BytesIO(path.data) if isinstance(path, EncodedVideo) else os.path.abspath(path))
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BrokenVideoError(f"{path}: not readable as video ({error})") from error
     if not container.streams.video:
@@ -102,6 +103,13 @@ def probe(path: str | Path) -> VideoInfo:
       FileNotFoundError: no such file.
       BrokenVideoError: no readable video stream.
     """
+    _bytes(path)
+    stat = os.stat(path)
+    return _probe(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1 << 18)  # a data set is opened for every stage, and for every size of a stage
+def _probe(path: str | Path, modified: int, size: int) -> VideoInfo:
     av = _av()
     container, stream = _open(path)
     with container:
@@ -375,7 +383,9 @@ def write_video(
 
     temporary = Path(path).with_suffix(".tmp.mp4")
     try:
-        _encode(str(temporary), map(enlarged, video), fps, {"crf": str(crf)}, f"no frames to write to {path}")
+        _encode(
+            os.path.abspath(temporary), map(enlarged, video), fps, {"crf": str(crf)}, f"no frames to write to {path}"
+        )
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -211,7 +211,7 @@ def _clips(pictures: Pictures, media: Media) -> str:
         width = f"max(min(100%,{video.shape[2]}px),{84 * len(heads)}px)"
         columns = f"grid-template-columns:repeat({len(heads)},1fr)"
         parts.append(
-            f'<h4>{_text(clip.name)}</h4><div class="wide"><div style="width:{width}">'
+            f'<h4>{_text(clip.name)}</h4><div class="wide panels" tabindex="0"><div style="width:{width}">'
             f'<div class="heads" style="{columns}">{cells}</div>{media.video(video, label)}</div></div>'
         )
     for clip in pictures.clips[:2] if drops else ():
@@ -330,7 +330,8 @@ def _curves(pictures: Pictures) -> str:
         terms = {term for row in rows for term in row} - {"step"}
         charts = [(title, [t for t in names if t in terms], log) for title, names, log in CHARTS]
         rest = sorted(terms - {t for _, names, _ in CHARTS for t in names})
-        charts += [(term, [term], False) for term in rest]
+        alone = sorted({term.split("/")[0] for term in rest})  # a stage with several sizes logs terms by size as well
+        charts += [(t, [term for term in rest if term.split("/")[0] == t], False) for t in alone]
         drawn = [_chart(title, names, log, rows) for title, names, log in charts if names]
         parts.append(f'<div class="charts">{"".join(drawn)}</div>')
     return "".join(parts) or '<p class="none">No stage has been started.</p>'
@@ -356,7 +357,7 @@ def _setup(metrics: dict) -> str:
     )  # fmt: skip
 
 
-STYLE = """
+STYLE = r"""
 :root{color-scheme:light dark;--page:#fff;--ink:#1b1f26;--soft:#5b6472;--line:#d9dee6;--card:#f6f8fa;--note:#fff3d6;
 --c0:#1f6fd6;--c1:#d9480f;--c2:#2b8a3e;--c3:#9c36b5;--c4:#b08900;--c5:#0b7285}
 @media(prefers-color-scheme:dark){:root{--page:#14171c;--ink:#e6e9ee;--soft:#9aa4b2;--line:#333a45;--card:#1c2128;
@@ -371,6 +372,8 @@ header p,dt,.rows p,.halves p,.legend{color:var(--soft)}
 nav{display:flex;flex-wrap:wrap;gap:4px 16px;padding:8px 0;border-bottom:1px solid var(--line)}
 a{color:var(--c0)}.note{background:var(--note);color:var(--ink)!important;padding:6px 10px;border-radius:6px}
 .none{color:var(--soft);font-style:italic}.wide{overflow-x:auto}
+@media(max-width:640px){.panels::before{content:"more panels to the right: scroll \2192";display:block;position:sticky;
+left:0;width:max-content;font-size:.8rem;color:var(--c0)}}
 table{border-collapse:collapse;margin:.6em 0;font-variant-numeric:tabular-nums}
 th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;font-weight:400}
 td,tbody th{white-space:nowrap}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.sharding.processes import is_first, wait_for_all
+from pv_vae_jax.files import write_json
+from pv_vae_jax.sharding.processes import from_first, is_first, wait_for_all
+
+CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
+UNCHECKED = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # written by Orbax after the files of a state
 
 
 class CheckpointError(OSError):
@@ -24,7 +31,8 @@ class Checkpoints:
 
     Orbax writes into a temporary folder and renames it when the last byte is there, so a killed save leaves nothing
     that `latest` would pick up. What it does leave is removed. With several processes each writes its part of a state,
-    and any number of processes and devices can read it.
+    and any number of processes and devices can read it. `checksums.json` goes into the temporary folder before it is
+    renamed, in the thread that writes, so that a byte that flips later is noticed when the state is read.
 
     Raises (from `save` and `close`):
       CheckpointError: writing failed; the message names the newest whole state.
@@ -35,10 +43,16 @@ class Checkpoints:
             if step.name.isdigit() and not (step / "_CHECKPOINT_METADATA").exists():
                 shutil.rmtree(step, ignore_errors=True)  # a copy or a deletion that broke off
         wait_for_all(f"checkpoints of {folder} are clean")
-        self._folder = folder
+        self._folder, self._saving = folder, -1
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
+        log = logging.getLogger("absl")
+        if _is_news not in log.filters:
+            log.addFilter(_is_news)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
@@ -49,6 +63,8 @@ class Checkpoints:
         """Start to write `state`; training goes on meanwhile. Does nothing if `step` is already there."""
         if self.latest() != step:
             with self._writing():
+                self._manager.wait_until_finished()
+                self._saving = step
                 self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, step: int, abstract_state: Any) -> Any:
@@ -65,6 +81,9 @@ class Checkpoints:
         """
         steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
         for step in steps:
+            if fault := from_first(lambda step=step: find_damage(self._folder / str(step))):
+                damaged[step] = fault
+                continue
             try:
                 state = self.restore(step, abstract_state)
             except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
@@ -72,11 +91,12 @@ class Checkpoints:
                 if jax.process_count() > 1:  # another process may have read its part
                     break
                 continue
-            for bad, reason in damaged.items():
+            for bad, reason in damaged.items() if is_first() else ():
                 path = self._folder / str(bad)
                 path.rename(path.with_name(f"{bad}.damaged"))
                 print(f"{path} cannot be read ({reason}): set aside as {bad}.damaged", file=sys.stderr)
             if damaged:
+                wait_for_all(f"damaged states of {self._folder} are set aside")
                 self._manager.reload()
             return step, state
         if damaged:
@@ -95,6 +115,12 @@ class Checkpoints:
             finally:
                 self._manager.close()
 
+    def _write_checksums(self) -> None:
+        """Called by Orbax when all files of a state are written, and none of them is in its place yet."""
+        if is_first():
+            (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            write_json(folder / CHECKSUMS, checksums(folder))
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -108,6 +134,43 @@ class Checkpoints:
                 f"a training state could not be written to {self._folder} ({reason}); {newest}. Make room, then start "
                 f"the same command again"
             ) from error
+
+
+def checksums(folder: Path) -> dict[str, list[int]]:
+    """`[size, CRC-32]` of every file below `folder` that holds part of a state, by its path in there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNCHECKED)
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _crc32(path)] for path in files}
+
+
+def find_damage(folder: Path) -> str:
+    """Which file of a state is not as it was written; "" if all are, or if the state is older than checksums."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text())
+        for name, (size, crc) in expected.items():
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                return f"{name} is gone" if found is None else f"{name} has {found} bytes of {size}"
+            if _crc32(path) != crc:
+                return f"{name} has other bytes than were written"
+    except FileNotFoundError:
+        return ""
+    except (ValueError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} is damaged: {error}"
+    return ""
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            value = zlib.crc32(part, value)
+    return value
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not an error that Orbax logs with its traceback, from every thread that meets it, and raises as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def abstract(state: Any, sharding: Any) -> Any:

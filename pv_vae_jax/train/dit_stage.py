@@ -76,7 +76,7 @@ def train_diffusion_stage(run: Run) -> None:
         checkpoint_every=experiment.checkpoint_every,
         checkpoints_kept=experiment.checkpoints_kept,
         unit="clips",
-        units_per_step=config.batch_size,
+        units=lambda batch: config.batch_size,
     )
     ema = to_host(state.ema)
     if is_first():

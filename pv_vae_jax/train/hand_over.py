@@ -62,7 +62,7 @@ def first_parameters(run: Run, name: str, before: str | None, model: VAE, shapes
             raise ConfigError(
                 f"{name}.init_weights={stage.init_weights} is for training states: a model has its moving average only"
             )
-        folder = pretrained.find(stage.init_from or run.folder(before) / "model")
+        folder = pretrained.find_model(stage.init_from or run.folder(before) / "model")
         config, images = _config_of_model(folder)
         params = read_model(folder, wanted)
     if not stage.init_parts:
@@ -71,6 +71,15 @@ def first_parameters(run: Run, name: str, before: str | None, model: VAE, shapes
         if type(config) is not type(model.config) or replace(config, **free) != model.config:
             raise ConfigError(f"stage {name} starts from a VAE of another architecture: {config}")
     return inflate_image_params(params) if images and not stage.images else params
+
+
+def find_start(path: str | Path) -> Path:
+    """The training state or the model that `init_from` means.
+
+    Raises:
+      FileNotFoundError: it is neither; the shipped models are named.
+    """
+    return _training_state(Path(path)) or pretrained.find_model(path)
 
 
 def read_model(folder: Path, shapes: Params) -> Params:

@@ -55,7 +55,7 @@ def run_stage(
     checkpoint_every: int,
     checkpoints_kept: int = 2,
     unit: str = "frames",
-    units_per_step: int = 1,
+    units: Callable[[dict[str, jax.Array]], int] = lambda batch: 1,
 ) -> TrainState:
     """Run a stage to its last step, from its newest checkpoint if there is one.
 
@@ -75,7 +75,7 @@ def run_stage(
       log_every, checkpoint_every: in steps. All terms are kept for every step and looked at once per `log_every`, so
         the device is never waited for in between.
       checkpoints_kept: newest states kept.
-      unit, units_per_step: what the progress bar counts a second.
+      unit, units: what the progress bar counts a second, and how many a global batch holds.
 
     With several processes, all call this alike; each feeds its own rows, and the first writes the curves.
 
@@ -140,7 +140,7 @@ def run_stage(
         # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
         terms = {term for _, logs in rows for term in logs}
         scalars = {term: float(np.mean([logs[term] for _, logs in rows if term in logs])) for term in sorted(terms)}
-        rate = {f"{unit}_per_second": counted * units_per_step / elapsed, "data_wait": waited / elapsed}
+        rate = {f"{unit}_per_second": counted / elapsed, "data_wait": waited / elapsed}
         writer.write(step, scalars | rate)
         speed = f"{rate[f'{unit}_per_second']:.0f} {unit}/s, waiting for data {rate['data_wait']:.0%}"
         bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed}", refresh=False)
@@ -157,7 +157,7 @@ def run_stage(
                 with jax.transfer_guard("disallow"):  # what crosses to the device and back is put and got by name
                     state, logs = run(state, placed)
                 pending.append((number + 1, logs))
-                counted += 1
+                counted += units(placed)
                 bar.update()
                 stopping = stop.came()  # asked once: the signal may come between any two lines
                 regular = (number + 1) % checkpoint_every == 0 or number + 1 == steps

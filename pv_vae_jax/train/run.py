@@ -12,11 +12,12 @@ import jax
 from jax.sharding import Mesh
 
 from pv_vae_jax.config import VAE_STAGES, ConfigError, Experiment, differences, from_dict, save_config, to_dict
-from pv_vae_jax.data.sources import VideoSource, open_source
+from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
 from pv_vae_jax.files import partial
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import is_first, wait_for_all
+from pv_vae_jax.train.sizes import SizedBatch, sized_batches
 
 # What may change between two starts of one run without changing its numbers.
 FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "data.threads", "data.cache_bytes")
@@ -92,21 +93,34 @@ class Run:
                 save_config(self.experiment, self.workdir / "config.json")  # with what may change between two starts
             yield
 
-    def source(self, split: str, *, random: bool) -> VideoSource:
-        """Clips of a split; `random` draws windows, otherwise every clip starts at frame 0."""
+    def source(
+        self, split: str, *, random: bool, kind: SizedBatch | None = None, sources: int = 1
+    ) -> VideoSource | ImageFrames:
+        """Clips of a split; `random` draws windows, otherwise every clip starts at frame 0.
+
+        Args:
+          split: `train` or `test`.
+          random: for training.
+          kind: size of the clips, if it is not that of the configuration. An image is a frame of a clip as long as the
+            configuration's, so that images come from what clips come from.
+          sources: that share the memory for decoded videos.
+        """
         data = self.experiment.data
-        return open_source(
+        frames, size = (data.frames, data.size) if kind is None else (kind.frames, kind.side)
+        images = kind is not None and kind.images
+        source = open_source(
             data.source,
-            frames=data.frames,
-            size=data.size,
+            frames=data.frames if images else frames,
+            size=size,
             split=split,
             seed=self.experiment.seed,
             clips=data.clips if split == "train" else data.test_clips,
             stride=data.stride,
             random=random,
-            cache_bytes=data.cache_bytes,
+            cache_bytes=data.cache_bytes // sources,
             crop=data.crop,
         )
+        return ImageFrames(source) if images else source
 
 
 def open_run(experiment: Experiment, workdir: str | Path) -> Run:
@@ -151,18 +165,28 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
     Raises:
       ConfigError: the first thing that does not divide, and what to set.
     """
-    size, batch = mesh.shape, getattr(experiment, stage).batch_size
-    examples, parts = size[DATA] * size[FSDP], getattr(experiment, stage).micro_batches
-    if batch % (examples * parts):
-        times = f", {parts} times over (micro_batches)" if parts > 1 else ""
-        raise ConfigError(
-            f"{stage}.batch_size {batch} is not a multiple of the {examples} devices that split it{times}: change it, "
-            f"or use fewer devices with --config.mesh.data=1"
-        )
-    side = experiment.data.size // experiment.vae.space_factor  # the coarsest picture, and the latents
-    for axis, what in ((SPACE, "width"), (CONTEXT, "height")):
-        if side % size[axis]:
-            raise ConfigError(f"mesh.{axis} {size[axis]} does not divide the {what} of the latents, {side}: change it")
+    size, data, parts = mesh.shape, experiment.data, getattr(experiment, stage).micro_batches
+    examples = size[DATA] * size[FSDP]
+    single = SizedBatch(getattr(experiment, stage).batch_size, data.frames, data.size)
+    for kind in sized_batches(experiment, stage) if stage in VAE_STAGES else (single,):
+        if kind.batch_size % (examples * parts):
+            times = f", {parts} times over (micro_batches)" if parts > 1 else ""
+            if kind.batch_size != single.batch_size:
+                raise ConfigError(
+                    f"{stage}.sizes gives batches of {kind.batch_size} at {kind.frames} x {kind.side} x {kind.side}, "
+                    f"which is not a multiple of the {examples} devices that split it{times}: set "
+                    f"{stage}.batch_multiple={examples * parts} for a new run, or use fewer devices"
+                )
+            raise ConfigError(
+                f"{stage}.batch_size {kind.batch_size} is not a multiple of the {examples} devices that split it"
+                f"{times}: change it, or use fewer devices with --config.mesh.data=1"
+            )
+        side = kind.side // experiment.vae.space_factor  # the coarsest picture, and the latents
+        for axis, what in ((SPACE, "width"), (CONTEXT, "height")):
+            if side % size[axis]:
+                raise ConfigError(
+                    f"mesh.{axis} {size[axis]} does not divide the {what} of the latents, {side}: change it"
+                )
     if stage == "diffusion" and experiment.latte.heads % size[TENSOR]:
         raise ConfigError(f"mesh.{TENSOR} {size[TENSOR]} does not divide the {experiment.latte.heads} heads: change it")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import VAEStageConfig
-from pv_vae_jax.data.pipeline import train_batches
-from pv_vae_jax.data.sources import ImageFrames
+from pv_vae_jax.data.mixture import Part, mixed_batches
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.kinds import build_vae
@@ -23,8 +27,9 @@ from pv_vae_jax.train.hand_over import first_parameters
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run, check_mesh
+from pv_vae_jax.train.sizes import size_name, sized_batches
 from pv_vae_jax.train.state import TrainState
-from pv_vae_jax.train.vae_step import VAEStep, stage_key
+from pv_vae_jax.train.vae_step import Logs, Step, VAEStep, stage_key
 from pv_vae_jax.typing import Params, WeightsError
 
 
@@ -37,10 +42,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
     experiment = run.experiment
     stage: VAEStageConfig = getattr(experiment, name)
     check_mesh(run.mesh, experiment, name)
-    frames = 1 if stage.images else experiment.data.frames
-    source = run.source("train", random=True)
-    if stage.images:
-        source = ImageFrames(source)
+    kinds = sized_batches(experiment, name)
 
     model = build_vae(experiment.vae)
     discriminator = Discriminator(experiment.discriminator) if stage.objective.gan else None
@@ -57,7 +59,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         perceptual=perceptual,
         micro_batches=stage.micro_batches,
     )
-    clip = (1, frames, experiment.data.size, experiment.data.size, 3)
+    clip = (1, *max(kinds, key=lambda kind: kind.frames).shape[1:])  # of the parameters it decides nothing
 
     def draw(network: VAE | Discriminator, key: str) -> Params:
         return network.init(stage_key(experiment.seed, key), jnp.zeros(clip))["params"]
@@ -78,14 +80,44 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
             parts["discriminator"] = _read_discriminator(run, before, discriminator, clip)
         return {part: tree for part, tree in parts.items() if tree is not None}
 
-    most = max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio)
-    filled = stage.drop_form == "filled" and most > 0
+    def most(frames: int) -> int:
+        return max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio)
+
+    filled = stage.drop_form == "filled" and any(most(kind.frames) for kind in kinds)
+    parts = [
+        Part(
+            run.source("train", random=True, kind=kind, sources=len(kinds)),
+            kind.batch_size,
+            kind.share,
+            most(kind.frames),
+        )
+        for kind in kinds
+    ]
 
     def options(number: int, batch: dict) -> dict:
         gan = discriminator is not None and number >= stage.objective.gan_start
-        return {"dropped": None if filled else int(batch.pop("dropped")), "gan": gan}
+        if filled and most(batch["video"].shape[1]):
+            return {"dropped": None, "gan": gan}
+        # Among clips with a k each, that of images is a row of zeros.
+        return {"dropped": int(np.max(batch.pop("dropped"))), "gan": gan}
 
     host_index, host_count = host_share(run.mesh)
+
+    def batches(start: int) -> Iterator[dict]:
+        stream = mixed_batches(
+            parts,
+            seed=stage_seed(experiment.seed, name),
+            start_step=start,
+            flip=stage.flip,
+            reverse=stage.reverse,
+            dropped="per_example" if filled and stage.drop_per_example else "shared",
+            threads=experiment.data.threads,
+            host_index=host_index,
+            host_count=host_count,
+        )
+        with contextlib.closing(stream):
+            for _, batch in stream:
+                yield batch
 
     state = run_stage(
         name=name,
@@ -93,26 +125,14 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         mesh=run.mesh,
         create=create,
         given=given,
-        step=step,
+        step=step if len(kinds) == 1 else with_size(step),
         options=options,
-        batches=lambda at: train_batches(
-            source,
-            batch_size=stage.batch_size,
-            seed=stage_seed(experiment.seed, name),
-            start_step=at,
-            flip=stage.flip,
-            reverse=stage.reverse,
-            max_dropped=most,
-            dropped="per_example" if filled and stage.drop_per_example else "shared",
-            threads=experiment.data.threads,
-            host_index=host_index,
-            host_count=host_count,
-        ),
+        batches=batches,
         steps=stage.steps,
         log_every=experiment.log_every,
         checkpoint_every=experiment.checkpoint_every,
         checkpoints_kept=experiment.checkpoints_kept,
-        units_per_step=stage.batch_size * frames,
+        units=lambda batch: math.prod(batch["video"].shape[:2]),
     )
     ema = to_host(state.ema)
     networks = None if state.discriminator is None else to_host(state.discriminator.params)
@@ -123,6 +143,17 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         meta["weights"] = weights_hash(ema)
         pretrained.save(run.folder(name) / "model", Pretrained(model, ema, meta=meta))
     wait_for_all(f"model of {name}")
+
+
+def with_size(step: Step) -> Step:
+    """`step`, which logs every term a second time under the size of its batch: `loss/17x256`."""
+
+    def sized(state: TrainState, batch: dict, **options) -> tuple[TrainState, Logs]:
+        state, logs = step(state, batch, **options)
+        size = size_name(batch["video"].shape)
+        return state, logs | {f"{term}/{size}": value for term, value in logs.items()}
+
+    return sized
 
 
 def stage_seed(seed: int, name: str) -> int:
