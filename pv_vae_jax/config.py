@@ -146,7 +146,7 @@ class LatentsConfig:
 
     Attributes:
       clips: encoded from the training split; more than it has windows gives each several, at other places.
-      batch_size: clips encoded at once.
+      batch_size: clips encoded at once, of the whole mesh where it is `online`.
       flip: probability of mirroring a clip.
       online: encode clips as they are trained on instead, each time from other frames; `clips` are then encoded for the
         statistics alone. Takes no disk, and the encoder's time at every step.

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import Pretrained
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.sharding.rules import batch_sharding, put_batch
 from pv_vae_jax.train.latents_stage import encode_latents, open_latents
 from pv_vae_jax.train.run import Run
 from tests.video_fixture import waves
@@ -192,28 +194,46 @@ def run(tiny, folders, tmp_path):
 
 def test_online_latents_are_those_of_their_clips(run, tiny):
     model, params, _ = tiny
-    online = run(online=True, flip=0.5)
+    online = run(online=True, flip=0.5, batch_size=2)
     encode_latents(online, "video")
     latents = open_latents(online, "video")
     assert not list(online.folder("latents").glob("*.array_record")) and online.finished("latents")
     source = online.source("train", random=True)
     assert len(latents) == len(source) and latents.class_names == source.class_names
     encode = jax.jit(lambda video: model.apply({"params": params}, to_float(video), method="encode"))
-    seen = set()
+    items = [latents.clip(i, np.random.default_rng(i)) for i in range(4)]
+    batch = {name: jnp.stack([item[name] for item in items]) for name in items[0]}
+    encoded, seen = latents.encode(batch), set()  # two at once
+    assert encoded.keys() == {"mean", "logvar", "label"} and encoded["mean"].shape == (4, *latents.shape)
     for i in range(4):
-        record, rng = latents.clip(i, np.random.default_rng(i)), np.random.default_rng(i)
-        video = source.clip(i, rng)["video"]
+        rng = np.random.default_rng(i)
+        item = source.clip(i, rng)
         mirrored = rng.random(2)[0] < 0.5
-        expected = encode((video[:, :, ::-1] if mirrored else video)[None])
-        np.testing.assert_allclose(record["mean"], expected.mean[0], atol=1e-5)
-        np.testing.assert_allclose(record["logvar"], expected.logvar[0], atol=1e-5)
+        expected = encode((item["video"][:, :, ::-1] if mirrored else item["video"])[None])
+        np.testing.assert_allclose(encoded["mean"][i], expected.mean[0], atol=1e-5)
+        np.testing.assert_allclose(encoded["logvar"][i], expected.logvar[0], atol=1e-5)
+        assert encoded["label"][i] == item["label"]
         seen.add(bool(mirrored))
     assert seen == {True, False}
-    assert_same(latents.record(1), latents.record(1))
     first = take(train_batches(latents, batch_size=2, seed=0), 3)
     assert_same(first[2], take(train_batches(latents, batch_size=2, seed=0, start_step=2), 1)[0])
     with pytest.raises(StaleLatentsError, match="online: cached True, now None"):
         open_latents(run(flip=0.5), "video")
+
+
+def test_the_devices_of_a_mesh_encode_as_one(run):
+    online = run(online=True, batch_size=4)
+    encode_latents(online, "video")
+    alone, mesh = open_latents(online, "video"), make_mesh(2, 2)
+    items = [alone.clip(i, np.random.default_rng(i)) for i in range(8)]
+    batch = {name: np.stack([item[name] for item in items]) for name in items[0]}
+    shared = open_latents(dataclasses.replace(online, mesh=mesh), "video")
+    with jax.set_mesh(mesh):
+        found = shared.encode(put_batch(mesh, batch))
+    expected = alone.encode(put_batch(make_mesh(1, 1), batch))
+    for name in expected:
+        assert found[name].sharding == batch_sharding(mesh, found[name].shape)
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
 
 
 def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, folders):

@@ -124,6 +124,11 @@ class LatentSource:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(g, h, w, z)` of a clip's latents."""
+        return self.record(0)["mean"].shape
+
     def record(self, index: int) -> dict:
         """`mean`, `logvar` `(g, h, w, z)` float32 and `label` int32.
 

@@ -14,7 +14,7 @@ from pv_vae_jax.pretrained import Diffusion, init_latte, weights_hash
 from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
 from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.dit_step import DiTStep
-from pv_vae_jax.train.latents_stage import encoder_hash, open_latents
+from pv_vae_jax.train.latents_stage import OnlineLatents, encoder_hash, open_latents
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run, check_mesh
@@ -29,13 +29,16 @@ def conditioned(experiment: Experiment, classes: int) -> LatteConfig:
 
 
 def train_diffusion_stage(run: Run) -> None:
-    """Train the transformer on the cached latents and write the model, with the VAE of the last stage finished then."""
+    """Train the transformer on latents, cached or encoded on the way, and write the model.
+
+    Its VAE is that of the last stage finished then: a decoder may have been tuned meanwhile.
+    """
     experiment, config = run.experiment, run.experiment.diffusion
     check_mesh(run.mesh, experiment, "diffusion")
     latents = open_latents(run, run.last_vae_stage())
     model = Latte(conditioned(experiment, len(latents.class_names)))
     mean, std = latents.statistics
-    shape = latents.record(0)["mean"].shape
+    shape = latents.shape
     step = DiTStep(
         model=model,
         optimizer=optimizer(config.optimizer, config.steps),
@@ -75,6 +78,7 @@ def train_diffusion_stage(run: Run) -> None:
         log_every=experiment.log_every,
         checkpoint_every=experiment.checkpoint_every,
         checkpoints_kept=experiment.checkpoints_kept,
+        prepare=latents.encode if isinstance(latents, OnlineLatents) else None,
         unit="clips",
         units=lambda batch: config.batch_size,
     )

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.data.clips import augment
 from pv_vae_jax.data.latents import LatentSource, completed_records, read_manifest, write_latents, write_statistics
 from pv_vae_jax.data.sources import VideoSource, fingerprint
+from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import weights_hash
+from pv_vae_jax.sharding.axes import DATA, FSDP
+from pv_vae_jax.sharding.processes import from_host
+from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
 from pv_vae_jax.train.run import Run
+from pv_vae_jax.typing import Params
+
+PRECISION = "float32"  # in which clips are encoded
 
 
 def encode_latents(run: Run, vae_stage: str) -> None:
@@ -26,7 +37,8 @@ def encode_latents(run: Run, vae_stage: str) -> None:
     Of a run with `latents.online` only the statistics are written.
     """
     config = run.experiment.latents
-    encode = _encoder(run, vae_stage)
+    encode, params = _encoder(run, vae_stage)
+    encode = jax.jit(encode)
     source = run.source("train", random=True)
     folder, key = run.folder("latents"), cache_key(run, vae_stage)
     interval = 1 if sys.stderr.isatty() else 20
@@ -41,7 +53,8 @@ def encode_latents(run: Run, vae_stage: str) -> None:
                 ]
                 video = np.stack([item["video"] for item in items])
                 short = config.batch_size - len(items)  # one compiled shape: fill up the last batch
-                mean, logvar = encode(np.concatenate([video, np.repeat(video[:1], short, 0)]))
+                filled = np.concatenate([video, np.repeat(video[:1], short, 0)])
+                mean, logvar = jax.device_get(encode(params, filled))
                 for j in range(max(start - first, 0), len(items)):
                     yield {"mean": mean[j], "logvar": logvar[j], "label": items[j]["label"]}
                     bar.update()
@@ -54,31 +67,65 @@ def encode_latents(run: Run, vae_stage: str) -> None:
 
 
 class OnlineLatents:
-    """Posteriors of clips encoded as they are asked for: what `LatentSource` is for a cache.
+    """Clips that are encoded as they are trained on: a source of videos, and what makes latents of a batch of them.
 
     Attributes:
       class_names: in label order.
       statistics: `(mean, std)`, each `(z,)` float32, of the clips that were encoded for them.
+      shape: `(g, h, w, z)` of a clip's latents.
     """
 
     def __init__(self, run: Run, vae_stage: str):
         manifest = read_manifest(run.folder("latents"), cache_key(run, vae_stage))
-        self._source, self._flip = run.source("train", random=True), run.experiment.latents.flip
-        self._encode = _encoder(run, vae_stage)
         self.class_names, self.statistics = tuple(manifest["class_names"]), manifest["statistics"]
+        self._source, self._flip = run.source("train", random=True), run.experiment.latents.flip
+        data, vae = run.experiment.data, run.experiment.vae
+        side = data.size // vae.space_factor
+        self.shape = (vae.latent_frames(data.frames), side, side, vae.latent_channels)
+        self._mesh, self._at_once = run.mesh, run.experiment.latents.batch_size
+        self._encode, params = _encoder(run, vae_stage)
+        self._params = from_host(params, state_sharding(run.mesh, params))
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def record(self, index: int) -> dict:
-        """A clip of window `index` that is always the same; as `LatentSource.record`."""
-        return self.clip(index, np.random.default_rng(0))
-
     def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """`mean`, `logvar` `(g, h, w, z)` float32 and `label` int32 of a clip that `rng` cuts."""
+        """`video` `(t, h, w, 3)` uint8 and `label` int32 of a clip that `rng` cuts."""
         item = _clip(self._source, index, rng, self._flip)
-        mean, logvar = self._encode(item["video"][None])
-        return {"mean": mean[0], "logvar": logvar[0], "label": np.int32(item["label"])}
+        return {"video": item["video"], "label": np.int32(item["label"])}
+
+    def encode(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """A global batch with `mean` and `logvar`, `(b, g, h, w, z)` float32, in place of `video`.
+
+        At most `latents.batch_size` clips are encoded at once, as far as that divides what the devices share.
+        """
+        video = batch["video"]
+        examples = self._mesh.shape[DATA] * self._mesh.shape[FSDP]
+        each = len(video) // examples
+        parts = next(n for n in range(1, each + 1) if each % n == 0 and (len(video) <= n * self._at_once or n == each))
+        moments = [self._part(self._params, video, np.int32(i), parts) for i in range(parts)]
+        mean, logvar = moments[0] if parts == 1 else self._join(moments)
+        return {name: value for name, value in batch.items() if name != "video"} | {"mean": mean, "logvar": logvar}
+
+    @functools.cached_property
+    def _part(self) -> Callable:
+        # Part `i` takes rows `i, i + parts, ...`: every device cuts its own rows, and nothing is sent.
+        def part(params: Params, video: jax.Array, index: jax.Array, parts: int) -> tuple[jax.Array, jax.Array]:
+            rows = video.reshape(len(video) // parts, parts, *video.shape[1:])
+            return self._encode(params, jax.lax.dynamic_index_in_dim(rows, index, 1, keepdims=False))
+
+        return jax.jit(part, static_argnums=3, out_shardings=self._sharding)
+
+    @functools.cached_property
+    def _join(self) -> Callable:
+        def join(moments: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, ...]:
+            return tuple(jnp.stack(rows, 1).reshape(-1, *self.shape) for rows in zip(*moments, strict=True))
+
+        return jax.jit(join, out_shardings=self._sharding)
+
+    @property
+    def _sharding(self) -> tuple[NamedSharding, NamedSharding]:
+        return (batch_sharding(self._mesh, (1, *self.shape)),) * 2
 
 
 def cache_key(run: Run, vae_stage: str) -> dict:
@@ -87,7 +134,7 @@ def cache_key(run: Run, vae_stage: str) -> dict:
     data, latents = experiment.data, experiment.latents
     key = {
         "encoder": encoder_hash(run.folder(vae_stage) / "model"),
-        "precision": experiment.vae.dtype,
+        "precision": PRECISION,
         "source": data.source,
         "clips": latents.clips,
         "frames": data.frames,
@@ -116,16 +163,20 @@ def open_latents(run: Run, vae_stage: str) -> LatentSource | OnlineLatents:
     return LatentSource(run.folder("latents"), cache_key(run, vae_stage))
 
 
-def _encoder(run: Run, vae_stage: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """`(b, t, h, w, 3)` uint8 -> mean and logvar `(b, g, h, w, z)` float32, on the host."""
-    loaded = pretrained.load(run.folder(vae_stage) / "model")
-    encode = jax.jit(lambda params, video: loaded.vae.apply({"params": params}, to_float(video), method="encode"))
+def _encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:
+    """A function of parameters and `(b, t, h, w, 3)` uint8 to mean and logvar `(b, g, h, w, z)`, and the parameters.
 
-    def run_encoder(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        posterior = jax.device_get(encode(loaded.vae_params, video))
+    It computes in float32, whatever the VAE was trained in: what is lost here, no later stage gets back.
+    """
+    loaded = pretrained.load(run.folder(vae_stage) / "model")
+    vae = build_vae(dataclasses.replace(loaded.vae.config, dtype=PRECISION))
+
+    def encode(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with jax.default_matmul_precision(PRECISION):  # accelerators would round factors to less
+            posterior = vae.apply({"params": params}, to_float(video), method="encode")
         return posterior.mean, posterior.logvar
 
-    return run_encoder
+    return encode, {"encoder": loaded.vae_params["encoder"]}
 
 
 def _clip(source: VideoSource, index: int, rng: np.random.Generator, flip: float) -> dict:

@@ -54,6 +54,7 @@ def run_stage(
     log_every: int,
     checkpoint_every: int,
     checkpoints_kept: int = 2,
+    prepare: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
     unit: str = "frames",
     units: Callable[[dict[str, jax.Array]], int] = lambda batch: 1,
 ) -> TrainState:
@@ -75,6 +76,7 @@ def run_stage(
       log_every, checkpoint_every: in steps. All terms are kept for every step and looked at once per `log_every`, so
         the device is never waited for in between.
       checkpoints_kept: newest states kept.
+      prepare: makes of a global batch on the devices what the step takes, by computations of its own.
       unit, units: what the progress bar counts a second, and how many a global batch holds.
 
     With several processes, all call this alike; each feeds its own rows, and the first writes the curves.
@@ -154,6 +156,8 @@ def run_stage(
                 waited += time.perf_counter() - fetch
                 run = program(number, batch)
                 placed = put_batch(mesh, batch)
+                if prepare is not None:
+                    placed = prepare(placed)
                 with jax.transfer_guard("disallow"):  # what crosses to the device and back is put and got by name
                     state, logs = run(state, placed)
                 pending.append((number + 1, logs))
