@@ -2,7 +2,7 @@
 
 XLA runs a direct 3-D convolution well on TPU and GPU. On CPU its gradient is 2-4 times slower than eager PyTorch while
 2-D convolutions stay fast, so there time is folded into the batch or the channels
-(`python benchmarks/vae_step.py` measures the step both ways).
+(`pv-vae bench lowerings` measures them all; the tables are in docs/performance.md).
 """
 
 from __future__ import annotations
