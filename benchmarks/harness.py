@@ -1,4 +1,4 @@
-"""What the benches share: cores, turns and their medians, processes of their own, facts about the machine, result files."""
+"""What the benches share: cores, turns and medians, processes of their own, facts about the machine, result files."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
   pv-vae bench topologies --config.compile=False           # only write the tables of docs/scaling.md again
 
 Needs the extra `tpu-topology`, and no TPU. Each row is compiled by a process of its own and takes one to several
-minutes; every finished row is kept in `benchmarks/results/topologies.json`, so the command goes on where it was stopped.
+minutes; every finished row is kept in `benchmarks/results/topologies.json`, so the command goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Sides run in one process and take turns, from the same parameters; their outputs are compared before anything is timed.
 A step is the predictive pass (filled form, a `k` for each example), pixel, motion and KL terms, backward pass, gradient
-clipping, AdamW and EMA; with the GAN also the discriminator's update. PyTorch runs eagerly in both of its memory layouts
-(on GPUs in channels-last, and compiled), and counts with the faster. Ratios are of medians, ours over PyTorch's.
-Wan2.2 with diffusers beside it is the bench `wan22`.
+clipping, AdamW and EMA; with the GAN also the discriminator's update. PyTorch runs eagerly in both of its memory
+layouts (on GPUs in channels-last, and compiled), and counts with the faster. Ratios are of medians, ours over
+PyTorch's. Wan2.2 with diffusers beside it is the bench `wan22`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Random weights are written once in the diffusers layout (2.8 GB, to a temporary folder); ours reads them through
 `pv_vae_jax.convert`. Each side is a process of its own, so that its peak memory is its own; they take turns on the same
-cores, and the one that waits sleeps. Ours is compiled before it is timed; the seconds of that, and those of loading, are
-kept apart. diffusers first runs a small clip to warm up, or with `compiled` the clip itself. Peak memory is that of the
-rounds, weights included, and not of loading; on GPUs it is the device's. Outputs are compared.
+cores, and the one that waits sleeps. Ours is compiled before it is timed; the seconds of that, and those of loading,
+are kept apart. diffusers first runs a small clip to warm up, or with `compiled` the clip itself. Peak memory is that of
+the rounds, weights included, and not of loading; on GPUs it is the device's. Outputs are compared.
 """
 
 from __future__ import annotations
