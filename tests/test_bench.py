@@ -4,10 +4,21 @@ import dataclasses
 import json
 import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from pv_vae_jax.cli.bench import benches, find_bench, find_clone, is_of, run_one
 from pv_vae_jax.cli.main import main
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.models.vae import VAEConfig
+from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.train import roofline
+from pv_vae_jax.train.loop import run_stage
+from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.train.state import create_state
 
 find_clone()
 from benchmarks import harness, page  # noqa: E402
@@ -154,3 +165,121 @@ def test_a_bench_runs_small(name, tmp_path):
     assert json.loads(path.read_text()) == json.loads(json.dumps(record))
     assert record["results"] and record["device"]["platform"] == "cpu" and record["code"] == harness.code()
     assert len(find_bench(name).table(json.loads(path.read_text())["results"]).splitlines()) > 2
+
+
+# How near the peak a step comes.
+
+
+def test_utilisation_is_work_over_what_all_devices_could_do():
+    assert roofline.utilisation(4e12, 2.0, 4, roofline.Peak(1e12, 1.0)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("Tesla T4", 65e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU v4 lite", None),
+        ("cpu", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_peaks_are_found_by_the_device(kind, flops):
+    found = roofline.peak(kind)
+    assert (found and found.flops) == flops
+
+
+def test_memory_of_the_a100s_differs():
+    assert roofline.peak("NVIDIA A100-SXM4-80GB").bandwidth > roofline.peak("NVIDIA A100-SXM4-40GB").bandwidth
+
+
+def test_recomputation_is_not_counted():
+    config = LatteConfig(latent_channels=4, depth=2, width=8, heads=2, remat="blocks")
+    latents, t = jnp.zeros((1, 3, 2, 2, 4)), jnp.zeros(1)
+
+    def flops(config):
+        params = jax.eval_shape(Latte(config).init, jax.random.key(0), latents, t)["params"]
+        loss = lambda p: Latte(config).apply({"params": p}, latents, t).sum()  # noqa: E731
+        forward, both = roofline.model_flops(loss, params), roofline.model_flops(jax.grad(loss), params)
+        return forward, both
+
+    forward, both = flops(roofline.plain(config))
+    # 12 tokens through two blocks of 12 d^2 weights, the embedding and the output; modulation is of one vector each.
+    tokens = 12 * (2 * 12 * 8 * 8 + 2 * 4 * 8)
+    conditioning = 256 * 8 + 8 * 8 + 2 * 8 * 48 + 8 * 16
+    attention = 2 * (3 * 4 * 4 + 4 * 3 * 3) * 8
+    assert forward == 2 * (tokens + conditioning + attention)
+    assert 2.5 * forward < both <= 3 * forward
+    assert flops(config)[1] > both + 0.5 * forward
+
+
+def test_plain_keeps_everything_but_recomputation():
+    config = VAEConfig(remat=True, remat_levels=("encoder/level0",), remat_blocks=("decoder/level_1",))
+    assert roofline.plain(config) == VAEConfig()
+    assert roofline.plain(LatteConfig(remat="dots", depth=4)) == LatteConfig(depth=4)
+
+
+def test_the_clock_parts_its_window():
+    now = [0.0]
+    clock = roofline.Clock(lambda: now[0])
+
+    def spend(part, seconds):
+        with clock(part):
+            now[0] += seconds
+
+    spend("data", 1)
+    spend("checkpoint", 2)
+    spend("data", 1)
+    now[0] += 4
+    elapsed, shares = clock.read()
+    assert elapsed == 8 and shares == {"data": 0.25, "checkpoint": 0.25, "compute": 0.5}
+    now[0] += 3
+    assert clock.read() == (3.0, {"compute": 1.0})
+
+
+def test_a_run_on_a_known_device_writes_its_utilisation(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(roofline.PEAKS, "cpu", roofline.Peak(1e9, 1e9))
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    rule = optax.sgd(0.1)
+    params = {"w": jnp.ones((64, 32))}
+
+    def step(state, batch, gan):
+        loss = lambda p: jnp.square(batch["x"] @ p["w"]).mean()  # noqa: E731
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, gradient)), {"loss": value}
+
+    run_stage(
+        name="stage",
+        folder=tmp_path,
+        mesh=mesh,
+        create=lambda given: create_state(params, rule.init(params)),
+        given=dict,
+        step=step,
+        options=lambda number, batch: {"gan": False},
+        batches=lambda at: iter([{"x": np.ones((8, 64), np.float32)}] * 4),
+        steps=4,
+        log_every=2,
+        checkpoint_every=2,
+        unit="rows",
+        units_per_step=8,
+    )
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert len(rows) == 2
+    for row in rows:
+        # Two products of 8 x 64 by 64 x 32 a step: forward, and the gradient of the weights.
+        flops_per_second = row["rows_per_second"] / 8 * 2 * (2 * 8 * 64 * 32)
+        busy = row["compute"] + row["data_wait"]
+        assert row["mfu"] == pytest.approx(flops_per_second / busy / 1e9, rel=1e-6)
+        parts = {k: v for k, v in row.items() if k.endswith("_wait") or k == "compute"}
+        assert sum(parts.values()) == pytest.approx(1) and min(parts.values()) >= 0
+    assert "checkpoint_wait" in rows[1]
+    assert "of peak" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
 from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.roofline import plain
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import VAEStep, stage_key
@@ -114,6 +115,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         checkpoint_every=experiment.checkpoint_every,
         checkpoints_kept=experiment.checkpoints_kept,
         units_per_step=stage.batch_size * frames,
+        counted_step=replace(step, model=build_vae(plain(experiment.vae))),
     )
     ema = to_host(state.ema)
     networks = None if state.discriminator is None else to_host(state.discriminator.params)
