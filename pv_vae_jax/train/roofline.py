@@ -27,10 +27,11 @@ def _chip(name: str) -> Peak:
     return Peak(CHIPS[name].flops, CHIPS[name].bandwidth)
 
 
-# By what JAX calls the device: TPUs by their whole name, GPUs by the longest beginning. Sources: NVIDIA's
-# data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor Core GPU", "L4 Tensor Core GPU", "L40", "L40S"
-# and "T4" (without sparsity, for which they print twice as much); Google Cloud's system architecture page of TPU v4,
-# and `sharding.topology` for the later ones. A device that is not here, such as a CPU, has no published figure that means the same.
+# By what JAX calls the device: TPUs by their whole name, GPUs by the longest beginning. Sources: NVIDIA's data sheets
+# "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor Core GPU", "L4 Tensor Core GPU", "L40", "L40S" and "T4"
+# (without sparsity, for which they print twice as much); Google Cloud's system architecture page of TPU v4, and
+# `sharding.topology` for the later ones. A device that is not here, such as a CPU, has no published figure that means
+# the same.
 PEAKS: dict[str, Peak] = {
     "NVIDIA A100": Peak(312e12, 1_555e9),
     "NVIDIA A100-SXM4-80GB": Peak(312e12, 2_039e9),
