@@ -147,7 +147,6 @@ class Bench:
 
         from pv_vae_jax.diffusion.guidance import guided
         from pv_vae_jax.diffusion.samplers import euler
-        from pv_vae_jax.models.latte import Latte
         from pv_vae_jax.pixels import to_float
         from pv_vae_jax.train.roofline import model_flops, plain
 
@@ -162,10 +161,10 @@ class Bench:
             given = jax.device_put((self.params, self.noise, self.label))
             return lambda: draw(*given).block_until_ready(), model_flops(draw, *given)
 
-        step, program = self._step(self.model), None
+        step = self.our_step(self.config)
         held = [step.create(jax.tree.map(jnp.array, self.params))]
         batch = jax.device_put({"mean": self.mean, "logvar": self.logvar, "label": self.label})
-        flops = model_flops(self._step(Latte(plain(self.config))), held[0], batch)
+        flops = model_flops(self.our_step(plain(self.config)), held[0], batch)
         program = jax.jit(step, donate_argnums=0)
         if part == "online":
             encode = jax.jit(lambda p, x: self.vae.apply({"params": p}, to_float(x), method="encode"))
@@ -182,15 +181,17 @@ class Bench:
 
         return once, flops
 
-    def _step(self, model):
+    def our_step(self, config):
+        """The `DiTStep` of a configuration."""
         import numpy as np
 
+        from pv_vae_jax.models.latte import Latte
         from pv_vae_jax.train.dit_step import DiTStep
         from pv_vae_jax.train.optim import OptimizerConfig, optimizer
 
         rule = optimizer(OptimizerConfig(learning_rate=1e-4, warmup_steps=0, clip_norm=1.0), steps=1_000_000)
         unit = np.ones(self.shape[-1], np.float32)
-        return DiTStep(model, rule, 0 * unit, unit)
+        return DiTStep(Latte(config), rule, 0 * unit, unit)
 
     # PyTorch
 
