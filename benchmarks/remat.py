@@ -120,15 +120,9 @@ def time_policies(steps: dict, settings: Settings) -> dict:
 
 def table(results: dict) -> str:
     """A row a network and policy."""
+    kept = ("time_of_none", "temporary_mib", "memory_of_none")
     rows = [
-        (
-            network,
-            policy,
-            harness.ms(r["times"]["median_ms"]),
-            r["time_of_none"],
-            r["temporary_mib"],
-            r["memory_of_none"],
-        )
+        (network, policy, harness.ms(r["times"]["median_ms"]), *(r[k] for k in kept))
         for network, policies in results.items()
         for policy, r in policies.items()
     ]
