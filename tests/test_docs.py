@@ -74,6 +74,11 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.models.sizes import SIZES
 
         override(SIZES["wan22"], overrides)
+    elif name == "bench":
+        from pv_vae_jax.cli.bench import find_bench
+
+        if overrides:
+            override(find_bench(rest[0]).Settings(), overrides)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:

@@ -100,7 +100,7 @@ def reference(straight, train):
 def curve(folder: Path) -> list[dict]:
     """Rows of a stage without what a clock decides."""
     rows = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if not k.endswith(("_per_second", "data_wait"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith(("_per_second", "_wait", "compute"))} for row in rows]
 
 
 def assert_same_run(reference, workdir, state):

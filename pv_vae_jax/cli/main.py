@@ -20,6 +20,7 @@ COMMANDS = {
     "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
+    "bench": "measure time and memory beside PyTorch and diffusers (in a clone)",
 }
 
 

@@ -30,7 +30,8 @@ CHARTS = (
     ("Gradient norm", ("gradient_norm",), True),
     ("Frames a second", ("frames_per_second",), False),
     ("Clips a second", ("clips_per_second",), False),
-    ("Share of time waiting for data", ("data_wait",), False),
+    ("Share of time", ("compute", "data_wait", "checkpoint_wait", "evaluation_wait"), False),
+    ("Model FLOP utilisation", ("mfu",), False),
 )
 
 

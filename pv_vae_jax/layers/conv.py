@@ -2,7 +2,7 @@
 
 XLA runs a direct 3-D convolution well on TPU and GPU. On CPU its gradient is 2-4 times slower than eager PyTorch while
 2-D convolutions stay fast, so there time is folded into the batch or the channels
-(`python benchmarks/vae_step.py` measures the step both ways).
+(`pv-vae bench lowerings` measures them all; the tables are in docs/performance.md).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def causal_conv3d(
         if x.shape[1] == 1 and context is None:  # an image: only the last tap touches data, so the others need no work
             kernel, kt = kernel[-1:], 1
         if lowering == "auto":
-            lowering = _cpu_lowering(ci, co) if jax.default_backend() == "cpu" else "direct"
+            lowering = default_lowering(ci, co, jax.default_backend())
         y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel, context)
     return y if bias is None else y + bias
 
@@ -75,8 +75,13 @@ def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
     return jnp.pad(x, ((0, 0), (frames, 0), (0, 0), (0, 0), (0, 0)))[:, : x.shape[1]]
 
 
-def _cpu_lowering(ci: int, co: int) -> Lowering:
-    # Measured over shapes on 2 AVX-512 cores: few outputs favour taps-out, few inputs favour im2col.
+def default_lowering(ci: int, co: int, platform: str) -> Lowering:
+    """What `auto` takes for `ci` input and `co` output channels on `cpu`, `gpu` or `tpu`.
+
+    On CPU few outputs favour taps-out, few inputs im2col; `benchmarks/results/lowerings_cpu.json` holds the times.
+    """
+    if platform != "cpu":
+        return "direct"
     if co <= 16:
         return "taps_out"
     return "im2col" if ci <= 64 else "sum2d"

@@ -17,6 +17,7 @@ from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.latents_stage import OnlineLatents, encoder_hash, open_latents
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.roofline import plain
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.vae_stage import stage_seed
 from pv_vae_jax.train.vae_step import stage_key
@@ -81,6 +82,7 @@ def train_diffusion_stage(run: Run) -> None:
         prepare=latents.encode if isinstance(latents, OnlineLatents) else None,
         unit="clips",
         units=lambda batch: config.batch_size,
+        counted_step=dataclasses.replace(step, model=Latte(plain(model.config))),
     )
     ema = to_host(state.ema)
     if is_first():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.hand_over import first_parameters
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.roofline import plain
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.sizes import size_name, sized_batches
 from pv_vae_jax.train.state import TrainState
@@ -133,6 +135,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         checkpoint_every=experiment.checkpoint_every,
         checkpoints_kept=experiment.checkpoints_kept,
         units=lambda batch: math.prod(batch["video"].shape[:2]),
+        counted_step=replace(step, model=build_vae(plain(experiment.vae))),
     )
     ema = to_host(state.ema)
     networks = None if state.discriminator is None else to_host(state.discriminator.params)
