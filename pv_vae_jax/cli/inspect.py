@@ -158,6 +158,8 @@ def abstract_step(experiment: Experiment, name: str):
             optimizer(stage.discriminator_optimizer, max(stage.steps, 1)),
             stage.frozen,
             micro_batches=stage.micro_batches,
+            drop_pattern=stage.drop_pattern,
+            drop_from=stage.drop_from,
         )
 
         def create():
@@ -165,7 +167,7 @@ def abstract_step(experiment: Experiment, name: str):
             return step.create(params, discriminator.init(jax.random.key(0), clip)["params"] if gan else None)
 
         batch = {"video": shape((stage.batch_size, *clip.shape[1:]), jnp.uint8)}
-        filled = stage.drop_form == "filled" and stage.drop_ratio > 0
+        filled = stage.drop_form == "filled" and stage.drop_ratio_max > 0
         if filled:
             batch["dropped"] = shape((stage.batch_size,) if stage.drop_per_example else (), jnp.int32)
         return step, jax.eval_shape(create), batch, {"dropped": None if filled else 0, "gan": gan}

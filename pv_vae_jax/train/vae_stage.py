@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -14,6 +15,7 @@ from pv_vae_jax.config import ConfigError, VAEStageConfig
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import ImageFrames
 from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.masking import scheduled_ratio
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.kinds import build_vae
@@ -61,6 +63,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         seed=experiment.seed,
         perceptual=perceptual,
         micro_batches=stage.micro_batches,
+        drop_pattern=stage.drop_pattern,
+        drop_from=stage.drop_from,
     )
     clip = (1, frames, experiment.data.size, experiment.data.size, 3)
 
@@ -79,11 +83,16 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
             parts["discriminator"] = _read_discriminator(run, before, discriminator, clip)
         return {part: tree for part, tree in parts.items() if tree is not None}
 
-    most = max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio)
+    groups = experiment.vae.latent_frames(frames)
+    most = max_dropped(groups, stage.drop_ratio_max, stage.drop_pattern)
     filled = stage.drop_form == "filled" and most > 0
 
     def options(number: int, batch: dict) -> dict:
         gan = discriminator is not None and number >= stage.objective.gan_start
+        if stage.drop_schedule != "constant":
+            batch["dropped"] = scheduled_drops(
+                experiment.seed, name, stage, groups, number, batch["dropped"], host_index
+            )
         return {"dropped": None if filled else int(batch.pop("dropped")), "gan": gan}
 
     host_index, host_count = host_share(run.mesh)
@@ -129,6 +138,29 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
 def stage_seed(seed: int, name: str) -> int:
     """Seed of a stage's data order, so that two stages do not walk the clips alike."""
     return seed * 1_000 + sum(name.encode()) % 1_000
+
+
+def scheduled_drops(
+    seed: int, name: str, stage: VAEStageConfig, groups: int, number: int, like: np.ndarray, host: int = 0
+) -> np.ndarray:
+    """`k` of step `number`, uniform over `0 .. max_dropped` at the ratio that the stage's schedule has reached.
+
+    Of (seed, step) alone, as batches are, and drawn on the host, where the truncated form chooses its program.
+
+    Args:
+      seed, name: of the experiment and the stage.
+      stage: with a schedule.
+      groups: of a clip.
+      number: of the step, 0 for the first.
+      like: what a constant ratio drew: one `k` for the batch, or this host's share of one an example.
+      host: which share that is; all hosts have equal ones.
+    """
+    ramp = stage.drop_ramp * stage.steps
+    ratio = scheduled_ratio(stage.drop_schedule, number, ramp, stage.drop_ratio_start, stage.drop_ratio)
+    most = max_dropped(groups, ratio, stage.drop_pattern)
+    rng = np.random.default_rng([stage_seed(seed, name), 4, number])
+    first = host * like.size if like.ndim else 0
+    return rng.integers(0, most + 1, size=first + like.size, dtype=np.int32)[first:].reshape(like.shape)
 
 
 def _first_parameters(run: Run, name: str, before: str | None, model: VAE) -> Params | None:
