@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pv_vae_jax.evaluation.prediction import hold_observed, score_pattern, score_prediction
 from pv_vae_jax.losses.kl import kl_divergence
 from pv_vae_jax.masking import SPATIAL, DropPattern, draw_observed, droppable, scheduled_ratio
 from pv_vae_jax.models.vae import Posterior
@@ -273,3 +274,29 @@ def test_a_schedule_goes_from_one_ratio_to_the_other_and_stays(schedule, first, 
 def test_infill_counts_the_groups_between_the_ends():
     assert [max_dropped(g, 1.0, "infill") for g in (1, 2, 3, 5)] == [0, 0, 1, 3]
     assert max_dropped(5, 0.5, "tube") == max_dropped(5, 0.5) == 2
+
+
+def test_holding_shows_each_pixel_as_it_was_last_observed():
+    video = np.arange(4.0).reshape(1, 4, 1, 1, 1) + np.array([0.0, 10.0]).reshape(1, 1, 1, 2, 1)
+    observed = np.array([[1, 0, 1, 0], [1, 0, 0, 0]], bool).T.reshape(1, 4, 1, 2)
+    np.testing.assert_array_equal(hold_observed(video, observed)[0, :, 0, :, 0], [[0, 10], [0, 10], [2, 10], [2, 10]])
+
+
+def test_a_pattern_is_scored_on_what_it_withholds(tiny):
+    model, params, _ = tiny
+    video = np.random.default_rng(1).integers(0, 256, (3, 7, 16, 16, 3), np.uint8)
+    future, expected = (
+        score_pattern(model, params, video, "future", batch_size=2),
+        score_prediction(model, params, video),
+    )
+    for name in ("predicted", "seen", "copying"):
+        np.testing.assert_allclose(getattr(future, name), getattr(expected, name), rtol=1e-3)
+    found = score_pattern(model, params, video, "tube", batch_size=2)
+    assert np.isnan(found.predicted[0]) and np.isfinite(found.predicted[1:]).all() and np.isfinite(found.seen).all()
+    np.testing.assert_allclose(found.predicted[3], expected.predicted[3], rtol=1e-3)  # everything after frame 0
+    np.testing.assert_allclose(found.copying[1:], 2 / 3, rtol=0.1)  # of uniform noise: twice its variance
+    still = np.broadcast_to(video[:, :1], video.shape)
+    assert not np.nansum(score_pattern(model, params, still, "infill", batch_size=2).copying)
+    assert len(score_pattern(model, params, still, "infill", batch_size=2).seen) == 3
+    with pytest.raises(ValueError, match="2 groups: 'infill' leaves nothing to drop"):
+        score_pattern(model, params, video[:, :3], "infill")
