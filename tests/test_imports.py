@@ -35,7 +35,7 @@ ALLOWED = {
     "evaluation": NETWORKS
     | {"files", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
     "train": NETWORKS | {"files", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
-    "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},
+    "": NETWORKS | {"masking", "predictive", "streaming", "diffusion", "pretrained"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 EXPERIMENTS = {"config"}
