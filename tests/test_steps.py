@@ -110,7 +110,6 @@ def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
     after, logs = run(state, {"video": video, "dropped": np.array([1, 1], np.int32)}, dropped=None)
     used = jax.tree.map(jnp.subtract, state.params, after.params)
 
-    @jax.jit
     def loss(params):
         key, clip = jax.random.fold_in(jax.random.key(0), 0), to_float(video)
         observed = draw_observed("random", jax.random.fold_in(key, 2), jnp.array([1, 1]), (3, 2, 2))
@@ -119,7 +118,7 @@ def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
         total = pixel_terms(objective, pixels, clip)[0] + latent_terms(objective, out.posterior, out.observed)[0]
         return total, observed
 
-    (value, observed), expected = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, observed), expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert (np.asarray(observed).sum((1, 2, 3)) == 8).all() and not np.asarray(observed).all((2, 3))[:, 1:].any(1).all()
     np.testing.assert_allclose(logs["loss"], value, rtol=1e-5)
     assert -1 <= float(logs["local_correlation"]) < 0.75
@@ -147,7 +146,7 @@ def test_scheduled_numbers_of_groups_follow_the_ratio_and_the_step_alone():
     assert not any(vae_stage.scheduled_drops(3, "video", ended, 5, n, one) for n in range(200, 400))
 
 
-@pytest.mark.parametrize("form", ["truncated", "filled"])
+@pytest.mark.parametrize("form", [pytest.param("truncated", marks=pytest.mark.slow), "filled"])  # a program for each k
 def test_a_run_with_a_schedule_that_was_cut_ends_with_the_same_bits(tiny_experiment, tmp_path, monkeypatch, form):  # noqa: F811
     """A whole run through the command; the filled form with a pattern. The ratio is 0 for two steps, then all."""
     settings = {"steps": 4, "drop_schedule": "linear", "drop_ramp": 0.5, "objective.gan": 0, "drop_form": form}
