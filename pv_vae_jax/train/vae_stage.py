@@ -17,6 +17,7 @@ from pv_vae_jax import pretrained
 from pv_vae_jax.config import VAEStageConfig
 from pv_vae_jax.data.mixture import Part, mixed_batches
 from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.masking import scheduled_ratio
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.vae import VAE
@@ -60,6 +61,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         seed=experiment.seed,
         perceptual=perceptual,
         micro_batches=stage.micro_batches,
+        drop_pattern=stage.drop_pattern,
+        drop_from=stage.drop_from,
     )
     clip = (1, *max(kinds, key=lambda kind: kind.frames).shape[1:])  # of the parameters it decides nothing
 
@@ -83,7 +86,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         return {part: tree for part, tree in parts.items() if tree is not None}
 
     def most(frames: int) -> int:
-        return max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio)
+        return max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio_max, stage.drop_pattern)
 
     filled = stage.drop_form == "filled" and any(most(kind.frames) for kind in kinds)
     parts = [
@@ -98,6 +101,10 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
 
     def options(number: int, batch: dict) -> dict:
         gan = discriminator is not None and number >= stage.objective.gan_start
+        if stage.drop_schedule != "constant":
+            groups = experiment.vae.latent_frames(batch["video"].shape[1])
+            drawn = scheduled_drops(experiment.seed, name, stage, groups, number, batch["dropped"], host_index)
+            batch["dropped"] = drawn
         if filled and most(batch["video"].shape[1]):
             return {"dropped": None, "gan": gan}
         # Among clips with a k each, that of images is a row of zeros.
@@ -162,6 +169,29 @@ def with_size(step: Step) -> Step:
 def stage_seed(seed: int, name: str) -> int:
     """Seed of a stage's data order, so that two stages do not walk the clips alike."""
     return seed * 1_000 + sum(name.encode()) % 1_000
+
+
+def scheduled_drops(
+    seed: int, name: str, stage: VAEStageConfig, groups: int, number: int, like: np.ndarray, host: int = 0
+) -> np.ndarray:
+    """`k` of step `number`, uniform over `0 .. max_dropped` at the ratio that the stage's schedule has reached.
+
+    Of (seed, step) alone, as batches are, and drawn on the host, where the truncated form chooses its program.
+
+    Args:
+      seed, name: of the experiment and the stage.
+      stage: with a schedule.
+      groups: of a clip.
+      number: of the step, 0 for the first.
+      like: what a constant ratio drew: one `k` for the batch, or this host's share of one an example.
+      host: which share that is; all hosts have equal ones.
+    """
+    ramp = stage.drop_ramp * stage.steps
+    ratio = scheduled_ratio(stage.drop_schedule, number, ramp, stage.drop_ratio_start, stage.drop_ratio)
+    most = max_dropped(groups, ratio, stage.drop_pattern)
+    rng = np.random.default_rng([stage_seed(seed, name), 4, number])
+    first = host * like.size if like.ndim else 0
+    return rng.integers(0, most + 1, size=first + like.size, dtype=np.int32)[first:].reshape(like.shape)
 
 
 def _read_discriminator(run: Run, before: str | None, model: Discriminator, clip: tuple[int, ...]) -> Params | None:
