@@ -50,6 +50,7 @@ class DataConfig:
       stride: video frames from one clip frame to the next.
       threads: reading and decoding.
       cache_bytes: memory for decoded videos.
+      fold: official split of UCF101, 1 to 3.
       crop: where the square lies in a training clip; `random` draws its place each time.
     """
 
@@ -62,6 +63,7 @@ class DataConfig:
     threads: int = 2
     cache_bytes: int = 2 << 30
     crop: Literal["centre", "random"] = "centre"
+    fold: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +268,8 @@ class Experiment:
         check_limits(self)
         if data.source == "synthetic" and data.stride != 1:
             raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
+        if data.source == "synthetic" and data.fold != 1:
+            raise ConfigError("config.data.fold is of UCF101: name its folder in config.data.source")
         if not data.source:
             raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
         if self.latte.latent_channels != self.vae.latent_channels:
@@ -386,6 +390,7 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
     DataConfig: {
         **dict.fromkeys(("clips", "test_clips", "stride", "threads"), COUNT),
         "cache_bytes": AMOUNT,
+        "fold": (1, 3),
     },
     OptimizerConfig: {
         **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "clip_norm"), AMOUNT),

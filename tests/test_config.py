@@ -167,6 +167,8 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"video.sizes": "((17, 32), (17, 32, 2))"}, ConfigError, r"holds \(17, 32\) twice"),
         ({"video.sizes": "((1, 32), (1, 16))"}, ConfigError, "holds images only.*set video.drop_ratio=0"),
         ({"image.sizes": "((17, 32),)"}, ConfigError, r"image trains on images: write \(1, 32\)"),
+        ({"data.fold": "4"}, ConfigError, "config.data.fold lies between 1 and 3, got 4"),
+        ({"data.fold": "2"}, ConfigError, "config.data.fold is of UCF101"),
         (
             {"video.objective.gan": "1.0", "discriminator.levels": "6"},
             ConfigError,

@@ -1,5 +1,6 @@
 """Published data sets, on files laid out as they are published: splits, labels, and words for what is missing."""
 
+import dataclasses
 import os
 import pickle
 import struct
@@ -15,7 +16,7 @@ from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.pickles import UnsafePickleError, read_pickle
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.records import RecordVideos
-from pv_vae_jax.data.sources import ImageFrames, class_names, open_source
+from pv_vae_jax.data.sources import ImageFrames, class_names, fingerprint, open_source
 from pv_vae_jax.data.video_files import BrokenVideoError, write_video
 from tests.video_fixture import encode, waves
 
@@ -99,6 +100,20 @@ def test_ucf101_trains_as_it_lies(ucf):
     assert {int(source.clip(i, rng(i))["label"]) for i in range(6)} == {0, 1}
     with pytest.raises(NoVideosError, match="none of the 2 files .*not readable"):
         open_source(str(ucf), split="test", frames=9, size=16)
+
+
+def test_the_fold_of_ucf101_is_a_setting(ucf, tmp_path_factory):
+    for path in (ucf / "UCF-101").rglob("*.avi"):
+        encode(path, waves(12), codec="mpeg4", rate=25, g=12)
+    clip = dict(split="test", frames=9, size=16, random=False)
+    files = {fold: open_source(str(ucf), fold=fold, **clip).files for fold in (1, 2, 3)}
+    assert all({path.stem[-6:-4] for path in files[fold]} == {f"0{fold}"} for fold in files)
+    assert len({fingerprint(str(ucf), fold) for fold in files}) == 3
+    folder = tmp_path_factory.mktemp("clips")
+    write_video(folder / "a.mp4", waves(12))
+    for call in (lambda: open_source(str(folder), fold=2, **clip), lambda: fingerprint(str(folder), 2)):
+        with pytest.raises(NoVideosError, match="data.fold is of UCF101 .* is folder: set data.fold=1"):
+            call()
 
 
 # Kinetics-400
@@ -273,6 +288,21 @@ def test_a_prepared_tensorflow_dataset(tmp_path):
     assert list(source.skipped.values()) == ["4 frames, a clip spans 9"]
     assert source.image(0, rng())["video"].shape == (1, 16, 16, 3)
     assert len(open_source(folder, split="test", frames=9, size=16, random=False, clips=2)) == 2
+
+    listing = list_dataset(folder, "train")
+    settings = ClipSettings(short_side=20, frames=10, min_frames=9, gop=4, crf=1)
+    manifest = prepare_split(listing, tmp_path / "shards" / "train", settings, files=2)
+    assert (manifest["clips"], manifest["frames"], manifest["dataset"]) == (4, 40, "TFDS waves 1.0.0")
+    assert list(manifest["skipped"].values()) == ["4 frames, at least 9 make a clip"]
+    records = RecordVideos(tmp_path / "shards", frames=9, size=20, random=False)
+    assert records.class_names == ("still", "wave")
+    for i in range(4):
+        found = records.clip(i, rng())
+        match = [np.abs(found["video"].astype(int) - video[:9, :, 4:24]).mean() for video in videos[1:]]
+        assert min(match) < 2 and found["label"] == (1 + np.argmin(match)) % 2
+    with pytest.raises(NoVideosError, match="TFDS waves 1.0.0 holds frames without times: leave fps 0"):
+        prepare_split(listing, tmp_path / "other", dataclasses.replace(settings, fps=5.0))
+    assert list_dataset(folder, "test").items[0].name == "validation/0000000"
 
 
 def test_a_prepared_tensorflow_dataset_needs_random_access(tmp_path):

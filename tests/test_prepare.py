@@ -76,8 +76,8 @@ def test_clips_look_like_their_videos(source, tmp_path):
     (tmp_path / "a").mkdir()
     write_video(tmp_path / "a" / "odd.mp4", waves(9, 20, 26))
     encode(tmp_path / "a" / "odd.mkv", waves(9, 31, 47), codec="ffv1", pixels="yuv444p")
-    clips = [prepare._clips(Item(tmp_path / "a" / n, n), SETTINGS, False) for n in ("odd.mp4", "odd.mkv")]
-    shapes = [read_video(EncodedVideo("", data)).shape[1:3] for (data, _) in map(next, clips)]
+    clips = [prepare._clips(Item(tmp_path / "a" / n, n), SETTINGS, "video") for n in ("odd.mp4", "odd.mkv")]
+    shapes = [read_video(EncodedVideo("", data)).shape[1:3] for (data, *_) in map(next, clips)]
     assert shapes == [(20, 26), (24, 36)], "small videos are not enlarged, sides are made even by cutting"
 
 

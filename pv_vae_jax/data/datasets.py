@@ -17,6 +17,7 @@ import numpy as np
 from pv_vae_jax.data import images
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, check_folder, few_of, video_folder, videos_below
 from pv_vae_jax.data.records import is_prepared
+from pv_vae_jax.data.tfds_videos import tensorflow_dataset
 from pv_vae_jax.data.video_files import SUFFIXES
 
 
@@ -163,11 +164,12 @@ DATASETS: dict[str, Callable[..., Listing]] = {
     "kinetics400": kinetics400,
     "realestate10k": realestate10k,
     "imagenet": imagenet,
+    "tfds": tensorflow_dataset,
 }
 
 
 def recognise(folder: Path) -> str:
-    """What a folder is, by marks that only that kind has: a key of `DATASETS`, `records` or `tfds`."""
+    """What a folder is, by marks that only that kind has: a key of `DATASETS`, or `records`."""
     if is_prepared(folder):
         return "records"
     if (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file():

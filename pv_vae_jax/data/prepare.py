@@ -17,14 +17,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from pv_vae_jax.data import images
+from pv_vae_jax.data import images, tfds_videos
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
 from pv_vae_jax.data.records import FORMAT, pack
 from pv_vae_jax.data.shards import file_hash, write_shard
-from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe
+from pv_vae_jax.data.tfds_videos import TFDS
+from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe, resize
 from pv_vae_jax.files import write_json
 
 
@@ -65,7 +67,7 @@ class Task:
     index: int
     items: tuple[Item, ...]
     settings: ClipSettings
-    still: bool = False  # image files
+    reader: Literal["video", "image", "tfds"] = "video"  # what the items are
 
     @property
     def path(self) -> Path:
@@ -86,6 +88,8 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     """
     if not listing.items:
         raise NoVideosError(f"{listing.dataset}: there is no file to prepare")
+    if settings.fps and listing.dataset.startswith(TFDS):
+        raise NoVideosError(f"{listing.dataset} holds frames without times: leave fps 0, which takes all of them")
     items = sorted(listing.items, key=lambda item: hashlib.sha256(os.fsencode(item.name)).digest())
     sizes = "\n".join(
         f"{item.name}\t{item.label}\t{item.start}\t{item.stop}\t"
@@ -104,9 +108,9 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     folder.mkdir(parents=True, exist_ok=True)
     _check_key(folder / "key.json", key)
     write_json(folder / "key.json", key)
-    still = listing.dataset == "ImageNet"
+    reader = "image" if listing.dataset == "ImageNet" else "tfds" if listing.dataset.startswith(TFDS) else "video"
     shards = math.ceil(len(items) / files)
-    return [Task(folder, i, tuple(items[i::shards]), settings, still) for i in range(shards)]
+    return [Task(folder, i, tuple(items[i::shards]), settings, reader) for i in range(shards)]
 
 
 def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
@@ -123,15 +127,15 @@ def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
                 continue
             at_work.write_text(item.name)
             try:
-                clips = list(_clips(item, task.settings, task.still))
+                clips = list(_clips(item, task.settings, task.reader))
             except (BrokenVideoError, OSError) as error:
                 skipped[item.name] = str(error).removeprefix(f"{item.path}: ")
                 continue
-            for number, (video, length) in enumerate(clips):
+            for number, (video, length, label) in enumerate(clips):
                 lengths.append(length)
                 names.append(f"{item.name}#{number}")
-                labels.append(item.label)
-                yield pack(video, item.label)
+                labels.append(label)
+                yield pack(video, label)
 
     write_shard(task.path, records())
     write_json(
@@ -240,38 +244,44 @@ def prepare_split(
     return finish(listing, tasks)
 
 
-def _clips(item: Item, settings: ClipSettings, still: bool) -> Iterator[tuple[bytes, int]]:
-    """`(encoded clip, frames)` of a video.
+def _clips(item: Item, settings: ClipSettings, reader: str) -> Iterator[tuple[bytes, int, int]]:
+    """`(encoded clip, frames, label)` of a video.
 
     Raises:
       BrokenVideoError: it cannot be read to its end, or is too short for a clip.
     """
-    if still:
+    label, least = item.label, settings.min_frames
+    if reader == "image":
         picture = images.read_image(item.path)
         if min(picture.shape[:2]) > settings.short_side:
             picture = images.read_image(item.path, short_side=settings.short_side)
-        yield _encode([picture], 1.0, settings), 1
-        return
-    fps = settings.fps or probe(item.path).fps
-    pictures = iterate_at_rate(
-        item.path,
-        fps=settings.fps or None,
-        short_side=settings.short_side,
-        start=item.start,
-        stop=item.stop,
-    )
+        fps, pictures, least = 1.0, [picture], 1
+    elif reader == "tfds":
+        video, label = tfds_videos.read_item(item)
+        fps, least = 25.0, 1 if len(video) == 1 else least  # a file has a rate, and nothing reads this one
+        smaller = min(video.shape[1:3]) > settings.short_side
+        pictures = (resize(picture, settings.short_side) if smaller else picture for picture in video)
+    else:
+        fps = settings.fps or probe(item.path).fps
+        pictures = iterate_at_rate(
+            item.path,
+            fps=settings.fps or None,
+            short_side=settings.short_side,
+            start=item.start,
+            stop=item.stop,
+        )
     most, number = settings.frames or math.inf, 0
     held: list[np.ndarray] = []
     for picture in pictures:
         held.append(picture)
         if len(held) == most:
-            yield _encode(held, fps, settings), len(held)
+            yield _encode(held, fps, settings), len(held), label
             number, held = number + 1, []
-    if len(held) >= settings.min_frames:
-        yield _encode(held, fps, settings), len(held)
+    if len(held) >= least:
+        yield _encode(held, fps, settings), len(held), label
         number += 1
     if not number:
-        raise BrokenVideoError(f"{item.path}: {len(held)} frames, at least {settings.min_frames} make a clip")
+        raise BrokenVideoError(f"{item.path}: {len(held)} frames, at least {least} make a clip")
 
 
 def _encode(pictures: list[np.ndarray], fps: float, settings: ClipSettings) -> bytes:

@@ -23,7 +23,7 @@ from pv_vae_jax.data.images import ImageFiles
 from pv_vae_jax.data.listing import Listing, NoVideosError, check_folder, few_of, video_folder
 from pv_vae_jax.data.records import RecordVideos, read_manifest
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.data.tfds_videos import TFDSVideos
+from pv_vae_jax.data.tfds_videos import TFDSVideos, classes
 from pv_vae_jax.data.video_files import SUFFIXES, BrokenVideoError, probe, read_video
 from pv_vae_jax.data.windows import Windowed
 
@@ -194,8 +194,10 @@ def describe(source: VideoSource, name: str) -> str:
     return f"{name}: {len(source):,} clips of {classes}{lost}"
 
 
-def fingerprint(source: str) -> str:
+def fingerprint(source: str, fold: int = 1) -> str:
     """Changes when a folder's training clips do, as far as names and sizes of files tell; "" for `synthetic`.
+
+    `fold` as for `open_source`.
 
     Raises:
       NoVideosError: no such folder, or it is incomplete.
@@ -209,7 +211,7 @@ def fingerprint(source: str) -> str:
         return read_manifest(folder / "train")["hash"]
     if kind == "tfds":
         return hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
-    items = list_dataset(folder, "train", kind).items
+    items = list_dataset(folder, "train", kind, **_settings(folder, kind, fold)).items
     lines = [f"{item.name}\t{item.label}\t{item.path.stat().st_size}" for item in items]
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
@@ -228,7 +230,7 @@ def class_names(source: str) -> tuple[str, ...]:
     if kind == "records":
         return tuple(read_manifest(folder / "train")["class_names"])
     if kind == "tfds":
-        return TFDSVideos.classes(folder)
+        return classes(folder)
     return list_dataset(folder, "train", kind).class_names
 
 
@@ -244,6 +246,7 @@ def open_source(
     random: bool = True,
     cache_bytes: int = 2 << 30,
     crop: str = "centre",
+    fold: int = 1,
 ) -> VideoSource:
     """The source that `source` names: `synthetic`, or a folder of a kind that `datasets.recognise` knows.
 
@@ -256,9 +259,10 @@ def open_source(
       random: windows start anywhere (training) instead of one after the other (evaluation).
       cache_bytes: memory for decoded videos.
       crop: `centre`, or `random` for a place drawn with each clip of a `random` source.
+      fold: official split of UCF101, 1 to 3; 1 for anything else.
 
     Raises:
-      NoVideosError: the folder is missing, empty, incomplete, or nothing in it can be read.
+      NoVideosError: the folder is missing, empty, incomplete, not what `fold` belongs to, or nothing in it can be read.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is 'train' or 'test', got {split!r}")
@@ -267,14 +271,25 @@ def open_source(
     folder = Path(source)
     check_folder(folder)
     kind = recognise(folder)
+    own = _settings(folder, kind, fold)
     settings = dict(frames=frames, size=size, stride=stride, random=random, clips=clips, crop=crop)
     if kind == "records":
         return RecordVideos(folder, split=split, **settings)
     if kind == "tfds":
         return TFDSVideos(folder, split=split, **settings)
-    listing = list_dataset(folder, split, kind)
+    listing = list_dataset(folder, split, kind, **own)
     if kind == "imagenet":
         return ImageFiles(folder, listing, size=size, random=random, clips=clips, crop=crop)
     if any(item.start or item.stop != float("inf") for item in listing.items):
         raise NoVideosError(f"{folder}: clips of {kind} are parts of longer videos; cut them first with pv-vae prepare")
     return FolderVideos(folder, split=split, cache_bytes=cache_bytes, listing=listing, **settings)
+
+
+def _settings(folder: Path, kind: str, fold: int) -> dict:
+    """What `list_dataset` takes for this kind alone."""
+    if kind == "ucf101":
+        return {"fold": fold}
+    if fold != 1:
+        said = "prepared, with a --fold of its own" if kind == "records" else kind
+        raise NoVideosError(f"data.fold is of UCF101 as it was published, and {folder} is {said}: set data.fold=1")
+    return {}

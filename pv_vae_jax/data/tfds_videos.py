@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pv_vae_jax.data.clips import crop
-from pv_vae_jax.data.listing import NoVideosError, few_of
-from pv_vae_jax.data.video_files import resize
+from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
+from pv_vae_jax.data.video_files import BrokenVideoError, resize
+
+TFDS = "TFDS"  # how listings of such datasets begin
 
 
 class TFDSVideos:
@@ -37,48 +41,14 @@ class TFDSVideos:
         clips: int | None = None,
         crop: str = "centre",
     ):
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError as error:
-            raise ImportError(
-                "prepared TensorFlow datasets need tfds: pip install tensorflow-datasets (the extra [tfds] holds it)"
-            ) from error
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
         self.crop = crop if random else "centre"
-        self.class_names = self.classes(self.folder)
-        info = _info(self.folder)
-        if info.get("fileFormat") != "array_record":
-            raise NoVideosError(
-                f"{folder} is stored as {info.get('fileFormat', 'tfrecord')}, which has no random access: build it "
-                "with tfds build --file_format=array_record"
-            )
-        splits = [s["name"] for s in info.get("splits", [])]
-        if split == "test" and "test" not in splits and "validation" in splits:
-            split = "validation"
-        if split not in splits:
-            raise NoVideosError(f"{folder} has no split {split}, only {', '.join(splits)}")
-        try:
-            builder = tfds.builder_from_directory(str(folder))
-            keys = set(builder.info.features)
-            self.feature = next((key for key in ("video", "image") if key in keys), None)
-            if self.feature is None:
-                raise NoVideosError(f"{folder} has the features {', '.join(sorted(keys))}: none is 'video' or 'image'")
-            self._examples = builder.as_data_source(split=split)
-        except (ValueError, OSError, RuntimeError, AttributeError) as error:
-            if isinstance(error, NoVideosError):
-                raise
-            raise NoVideosError(f"{folder} cannot be opened as a prepared TensorFlow dataset: {error}") from error
+        self._examples, self.feature = open_examples(self.folder, split)
+        self.class_names = classes(self.folder)
         total = len(self._examples)
         self._length = total if random or clips is None else min(clips, total)
         self.skipped: dict[str, str] = {}
         self._lock = threading.Lock()
-
-    @staticmethod
-    def classes(folder: Path) -> tuple[str, ...]:
-        """Names of the feature `label`, from `label.labels.txt`; the dataset's name if it has none."""
-        path = folder / "label.labels.txt"
-        names = tuple(line for line in path.read_text().splitlines() if line) if path.is_file() else ()
-        return names or (_info(folder).get("name", folder.name),)
 
     @property
     def span(self) -> int:
@@ -106,20 +76,16 @@ class TFDSVideos:
         for step in range(len(self._examples)):
             i = (index + step) % len(self._examples)
             try:
-                example = self._examples[i]
-                video = np.asarray(example[self.feature])
-                video = video[None] if self.feature == "image" else video
-                if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-                    raise ValueError(f"expected (t, h, w, 3) uint8, got {video.shape} {video.dtype}")
+                video, label = read_example(self._examples, self.feature, i)
                 if len(video) < span:
-                    raise ValueError(f"{len(video)} frames, a clip spans {span}")
-            except (ValueError, RuntimeError, OSError, KeyError) as error:
+                    raise BrokenVideoError(f"{len(video)} frames, a clip spans {span}")
+            except BrokenVideoError as error:
                 self._skip(f"example {i}", error)
                 continue
             first = start(len(video))
             video = np.stack([resize(frame, self.size) for frame in video[first : first + span : self.stride]])
             video = np.ascontiguousarray(crop(video, self.size, corner))
-            return {"video": video, "label": np.int32(example.get("label", 0))}
+            return {"video": video, "label": np.int32(label)}
         raise NoVideosError(f"none of the {len(self._examples)} examples of {self.folder}: {few_of(self.skipped)}")
 
     def _skip(self, name: str, error: Exception) -> None:
@@ -127,6 +93,100 @@ class TFDSVideos:
             if name not in self.skipped:
                 self.skipped[name] = str(error)
                 print(f"skipped {self.folder} {name}: {error} ({len(self.skipped)} so far)", file=sys.stderr)
+
+
+def tensorflow_dataset(folder: str | Path, split: str) -> Listing:
+    """The examples of a split as a listing for `prepare`, each an `Item` of the folder, `SPLIT/NUMBER`.
+
+    Labels are read with the examples.
+
+    Raises:
+      NoVideosError, ImportError: as `open_examples`.
+    """
+    folder = Path(folder)
+    info, name = _info(folder), _split(folder, split)
+    count = len(open_examples(folder, split)[0])
+    items = tuple(Item(folder, f"{name}/{i:07d}") for i in range(count))
+    return Listing(f"{TFDS} {info.get('name')} {info.get('version')}", classes(folder), items)
+
+
+def read_item(item: Item) -> tuple[np.ndarray, int]:
+    """`(t, h, w, 3)` uint8 and label of an item of `tensorflow_dataset`.
+
+    Raises:
+      BrokenVideoError: it cannot be read.
+    """
+    split, _, number = item.name.partition("/")
+    return read_example(*open_examples(item.path, split), int(number))
+
+
+@functools.lru_cache(maxsize=8)
+def open_examples(folder: Path, split: str) -> tuple[Sequence[dict], str]:
+    """The examples of a split by index, and which feature holds the pictures: `video` or `image`.
+
+    Raises:
+      NoVideosError: the folder, or the split, is not there, or has no random access or no pictures.
+      ImportError: tfds is missing; the message names the extra.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "prepared TensorFlow datasets need tfds: pip install tensorflow-datasets (the extra [tfds] holds it)"
+        ) from error
+    form = _info(folder).get("fileFormat", "tfrecord")
+    if form != "array_record":
+        raise NoVideosError(
+            f"{folder} is stored as {form}, which has no random access: build it with tfds build "
+            "--file_format=array_record"
+        )
+    split = _split(folder, split)
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        keys = set(builder.info.features)
+        feature = next((key for key in ("video", "image") if key in keys), None)
+        if feature is None:
+            raise NoVideosError(f"{folder} has the features {', '.join(sorted(keys))}: none is 'video' or 'image'")
+        return builder.as_data_source(split=split), feature
+    except NoVideosError:
+        raise
+    except (ValueError, OSError, RuntimeError, AttributeError) as error:
+        raise NoVideosError(f"{folder} cannot be opened as a prepared TensorFlow dataset: {error}") from error
+
+
+def read_example(examples: Sequence[dict], feature: str, index: int) -> tuple[np.ndarray, int]:
+    """`(t, h, w, 3)` uint8 and label of an example; an image is one frame.
+
+    Raises:
+      BrokenVideoError: it cannot be read, or is of another kind.
+    """
+    try:
+        example = examples[index]
+        video = np.asarray(example[feature])
+        label = int(example.get("label", 0))
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        raise BrokenVideoError(str(error)) from error
+    video = video[None] if feature == "image" else video
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
+        raise BrokenVideoError(f"expected (t, h, w, 3) uint8, got {video.shape} {video.dtype}")
+    return video, label
+
+
+def classes(folder: Path) -> tuple[str, ...]:
+    """Names of the feature `label`, from `label.labels.txt`; the dataset's name if it has none."""
+    path = folder / "label.labels.txt"
+    names = tuple(line for line in path.read_text().splitlines() if line) if path.is_file() else ()
+    return names or (_info(folder).get("name", folder.name),)
+
+
+def _split(folder: Path, split: str) -> str:
+    """The name that the dataset has for a split: many call it `validation` what others call `test`."""
+    names = [s["name"] for s in _info(folder).get("splits", [])]
+    if split == "test" and "test" not in names and "validation" in names:
+        return "validation"
+    if split not in names:
+        raise NoVideosError(f"{folder} has no split {split}, only {', '.join(names)}")
+    return split
 
 
 def _info(folder: Path) -> dict:

@@ -146,7 +146,7 @@ def cache_key(run: Run, vae_stage: str) -> dict:
     }
     if latents.online:
         key["online"] = True
-    if content := fingerprint(data.source):
+    if content := fingerprint(data.source, data.fold):
         key["content"] = content
     return key
 

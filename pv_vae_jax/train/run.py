@@ -119,6 +119,7 @@ class Run:
             random=random,
             cache_bytes=data.cache_bytes // sources,
             crop=data.crop,
+            fold=data.fold,
         )
         return ImageFrames(source) if images else source
 
