@@ -24,7 +24,7 @@ neither can splash attention, whose mask must be known when compiling.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -132,8 +132,8 @@ class Layer(nn.Module):
         """Tokens `x (b, g, n, d)`, their `angles`, the latent frames before them -> tokens, and None for the scan."""
         c = self.config
         g, n = x.shape[1:3]
-        into = dict(dtype=c.dtype, kernel_init=lecun_normal)
-        back = dict(dtype=c.dtype, kernel_init=nn.initializers.zeros)
+        into: dict[str, Any] = dict(dtype=c.dtype, kernel_init=lecun_normal)
+        back: dict[str, Any] = dict(dtype=c.dtype, kernel_init=nn.initializers.zeros)
 
         qkv = nn.Dense(3 * c.width, name="qkv", **into)(RMSNorm(name="norm1")(x))
         qkv = rearrange(qkv, "b g n (three heads e) -> three b g n heads e", three=3, heads=c.heads)

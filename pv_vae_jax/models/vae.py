@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -236,7 +236,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, video: Array) -> Array:
         c = self.config
-        kind = dict(dtype=c.dtype, lowering=c.lowering)
+        kind: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
         x = constrain(patchify(video.astype(c.dtype), c.patch), VIDEO_AXES)
         x = CausalConv3D(c.encoder_widths[0], name="stem", **kind)(x)
         for i, width in enumerate(c.encoder_widths):
@@ -272,7 +272,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        kind = dict(dtype=c.dtype, lowering=c.lowering)
+        kind: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
         top = len(c.space_factors)
         self.latents = CausalConv3D(c.latent_channels, (1, 1, 1))
         self.stem = CausalConv3D(c.decoder_widths[-1], **kind)
@@ -282,7 +282,9 @@ class Decoder(nn.Module):
             last = j == top
             time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
             # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-            more = dict(shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up, **kind)
+            more: dict[str, Any] = dict(
+                shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up, **kind
+            )
             name = f"decoder/level_{j}"
             level = nn.remat(Level) if c.remat or name in c.remat_levels else Level
             blocks = name in c.remat_blocks
