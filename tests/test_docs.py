@@ -5,7 +5,9 @@ import dataclasses
 import io
 import math
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +188,121 @@ def test_every_command_shows_its_flags(name):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["pv-vae", name, "--help"]) == 0
     assert f"pv-vae {name}" in out.getvalue() and "--" in out.getvalue()
+
+
+# The commands run. Their experiment is replaced by one of the same name that takes seconds, their files by small ones.
+
+# What is added to a command that begins like this, to keep it short.
+SHORTER = {
+    "pv-vae sample": "--steps=2",
+    "pv-vae evaluate --real": "--clips=8 --nointervals",
+    "pv-vae evaluate --real=clips": "--clips=8 --nointervals --frames=5",
+    "pv-vae analyze": "--clips=4 --frames=5 --size=16",
+    "pv-vae prepare": "--min_frames=5",
+    "pv-vae inspect --config experiments/demo.py --stage video --config.mesh": "--config.video.batch_size=8",
+}
+# Not run here, and why.
+ELSEWHERE = {
+    "pv-vae convert": "tests/test_convert.py runs them, on narrow networks",
+    "pv-vae features": "training a feature network takes hours, and tests/test_protocol.py measures",
+    "--topology": "needs libtpu: tests/test_topology.py",
+    "experiments/paper_": "needs accelerators; checked at full size above",
+    "--coordinator": "tests/test_processes.py runs several processes",
+    "runs/muon": "demo at other rates: nothing that the others do not run",
+    "runs/adamw": "the same",
+    "runs/paper": "needs the paper's run",
+    "images/unwell": "of runs with other settings, drawn as the curves of the demo are",
+    "runs/gan": "the settings of a run that is unwell",
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with everything that the documents' commands name, and the demo trained."""
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+    from pv_vae_jax.data.synthetic import SyntheticVideos
+    from pv_vae_jax.data.video_files import write_video
+    from tests.test_cli import TINY_EXPERIMENT
+
+    place = tmp_path_factory.mktemp("workplace")
+    world = SyntheticVideos(clips=16, frames=25, size=32)
+    videos = np.stack([world.clip(i)["video"] for i in range(16)])
+    (place / "experiments").mkdir()
+    (place / "experiments" / "demo.py").write_text(TINY_EXPERIMENT)
+    write_video(place / "clip.mp4", videos[0], fps=8)
+    for name in ("clips", "folder", "generated"):
+        for i, video in enumerate(videos):
+            path = place / name / world.class_names[i % 2] / f"{i}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, video, fps=24)
+    np.savez(place / "samples.npz", video=videos[:, :17])
+    np.save(place / "in.npy", videos[:, :17])
+    np.save(place / "out.npy", videos[:, 1:18])
+    (place / "docs" / "images").mkdir(parents=True)
+    with contextlib.chdir(place):
+        run_command("pv-vae train --config experiments/demo.py --workdir runs/demo")
+    for name in "ab":
+        shutil.copytree(place / "runs" / "demo" / "video" / "model", place / "models" / name)
+    return place
+
+
+def run_command(line: str) -> str:
+    """A documented command, shortened, in this process; what it prints."""
+    shorter = [more for start, more in SHORTER.items() if line.startswith(start)]
+    words = shlex.split(f"{line} {shorter[-1]}" if shorter else line)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        if words[0] == "pv-vae":
+            assert main(words) == 0, f"{line}\n{err.getvalue()}"
+        else:
+            runpy.run_path(str(ROOT / words[1]), {"sys": sys}, "documents")["main"](words[2:])
+    return out.getvalue()
+
+
+def executable(page: str) -> list[str]:
+    lines = [line for block in blocks(ROOT / page, "sh") for line in lines_of(block)]
+    ours = [line for line in lines if line.startswith(("pv-vae ", "python docs/"))]
+    return [line for line in ours if not any(mark in line for mark in ELSEWHERE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("data", "evaluation", "recipes", "scaling"))]
+)
+def test_the_commands_of_a_page_run(page, workplace, tmp_path, monkeypatch):
+    lines = executable(page)
+    assert lines
+    place = tmp_path / "place"
+    shutil.copytree(workplace, place)
+    if page == "docs/data.md":  # trains the demo on other clips
+        shutil.rmtree(place / "runs")
+    monkeypatch.chdir(place)
+    for line in lines:
+        run_command(line)
+    left = {
+        "README.md": [
+            "out/clip_reconstruction.mp4",
+            "out/clip_prediction.mp4",
+            "out/samples_orbit.mp4",
+            "shards/train",
+        ],
+        "docs/data.md": ["runs/demo/report/report.html"],
+        "docs/evaluation.md": ["s.json", "analysis"],
+        "docs/recipes.md": ["docs/images/recipe_kl.svg", "runs/well/report/report.html"],
+        "docs/scaling.md": [],
+    }[page]
+    assert all((place / name).exists() for name in left), left
+
+
+def test_every_command_of_ours_is_run_or_says_where():
+    pages = [str(page.relative_to(ROOT)) for page in PAGES]
+    run = {page for page in pages if executable(page)}
+    assert run == {"README.md", *(f"docs/{name}.md" for name in ("data", "evaluation", "recipes", "scaling"))}
+    for reason in ELSEWHERE.values():
+        for file in re.findall(r"tests/\w+\.py", reason):
+            assert (ROOT / file).exists(), file
+    lines = [str(param.values[0]) for param in COMMAND_LINES]
+    assert all(any(mark in line for line in lines) for mark in ELSEWHERE), "what no page names any more"
+    assert all(any(line.startswith(start) for line in lines) for start in SHORTER)
 
 
 # Programs.

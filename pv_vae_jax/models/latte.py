@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -139,6 +139,10 @@ class Latte(nn.Module):
     """
 
     config: LatteConfig
+
+    if TYPE_CHECKING:  # to Flax the result may be a pair, with what `mutable` names; to a reader it is the method's
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     @nn.compact
     def __call__(self, latents: Array, t: Array, label: Array | None = None) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -329,6 +329,10 @@ class VAE(nn.Module):
     """
 
     config: VAEConfig
+
+    if TYPE_CHECKING:  # to Flax the result may be a pair, with what `mutable` names; to a reader it is the method's
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def setup(self):
         self.encoder = Encoder(self.config)
