@@ -15,11 +15,11 @@ from pv_vae_jax.config import (
     DiffusionConfig,
     Experiment,
     LatentsConfig,
+    LatteConfig,
     OptimizerConfig,
     SamplingConfig,
     VAEStageConfig,
 )
-from pv_vae_jax.models.latte import LATTE_SIZES
 
 
 def get_config() -> Experiment:
@@ -38,7 +38,7 @@ def get_config() -> Experiment:
             steps=1, batch_size=64, frozen=("encoder", "decoder", "pad"), init_from="runs/paper_vae"
         ),
         latents=LatentsConfig(clips=38_148, batch_size=64),  # 4 x the 9,537 clips of the first training list
-        latte=dataclasses.replace(LATTE_SIZES["XL"], latent_channels=64, dtype="bfloat16", remat="blocks"),
+        latte=LatteConfig(latent_channels=64, depth=28, width=1152, heads=16, dtype="bfloat16", remat="blocks"),
         diffusion=DiffusionConfig(
             steps=250_000,
             batch_size=64,

@@ -10,8 +10,6 @@ Different here: one resolution where the paper mixes 256, 384 and 512 px, and no
 cannot hold (`train_vae_stage` takes them).
 """
 
-import dataclasses
-
 from pv_vae_jax.config import (
     DataConfig,
     Experiment,
@@ -19,9 +17,9 @@ from pv_vae_jax.config import (
     MeshConfig,
     Objective,
     OptimizerConfig,
+    VAEConfig,
     VAEStageConfig,
 )
-from pv_vae_jax.models.sizes import SIZES
 
 PIXELS = (
     "encoder/level0",
@@ -37,7 +35,17 @@ def get_config() -> Experiment:
     return Experiment(
         name="paper-vae",
         data=DataConfig(source="data/kinetics400", frames=17, size=256, test_clips=2_048, threads=16, crop="random"),
-        vae=dataclasses.replace(SIZES["paper"], dtype="bfloat16", remat=True, remat_blocks=PIXELS),
+        vae=VAEConfig(
+            latent_channels=64,
+            time_factors=(2, 2, 1, 1),
+            space_factors=(2, 2, 2, 2),
+            # Multiples of 128 at every resolution, as a TPU's matrix units want them.
+            encoder_widths=(128, 128, 512, 512, 512),
+            decoder_widths=(128, 128, 512, 1024, 1024),
+            dtype="bfloat16",
+            remat=True,
+            remat_blocks=PIXELS,
+        ),
         image=VAEStageConfig(
             images=True,
             steps=300_000,

@@ -13,6 +13,7 @@ import math
 
 import flax.struct
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from pv_vae_jax.models.vae import VAE, Posterior

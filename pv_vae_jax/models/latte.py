@@ -166,7 +166,7 @@ class Latte(nn.Module):
             remat(BlockPair, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.depth // 2,
         )(c, name="pairs")
         is_first = jnp.arange(c.depth // 2) == 0

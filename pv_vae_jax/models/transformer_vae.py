@@ -188,7 +188,7 @@ class Trunk(nn.Module):
             remat(Layer, c.remat),
             variable_axes={"params": 0, CACHE: 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.layers,
         )(c, streaming, name="layers")
         angles = rotary_angles(start + jnp.arange(g), h, w, d // c.heads)
@@ -201,11 +201,11 @@ class Affine(nn.Module):
 
     inputs: int
     outputs: int
-    init: nn.initializers.Initializer = lecun_normal
+    kernel_init: nn.initializers.Initializer = lecun_normal
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        kernel = self.param("kernel", self.init, (self.inputs, self.outputs))
+        kernel = self.param("kernel", self.kernel_init, (self.inputs, self.outputs))
         return kernel, self.param("bias", nn.initializers.zeros, (self.outputs,))
 
 
@@ -314,7 +314,7 @@ class TransformerVAE(VAE):
     Its features, between `decode_features` and `to_pixels`, are tokens `(b, g, h, w, d)`.
     """
 
-    config: TransformerVAEConfig
+    config: TransformerVAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def setup(self):
         self.encoder = Encoder(self.config)

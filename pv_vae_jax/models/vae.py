@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -35,19 +35,30 @@ from pv_vae_jax.sharding.axes import VIDEO_AXES, constrain
 from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_dtype, check_latent_shape, check_sizes
 
 
+class _Compressing(Protocol):
+    @property
+    def time_factor(self) -> int: ...
+
+    @property
+    def space_factor(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+
 class Compression:
     """What the configuration of any VAE says of its latents, by `time_factor`, `space_factor` and `latent_channels`."""
 
     @property
-    def name(self) -> str:
+    def name(self: _Compressing) -> str:
         """Compression in the field's shorthand, e.g. `t4s16c64`."""
         return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
 
-    def latent_frames(self, frames: int) -> int:
+    def latent_frames(self: _Compressing, frames: int) -> int:
         """Latent frames `g` of a clip of `1 + T` frames."""
         return 1 + (frames - 1) // self.time_factor
 
-    def frames(self, latent_frames: int) -> int:
+    def frames(self: _Compressing, latent_frames: int) -> int:
         """Pixel frames that `latent_frames` decode to."""
         return 1 + (latent_frames - 1) * self.time_factor
 
@@ -354,7 +365,8 @@ class VAE(nn.Module):
         if video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(f"a clip has shape (b, t, h, w, 3); got {video.shape}")
         frames = video.shape[1] + continues(self)  # a later chunk of a clip has no frame 0 of its own
-        check_clip_shape(frames, *video.shape[2:4], self.config.time_factor, self.config.space_factor)
+        _, _, height, width, _ = video.shape
+        check_clip_shape(frames, height, width, self.config.time_factor, self.config.space_factor)
         mean, logvar = jnp.split(self.encoder(video), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 

@@ -109,5 +109,5 @@ def accumulated(gradients: Callable[[Any, Array], Any], batch: dict, key: PRNGKe
 
 def ema_update(ema: Params, params: Params, step: Array, decay: float) -> Params:
     """Exponential moving average, with a shorter memory in the first steps (`(1 + s) / (10 + s)`)."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + (1.0 - now) * (p - e), ema, params)
