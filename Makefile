@@ -13,7 +13,7 @@ SOURCE := $(if $(DATA),--config.data.source="$(DATA)")
 # More flags for the command line, for example ARGS=--config.seed=1
 ARGS ?=
 
-.PHONY: help install demo demo-long test test-slow notebooks bench lint clean
+.PHONY: help install demo demo-long test test-slow notebooks bench lint types clean
 
 help:
 	@echo "make demo        train, sample and report in about 8 minutes on 2 cores; DATA=folder for your own videos"
@@ -21,7 +21,7 @@ help:
 	@echo "make test        the tests; make test-slow for those that take longer"
 	@echo "make notebooks   execute the notebooks and keep their outputs; ARGS=notebooks/NAME.ipynb for one of them"
 	@echo "make bench       all measurements beside PyTorch and diffusers (installs both into .venv); run it again to go on"
-	@echo "make lint        ruff"
+	@echo "make lint        ruff; make types for pyright (installs it into .venv)"
 	@echo "PYTHON=python3.12 picks another Python, WORKDIR=folder another work directory."
 
 install: $(INSTALLED)
@@ -65,6 +65,10 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[types]"
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -37,6 +37,7 @@ EXTRAS = {
         *("ipykernel>=7.4.0", "nbclient>=0.11.0", "nbformat>=5.11.1"),  # notebooks are executed
     ],
     "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7
+    "types": ["pyright[nodejs]>=1.1.414"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     "benchmark": ["torch>=2.13.0", "diffusers>=0.42.1"],
 }
@@ -62,7 +63,7 @@ setup(
     python_requires=">=3.11",
     # experiments/, launch/, notebooks/, tests/ and benchmarks/ are files of the clone, not modules to install.
     packages=find_packages(include=["pv_vae_jax", "pv_vae_jax.*"]),
-    package_data={"pv_vae_jax": ["weights/**/*.safetensors", "weights/**/*.json"]},
+    package_data={"pv_vae_jax": ["py.typed", "weights/**/*.safetensors", "weights/**/*.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pv-vae = pv_vae_jax.cli.main:run"]},

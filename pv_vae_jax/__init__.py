@@ -40,7 +40,32 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
+# Written out for type checkers, to which a typed package exports what stands here.
+__all__ = [
+    "LATTE_SIZES",
+    "Latte",
+    "LatteConfig",
+    "Posterior",
+    "Pretrained",
+    "TransformerVAE",
+    "TransformerVAEConfig",
+    "VAE",
+    "VAEConfig",
+    "decode_chunks",
+    "decode_step",
+    "encode_chunks",
+    "encode_step",
+    "euler",
+    "flow_matching_loss",
+    "guided",
+    "load",
+    "predict_clip",
+    "predict_filled",
+    "predict_truncated",
+    "save",
+    "to_float",
+    "to_uint8",
+]
 
 
 def __getattr__(name: str):

@@ -443,6 +443,7 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
     if path.suffix != ".py":
         raise ConfigError(f"{path} is no Python file: --config takes one that defines get_config()")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # as for every .py file
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -490,7 +491,7 @@ def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:
 
 
 def _walk(tree: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.ConfigDict, str]:
-    node = tree
+    node: Any = tree
     *parents, leaf = key.split(".")
     for i, part in enumerate([*parents, leaf]):
         if not isinstance(node, ml_collections.ConfigDict) or part not in node:

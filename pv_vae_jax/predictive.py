@@ -17,6 +17,7 @@ import math
 
 import flax.struct
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from pv_vae_jax.masking import DropFrom, DropPattern, droppable

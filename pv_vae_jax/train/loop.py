@@ -159,6 +159,7 @@ def run_stage(
         counted, worked = 0, 0.0
 
     with _stop_signal() as stop, jax.set_mesh(mesh):  # to the end of saving: a second signal must not break it off
+        number, stopping = start, False
         try:
             for number in range(start, steps):
                 with clock("data"):
@@ -197,7 +198,7 @@ def run_stage(
             writer.close()
             checkpoints.close()
             if hasattr(stream, "close"):
-                stream.close()
+                stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     return state
 
 
@@ -211,7 +212,7 @@ class _stop_signal:
       number: of the signal that came.
     """
 
-    NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+    NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
     _calls = itertools.count()  # over all stages of this process: the steps that processes agree on only ever grow
 

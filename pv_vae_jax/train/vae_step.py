@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +63,8 @@ class VAEStep:
         trained, _ = split_frozen(params, self.frozen)
         networks = None
         if self.discriminator is not None:
-            if discriminator_params is None:
-                raise ValueError("this stage has a discriminator: give its parameters")
+            if discriminator_params is None or self.discriminator_optimizer is None:
+                raise ValueError("this stage has a discriminator: give its parameters and its optimizer")
             networks = Networks(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
         return create_state(params, self.optimizer.init(trained), networks)
 
@@ -98,6 +99,7 @@ class VAEStep:
         networks = state.discriminator
         if gan:
             old = networks
+            assert old is not None and self.discriminator_optimizer is not None  # `create` saw to it
             updates, moments = self.discriminator_optimizer.update(discriminator_grads, old.opt_state, old.params)
             networks = Networks(optax.apply_updates(old.params, updates), moments)
         ema = ema_update(state.ema, params, state.step, self.ema_decay)
@@ -108,6 +110,8 @@ class VAEStep:
         """Gradients of both sides (None for the discriminator while the GAN is off), and all terms."""
         video = to_float(batch["video"])
         trained, frozen = split_frozen(state.params, self.frozen)
+        discriminator: Any = self.discriminator  # both are there where the GAN is on
+        networks: Any = state.discriminator
 
         def forward(trained: Params):
             prediction = self._predict(trained | frozen, video, batch["dropped"] if dropped is None else dropped, key)
@@ -127,7 +131,7 @@ class VAEStep:
         logs |= latent_logs
         if gan:
             gan_loss, d_gan = jax.value_and_grad(
-                lambda y: generator_hinge(self.discriminator.apply({"params": state.discriminator.params}, y))
+                lambda y: generator_hinge(discriminator.apply({"params": networks.params}, y))
             )(output)
             weight = jnp.asarray(self.objective.gan)
             if self.objective.gan_adaptive:
@@ -143,9 +147,7 @@ class VAEStep:
         logs["loss"] = loss
         if not gan:
             return grads, None, logs
-        discriminator_grads, more = self._discriminator_gradients(
-            state.discriminator.params, video, jax.lax.stop_gradient(output)
-        )
+        discriminator_grads, more = self._discriminator_gradients(networks.params, video, jax.lax.stop_gradient(output))
         return grads, discriminator_grads, logs | more
 
     def _predict(self, params: Params, video: Array, dropped: Array | int, key: PRNGKey) -> Prediction:
@@ -163,10 +165,12 @@ class VAEStep:
         return predict_masked(self.model, params, video, observed, key, drop_from=self.drop_from)
 
     def _discriminator_gradients(self, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:
+        discriminator: Any = self.discriminator
+
         def loss(params: Params):
             variables = {"params": params}
-            real_logits = self.discriminator.apply(variables, real)
-            fake_logits = self.discriminator.apply(variables, fake)
+            real_logits = discriminator.apply(variables, real)
+            fake_logits = discriminator.apply(variables, fake)
             mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
             return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
 
