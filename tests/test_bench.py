@@ -336,10 +336,10 @@ def test_roofline(small_networks, tmp_path, monkeypatch):
     a_step = lambda kind: (step, jnp.ones((3, 3, 4, 4)), jnp.ones((2, 16, 16, 4)))  # noqa: E731
     monkeypatch.setattr("benchmarks.roofline.a_step", a_step)
     found = run_small("roofline", tmp_path)
-    step = found["steps"]["VAE test"]
-    assert {"convolution", "elementwise"} <= set(step["kinds"])
-    assert sum(kind["share"] for kind in step["kinds"].values()) == pytest.approx(1, abs=1e-3)
-    assert 0 < step["share_of_peak"] < 1 and step["gib_accessed"] > 0
+    measured = found["steps"]["VAE test"]
+    assert {"convolution", "elementwise"} <= set(measured["kinds"])
+    assert sum(kind["share"] for kind in measured["kinds"].values()) == pytest.approx(1, abs=1e-3)
+    assert measured["gib_accessed"] > 0 and min(found["peaks"][k] for k in ("flops", "bandwidth")) > 0
 
 
 def test_kinds_of_instructions_carry_their_work():
