@@ -112,7 +112,7 @@ def measure(kind: str, settings: Settings, peaks: dict) -> dict:
     result = {
         "times": times,
         "gflop": round(flops / 1e9, 2),
-        "gib_accessed": round(moved / 2**30, 3),
+        "gib_accessed": moved / 2**30,
         "gflop_per_second": round(flops / seconds / 1e9, 1),
         "gib_per_second": round(moved / seconds / 2**30, 2),
         "share_of_peak": round(flops / seconds / peaks["flops"], 4),
@@ -311,7 +311,7 @@ def table(results: dict) -> str:
             kind,
             harness.ms(r["times"]["median_ms"]),
             r["gflop"],
-            r["gib_accessed"],
+            f"{r['gib_accessed']:.3g}",
             r["gflop_per_second"],
             f"{r['share_of_peak']:.1%}",
             r["gib_per_second"],

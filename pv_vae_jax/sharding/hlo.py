@@ -95,7 +95,9 @@ def step_flops(jaxpr: Any) -> float:
     """
     total = 0.0
     for equation in jaxpr.eqns:
-        name, out = equation.primitive.name, math.prod(getattr(equation.outvars[0].aval, "shape", ()))
+        name = equation.primitive.name
+        # What recomputation leaves over may have no result at all.
+        out = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2.0 * out * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
