@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "see the first frames of a video, draw the rest",
     "evaluate": "measure a run and write its report, or compare two sets of clips",
     "analyze": "compare the latents of one VAE or several on the same clips",
+    "probe": "measure what the features of a model know about motion",
     "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",

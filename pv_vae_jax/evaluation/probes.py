@@ -27,7 +27,14 @@ from pv_vae_jax.typing import Array, Params
 
 
 def diffusion_features(
-    model: Latte, params: Params, latents: Array, *, layer: int, time: float = 0.1, seed: int = 0
+    model: Latte,
+    params: Params,
+    latents: Array,
+    *,
+    layer: int,
+    time: float = 0.1,
+    seed: int = 0,
+    first: Array | int = 0,
 ) -> Array:
     """Features after `layer` blocks of clean latents that noise was added to, in one forward pass without a class.
 
@@ -36,7 +43,8 @@ def diffusion_features(
       latents: `(n, g, h, w, z)`, normalised as the transformer was trained on them.
       layer: blocks passed, an even number: the paper's 14 of 28 is after a temporal block.
       time: on the path, 0 is data.
-      seed: of the noise; clip `i` gets noise of `(seed, i)`.
+      seed: of the noise; clip `i` gets noise of `(seed, first + i)`.
+      first: number of the first clip, where a set is gone through in batches.
 
     Returns:
       `(n, g, h', w', d)`, normalised over channels; `h'` is `h` over the transformer's patch.
@@ -48,7 +56,7 @@ def diffusion_features(
         raise ValueError(f"layers to read from are 2, 4, .. {model.config.depth}; got {layer}")
     shallow = Latte(dataclasses.replace(model.config, depth=layer))
     cut = params | {"pairs": jax.tree.map(lambda x: x[: layer // 2], params["pairs"])}
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(latents)))
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(len(latents)))
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
     t = jnp.full((len(latents),), time)
     _, state = shallow.apply(
@@ -71,22 +79,28 @@ class DenseHead(nn.Module):
       channels: of the output.
       time_factor, space_factor: frames and pixels of a feature.
       width: of the hidden layers.
+      anchored: every group sees the features of group 0 as well: for points that are asked for there.
     """
 
     channels: int
     time_factor: int
     space_factor: int
     width: int = 64
+    anchored: bool = False
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """`(b, g, h, w, d)` -> `(b, 1 + (g - 1) p_t, h p_s, w p_s, channels)`."""
+        if self.anchored:
+            features = jnp.concatenate([features, jnp.broadcast_to(features[:, :1], features.shape)], axis=-1)
         x = nn.Dense(self.width, name="enter")(features)
         for i in range(2):
             y = nn.gelu(nn.LayerNorm(name=f"norm{i}")(x))
             y = _space(self.width, f"space{i}", y)
             x = x + TimeConv(self.width, name=f"time{i}")(nn.gelu(y))
         # Feature 0 stands for frame 0, feature k for the p_t frames up to frame k p_t: a shuffle in time as well.
+        # The features enter once more, so that what is in them plainly need not pass the narrow layers.
+        x = jnp.concatenate([x, features], axis=-1)
         first, later = nn.Dense(self.width, name="first")(x[:, :1]), x[:, 1:]
         later = nn.Dense(self.time_factor * self.width, name="later")(later)
         b, g, h, w, _ = later.shape
@@ -123,20 +137,22 @@ class Probe:
     Attributes:
       head, params: the head.
       mean, deviation: `(d,)` of the features.
-      scale: of the targets.
+      scale: of the targets, one or `(c,)`.
     """
 
     head: DenseHead
     params: Params
     mean: np.ndarray
     deviation: np.ndarray
-    scale: float
+    scale: float | np.ndarray
 
     def __call__(self, features: np.ndarray, batch_size: int = 8) -> np.ndarray:
         """Outputs for `(n, g, h, w, d)`, batch by batch."""
-        x = (features - self.mean) / self.deviation
-        parts = [_apply(self.head, self.params, x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
-        return self.scale * np.concatenate([np.asarray(part) for part in parts])
+        parts = []
+        for i in range(0, len(features), batch_size):
+            x = (features[np.minimum(np.arange(i, i + batch_size), len(features) - 1)] - self.mean) / self.deviation
+            parts.append(np.asarray(_apply(self.head, self.params, x.astype(np.float32)))[: len(features) - i])
+        return self.scale * np.concatenate(parts)
 
 
 def train_probe(
@@ -145,6 +161,9 @@ def train_probe(
     targets: np.ndarray,
     error: Callable[[Array, Array], Array],
     training: ProbeTraining | None = None,
+    *,
+    scale: float | np.ndarray | None = None,
+    last: bool = False,
 ) -> Probe:
     """Fit a head to `targets` `(n, t, H, W, c)`, aligned with the head's first `t` frames.
 
@@ -152,31 +171,43 @@ def train_probe(
       head: what is trained.
       features: `(n, g, h, w, d)`, frozen.
       targets: may have fewer frames than the head draws: flow has one fewer than the video.
-      error: of output and target, both divided by the targets' deviation; it is averaged.
+      error: of output and target, both divided by `scale`; it is averaged. A function of a module, not a closure:
+        compiled programs are kept by it.
       training: sizes; the default suits the synthetic world.
+      scale: of the targets, one or `(c,)`; None takes their deviation.
+      last: align the targets with the head's last `t` frames instead.
     """
     training = training or ProbeTraining()
     mean = features.mean(axis=(0, 1, 2, 3))
     deviation = np.maximum(features.std(axis=(0, 1, 2, 3)), 1e-6)
-    scale = max(float(np.std(targets)), 1e-6)
-    features, targets = (features - mean) / deviation, targets / scale
-    params = jax.jit(head.init)(jax.random.key(training.seed), features[:1])["params"]
-    optimizer = optax.adamw(optax.cosine_decay_schedule(training.learning_rate, training.steps), weight_decay=1e-3)
-    state = optimizer.init(params)
-
-    @jax.jit
-    def step(params, state, x, y):
-        def loss(params):
-            return error(head.apply({"params": params}, x)[:, : y.shape[1]], y).mean()
-
-        update, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, update), state
-
+    scale = max(float(np.std(targets)), 1e-6) if scale is None else scale
+    params, state = _start(head, training, features[:1])
     rng = np.random.default_rng(training.seed)
     for _ in range(training.steps):
         index = rng.integers(len(features), size=training.batch_size)
-        params, state = step(params, state, features[index], targets[index])
+        x, y = (features[index] - mean) / deviation, targets[index] / scale
+        params, state = _step(head, training, error, last, params, state, x.astype(np.float32), y.astype(np.float32))
     return Probe(head, params, mean, deviation, scale)
+
+
+def _optimizer(training: ProbeTraining) -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_decay_schedule(training.learning_rate, training.steps), weight_decay=1e-3)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(head: DenseHead, training: ProbeTraining, features: Array) -> tuple[Params, optax.OptState]:
+    params = head.init(jax.random.key(training.seed), features)["params"]
+    return params, _optimizer(training).init(params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _step(head, training, error, last, params: Params, state: optax.OptState, x: Array, y: Array):
+    def loss(params):
+        output = head.apply({"params": params}, x)
+        return error(output[:, -y.shape[1] :] if last else output[:, : y.shape[1]], y).mean()
+
+    update, state = _optimizer(training).update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, update), state
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -192,6 +223,12 @@ def length(output: Array, target: Array) -> Array:
 def squared(output: Array, target: Array) -> Array:
     """For pixels."""
     return jnp.square(output - target)
+
+
+def path_error(output: Array, target: Array) -> Array:
+    """For `(..., 3)`: length of the error of (dx, dy), and the cross-entropy of being hidden (target 0 or 1)."""
+    hidden = optax.sigmoid_binary_cross_entropy(output[..., 2], target[..., 2])
+    return length(output[..., :2], target[..., :2]) + 0.1 * hidden
 
 
 def track_by_likeness(
