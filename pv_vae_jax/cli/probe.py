@@ -5,9 +5,9 @@
   pv-vae probe runs/large --sintel=MPI-Sintel-complete --davis=tapvid_davis.pkl
 
 MODEL is a shipped name, a model folder or a work directory. Small heads learn to read optical flow, the next frame and
-the paths of points out of frozen features, and a linear classifier the kind of motion, all on the synthetic world, which
-knows the truth exactly. Beside them stand two controls, features that are the truth and features that are noise, and
-the guess that nothing moves. --sintel adds flow and next frames of MPI-Sintel (trained and tested on different
+the paths of points out of frozen features, and a linear classifier the kind of motion, all on the synthetic world,
+which knows the truth exactly. Beside them stand two controls, features that are the truth and features that are noise,
+and the guess that nothing moves. --sintel adds flow and next frames of MPI-Sintel (trained and tested on different
 scenes), --davis the points of TAP-Vid-DAVIS, with the readout that the synthetic world taught.
 
 Heads see the model through features of `--clips` clips held in memory. `python -m pv_vae_jax.cli.probe` takes the same
@@ -34,6 +34,7 @@ from pv_vae_jax.evaluation.probing import (
     NOISE,
     RASTER,
     Grid,
+    anchored,
     follow,
     mean_auc,
     model_features,
@@ -68,11 +69,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "time", 0.1, "noise in the latents, 0 none to 1", lower_bound=0, upper_bound=1, flag_values=values
     )
-    whole("clips", 256, "synthetic clips to train heads on")
-    whole("test_clips", 64, "synthetic clips to score heads on")
+    whole("clips", 512, "synthetic clips to train heads on")
+    whole("test_clips", 128, "synthetic clips to score heads on")
     whole("frames", None, "of a clip; default what the transformer was trained on, or 17")
     whole("size", None, "side of the picture; default what the transformer was trained on, or 32")
-    whole("steps", 400, "training steps of each head")
+    whole("steps", 800, "training steps of each head")
     whole("batch_size", 8, "clips at once")
     whole("seed", 0, "of heads, noise and the choice of scenes", 0)
     flags.DEFINE_string("sintel", None, "folder of MPI-Sintel", flag_values=values)
@@ -206,7 +207,7 @@ def _davis(reader: _Reader, videos: dict, readouts: dict[str, Probe]) -> dict:
     points = [(clip.path, clip.occluded) for clip in clips]
     rows = {}
     for name, features in maps.items():
-        whole = widened({name: (pad, features.whole)})[name][1]
+        whole = widened({name: (pad, anchored(features.whole))})[name][1]
         found = [follow(p, path[:, 0]) for p, (path, _) in zip(readouts[name](whole), points, strict=True)]
         rows[name] = {"tracking_auc": mean_auc([path for path, _ in found], points, reader.size)}
         rows[name] |= _tapvid(found, points, reader.size)

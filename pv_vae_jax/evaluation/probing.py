@@ -15,15 +15,16 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
+from pv_vae_jax.data.synthetic import FAMILIES, Scene, SyntheticVideos
 from pv_vae_jax.evaluation.linear_probe import class_accuracy
-from pv_vae_jax.evaluation.motion import exact_flow, exact_paths, tracks
+from pv_vae_jax.evaluation.motion import exact_flow, exact_paths, visible_layer
 from pv_vae_jax.evaluation.probe_metrics import endpoint_error, tracking_auc
 from pv_vae_jax.evaluation.probes import (
     DenseHead,
     Probe,
     ProbeTraining,
     diffusion_features,
+    fold,
     length,
     path_error,
     squared,
@@ -80,9 +81,23 @@ def synthetic_known(clips: int, frames: int, size: int, seed: int) -> KnownClips
         flow.append(exact_flow(scene, size)[0].astype(np.float32))
         path, hidden = exact_paths(scene, size)
         paths.append(np.concatenate([path, hidden[..., None]], axis=-1).astype(np.float32))
-        points.append(tracks(scene, size, POINTS, np.random.default_rng([seed, i])))
+        points.append(_points(scene, path, hidden, np.random.default_rng([seed, i])))
     video = np.stack([source.clip(i)["video"] for i in range(clips)])
     return KnownClips(video, np.stack(flow), np.stack(paths), points, np.arange(clips) % len(FAMILIES))
+
+
+def _points(
+    scene: Scene, path: np.ndarray, hidden: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of pixels of frame 0 that show a sprite, followed: what stands still is no test of tracking."""
+    size = path.shape[1]
+    axis = (np.arange(size) + 0.5) / size
+    place = np.stack(np.meshgrid(axis, axis), axis=-1)
+    rows, columns = np.nonzero(visible_layer(scene, 0, place) >= 0)
+    chosen = rng.permutation(len(rows))[:POINTS]
+    rows, columns = rows[chosen], columns[chosen]
+    start = place[rows, columns] * size
+    return start[:, None] + path[:, rows, columns].swapaxes(0, 1), hidden[:, rows, columns].T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,21 +168,13 @@ def noise_like(maps: FeatureMaps, seed: int) -> FeatureMaps:
     return FeatureMaps(whole, whole[:, :-1])
 
 
-def fold(maps: np.ndarray, grid: Grid) -> np.ndarray:
-    """`(n, t, H, W, c)` onto the grid of the features, `(n, g, h, w, p_t s s c)`; frame 0 fills its group by itself."""
-    n, t, height, width, c = maps.shape
-    s = grid.space
-    cells = maps.reshape(n, t, height // s, s, width // s, s, c)
-    cells = np.moveaxis(cells, 4, 3).reshape(n, t, height // s, width // s, s * s * c)
-    first = np.tile(cells[:, :1], (1, 1, 1, 1, grid.time))
-    later = cells[:, 1:].reshape(n, (t - 1) // grid.time, grid.time, *cells.shape[2:])
-    later = np.moveaxis(later, 2, -2).reshape(n, -1, *first.shape[2:])
-    return np.concatenate([first, later], axis=1)
-
-
 def truth_rows(train: np.ndarray, test: np.ndarray, grid: Grid) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The control that flow `(n, t - 1, h, w, 2)` is read from: itself, on the grid of the features."""
-    return {TRUTH: tuple(fold(np.pad(flow, [(0, 0), (0, 1)] + [(0, 0)] * 3), grid) for flow in (train, test))}
+    return {
+        TRUTH: tuple(
+            fold(np.pad(flow, [(0, 0), (0, 1)] + [(0, 0)] * 3), grid.time, grid.space) for flow in (train, test)
+        )
+    }
 
 
 def probe_flow(
@@ -207,7 +214,7 @@ def track_probes(
     rows: dict[str, tuple[np.ndarray, np.ndarray]], train: np.ndarray, grid: Grid, training: ProbeTraining
 ) -> dict[str, Probe]:
     """Readouts of paths `(n, t, h, w, 3)`: where each pixel of frame 0 is in every frame, and whether it is hidden."""
-    head = DenseHead(3, grid.time, grid.space, anchored=True)
+    head = DenseHead(3, grid.time, grid.space)
     deviation = max(float(train[..., :2].std()), 1e-6)
     scale = np.array([deviation, deviation, 1], np.float32)
     return {
@@ -243,6 +250,11 @@ def mean_auc(found: Sequence[np.ndarray], points: Sequence[tuple[np.ndarray, np.
         if not occluded[:, 1:].all():
             values.append(tracking_auc(path * scale, truth * scale, occluded))
     return float(np.mean(values))
+
+
+def anchored(features: np.ndarray) -> np.ndarray:
+    """Beside every group's features those of group 0, where points are asked for: `(n, g, h, w, 2 d)`."""
+    return np.concatenate([features, np.broadcast_to(features[:, :1], features.shape)], axis=-1)
 
 
 def widened(rows: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -284,20 +296,22 @@ def probe_synthetic(
 
     def still(known: KnownClips) -> np.ndarray:  # the frame to draw, in every group of the past
         frame = known.video[:, -grid.time :][:, :1].astype(np.float32)
-        one = fold(frame, Grid(1, grid.space))
+        one = fold(frame, 1, grid.space)
         return np.repeat(one, any_map[0].past.shape[1], axis=1)
 
     score = lambda drawn: endpoint_error(drawn, held.flow)  # noqa: E731
     flow = probe_flow(whole | truth_rows(seen.flow, held.flow, grid), seen.flow, grid, training, score)
     drawn = probe_next_frame(past | truth(still), *next_frame, grid, training)
-    rows = whole | truth(lambda known: fold(known.paths, grid))
+    rows = {name: (anchored(a), anchored(b)) for name, (a, b) in whole.items()}
+    rows |= truth(lambda known: fold(known.paths, grid.time, grid.space))
     readouts = track_probes(rows, seen.paths, grid, training)
     queries = [path[:, 0] for path, _ in held.points]
     read, alike = {}, {}
     for name, (_, features) in widened(rows).items():
         paths = readouts[name](features)
         read[name] = mean_auc([follow(p, q)[0] for p, q in zip(paths, queries, strict=True)], held.points, size)
-        if name != TRUTH:  # it is no description of a place
+        if name in maps:  # the truth is no description of a place
+            features = whole[name][1]
             per_frame = np.concatenate([features[:, :1], np.repeat(features[:, 1:], grid.time, axis=1)], axis=1)
             found = [track_by_likeness(f, q, size) for f, q in zip(per_frame, queries, strict=True)]
             alike[name] = mean_auc(found, held.points, size)
