@@ -148,6 +148,11 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     return folder / "report.html"
 
 
+def read_test_clips(run: Run) -> tuple[np.ndarray, list[str]]:
+    """The clips that a run is measured on, `(n, t, h, w, 3)` uint8, and the class of each."""
+    return _read_clips(_open_clips(run, None)[0], run.experiment.data.test_clips)
+
+
 def _open_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:
     """Test clips, or training clips where a folder holds out none: `(source, split, what to tell)`."""
     if clips:

@@ -16,6 +16,7 @@ COMMANDS = {
     "reconstruct": "encode and decode video files",
     "predict": "see the first frames of a video, draw the rest",
     "evaluate": "measure a run and write its report, or compare two sets of clips",
+    "compare": "put evaluated runs side by side, and beside the paper's numbers, on one page",
     "analyze": "compare the latents of one VAE or several on the same clips",
     "probe": "measure what the features of a model know about motion",
     "features": "train the feature network that compares clips without published weights",
