@@ -4,9 +4,9 @@
   pv-vae compare runs/a runs/b runs/c --out comparison.html
 
 Each run must have been evaluated (`pv-vae train` does so at its end, `pv-vae evaluate --workdir RUN` at any time), and
-all must be of the same data. Scores of `pv-vae evaluate --real --fake` are taken along if their JSON lies in `RUN/report`.
-Generated clips of all runs are compared with the first run's test clips, equally many of each. Writes the page, which
-needs no other file, and the numbers beside it (`comparison.json`).
+all must be of the same data. Scores of `pv-vae evaluate --real --fake` are taken along if their JSON lies in
+`RUN/report`. Generated clips of all runs are compared with the first run's test clips, equally many of each. Writes the
+page, which needs no other file, and the numbers beside it (`comparison.json`).
 
 `python -m pv_vae_jax.cli.compare` takes the same flags.
 """

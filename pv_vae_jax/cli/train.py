@@ -11,6 +11,7 @@ directory. See docs/scaling.md.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
+from pv_vae_jax.convert.image_networks import read_lpips
+from pv_vae_jax.files import write_json
+from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
+from pv_vae_jax.pretrained import weights_hash
 from pv_vae_jax.sharding.processes import is_first, start_processes, wait_for_all
 from pv_vae_jax.train.run import Run, open_run
 
@@ -51,12 +57,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
-    for stage in VAE_STAGES:
-        if steps_of(run, stage) and getattr(run.experiment, stage).objective.perceptual:
-            raise ConfigError(
-                f"{stage}.objective.perceptual needs a perceptual function, and no weights come with the command line: "
-                f"pass one to pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
-            )
+    perceptual = perceptual_term(run)
     for stage in stages:
         if steps_of(run, stage) == 0:
             if wanted == stage:
@@ -67,7 +68,7 @@ def _train(run: Run, wanted: str) -> None:
             say(f"{stage}: finished before")
             continue
         began = time.time()
-        train_stage(run, stage)
+        train_stage(run, stage, perceptual)
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
     if wanted == "all" and is_first():
         from pv_vae_jax.cli.evaluate import evaluate_run
@@ -87,7 +88,40 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def train_stage(run: Run, stage: str) -> None:
+def perceptual_term(run: Run) -> Perceptual | None:
+    """The network of `objective.perceptual`, from the files that the configuration names; None if no stage weighs it.
+
+    The work directory keeps the hash of the network, so that a run is never continued with another.
+
+    Raises:
+      ConfigError: a stage weighs the term and no files are named, pictures are too small, or the files have changed.
+    """
+    wanted = [s for s in VAE_STAGES if steps_of(run, s) and getattr(run.experiment, s).objective.perceptual]
+    if not wanted:
+        return None
+    named, stage = run.experiment.perceptual, wanted[0]
+    if not (named.weights and named.heads):
+        raise ConfigError(
+            f"{stage}.objective.perceptual needs a network, and no weights come with this library: name the files with "
+            "--config.perceptual.weights and --config.perceptual.heads, pass a function of your own to "
+            f"pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
+        )
+    if run.experiment.data.size < LEAST_SIDE:
+        raise ConfigError(
+            f"LPIPS needs pictures of {LEAST_SIDE} x {LEAST_SIDE}, data.size is {run.experiment.data.size}"
+        )
+    params = read_lpips(named.backbone, named.weights, named.heads)
+    found, path = {"backbone": named.backbone, "hash": weights_hash(params)}, run.workdir / "perceptual.json"
+    if path.exists() and (before := json.loads(path.read_text())) != found:
+        raise ConfigError(f"{run.workdir} was begun with another perceptual network, {before}; the files hold {found}")
+    if is_first():
+        write_json(path, found)
+    model = LPIPS(named.backbone)
+    # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.
+    return lambda output, target: model.apply({"params": params}, output, target)
+
+
+def train_stage(run: Run, stage: str, perceptual: Perceptual | None = None) -> None:
     """Train one stage on top of those before it."""
     from pv_vae_jax.train.dit_stage import train_diffusion_stage
     from pv_vae_jax.train.latents_stage import encode_latents
@@ -97,7 +131,7 @@ def train_stage(run: Run, stage: str) -> None:
         before = [s for s in VAE_STAGES[: VAE_STAGES.index(stage)] if steps_of(run, s)]
         if before and not run.finished(before[-1]) and not getattr(run.experiment, stage).init_from:
             raise ConfigError(f"stage {stage} starts from stage {before[-1]}, which is not finished: train it first")
-        train_vae_stage(run, stage, before[-1] if before else None)
+        train_vae_stage(run, stage, before[-1] if before else None, perceptual)
     elif stage == "latents":
         vae_stage = last_vae_stage(run)
         if is_first():

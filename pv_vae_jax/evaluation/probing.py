@@ -137,7 +137,7 @@ def model_features(
     if d is None:
         return found
     normal = np.asarray(normalize_latents(means, d.mean, d.std), np.float32)
-    fresh = init_latte(d.model, d.latent_shape, jax.random.key(seed + 1))
+    fresh = jax.jit(lambda key: init_latte(d.model, d.latent_shape, key))(jax.random.key(seed + 1))
     for name, params in ((f"transformer, layer {layer}", d.params), (UNTRAINED, fresh)):
         parts = (
             np.concatenate(

@@ -90,7 +90,7 @@ def _with_paper(runs: Sequence[tuple[str, dict]], part: str, more: Sequence[str]
     rows = [(name, *(_cell(row.get(column)) for column in columns)) for name, row in runs]
     rows += [(f"{name} (paper)", *(_cell(row.get(column)) for column in columns)) for name, row in paper.items()]
     note = f"<p>Rows marked (paper): {html.escape(PAPER['source'])}; {html.escape(PAPER['protocol'][part])}.</p>"
-    return table(("", *columns), rows) + note
+    return table(("", *columns), rows, reference=len(paper)) + note
 
 
 def _generation(runs: Sequence[EvaluatedRun]) -> str:
@@ -167,17 +167,15 @@ def _convergence(runs: Sequence[EvaluatedRun]) -> str:
             line_chart(f"Stage {stage}: {what}", series[i : i + COLOURS], x_label="step", log=True)
             for i in range(0, len(series), COLOURS)
         ]
-        parts.append(f'<h3>Stage {stage}</h3><div class="charts">{"".join(charts)}</div>')
-        found = arrivals(runs, stage)
-        if found:
-            rows = [(f"{a} reaches the end of {b}", *_told(when)) for (a, b), when in found.items()]
-            parts.append(table(("", f"its {what}", "at step", "of", "steps saved"), rows))
+        rows = [(f"{a} reaches the end of {b}", *_told(when)) for (a, b), when in arrivals(runs, stage).items()]
+        when = table(("", f"its {what}", "at step", "of", "steps"), rows) if rows else ""
+        parts.append(f'<h3>Stage {stage}</h3><div class="halves"><div>{"".join(charts)}</div><div>{when}</div></div>')
     return "".join(parts) if len(parts) > 1 else '<p class="none">No run wrote a curve.</p>'
 
 
 def _told(when: Arrival) -> tuple[str, str, str, str]:
     step = "never" if when.step is None else f"{when.step:,.0f}"
-    saved = "–" if when.sooner is None else f"{when.sooner:.0%}"
+    saved = "–" if when.sooner is None else f"{abs(when.sooner):.0%} {'fewer' if when.sooner >= 0 else 'more'}"
     return f"{when.score:.4g}", step, f"{when.steps:,.0f}", saved
 
 
