@@ -232,6 +232,21 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerceptualConfig:
+    """LPIPS as the perceptual term of the VAE stages, from files of yours; see `objective.perceptual`.
+
+    Attributes:
+      backbone: the network whose features are compared; training losses in the literature take VGG16.
+      weights: torchvision's file of it, `.pth` or `.safetensors`.
+      heads: LPIPS's linear heads, `.pth`, `.npz` or `.safetensors`.
+    """
+
+    backbone: Literal["alexnet", "vgg16"] = "vgg16"
+    weights: str = ""
+    heads: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything one run needs. Stages run in the order image, video, decoder, latents, diffusion.
 
@@ -242,6 +257,7 @@ class Experiment:
       log_every, checkpoint_every: steps.
       checkpoints_kept: newest full training states kept a stage.
       mesh: devices a mesh axis.
+      perceptual: the network of the perceptual term.
     """
 
     name: str = "experiment"
@@ -260,6 +276,7 @@ class Experiment:
     checkpoint_every: int = 1_000
     checkpoints_kept: int = 2
     mesh: MeshConfig = MeshConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
 
     def validate(self) -> Experiment:
         """Return self, or raise `ConfigError` / `ShapeError` naming the first thing that cannot work."""

@@ -34,7 +34,8 @@ ALLOWED = {
     "config": NETWORKS | {"files", "losses", "diffusion", "masking"},  # the dataclasses that an experiment is made of
     "evaluation": NETWORKS
     | {"files", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
-    "train": NETWORKS | {"files", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
+    "train": NETWORKS
+    | {"files", "convert", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
     "": NETWORKS | {"masking", "predictive", "streaming", "diffusion", "pretrained"},
 }
 ALLOWED["cli"] = set(ALLOWED)

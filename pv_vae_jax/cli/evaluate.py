@@ -164,6 +164,11 @@ def _report_folder(run: Run, found: int, clips: int | None, sampled: int | None)
     return run.workdir / name
 
 
+def read_test_clips(run: Run) -> tuple[np.ndarray, list[str]]:
+    """The clips that a run is measured on, `(n, t, h, w, 3)` uint8, and the class of each."""
+    return _read_clips(_open_clips(run, None)[0], run.experiment.data.test_clips)
+
+
 def _open_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:
     """Test clips, or training clips where a folder holds out none: `(source, split, what to tell)`."""
     if clips:

@@ -25,7 +25,7 @@ from pv_vae_jax.sharding.processes import is_first, start_processes, wait_for_al
 from pv_vae_jax.train.hand_over import find_start
 from pv_vae_jax.train.run import Run, check_mesh, open_run
 from pv_vae_jax.train.sizes import sized_batches
-from pv_vae_jax.train.stages import check_trainable, train_stage
+from pv_vae_jax.train.stages import perceptual_term, train_stage
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -56,7 +56,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
-    check_trainable(run)
+    perceptual = perceptual_term(run)
     check_stages(run, [stage for stage in stages if run.steps(stage) and not run.finished(stage)])
     for stage in stages:
         if run.steps(stage) == 0:
@@ -69,7 +69,7 @@ def _train(run: Run, wanted: str) -> None:
             continue
         began = time.time()
         with run.lock(stage):
-            train_stage(run, stage)
+            train_stage(run, stage, perceptual)
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
     if wanted == "all" and is_first():
         from pv_vae_jax.cli.evaluate import evaluate_run
