@@ -13,14 +13,15 @@ SOURCE := $(if $(DATA),--config.data.source="$(DATA)")
 # More flags for the command line, for example ARGS=--config.seed=1
 ARGS ?=
 
-.PHONY: help install demo demo-long test test-slow benchmark lint clean
+.PHONY: help install demo demo-long test test-slow notebooks bench lint types clean
 
 help:
 	@echo "make demo        train, sample and report in about 8 minutes on 2 cores; DATA=folder for your own videos"
 	@echo "make demo-long   the same at more length: about an hour on 2 cores; run it again to resume"
 	@echo "make test        the tests; make test-slow for those that take longer"
-	@echo "make benchmark   training step against eager PyTorch (installs PyTorch into .venv)"
-	@echo "make lint        ruff"
+	@echo "make notebooks   execute the notebooks and keep their outputs; ARGS=notebooks/NAME.ipynb for one of them"
+	@echo "make bench       all measurements beside PyTorch and diffusers (installs both into .venv); run it again to go on"
+	@echo "make lint        ruff; make types for pyright (installs it into .venv)"
 	@echo "PYTHON=python3.12 picks another Python, WORKDIR=folder another work directory."
 
 install: $(INSTALLED)
@@ -52,13 +53,22 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
-benchmark: $(INSTALLED)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark]"
-	$(VENV)/bin/python benchmarks/vae_step.py $(ARGS)
+notebooks: $(INSTALLED)
+	$(VENV)/bin/python notebooks/run.py $(ARGS)
+
+# On two idle cores about 25 minutes. Results that are of this very code stay; ARGS=--fresh measures them again.
+bench: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark,video]"
+	$(VENV)/bin/pv-vae bench --all $(ARGS)
+	$(VENV)/bin/pv-vae bench --page
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[types]"
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

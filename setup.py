@@ -34,8 +34,10 @@ EXTRAS = {
     "test": [
         *("pytest>=9.0", "pytest-timeout>=2.4.0", "pytest-xdist>=3.8.0"),
         *("ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),
+        *("ipykernel>=7.4.0", "nbclient>=0.11.0", "nbformat>=5.11.1"),  # notebooks are executed
     ],
     "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7
+    "types": ["pyright[nodejs]>=1.1.414"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     "benchmark": ["torch>=2.13.0", "diffusers>=0.42.1"],
 }
@@ -59,9 +61,9 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.11",
-    # experiments/, launch/, tests/ and benchmarks/ are files of the clone that name paths, not modules to install.
+    # experiments/, launch/, notebooks/, tests/ and benchmarks/ are files of the clone, not modules to install.
     packages=find_packages(include=["pv_vae_jax", "pv_vae_jax.*"]),
-    package_data={"pv_vae_jax": ["weights/**/*.safetensors", "weights/**/*.json"]},
+    package_data={"pv_vae_jax": ["py.typed", "weights/**/*.safetensors", "weights/**/*.json", "evaluation/*.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pv-vae = pv_vae_jax.cli.main:run"]},

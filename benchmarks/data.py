@@ -1,7 +1,5 @@
 """Frames a second and core that reach training, from files, records and cached latents, against plain decoding.
 
-    python benchmarks/data.py [--seconds 4] [--batches 10000] [--step 0.15] [--videos FOLDER]
-
 One process, one thread; the ways take turns and the median of the turns counts:
 
 * `PyAV`: decode a file from start to end into one array of RGB frames by a plain loop: what reading costs at least;
@@ -11,42 +9,33 @@ One process, one thread; the ways take turns and the median of the turns counts:
   them; counted are the frames that are delivered;
 * `latents`: records of a latent cache, each standing for a clip of 17 frames.
 
-Then, with records: the share of time for which a loop waits that takes `--step` seconds a batch (the aim: below 2 %),
-and the growth of resident memory over the last nine tenths of `--batches` batches (the aim: none, below 1 %).
-Without `--videos`, moving textures are made at 256 px and 720p. Results go to `benchmarks/results/data.json`.
+Then, with records: the share of time for which a loop waits that takes `step` seconds a batch (the aim: below 2 %), and
+the growth of resident memory over the last nine tenths of `batches` batches (the aim: none, below 1 %). Without
+`videos`, moving textures are made at 256 px and 720p.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import platform
+import dataclasses
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # runs from a clone, installed or not
+import numpy as np
 
-import av  # noqa: E402
-import numpy as np  # noqa: E402
-
-from pv_vae_jax.data.latents import LatentSource, write_latents  # noqa: E402
-from pv_vae_jax.data.listing import Item, Listing, videos_below  # noqa: E402
-from pv_vae_jax.data.pipeline import train_batches  # noqa: E402
-from pv_vae_jax.data.prepare import ClipSettings, prepare_split  # noqa: E402
-from pv_vae_jax.data.records import RecordVideos  # noqa: E402
-from pv_vae_jax.data.sources import FolderVideos  # noqa: E402
-from pv_vae_jax.data.video_files import read_video, write_video  # noqa: E402
+from benchmarks import harness
+from pv_vae_jax.data.latents import LatentSource, write_latents
+from pv_vae_jax.data.listing import Item, Listing, videos_below
+from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+from pv_vae_jax.data.records import RecordVideos
+from pv_vae_jax.data.sources import FolderVideos
+from pv_vae_jax.data.video_files import read_video, write_video
 
 FRAMES = 17
 TURNS = 5
-AIMS = {"read_video_of_pyav": 0.9, "waiting": 0.02, "growth": 0.01}
 
 
 def texture(frames: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
@@ -64,6 +53,8 @@ def texture(frames: int, height: int, width: int, seed: int) -> Iterator[np.ndar
 
 def plain_pyav(path: Path) -> int:
     """Frames decoded into one RGB array."""
+    import av
+
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "SLICE"
         return len(np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]))
@@ -128,110 +119,118 @@ def rates(ways: dict[str, Callable[[], int]], seconds: float) -> dict[str, float
     return {name: round(statistics.median(values), 1) for name, values in found.items()}
 
 
-def resident() -> int:
-    """Resident bytes of this process (Linux)."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
-    return 1024 * int(line.split()[1])
-
-
 def latents_of(folder: Path, size: int) -> LatentSource:
     """A cache of t4s16c16 latents of clips."""
     rng, side = np.random.default_rng(0), size // 16
     shape = (1 + (FRAMES - 1) // 4, side, side, 16)
     items = ({"mean": rng.normal(size=shape).astype("f4"), "logvar": np.zeros(shape, "f4"), "label": np.int32(0)},)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     write_latents(folder, items * 300, key={}, total=300, class_names=("all",))
     return LatentSource(folder)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="processor time for each way")
-    parser.add_argument("--batches", type=int, default=10_000, help="over which memory is watched")
-    parser.add_argument("--step", type=float, default=0.15, help="seconds of the synthetic step")
-    parser.add_argument("--steps", type=int, default=100, help="synthetic steps")
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--size", type=int, default=128, help="side of the clips")
-    parser.add_argument("--videos", type=Path, help="folder of videos instead of the textures")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "data.json")
-    args = parser.parse_args()
-    rows, waiting, growth = {}, {}, {}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Fields.
+
+    seconds: of processor time for each way.
+    batches: over which memory is watched.
+    step, steps: seconds of the loop's step, and their number.
+    batch_size, side: of the clips.
+    videos: folder of videos instead of the textures.
+    """
+
+    seconds: float = 4.0
+    batches: int = 10_000
+    step: float = 0.15
+    steps: int = 100
+    batch_size: int = 4
+    side: int = 128
+    videos: str = ""
+
+
+def run(settings: Settings) -> dict:
+    """Read textures of two sizes, or `videos`."""
+    rows, waiting = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name, height, width in (("256 px", 256, 456), ("720p", 720, 1280)):
-            folder = Path(temporary) / name / "train"
-            folder.mkdir(parents=True)
-            if args.videos:
-                name, files = args.videos.name, videos_below(args.videos)
-            else:
-                files = [folder / f"{i}.mp4" for i in range(4)]
-                for i, path in enumerate(files):
-                    write_video(path, texture(96, height, width, i), fps=24, crf=20)
+        sizes = {"256 px": (256, 456), "720p": (720, 1280)}
+        for name, shape in ({Path(settings.videos).name: None} if settings.videos else sizes).items():
+            folder = Path(temporary) / name
+            files = videos_below(Path(settings.videos)) if settings.videos else write_textures(folder / "train", *shape)
             listing = Listing("folder", ("all",), tuple(Item(path, path.name) for path in files))
-            prepare_split(listing, Path(temporary) / name / "out" / "train", ClipSettings())
-            clip = dict(frames=FRAMES, size=args.size, crop="random")
-            records = RecordVideos(Path(temporary) / name / "out", **clip)
+            prepare_split(listing, folder / "out" / "train", ClipSettings())
+            clip = dict(frames=FRAMES, size=settings.side, crop="random")
+            records, latents = RecordVideos(folder / "out", **clip), latents_of(folder / "latents", settings.side)
             ways = {"PyAV": over(files, plain_pyav), "read_video": over(files, lambda path: len(read_video(path)))}
             if decord := decord_reader():
                 ways["decord"] = over(files, decord)
-            ways["files"] = clips_of(FolderVideos(folder, listing=listing, cache_bytes=0, **clip))
+            ways["files"] = clips_of(FolderVideos(files[0].parent, listing=listing, cache_bytes=0, **clip))
             ways["records"] = clips_of(records)
-            latents = latents_of(Path(temporary) / name / "latents", args.size)
-            ways["latents"] = lambda latents=latents: (
-                FRAMES * (latents.record(time.perf_counter_ns() % 300) is not None)
-            )
-            rows[name] = rates(ways, args.seconds)
+            ways["latents"] = records_of(latents)
+            rows[name] = rates(ways, settings.seconds)
             print(f"{name}: frames/s and core: " + ", ".join(f"{k} {v:.0f}" for k, v in rows[name].items()), flush=True)
-
-            stream = train_batches(records, batch_size=args.batch_size, seed=0, threads=2, flip=0.5)
-            next(stream)
-            waited, start = 0.0, time.perf_counter()
-            for _ in range(args.steps):
-                fetch = time.perf_counter()
-                next(stream)
-                waited += time.perf_counter() - fetch
-                time.sleep(args.step)  # the device works, the processor is free
-            waiting[name] = round(waited / (time.perf_counter() - start), 4)
-            stream.close()
-            print(f"{name}: a loop of {args.step} s a step waits for data {waiting[name]:.1%} of the time", flush=True)
-            if args.videos:
-                break
-        size = 32  # small, so that many batches pass
-        small = RecordVideos(Path(temporary) / next(iter(rows)) / "out", frames=5, size=size)
-        stream, marks = train_batches(small, batch_size=2, seed=0, threads=2), {}
-        for number in range(args.batches):
-            next(stream)
-            if number + 1 in (args.batches // 10, args.batches):
-                marks[number + 1] = resident()
-        stream.close()
-        first, last = marks.values()
-        growth = round(last / first - 1, 4)
-        print(f"resident memory from batch {args.batches // 10} to {args.batches}: {first / 2**20:.1f} to "
-              f"{last / 2**20:.1f} MiB")  # fmt: skip
+            waiting[name] = waiting_share(records, settings)
+            print(f"{name}: a loop of {settings.step} s a step waits {waiting[name]:.1%} of the time", flush=True)
+        # Small clips, so that many batches pass.
+        growth = memory_growth(RecordVideos(Path(temporary) / next(iter(rows)) / "out", frames=5, size=32), settings)
     ratio = min(row["read_video"] / row["PyAV"] for row in rows.values())
-    met = {
-        "read_video_of_pyav": ratio >= AIMS["read_video_of_pyav"],
-        "waiting": max(waiting.values()) <= AIMS["waiting"],
-        "growth": growth <= AIMS["growth"],
-    }
     results = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"av": av.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "cores": os.cpu_count(),
-        "load": [round(x, 2) for x in os.getloadavg()],
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"},
         "frames_per_second_and_core": rows,
-        "read_video_of_pyav": round(ratio, 3),
         "share_of_time_waiting": waiting,
-        "growth_of_memory": growth,
-        "aims": AIMS,
-        "met": met,
+        "growth_of_memory": round(growth, 4),
+        "step": settings.step,
+        "batches": settings.batches,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(partial, args.out)
-    print(f"written to {args.out}; aims met: {met}")
-    return 0 if all(met.values()) else 1
+    aims = [
+        harness.aim("frames a second of read_video / of a plain PyAV loop", ratio, least=0.9),
+        harness.aim(f"share of time a {settings.step} s step waits for data", max(waiting.values()), most=0.02),
+        harness.aim("growth of resident memory while reading", growth, most=0.01),
+    ]
+    return {"results": results, "aims": aims}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def write_textures(folder: Path, height: int, width: int) -> list[Path]:
+    """Four files of moving textures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{i}.mp4" for i in range(4)]
+    for i, path in enumerate(files):
+        write_video(path, texture(96, height, width, i), fps=24, crf=20)
+    return files
+
+
+def waiting_share(records: RecordVideos, settings: Settings) -> float:
+    """Of the time of a loop whose device works for `step` seconds a batch and leaves the processor free."""
+    stream = train_batches(records, batch_size=settings.batch_size, seed=0, threads=2, flip=0.5)
+    next(stream)
+    waited, start = 0.0, time.perf_counter()
+    for _ in range(settings.steps):
+        fetch = time.perf_counter()
+        next(stream)
+        waited += time.perf_counter() - fetch
+        time.sleep(settings.step)
+    share = waited / (time.perf_counter() - start)
+    stream.close()
+    return round(share, 4)
+
+
+def memory_growth(records: RecordVideos, settings: Settings) -> float:
+    """Of resident memory from a tenth of the batches to the last."""
+    stream, first = train_batches(records, batch_size=2, seed=0, threads=2), 0
+    for number in range(settings.batches):
+        next(stream)
+        if number + 1 == max(1, settings.batches // 10):
+            first = harness.resident()
+    last = harness.resident()
+    stream.close()
+    return last / first - 1
+
+
+def table(results: dict) -> str:
+    """Frames a second and core, then waiting and memory."""
+    rates = results["frames_per_second_and_core"]
+    ways = list(dict.fromkeys(way for row in rates.values() for way in row))
+    rows = [(size, *(f"{row[way]:,.0f}" if way in row else None for way in ways)) for size, row in rates.items()]
+    waiting = ", ".join(f"{share:.1%} ({size})" for size, share in results["share_of_time_waiting"].items())
+    more = f"A loop of {results['step']} s a step waits for records {waiting} of the time. Over {results['batches']:,} "
+    more += f"batches resident memory grows by {results['growth_of_memory']:.1%}."
+    return harness.markdown(("frames a second and core", *ways), rows) + "\n\n" + more

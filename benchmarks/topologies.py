@@ -1,27 +1,24 @@
-#!/usr/bin/env python3
-"""Compile the paper-size training steps for TPU topologies and write the tables of docs/scaling.md.
+"""Memory, FLOPs and traffic of the paper-size training steps on TPU topologies that are not there.
 
-  python benchmarks/topologies.py                     # compile what benchmarks/results/topologies.json lacks
-  python benchmarks/topologies.py --only v5e:4x4      # rows of one topology
-  python benchmarks/topologies.py --tables            # write the tables again from the results
+  pv-vae bench topologies                                  # compile the rows that have no result yet
+  pv-vae bench topologies --config.only=v5e:4x4            # rows whose name contains this
+  pv-vae bench topologies --config.compile=False           # only write the tables of docs/scaling.md again
 
 Needs the extra `tpu-topology`, and no TPU. Each row is compiled by a process of its own and takes one to several
-minutes; every finished row is kept, so the command goes on where it was stopped.
+minutes; every finished row is kept in `benchmarks/results/topologies.json`, so the command goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "topologies.json"
-DOCUMENT = HERE.parent / "docs" / "scaling.md"
+from benchmarks import harness
+
+IN_SET = False  # hours
+RESULTS = harness.RESULTS / "topologies.json"
+DOCUMENT = harness.HERE.parent / "docs" / "scaling.md"
 LIMIT = 3600  # seconds for one row
 # Share of a chip's peak that the step's products and convolutions are assumed to reach, and of the links' bandwidth
 # that collectives are: assumptions, not measurements.
@@ -196,31 +193,43 @@ def write_tables() -> None:
     DOCUMENT.write_text(text)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--tables", action="store_true", help="compile nothing")
-    parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.row is not None:
-        row = rows()[arguments.row]
-        keep(row.key, measure(row))
-        return 0
-    for i, row in enumerate(rows()) if not arguments.tables else ():
-        if row.key in read() or arguments.only not in row.key:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Fields.
+
+    only: rows whose name contains this.
+    compile: whether to compile what is missing.
+    """
+
+    only: str = ""
+    compile: bool = True
+
+
+def run(settings: Settings) -> dict:
+    """Compile the rows that are missing, write the tables."""
+    for row in rows() if settings.compile else ():
+        if row.key in read() or settings.only not in row.key:
             continue
         print(row.key, flush=True)
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         try:
-            done = subprocess.run([sys.executable, __file__, f"--row={i}"], timeout=LIMIT, env=environment)
+            compile_row(row)
         except subprocess.TimeoutExpired:
             print(f"  not compiled within {LIMIT} s: left out", flush=True)
-            continue
-        if done.returncode:
-            return done.returncode
     write_tables()
-    return 0
+    return {"results": {}, "aims": []}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def compile_row(row: Row) -> None:
+    """Measure a row in a process of its own and keep it."""
+    found = harness.in_process("topologies", "measure_row", row.key, env={"JAX_PLATFORMS": "cpu"}, timeout=LIMIT)
+    keep(row.key, found)
+
+
+def measure_row(key: str) -> dict:
+    """`measure` by the name of a row."""
+    return measure(next(row for row in rows() if row.key == key))
+
+
+def table(results: dict) -> str:
+    """Nothing: its tables are in docs/scaling.md."""
+    return ""

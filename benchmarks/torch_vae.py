@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.vae import VAEConfig
 
 
@@ -233,8 +234,8 @@ class TorchVAE(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        if config.pad != "learnable":
-            raise ValueError("the comparison network has the learnable pad only")
+        if config.pad != "learnable" or config.halve_up:
+            raise ValueError("the comparison network has the learnable pad and whole widths only")
         self.encoder, self.decoder, self.pad = Encoder(config), Decoder(config), PadToken(config.latent_channels)
 
     def forward(self, video: Tensor, dropped: Tensor, sample: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -243,13 +244,13 @@ class TorchVAE(nn.Module):
         logvar = logvar.clamp(-30.0, 20.0)
         latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean) if sample else mean
         groups = mean.shape[2]
-        observed = torch.arange(groups)[None] < (groups - dropped)[:, None]
+        observed = torch.arange(groups, device=mean.device)[None] < (groups - dropped)[:, None]
         latents = torch.where(observed[:, None, :, None, None], latents, self.pad.token.view(1, -1, 1, 1, 1))
         return self.decoder(latents), mean, logvar, observed
 
 
-def load_flax(model: TorchVAE, params: dict) -> None:
-    """Copy the parameters of the Flax VAE; raise ValueError unless they fill `model` exactly."""
+def load_flax(model: nn.Module, params: dict) -> None:
+    """Copy the parameters of the Flax module; raise ValueError unless they fill `model` exactly."""
     left = dict(model.named_parameters())
 
     def visit(prefix: str, tree: dict) -> None:
@@ -271,23 +272,100 @@ def load_flax(model: TorchVAE, params: dict) -> None:
         raise ValueError(f"parameters without a source: {sorted(left)}")
 
 
+class TorchDiscriminator(nn.Module):
+    """`pv_vae_jax.models.discriminator`: clip `(b, 3, t, h, w)` -> a list of logits."""
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__()
+        self.kinds, self.levels = config.kinds, config.levels
+        for kind in config.kinds:
+            patch, into = nn.Module(), 3
+            for i in range(config.levels):
+                out = config.width * min(2**i, 8)
+                conv = CausalConv3d(into, out) if kind == "3d" else nn.Conv2d(into, out, 4, stride=2, padding=1)
+                patch.add_module(f"conv{i}", conv)
+                if i:
+                    patch.add_module(f"norm{i}", RMSNorm(out))
+                into = out
+            patch.logits = CausalConv3d(into, 1) if kind == "3d" else nn.Conv2d(into, 1, 3, padding=1)
+            self.add_module(f"patch_{kind}", patch)
+
+    def forward(self, video: Tensor) -> list[Tensor]:
+        return [self._patch(getattr(self, f"patch_{kind}"), kind, video) for kind in self.kinds]
+
+    def _patch(self, patch: nn.Module, kind: str, x: Tensor) -> Tensor:
+        for i in range(self.levels):
+            conv = getattr(patch, f"conv{i}")
+            x = halve(conv(x), time=i < 2) if kind == "3d" else per_frame(conv, x)
+            x = F.leaky_relu(getattr(patch, f"norm{i}")(x) if i else x, 0.2)
+        return patch.logits(x) if kind == "3d" else per_frame(patch.logits, x)
+
+
+def halve(x: Tensor, time: bool) -> Tensor:
+    """Average 2x2 pixels and, if `time`, keep frame 0 and average later pairs."""
+    x = F.avg_pool3d(x, (1, 2, 2))
+    if not time or x.shape[2] == 1:
+        return x
+    return torch.cat([x[:, :, :1], F.avg_pool3d(x[:, :, 1:], (2, 1, 1))], dim=2)
+
+
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Weights of all convolutions in the memory layout of the clips."""
+    if layout == torch.channels_last_3d:
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d | nn.Conv3d):
+                part.to(memory_format=layout if isinstance(part, nn.Conv3d) else torch.channels_last)
+
+
 class TorchStep:
-    """One whole training step: predictive pass, equation 1 without GAN, backward, clipping, AdamW, EMA."""
+    """One whole training step: predictive pass, equation 1, backward, clipping, AdamW, EMA; with a discriminator both
+    sides from one forward pass of the VAE, and the adaptive weight.
+
+    Args:
+      params: of the Flax VAE.
+      config: of the VAE.
+      layout: of clips and weights in memory.
+      device: where it runs.
+      rate, kl, ema: learning rate, weight of the KL term, decay of the moving average.
+      frozen: parts of the VAE that do not move.
+      gan: weight of the generator's term; needs `discriminator`, its configuration and Flax parameters.
+      bfloat16: compute in it where autocast does.
+    """
 
     def __init__(
-        self, params: dict, config: VAEConfig, layout: torch.memory_format, rate: float, kl: float, ema: float
+        self,
+        params: dict,
+        config: VAEConfig,
+        layout: torch.memory_format,
+        device: torch.device,
+        rate: float,
+        kl: float,
+        ema: float,
+        frozen: tuple[str, ...] = (),
+        gan: float = 0.0,
+        discriminator: tuple[DiscriminatorConfig, dict] | None = None,
+        bfloat16: bool = False,
     ):
         self.model = TorchVAE(config)
         load_flax(self.model, params)
-        if layout == torch.channels_last_3d:
-            for module in self.model.modules():
-                if isinstance(module, nn.Conv2d | nn.Conv3d):
-                    module.to(memory_format=layout if isinstance(module, nn.Conv3d) else torch.channels_last)
-        self.layout, self.kl_weight, self.ema_decay = layout, kl, ema
-        trained = list(self.model.parameters())
-        # `fused` is the fastest AdamW PyTorch has on CPU.
-        self.optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-        self.ema = [p.detach().clone() for p in trained]
+        self.model.to(device)
+        lay_out(self.model, layout)
+        self.layout, self.device, self.kl_weight, self.ema_decay, self.gan = layout, device, kl, ema, gan
+        for part in frozen:
+            getattr(self.model, part).requires_grad_(False)
+        # `fused` is the fastest AdamW PyTorch has.
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        adamw = dict(lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.trained, **adamw)
+        self.ema = [p.detach().clone() for p in self.trained]
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+        self.discriminator = None
+        if discriminator is not None:
+            self.discriminator = TorchDiscriminator(discriminator[0])
+            load_flax(self.discriminator, discriminator[1])
+            self.discriminator.to(device)
+            lay_out(self.discriminator, layout)
+            self.discriminator_optimizer = torch.optim.AdamW(self.discriminator.parameters(), **adamw)
 
     def to_float(self, video: Tensor) -> Tensor:
         """uint8 `(b, t, h, w, 3)` -> float `(b, 3, t, h, w)` in [-1, 1], in the layout of the model."""
@@ -297,13 +375,39 @@ class TorchStep:
         """Update once; returns the loss."""
         x = self.to_float(video)
         self.optimizer.zero_grad(set_to_none=True)
-        y, mean, logvar, observed = self.model(x, dropped, sample=True)
-        pixels = F.mse_loss(y, x) + F.mse_loss(y.diff(dim=2), x.diff(dim=2))
-        kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean(dim=(1, 3, 4))
-        loss = pixels + self.kl_weight * (kl * observed).sum() / observed.sum()
+        with self.autocast:
+            y, mean, logvar, observed = self.model(x, dropped, sample=True)
+            y, mean, logvar = y.float(), mean.float(), logvar.float()
+            pixels = F.mse_loss(y, x)
+            if x.shape[2] > 1:
+                pixels = pixels + F.mse_loss(y.diff(dim=2), x.diff(dim=2))
+            kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean(dim=(1, 3, 4))
+            loss = pixels + self.kl_weight * (kl * observed).sum() / observed.sum()
+            if self.discriminator is not None:
+                self.discriminator.requires_grad_(False)
+                fooled = -sum(logits.float().mean() for logits in self.discriminator(y)) / len(self.discriminator.kinds)
+                loss = loss + self.gan * self.adaptive_weight(pixels, fooled) * fooled
         loss.backward()
-        trained = list(self.model.parameters())
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
-        torch._foreach_lerp_(self.ema, [p.detach() for p in trained], 1.0 - self.ema_decay)
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained], 1.0 - self.ema_decay)
+        if self.discriminator is not None:
+            self.train_discriminator(x, y.detach())
         return loss.item()
+
+    def adaptive_weight(self, pixels: Tensor, fooled: Tensor) -> Tensor:
+        """Ratio of the gradients' norms at the decoder's last kernel."""
+        last = self.model.decoder.head.weight
+        norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (pixels, fooled)]
+        return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()
+
+    def train_discriminator(self, real: Tensor, fake: Tensor) -> None:
+        """Hinge loss, backward, clipping, AdamW."""
+        self.discriminator.requires_grad_(True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            pairs = zip(self.discriminator(real), self.discriminator(fake), strict=True)
+            loss = sum(0.5 * (F.relu(1 - r.float()).mean() + F.relu(1 + f.float()).mean()) for r, f in pairs)
+        (loss / len(self.discriminator.kinds)).backward()
+        nn.utils.clip_grad_norm_(self.discriminator.parameters(), 1.0)
+        self.discriminator_optimizer.step()

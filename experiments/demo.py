@@ -18,6 +18,9 @@ from pv_vae_jax.config import (
     VAEStageConfig,
 )
 
+# Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the mesh it takes.
+TOPOLOGIES = {"v5e:2x2": ("mesh.data=4",)}
+
 
 def get_config() -> Experiment:
     """Experiment of `make demo`."""

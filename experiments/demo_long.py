@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pv_vae_jax.config import Experiment
 
+# Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the mesh it takes.
+TOPOLOGIES = {"v5e:2x2": ("mesh.data=4",)}
+
 
 def get_config() -> Experiment:
     """The demo with longer stages."""

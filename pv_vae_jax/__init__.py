@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from pv_vae_jax.diffusion.guidance import guided
     from pv_vae_jax.diffusion.rectified_flow import flow_matching_loss
     from pv_vae_jax.diffusion.samplers import euler
+    from pv_vae_jax.masking import draw_observed
     from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
     from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.pixels import to_float, to_uint8
-    from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
+    from pv_vae_jax.predictive import predict_clip, predict_filled, predict_masked, predict_truncated
     from pv_vae_jax.pretrained import Pretrained, load, save
     from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step
 
@@ -28,20 +29,50 @@ _HOMES = {
     "diffusion.guidance": ("guided",),
     "diffusion.rectified_flow": ("flow_matching_loss",),
     "diffusion.samplers": ("euler",),
+    "masking": ("draw_observed",),
     "models.latte": ("LATTE_SIZES", "Latte", "LatteConfig"),
     "models.transformer_vae": ("TransformerVAE", "TransformerVAEConfig"),
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
     "pixels": ("to_float", "to_uint8"),
-    "predictive": ("predict_clip", "predict_filled", "predict_truncated"),
+    "predictive": ("predict_clip", "predict_filled", "predict_masked", "predict_truncated"),
     "pretrained": ("Pretrained", "load", "save"),
     "streaming": ("decode_chunks", "decode_step", "encode_chunks", "encode_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
+# Written out for type checkers, to which a typed package exports what stands here.
+__all__ = [
+    "LATTE_SIZES",
+    "Latte",
+    "LatteConfig",
+    "Posterior",
+    "Pretrained",
+    "TransformerVAE",
+    "TransformerVAEConfig",
+    "VAE",
+    "VAEConfig",
+    "decode_chunks",
+    "decode_step",
+    "encode_chunks",
+    "encode_step",
+    "euler",
+    "flow_matching_loss",
+    "guided",
+    "load",
+    "predict_clip",
+    "predict_filled",
+    "predict_truncated",
+    "save",
+    "to_float",
+    "to_uint8",
+]
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pv_vae_jax")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

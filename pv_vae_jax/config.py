@@ -23,6 +23,7 @@ import ml_collections
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution
 from pv_vae_jax.files import write_json
 from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.masking import SPATIAL, DropFrom, DropPattern, DropSchedule
 from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.kinds import vae_config_of
 from pv_vae_jax.models.latte import LatteConfig
@@ -107,13 +108,23 @@ class VAEStageConfig:
       drop_ratio: `r`, the largest share of later groups withheld; 0 drops nothing.
       drop_form: `truncated` (one k for the batch, a program each, saves encoder work) or `filled` (one program).
       drop_per_example: a `k` for each example; needs the filled form.
+      drop_pattern: what is withheld. `future` is the paper's; `infill` groups within the clip, `block`, `tube` and
+        `random` parts of frames (ours, see `masking`), which need the filled form.
+      drop_from: for other patterns than `future`: blank `pixels` before encoding, so that nothing of them is seen, or
+        overwrite `latents` only, which have seen them.
+      drop_schedule: `constant`, or `drop_ratio_start` to `drop_ratio` along a line (`linear`) or half a `cosine`.
+      drop_ratio_start: the ratio at the first step, of schedules that are not constant.
+      drop_ramp: share of the stage's steps within which they reach `drop_ratio`, which then stays.
       reverse: probability of playing a clip backwards. The paper's figure 2 shows it, its text does not.
       flip: probability of mirroring a clip.
       frozen: parts of the VAE that do not move, of `encoder`, `decoder`, `pad`.
       objective: loss weights.
       optimizer, discriminator_optimizer: of the two sides.
       ema_decay: of the VAE's moving average, which is what later stages use.
-      init_from: folder of a use checkpoint whose weights start this stage, instead of the stage before.
+      init_from: what starts this stage instead of the stage before: a shipped model's name, a model folder, a work
+        directory, a training state (`.../checkpoints/<step>`) or a stage's folder (its newest state).
+      init_parts: parts to take from there, of `encoder`, `decoder`, `pad`; the others are drawn. Empty takes all.
+      init_weights: of a training state: `ema`, or `params`, what the optimiser moved.
       micro_batches: parts of a batch that are computed one after the other, their gradients averaged, to save memory;
         the adaptive GAN weight is then taken for each part. For accelerators: on CPU, convolutions in a loop are slow.
     """
@@ -132,9 +143,21 @@ class VAEStageConfig:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     init_from: str = ""
+    init_parts: tuple[str, ...] = ()
+    init_weights: Literal["ema", "params"] = "ema"
     micro_batches: int = 1
     sizes: tuple[tuple[int, ...], ...] = ()
     batch_multiple: int = 1
+    drop_pattern: DropPattern = "future"
+    drop_from: DropFrom = "pixels"
+    drop_schedule: DropSchedule = "constant"
+    drop_ratio_start: float = 0.0
+    drop_ramp: float = 0.5
+
+    @property
+    def drop_ratio_max(self) -> float:
+        """The largest ratio of the whole stage."""
+        return self.drop_ratio if self.drop_schedule == "constant" else max(self.drop_ratio_start, self.drop_ratio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +232,21 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerceptualConfig:
+    """LPIPS as the perceptual term of the VAE stages, from files of yours; see `objective.perceptual`.
+
+    Attributes:
+      backbone: the network whose features are compared; training losses in the literature take VGG16.
+      weights: torchvision's file of it, `.pth` or `.safetensors`.
+      heads: LPIPS's linear heads, `.pth`, `.npz` or `.safetensors`.
+    """
+
+    backbone: Literal["alexnet", "vgg16"] = "vgg16"
+    weights: str = ""
+    heads: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything one run needs. Stages run in the order image, video, decoder, latents, diffusion.
 
@@ -219,6 +257,7 @@ class Experiment:
       log_every, checkpoint_every: steps.
       checkpoints_kept: newest full training states kept a stage.
       mesh: devices a mesh axis.
+      perceptual: the network of the perceptual term.
     """
 
     name: str = "experiment"
@@ -237,6 +276,7 @@ class Experiment:
     checkpoint_every: int = 1_000
     checkpoints_kept: int = 2
     mesh: MeshConfig = MeshConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
 
     def validate(self) -> Experiment:
         """Return self, or raise `ConfigError` / `ShapeError` naming the first thing that cannot work."""
@@ -265,11 +305,15 @@ class Experiment:
                 raise ConfigError(f"{name}.drop_per_example needs {name}.drop_form=filled")
             if stage.objective.gan and "decoder" in stage.frozen:
                 raise ConfigError(f"{name}.objective.gan moves the decoder, which {name}.frozen holds: change one")
-            if stage.images and stage.drop_ratio:
+            if stage.images and stage.drop_ratio_max:
                 raise ConfigError(f"{name} trains on images, which have nothing to drop: set {name}.drop_ratio=0")
-            if unknown := set(stage.frozen) - {"encoder", "decoder", "pad"}:
-                raise ConfigError(f"{name}.frozen names no part of the VAE: {sorted(unknown)}")
+            for field in ("frozen", "init_parts"):
+                if unknown := set(getattr(stage, field)) - {"encoder", "decoder", "pad"}:
+                    raise ConfigError(f"{name}.{field} names no part of the VAE: {sorted(unknown)}")
+            if stage.init_parts and not stage.init_from:
+                raise ConfigError(f"{name}.init_parts says what to take from {name}.init_from: set that too")
             self._check_sizes(name)
+            self._check_dropping(name)
             halved = 2**self.discriminator.levels
             for side in sorted({entry[1] for entry in stage.sizes} or {data.size}):
                 if stage.objective.gan and (side < halved or ("3d" in self.discriminator.kinds and side % halved)):
@@ -299,7 +343,7 @@ class Experiment:
             if (frames, side) in seen:
                 raise ConfigError(f"{key} holds {(frames, side)} twice: give it a share, ({frames}, {side}, 2)")
             seen.add((frames, side))
-        if stage.sizes and stage.drop_ratio and all(entry[0] == 1 for entry in stage.sizes):
+        if stage.sizes and stage.drop_ratio_max and all(entry[0] == 1 for entry in stage.sizes):
             raise ConfigError(f"{key} holds images only, which have nothing to drop: set {name}.drop_ratio=0")
         if stage.batch_multiple > 1 and not stage.sizes:
             raise ConfigError(f"{name}.batch_multiple is for {name}.sizes, of which there are none")
@@ -310,6 +354,44 @@ class Experiment:
             )
             raise ConfigError(
                 f"{name}.batch_size {stage.batch_size} is no multiple of batch_multiple {multiple}: use {near}"
+            )
+
+    def _check_dropping(self, name: str) -> None:
+        """What lies beyond the paper."""
+        stage: VAEStageConfig = getattr(self, name)
+        frames = max((entry[0] for entry in stage.sizes), default=self.data.frames)
+        groups = self.vae.latent_frames(frames)
+        side = min((entry[1] for entry in stage.sizes), default=self.data.size) // self.vae.space_factor
+        if stage.drop_pattern != "future" and stage.drop_form != "filled":
+            raise ConfigError(
+                f"{name}.drop_pattern={stage.drop_pattern} needs {name}.drop_form=filled: truncating leaves out the end"
+            )
+        if stage.drop_pattern == "future" and stage.drop_from != "pixels":
+            raise ConfigError(
+                f"{name}.drop_from=latents is for other patterns than future, whose observed latents have seen nothing "
+                f"of it: set {name}.drop_pattern, or leave {name}.drop_from"
+            )
+        if stage.drop_ratio_max and stage.drop_pattern in SPATIAL and side < 2:
+            raise ConfigError(
+                f"{name}.drop_pattern={stage.drop_pattern} withholds parts of frames, which are one latent position: "
+                f"set data.size={2 * self.vae.space_factor} or more"
+            )
+        if stage.drop_ratio_max and stage.drop_pattern == "infill" and groups < 3:
+            raise ConfigError(
+                f"{name}.drop_pattern=infill keeps the first and the last group; {frames} frames have "
+                f"none between: set data.frames={self.vae.frames(3)} or more"
+            )
+        default = VAEStageConfig()
+        if stage.drop_schedule == "constant":
+            for field in ("drop_ratio_start", "drop_ramp"):
+                if getattr(stage, field) != getattr(default, field):
+                    raise ConfigError(
+                        f"{name}.{field} is for schedules: set {name}.drop_schedule to linear or cosine, or leave it"
+                    )
+        if stage.objective.local_correlation and (side < 2 or self.vae.latent_channels < 2):
+            raise ConfigError(
+                f"{name}.objective.local_correlation compares the channels of neighbouring latents: set data.size="
+                f"{2 * self.vae.space_factor} and vae.latent_channels=2 or more"
             )
 
 
@@ -333,7 +415,7 @@ LIMITS: dict[type, dict[str, tuple[float, float]]] = {
     },
     VAEStageConfig: {
         **{"steps": AMOUNT, "batch_size": COUNT, "micro_batches": COUNT, "batch_multiple": COUNT, "ema_decay": DECAY},
-        **dict.fromkeys(("drop_ratio", "reverse", "flip"), SHARE),
+        **dict.fromkeys(("drop_ratio", "reverse", "flip", "drop_ratio_start", "drop_ramp"), SHARE),
     },
     LatentsConfig: {"clips": COUNT, "batch_size": COUNT, "flip": SHARE},
     DiffusionConfig: {
@@ -378,6 +460,7 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
     if path.suffix != ".py":
         raise ConfigError(f"{path} is no Python file: --config takes one that defines get_config()")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # as for every .py file
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -411,6 +494,7 @@ def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:
             raise ConfigError(f"config.{key} is a group of settings; set one of {inside}")
         value = text if isinstance(old, str) else _literal(text)
         if isinstance(old, tuple):
+            value = value.split(",") if isinstance(value, str) and value else value
             value = _tuples(value) if isinstance(value, (tuple, list)) else (value,)
         fits = isinstance(value, (int, float) if isinstance(old, float) else type(old))
         fits &= isinstance(old, bool) == isinstance(value, bool)  # for Python a bool is an int
@@ -424,7 +508,7 @@ def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:
 
 
 def _walk(tree: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.ConfigDict, str]:
-    node = tree
+    node: Any = tree
     *parents, leaf = key.split(".")
     for i, part in enumerate([*parents, leaf]):
         if not isinstance(node, ml_collections.ConfigDict) or part not in node:

@@ -5,9 +5,9 @@ Both functions take NumPy or JAX arrays of any shape and return their kind.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
-Pixels = TypeVar("Pixels")
+Pixels = TypeVar("Pixels", bound=Any)
 
 
 def to_float(video: Pixels, dtype: str = "float32") -> Pixels:

@@ -5,6 +5,10 @@ Two forms give the same numbers, because the encoder is causal:
 
 * truncated: encode only the observed frames. `k` is shared by the batch and known when compiling (one program each).
 * filled: encode all frames, then overwrite the last `k` latent frames. `k` may differ per example; one program.
+
+Ours, beyond the paper: `predict_masked` withholds any latent positions (`masking` draws them). Overwriting latents then
+is not enough, because observed latents have seen withheld frames before them and, through the kernels' width, withheld
+places beside them. So the pixels are withheld first, unless `drop_from="latents"` asks for latent masking by its name.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ import math
 
 import flax.struct
 import jax
+import jax.core
 import jax.numpy as jnp
 
+from pv_vae_jax.masking import DropFrom, DropPattern, droppable
 from pv_vae_jax.models.vae import VAE, Posterior
 from pv_vae_jax.typing import Array, Params, PRNGKey, check_clip_shape
 
@@ -26,7 +32,8 @@ class Prediction:
     Attributes:
       features: `(b, 1 + T, H/patch, W/patch, c)` decoder features; `VAE.to_pixels` turns them into the clip.
       posterior: over the encoded latent frames: `g - k` of them (truncated) or all `g` (filled).
-      observed: `(b, frames of posterior)` float, 1 where a latent frame was seen. KL counts these only.
+      observed: `(b, frames of posterior)` float, 1 where a latent frame was seen; `(b, g, h, w)` if `predict_masked`
+        withheld parts of frames. KL counts these only.
     """
 
     features: Array
@@ -34,12 +41,12 @@ class Prediction:
     observed: Array
 
 
-def max_dropped(groups: int, ratio: float) -> int:
-    """Largest `k` that training draws, `k ~ Uniform{0, ..., floor((g - 1) r)}`."""
+def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> int:
+    """Largest `k` that training draws, `k ~ Uniform{0, ..., floor((g - 1) r)}`; `g - 2` groups count for `infill`."""
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"the dropping ratio lies in [0, 1], got {ratio}")
     # The small term keeps 5 * 0.6 from becoming 2.999...
-    return math.floor((groups - 1) * ratio + 1e-9)
+    return math.floor(droppable(groups, pattern) * ratio + 1e-9)
 
 
 def observed_frames(frames: int, dropped: int, time_factor: int) -> int:
@@ -80,16 +87,53 @@ def predict_filled(model: VAE, params: Params, video: Array, dropped: Array, key
     `dropped` is an int array: scalar, or `(b,)` for a `k` per example. Gaussian pads are drawn for all `g` frames, so
     their values differ from the truncated form's; with a learnable token the two forms agree to rounding.
     """
+    groups = model.config.latent_frames(video.shape[1])
+    dropped = jnp.broadcast_to(jnp.asarray(dropped), (video.shape[0],))
+    observed = jnp.arange(groups)[None, :] < (groups - dropped)[:, None]
+    # A causal encoder has kept the last frames out of the observed latents; their pixels need not be touched.
+    return predict_masked(model, params, video, observed, key, drop_from="latents")
+
+
+def predict_masked(
+    model: VAE, params: Params, video: Array, observed: Array, key: PRNGKey | None, *, drop_from: DropFrom = "pixels"
+) -> Prediction:
+    """Overwrite the latent positions that are not `observed` with pads, decode to all frames.
+
+    Args:
+      model: the VAE.
+      params: its parameters.
+      video: `(b, 1 + T, H, W, 3)` in [-1, 1].
+      observed: bool, `(b, g)` for whole latent frames or `(b, g, h, w)`; see `masking.draw_observed`.
+      key: draws the posterior sample (and gaussian padding); None decodes the mean.
+      drop_from: `pixels` blanks the pixels of withheld positions before encoding as well, so that nothing of them
+        reaches the output. `latents` lets the encoder see all frames (SSVAE's latent masked reconstruction): observed
+        latents then hold something of what is withheld.
+
+    The decoder is causal: what is observed after a gap does not help to draw the gap.
+    """
     variables = {"params": params}
+    if drop_from == "pixels":
+        video = blank(video, observed, model.config.time_factor, model.config.space_factor)
     posterior = model.apply(variables, video, method="encode")
-    b, g = posterior.mean.shape[:2]
-    latents = _sample(posterior, key, g)
-    dropped = jnp.broadcast_to(jnp.asarray(dropped), (b,))
-    observed = jnp.arange(g)[None, :] < (g - dropped)[:, None]
+    latents = _sample(posterior, key, posterior.mean.shape[1])
     pad = model.apply(variables, latents.shape, _pad_key(key), method="pad_frames")
-    latents = jnp.where(observed[:, :, None, None, None], latents, pad.astype(latents.dtype))
+    kept = observed.reshape(observed.shape + (1,) * (latents.ndim - observed.ndim))
+    latents = jnp.where(kept, latents, pad.astype(latents.dtype))
     features = model.apply(variables, latents, method="decode_features")
     return Prediction(features, posterior, observed.astype(jnp.float32))
+
+
+def blank(video: Array, observed: Array, time_factor: int, space_factor: int) -> Array:
+    """`video (b, 1 + T, H, W, 3)` with mid-grey (0) for the pixels of latent positions that are not `observed`.
+
+    A position `(i, y, x)` stands for a square of `space_factor` pixels in the frames of group `i`.
+    """
+    if observed.ndim == 2:
+        observed = observed[:, :, None, None]
+    else:
+        observed = jnp.repeat(jnp.repeat(observed, space_factor, axis=2), space_factor, axis=3)
+    frames = jnp.concatenate([observed[:, :1], jnp.repeat(observed[:, 1:], time_factor, axis=1)], axis=1)
+    return jnp.where(frames[..., None], video, 0.0)
 
 
 def predict_clip(model: VAE, params: Params, video: Array, observed: int, key: PRNGKey | None = None) -> Array:

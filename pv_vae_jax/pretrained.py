@@ -11,13 +11,15 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from pv_vae_jax.files import write_json
 from pv_vae_jax.models.kinds import build_vae, vae_config_of
@@ -82,12 +84,14 @@ def _load(folder: Path) -> Pretrained:
     hashes = dict(config.get("sha256", {}))
     cls, fields = vae_config_of(config["vae"])
     vae = build_vae(cls(**_tuples(fields)))
-    vae_params = _read(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)), hashes)
+    vae_params = read_params(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)), hashes=hashes)
     diffusion = None
     if "latte" in config:
         latte = Latte(LatteConfig(**_tuples(config["latte"])))
         shape = tuple(config["latents"]["shape"])
-        params = _read(folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)), hashes)
+        params = read_params(
+            folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)), hashes=hashes
+        )
         mean, std = (np.asarray(config["latents"][k], np.float32) for k in ("mean", "std"))
         for name, statistic in (("mean", mean), ("std", std)):
             if statistic.shape != (latte.config.latent_channels,) or not np.isfinite(statistic).all():
@@ -174,18 +178,40 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path, expected: Params, hashes: dict[str, str]) -> Params:
-    """Tensors of `path`, checked against the expected tree and the file's hash; every fault is named at once."""
-    found = load_file(path)
-    expected = flatten_dict(expected, sep="/")
-    faults = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"left over {name}" for name in sorted(found.keys() - expected.keys())]
+def read_params(
+    path: Path, expected: Params, *, whole: bool = True, hashes: Mapping[str, str] = MappingProxyType({})
+) -> Params:
+    """Tensors of the safetensors file `path` that the tree of shapes `expected` names, as float32 arrays.
+
+    No other tensor is read, and memory never holds more than these and one of them twice.
+
+    Args:
+      path: the file.
+      expected: shapes by name.
+      whole: whether tensors that `expected` does not name are a fault.
+      hashes: SHA-256 by file name; a file that has none is not checked.
+
+    Raises:
+      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
+        the one whose hash is known.
+    """
+    wanted = flatten_dict(expected, sep="/")
+    with safe_open(path, "numpy") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    faults = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
+    faults += [f"left over {name}" for name in sorted(shapes.keys() - wanted.keys()) if whole]
     faults += [
-        f"{name} has shape {found[name].shape}, expected {expected[name].shape}"
-        for name in sorted(found.keys() & expected.keys())
-        if found[name].shape != expected[name].shape
+        f"{name} has shape {shapes[name]}, expected {wanted[name].shape}"
+        for name in sorted(shapes.keys() & wanted.keys())
+        if shapes[name] != wanted[name].shape
     ]
-    faults += [f"{name} is not finite" for name, value in sorted(found.items()) if not np.isfinite(value).all()]
+    found = {}
+    for name in sorted(shapes.keys() & wanted.keys()):
+        with safe_open(path, "numpy") as file:  # anew each time: what was read of an open file stays in memory
+            value = file.get_tensor(name)
+        if not np.isfinite(value.sum(dtype=np.float64)):  # which one NaN or infinity makes so, without a second array
+            faults.append(f"{name} is not finite")
+        found[name] = jax.numpy.array(value, jax.numpy.float32).block_until_ready()
     if faults:
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
     if path.name in hashes and _file_hash(path) != hashes[path.name]:
@@ -193,7 +219,7 @@ def _read(path: Path, expected: Params, hashes: dict[str, str]) -> Params:
             f"{path} is damaged: its SHA-256 is not the one in config.json. Copy the model again; if you changed the "
             'weights yourself, take "sha256" out of config.json'
         )
-    return unflatten_dict({k: jax.numpy.asarray(v, jax.numpy.float32) for k, v in found.items()}, sep="/")
+    return unflatten_dict(found, sep="/")
 
 
 def _tuples(tree: dict) -> dict:

@@ -80,8 +80,9 @@ def encode_chunks(model: VAE, params: Params, video: Array, chunk: int = CHUNK) 
       ShapeError: frame count or size does not fit; the message names the nearest that do.
     """
     config = model.config
-    check_clip_shape(*video.shape[1:4], config.time_factor, config.space_factor)
-    first, *later = chunk_sizes(config.latent_frames(video.shape[1]), chunk)
+    _, frames, height, width, _ = video.shape
+    check_clip_shape(frames, height, width, config.time_factor, config.space_factor)
+    first, *later = chunk_sizes(config.latent_frames(frames), chunk)
 
     def step(cache, frames):
         return encode_step(model, params, cache, frames)

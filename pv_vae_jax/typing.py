@@ -6,6 +6,7 @@ channels, `g` latent frames (groups), `k` dropped groups, `n` tokens, `d` width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,6 +14,11 @@ import jax
 Array = jax.Array
 PRNGKey = jax.Array
 Params = Any  # a nested dict of arrays, as Flax Linen makes it
+
+
+def sum_of(arrays: Iterable[Array]) -> Array:
+    """The sum of at least one array; to a type checker `sum` may be the number 0."""
+    return sum(arrays)  # pyright: ignore[reportReturnType]
 
 
 class ShapeError(ValueError):

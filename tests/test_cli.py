@@ -198,11 +198,32 @@ def test_a_setting_younger_than_the_work_directory_stands_at_its_default(trained
         open_run(load_experiment(tiny_experiment, {"video.optimizer.name": "muon"}), tmp_path)
 
 
-def test_two_processes_do_not_share_a_work_directory(trained, tiny_experiment):
-    with reopen_run(trained).lock():
-        assert "is in use by another process" in fails("train", "--config", tiny_experiment, "--workdir", trained)
-        assert "is in use by another process" in fails("encode", "--workdir", trained)
+def test_two_processes_do_not_train_one_stage(trained, tiny_experiment, tmp_path):
+    with open_run(load_experiment(tiny_experiment), tmp_path / "new").lock("image"):
+        line = fails("train", "--config", tiny_experiment, "--workdir", tmp_path / "new")
+        assert "new/image is in use by another process" in line
+    with reopen_run(trained).lock("latents"):
+        assert "latents is in use by another process" in fails("encode", "--workdir", trained)
     assert pv_vae("encode", "--workdir", trained)[0] == 0
+
+
+def test_the_decoder_is_tuned_while_the_transformer_trains(trained, tiny_experiment, tmp_path):
+    """The encoder is frozen, so latents and transformer are those of stages that run one after the other."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("config.json", "image", "video"):
+        (shutil.copytree if (trained / name).is_dir() else shutil.copy)(trained / name, workdir / name)
+    train = ("train", "--config", tiny_experiment, "--workdir", workdir, "--stage")
+    with reopen_run(workdir).lock("decoder"):  # another process is at it
+        for stage in ("latents", "diffusion"):
+            assert pv_vae(*train, stage)[0] == 0
+    first = load(workdir / "diffusion" / "model")
+    assert same(first.vae_params, load(workdir / "video" / "model").vae_params)
+    assert pv_vae(*train, "decoder")[0] == 0
+    one_by_one, side_by_side = load(trained / "diffusion" / "model"), load(workdir / "diffusion" / "model")
+    assert same(side_by_side.diffusion.params, one_by_one.diffusion.params)
+    assert same(side_by_side.vae_params, one_by_one.vae_params) and not same(side_by_side.vae_params, first.vae_params)
+    assert side_by_side.meta == one_by_one.meta
 
 
 def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_experiment):

@@ -1,9 +1,13 @@
 """What the documents say is so: their commands parse, their programs run, their errors are the real ones."""
 
 import contextlib
+import dataclasses
 import io
+import math
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +19,7 @@ import pytest
 from absl import flags
 
 from pv_vae_jax.cli.main import COMMANDS, main
-from pv_vae_jax.config import Experiment, load_experiment, override, parse_overrides
+from pv_vae_jax.config import TRAINED, Experiment, load_experiment, override, parse_overrides
 from pv_vae_jax.typing import ShapeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +78,11 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.models.sizes import SIZES
 
         override(SIZES["wan22"], overrides)
+    elif name == "bench":
+        from pv_vae_jax.cli.bench import find_bench
+
+        if overrides:
+            override(find_bench(rest[0]).Settings(), overrides)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:
@@ -184,6 +193,121 @@ def test_every_command_shows_its_flags(name):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["pv-vae", name, "--help"]) == 0
     assert f"pv-vae {name}" in out.getvalue() and "--" in out.getvalue()
+
+
+# The commands run. Their experiment is replaced by one of the same name that takes seconds, their files by small ones.
+
+# What is added to a command that begins like this, to keep it short.
+SHORTER = {
+    "pv-vae sample": "--steps=2",
+    "pv-vae evaluate --real": "--clips=8 --nointervals",
+    "pv-vae evaluate --real=clips": "--clips=8 --nointervals --frames=5",
+    "pv-vae analyze": "--clips=4 --frames=5 --size=16",
+    "pv-vae prepare": "--min_frames=5",
+    "pv-vae inspect --config experiments/demo.py --stage video --config.mesh": "--config.video.batch_size=8",
+}
+# Not run here, and why.
+ELSEWHERE = {
+    "pv-vae convert": "tests/test_convert.py runs them, on narrow networks",
+    "pv-vae features": "training a feature network takes hours, and tests/test_protocol.py measures",
+    "--topology": "needs libtpu: tests/test_topology.py",
+    "experiments/paper_": "needs accelerators; checked at full size above",
+    "--coordinator": "tests/test_processes.py runs several processes",
+    "runs/muon": "demo at other rates: nothing that the others do not run",
+    "runs/adamw": "the same",
+    "runs/paper": "needs the paper's run",
+    "images/unwell": "of runs with other settings, drawn as the curves of the demo are",
+    "runs/gan": "the settings of a run that is unwell",
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with everything that the documents' commands name, and the demo trained."""
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+    from pv_vae_jax.data.synthetic import SyntheticVideos
+    from pv_vae_jax.data.video_files import write_video
+    from tests.test_cli import TINY_EXPERIMENT
+
+    place = tmp_path_factory.mktemp("workplace")
+    world = SyntheticVideos(clips=16, frames=25, size=32)
+    videos = np.stack([world.clip(i)["video"] for i in range(16)])
+    (place / "experiments").mkdir()
+    (place / "experiments" / "demo.py").write_text(TINY_EXPERIMENT)
+    write_video(place / "clip.mp4", videos[0], fps=8)
+    for name in ("clips", "folder", "generated"):
+        for i, video in enumerate(videos):
+            path = place / name / world.class_names[i % 2] / f"{i}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, video, fps=24)
+    np.savez(place / "samples.npz", video=videos[:, :17])
+    np.save(place / "in.npy", videos[:, :17])
+    np.save(place / "out.npy", videos[:, 1:18])
+    (place / "docs" / "images").mkdir(parents=True)
+    with contextlib.chdir(place):
+        run_command("pv-vae train --config experiments/demo.py --workdir runs/demo")
+    for name in "ab":
+        shutil.copytree(place / "runs" / "demo" / "video" / "model", place / "models" / name)
+    return place
+
+
+def run_command(line: str) -> str:
+    """A documented command, shortened, in this process; what it prints."""
+    shorter = [more for start, more in SHORTER.items() if line.startswith(start)]
+    words = shlex.split(f"{line} {shorter[-1]}" if shorter else line)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        if words[0] == "pv-vae":
+            assert main(words) == 0, f"{line}\n{err.getvalue()}"
+        else:
+            runpy.run_path(str(ROOT / words[1]), {"sys": sys}, "documents")["main"](words[2:])
+    return out.getvalue()
+
+
+def executable(page: str) -> list[str]:
+    lines = [line for block in blocks(ROOT / page, "sh") for line in lines_of(block)]
+    ours = [line for line in lines if line.startswith(("pv-vae ", "python docs/"))]
+    return [line for line in ours if not any(mark in line for mark in ELSEWHERE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("data", "evaluation", "recipes", "scaling"))]
+)
+def test_the_commands_of_a_page_run(page, workplace, tmp_path, monkeypatch):
+    lines = executable(page)
+    assert lines
+    place = tmp_path / "place"
+    shutil.copytree(workplace, place)
+    if page == "docs/data.md":  # trains the demo on other clips
+        shutil.rmtree(place / "runs")
+    monkeypatch.chdir(place)
+    for line in lines:
+        run_command(line)
+    left = {
+        "README.md": [
+            "out/clip_reconstruction.mp4",
+            "out/clip_prediction.mp4",
+            "out/samples_orbit.mp4",
+            "shards/train",
+        ],
+        "docs/data.md": ["runs/demo/report/report.html"],
+        "docs/evaluation.md": ["s.json", "analysis"],
+        "docs/recipes.md": ["docs/images/recipe_kl.svg", "runs/well/report/report.html"],
+        "docs/scaling.md": [],
+    }[page]
+    assert all((place / name).exists() for name in left), left
+
+
+def test_every_command_of_ours_is_run_or_says_where():
+    pages = [str(page.relative_to(ROOT)) for page in PAGES]
+    run = {page for page in pages if executable(page)}
+    assert run == {"README.md", *(f"docs/{name}.md" for name in ("data", "evaluation", "recipes", "scaling"))}
+    for reason in ELSEWHERE.values():
+        for file in re.findall(r"tests/\w+\.py", reason):
+            assert (ROOT / file).exists(), file
+    lines = [str(param.values[0]) for param in COMMAND_LINES]
+    assert all(any(mark in line for line in lines) for mark in ELSEWHERE), "what no page names any more"
+    assert all(any(line.startswith(start) for line in lines) for start in SHORTER)
 
 
 # Programs.
@@ -299,3 +423,96 @@ def test_programs_name_what_the_package_has(page):
         for module, names in re.findall(r"^from (pv_vae_jax[\w.]*) import ([\w, ]+)$", block, re.MULTILINE):
             for name in names.split(", "):
                 assert hasattr(importlib.import_module(module), name), f"{page.name}: {module}.{name}"
+
+
+# Recipes.
+
+PAPER = {"paper_vae": ("image", "video", "decoder"), "paper_latte": ("decoder", "diffusion")}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_experiments_resolve_at_full_size(name):
+    """What `pv-vae inspect` does before it compiles: every stage with trained steps, on eight devices, all abstract."""
+    from pv_vae_jax.cli.inspect import plan_step
+    from pv_vae_jax.models.sizes import SIZES
+    from pv_vae_jax.sharding.mesh import make_mesh
+    from pv_vae_jax.sharding.rules import check_split
+    from pv_vae_jax.train.run import check_mesh
+
+    experiment = load_experiment(ROOT / "experiments" / f"{name}.py", {"data.source": "synthetic"})
+    assert experiment.vae.name == "t4s16c64" and experiment.data.frames == 17 and experiment.data.size == 256
+    assert [s for s in TRAINED if getattr(experiment, s).steps] == list(PAPER[name])
+    assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == SIZES["paper"]
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+    for stage in PAPER[name]:
+        check_mesh(mesh, experiment, stage)
+        plan = plan_step(experiment, stage, mesh)
+        check_split(mesh, plan.state.params, plan.sharding.params)
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state.params))
+        assert count == pytest.approx({"diffusion": 674e6}.get(stage, 661e6), rel=0.01)
+
+
+def test_the_papers_experiments_hold_the_papers_numbers():
+    vae = load_experiment(ROOT / "experiments" / "paper_vae.py")
+    assert (vae.image.steps, vae.video.steps, vae.decoder.steps) == (300_000, 50_000, 50_000)
+    assert vae.video.drop_ratio == 1 and vae.vae.pad == "learnable" and vae.decoder.drop_ratio == 0
+    assert vae.video.objective.gan_start == 5_000 and vae.decoder.objective.gan_start == 0
+    assert {"encoder"} <= set(vae.decoder.frozen) and vae.video.objective.motion == 1
+    for stage in (vae.image, vae.video, vae.decoder):
+        assert (stage.optimizer.name, stage.optimizer.learning_rate, stage.optimizer.final_fraction) == (
+            "adamw",
+            5e-5,
+            0.1,
+        )
+    latte = load_experiment(ROOT / "experiments" / "paper_latte.py")
+    assert (latte.diffusion.steps, latte.diffusion.batch_size) == (250_000, 64)
+    assert latte.diffusion.optimizer.learning_rate == 1e-4 and latte.sampling.steps == 100
+    assert (latte.latte.depth, latte.latte.patch, latte.sampling.clips) == (28, 1, 2_048)
+
+
+def test_a_stage_in_which_nothing_moves_brings_a_vae_into_a_run(tiny, tmp_path):
+    """`experiments/paper_latte.py` rests on it."""
+    from pv_vae_jax import pretrained
+    from pv_vae_jax.config import DataConfig, MeshConfig
+    from pv_vae_jax.train.stages import train
+
+    model, params, _ = tiny
+    pretrained.save(tmp_path / "vae", pretrained.Pretrained(model, params))
+    paper = load_experiment(ROOT / "experiments" / "paper_latte.py").decoder
+    stage = dataclasses.replace(paper, batch_size=2, init_from=str(tmp_path / "vae"))
+    latte = dataclasses.replace(Experiment().latte, latent_channels=4)
+    data = DataConfig(clips=4, frames=7, size=16)
+    experiment = Experiment(data=data, vae=model.config, decoder=stage, latte=latte, mesh=MeshConfig(data=1))
+    train(experiment, tmp_path / "run", ["decoder"])
+    after = pretrained.load(tmp_path / "run").vae_params
+    assert jax.tree.all(jax.tree.map(np.array_equal, after, params))
+
+
+def test_curves_are_drawn_from_the_rows_of_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import json
+
+    import curves
+
+    for name, last in (("a", 0.5), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        rows = [{"step": i, "mse": last * 10 / i} for i in range(1, 11)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "c.svg"
+    curves.main([str(out), "Error", "mse", f"a={tmp_path}/a", f"b={tmp_path}/b", "--log"])
+    assert "a 0.5<" in out.read_text() and "b 2<" in out.read_text()
+    for runs in ([f"{tmp_path}/none"], [f"{tmp_path}/a", f"{tmp_path}/b"]):
+        with pytest.raises(SystemExit):
+            curves.main([str(out), "Error", "mse", *runs])
+    said = capsys.readouterr().err
+    assert "holds no metrics.jsonl" in said and "NAME=FOLDER" in said
+
+
+def test_the_recipes_show_every_figure_with_the_command_that_drew_it():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    drawn = re.findall(r"python docs/curves\.py docs/(images/\w+\.svg)", page)
+    shown = re.findall(r"!\[[^\]]+\]\((images/\w+\.svg)\)", page)
+    assert shown == drawn and len(drawn) >= 6
+    for name in drawn:
+        assert (ROOT / "docs" / name).read_text().startswith("<svg")
+    assert {f"images/{p.name}" for p in (ROOT / "docs" / "images").glob("*.svg")} == set(drawn)

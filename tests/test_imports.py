@@ -23,17 +23,20 @@ ALLOWED = {
     "sharding": {"typing"},
     "layers": {"typing", "sharding"},
     "models": {"typing", "sharding", "layers"},
+    "masking": {"typing"},
     "losses": NETWORKS,
     "convert": {"typing", "layers", "models"},
-    "predictive": NETWORKS,
+    "predictive": NETWORKS | {"masking"},
     "streaming": NETWORKS,
     "pretrained": NETWORKS | {"files"},
     "diffusion": {"typing"},
     "data": {"files"},  # numpy only: loader processes must not start JAX, and typing imports it
-    "config": NETWORKS | {"files", "losses", "diffusion"},  # the dataclasses that an experiment is made of
-    "evaluation": NETWORKS | {"files", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
-    "train": NETWORKS | {"files", "losses", "pretrained", "predictive", "diffusion", "data", "config"},
-    "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},
+    "config": NETWORKS | {"files", "losses", "diffusion", "masking"},  # the dataclasses that an experiment is made of
+    "evaluation": NETWORKS
+    | {"files", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
+    "train": NETWORKS
+    | {"files", "convert", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
+    "": NETWORKS | {"masking", "predictive", "streaming", "diffusion", "pretrained"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 EXPERIMENTS = {"config"}
@@ -44,6 +47,7 @@ FORBIDDEN = {
     "models": {"ml_collections", "grain", "orbax", "absl"},
     "layers": {"ml_collections", "grain", "orbax", "absl"},
     "diffusion": {"ml_collections", "grain", "orbax", "absl", "flax"},
+    "masking": {"ml_collections", "grain", "orbax", "absl", "flax"},
     "predictive": {"ml_collections", "grain", "orbax", "absl"},
     "streaming": {"ml_collections", "grain", "orbax", "absl"},
 }

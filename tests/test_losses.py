@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.losses.adversarial import adaptive_weight, discriminator_hinge, generator_hinge
+from pv_vae_jax.losses.correlation import local_correlation
 from pv_vae_jax.losses.kl import kl_divergence
-from pv_vae_jax.losses.objective import Objective, pixel_terms
+from pv_vae_jax.losses.objective import Objective, latent_terms, pixel_terms
 from pv_vae_jax.losses.reconstruction import motion_error, squared_error
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.vae import Posterior
@@ -69,3 +70,72 @@ def test_discriminators_give_patch_logits_for_clips_and_images(kinds, count):
     if count == 2:
         assert clip[1].shape == (2, 2, 2, 2)  # 5 frames -> 3 -> 2
     assert all(np.isfinite(x).all() for x in clip)
+
+
+def correlation(mean, observed=None):
+    observed = jnp.ones(mean.shape[:2]) if observed is None else observed
+    return float(jax.jit(local_correlation)(Posterior(jnp.asarray(mean), jnp.zeros(mean.shape)), observed))
+
+
+NOISE = np.random.default_rng(0).standard_normal((2, 5, 4, 6, 8)).astype(np.float32)
+COARSE = NOISE[:, ::2, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)[:, 1:]  # still within a window
+
+
+def test_local_correlation_is_one_for_windows_of_one_value_and_none_for_noise():
+    assert correlation(COARSE) == pytest.approx(1.0, abs=1e-5)
+    assert abs(correlation(NOISE)) < 0.1
+    assert 0.2 < correlation(COARSE + NOISE) < 0.8
+    checkers = np.indices((4, 6)).sum(0)[None, :, :, None] % 2 * 2.0 - 1.0
+    assert correlation(COARSE[:, :1] * checkers.astype(np.float32)) == pytest.approx(
+        -1 / 3, abs=1e-2
+    )  # 2 of 6 pairs alike
+
+
+def test_local_correlation_is_the_mean_over_the_pairs_of_each_window():
+    """Pair by pair: 2 x 2 of frame 0 and 2 x 2 x 2 after it, both halves alike."""
+    v = (NOISE - NOISE.mean((0, 1, 2, 3))) / NOISE.std((0, 1, 2, 3))
+    halves = []
+    for frames, depth in ((v[:, :1], 1), (v[:, 1:], 2)):
+        pairs = []
+        for t in range(0, frames.shape[1], depth):
+            for y in range(0, 4, 2):
+                for x in range(0, 6, 2):
+                    for clip in frames[:, t : t + depth, y : y + 2, x : x + 2]:
+                        found = np.corrcoef(clip.reshape(-1, 8))
+                        pairs += found[np.triu_indices(len(found), 1)].tolist()
+        halves.append(np.mean(pairs))
+    assert correlation(NOISE) == pytest.approx(np.mean(halves), abs=1e-5)
+
+
+def test_local_correlation_does_not_see_scale_offset_order_or_mirrors():
+    mean = COARSE + NOISE
+    expected = correlation(mean)
+    scale, offset = np.linspace(0.1, 3.0, 8, dtype=np.float32), np.linspace(-2.0, 5.0, 8, dtype=np.float32)
+    for other in (mean * scale + offset, mean[::-1], mean[:, :, ::-1], mean[:, :, :, ::-1], mean[..., ::-1]):
+        assert correlation(other) == pytest.approx(expected, abs=1e-5)
+
+
+def test_local_correlation_counts_what_is_observed():
+    """As if the rest were not there: for frames, and for positions of an odd picture."""
+    for kept in (1, 2, 4):
+        observed = jnp.broadcast_to(jnp.arange(5) < kept, (2, 5)).astype(jnp.float32)
+        assert correlation(NOISE, observed) == pytest.approx(correlation(NOISE[:, :kept]), abs=1e-5)
+    part = jnp.zeros((2, 5, 4, 6)).at[:, :, :3, :5].set(1.0)
+    assert correlation(NOISE, part) == pytest.approx(correlation(NOISE[:, :, :3, :5]), abs=1e-5)
+
+
+def test_the_regulariser_pulls_until_its_target_and_costs_nothing_without_weight():
+    def loss(mean, objective):
+        return latent_terms(objective, Posterior(mean, jnp.zeros_like(mean)), jnp.ones(mean.shape[:2]))
+
+    mean = jnp.asarray(COARSE + NOISE)
+    weighted = Objective(kl=0.0, local_correlation=2.0)
+    total, terms = loss(mean, weighted)
+    assert float(total) == pytest.approx(2.0 * (0.75 - float(terms["local_correlation"])))
+    slope = jax.grad(lambda m: loss(m, weighted)[0])(mean)
+    better = loss(mean - 10.0 * slope, weighted)[1]["local_correlation"]
+    assert float(better) > float(terms["local_correlation"]) + 0.01
+    assert float(loss(jnp.asarray(COARSE), weighted)[0]) == 0.0
+    still = jax.grad(lambda m: loss(m, weighted)[0])(jnp.ones((1, 3, 2, 2, 4)))  # dead latents give no NaN
+    assert np.isfinite(still).all()
+    assert set(loss(mean, Objective())[1]) == {"kl"}

@@ -61,6 +61,10 @@ def test_wheel_holds_the_weights(built):
     assert sum((ROOT / p).stat().st_size for p in data) < 8e6
 
 
+def test_wheel_says_that_it_is_typed(built):
+    assert (built / "pv_vae_jax" / "py.typed").exists()
+
+
 def test_entry_point_exists():
     (script,) = ast.literal_eval(keyword("entry_points"))["console_scripts"]
     command, target = re.fullmatch(r"(\S+) = (\S+)", script).groups()

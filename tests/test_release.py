@@ -36,6 +36,8 @@ def test_the_citation_is_of_this_version():
 
 def test_the_hooks_are_those_of_make_lint():
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    *repository["hooks"], types = repository["hooks"]
+    assert types["entry"] == "make types" and "\ntypes: " in (ROOT / "Makefile").read_text()
     wanted = re.findall(
         r"ruff (check|format)", re.search(r"^lint:.*\n(\t.*\n)+", (ROOT / "Makefile").read_text(), re.M)[0]
     )

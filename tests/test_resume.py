@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -99,7 +100,7 @@ def reference(straight, train):
 def curve(folder: Path) -> list[dict]:
     """Rows of a stage without what a clock decides."""
     rows = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if not k.endswith(("_per_second", "data_wait"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith(("_per_second", "_wait", "compute"))} for row in rows]
 
 
 def assert_same_run(reference, workdir, state):
@@ -358,30 +359,31 @@ def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
 # The real thing
 
 
-def wait_for(process: subprocess.Popen, pattern: str, folder: Path, seconds: float = 240) -> bool:
-    """Whether a path of this pattern appeared before the process ended."""
+def wait_for(process: subprocess.Popen, patterns: Sequence[str], folder: Path, seconds: float = 240) -> bool:
+    """Whether a path of one of these patterns appeared before the process ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
-        if any(folder.glob(pattern)):
+        if any(any(folder.glob(pattern)) for pattern in patterns):
             return True
         time.sleep(0.002)
     return False
 
 
-# What to wait for, and the longest pause (s) before the kill: at once where a file is just being written.
+# What to wait for; what shows that it passed unseen, so that the run is killed before it ends; the longest pause (s)
+# before the kill: at once where a file is just being written.
 MOMENTS = (
-    ("config.json", 8.0),
-    ("image/checkpoints/*tmp*", 0.01),
-    ("image/metrics.jsonl", 3.0),
-    ("video/checkpoints/*tmp*", 0.05),
-    ("video/checkpoints/9", 2.0),
-    ("video/model/*", 0.01),
-    ("decoder/checkpoints/*tmp*", 0.2),
-    ("latents/*.tmp", 0.005),
-    ("latents/00000.array_record", 0.5),
-    ("diffusion/checkpoints/*tmp*", 0.05),
-    ("diffusion/metrics.jsonl", 2.0),
-    ("report", 1.0),
+    ("config.json", "image/metrics.jsonl", 8.0),
+    ("image/checkpoints/*tmp*", "video", 0.01),
+    ("image/metrics.jsonl", "video", 3.0),
+    ("video/checkpoints/*tmp*", "video/model", 0.05),
+    ("video/checkpoints/9", "decoder", 2.0),
+    ("video/model/*", "decoder", 0.01),
+    ("decoder/checkpoints/*tmp*", "latents", 0.2),
+    ("latents/*.tmp", "latents/*.array_record", 0.005),
+    ("latents/00000.array_record", "latents/manifest.json", 0.5),
+    ("diffusion/checkpoints/*tmp*", "diffusion/model", 0.05),
+    ("diffusion/metrics.jsonl", "diffusion/model", 2.0),
+    ("report", "report/*.html", 1.0),
 )
 KILLS = 20
 
@@ -411,10 +413,11 @@ def test_kill_9_at_any_moment(tiny_experiment, tmp_path):  # noqa: F811
     kills = 0
     extra = rng.choice(len(MOMENTS), KILLS - len(MOMENTS))  # in the order of a run, each moment at least once
     for i in sorted([*range(len(MOMENTS)), *extra]):
-        pattern, pause = MOMENTS[i]
+        *patterns, pause = MOMENTS[i]
+        passed = any(killed.glob(patterns[1]))  # then any time from the start of the process will do
         process = start(killed)
-        if wait_for(process, pattern, killed):
-            time.sleep(rng.uniform(0, pause))
+        if wait_for(process, patterns, killed):
+            time.sleep(rng.uniform(0, 8.0 if passed else pause))
         process.kill()
         kills += process.wait() == -signal.SIGKILL
     assert kills >= 12  # the others came too late: the run had ended

@@ -8,18 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from pv_vae_jax.config import OptimizerConfig
+from pv_vae_jax.config import OptimizerConfig, VAEStageConfig
 from pv_vae_jax.losses.objective import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.train import loop
+from pv_vae_jax.train import loop, vae_stage
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import ema_update, optimizer, schedule, split_frozen
 from pv_vae_jax.train.state import create_state
 from pv_vae_jax.train.vae_step import VAEStep
 from tests.conftest import TINY
+from tests.test_cli import pv_vae, tiny_experiment  # noqa: F401
 
 LEARN = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
 BATCH = {
@@ -91,6 +92,91 @@ def test_the_gradient_in_pieces_is_the_gradient_of_the_loss(tiny):
 
     for a, b in zip(jax.tree.leaves(used), jax.tree.leaves(jax.jit(jax.grad(loss))(params)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-3)
+
+
+def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
+    """As above, for what lies beyond the paper."""
+    from pv_vae_jax.losses.objective import latent_terms, pixel_terms
+    from pv_vae_jax.masking import draw_observed
+    from pv_vae_jax.pixels import to_float
+    from pv_vae_jax.predictive import predict_masked
+
+    model, params, _ = tiny
+    objective = Objective(kl=1e-2, local_correlation=0.5)
+    step = VAEStep(model, objective, optax.sgd(1.0), drop_pattern="random", drop_from="latents")
+    video = np.random.default_rng(1).integers(0, 256, (2, 5, 16, 16, 3), np.uint8)
+    state = step.create(params)
+    run = jax.jit(step, static_argnames=("dropped", "gan"))
+    after, logs = run(state, {"video": video, "dropped": np.array([1, 1], np.int32)}, dropped=None)
+    used = jax.tree.map(jnp.subtract, state.params, after.params)
+
+    def loss(params):
+        key, clip = jax.random.fold_in(jax.random.key(0), 0), to_float(video)
+        observed = draw_observed("random", jax.random.fold_in(key, 2), jnp.array([1, 1]), (3, 2, 2))
+        out = predict_masked(model, params, clip, observed, key, drop_from="latents")
+        pixels = model.apply({"params": params}, out.features, method="to_pixels")
+        total = pixel_terms(objective, pixels, clip)[0] + latent_terms(objective, out.posterior, out.observed)[0]
+        return total, observed
+
+    (value, observed), expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert (np.asarray(observed).sum((1, 2, 3)) == 8).all() and not np.asarray(observed).all((2, 3))[:, 1:].any(1).all()
+    np.testing.assert_allclose(logs["loss"], value, rtol=1e-5)
+    assert -1 <= float(logs["local_correlation"]) < 0.75
+    for a, b in zip(jax.tree.leaves(used), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-3)
+    with pytest.raises(ValueError, match="'random' needs filled"):
+        jax.eval_shape(lambda s: step(s, {"video": video}, dropped=1), state)
+
+
+def test_scheduled_numbers_of_groups_follow_the_ratio_and_the_step_alone():
+    stage = VAEStageConfig(steps=400, drop_ratio=1.0, drop_schedule="linear", drop_ramp=0.5)
+    one, many = np.int32(0), np.zeros(4, np.int32)
+    draw = lambda number, like, host=0: vae_stage.scheduled_drops(3, "video", stage, 5, number, like, host)  # noqa: E731
+    drawn = np.array([draw(n, one) for n in range(400)])
+    limits = np.minimum(np.arange(400) / 200 * 4 + 1e-6, 4).astype(int)
+    assert (drawn <= limits).all() and {0, 1, 2, 3, 4} == set(drawn[200:].tolist())
+    assert all((drawn[limits == most] == most).any() for most in range(5))
+    assert draw(7, one).dtype == np.int32 and draw(7, one).shape == ()
+    everyone = draw(399, np.zeros(8, np.int32))
+    np.testing.assert_array_equal(everyone, np.concatenate([draw(399, many, host) for host in (0, 1)]))
+    assert len(set(everyone.tolist())) > 1
+    assert draw(399, one, 1) == draw(399, one, 0)  # all hosts run the same program
+    ended = dataclasses.replace(stage, drop_ratio=0.0, drop_ratio_start=1.0)
+    assert ended.drop_ratio_max == 1.0 and stage.drop_ratio_max == 1.0
+    assert not any(vae_stage.scheduled_drops(3, "video", ended, 5, n, one) for n in range(200, 400))
+
+
+@pytest.mark.parametrize("form", [pytest.param("truncated", marks=pytest.mark.slow), "filled"])  # a program for each k
+def test_a_run_with_a_schedule_that_was_cut_ends_with_the_same_bits(tiny_experiment, tmp_path, monkeypatch, form):  # noqa: F811
+    """A whole run through the command; the filled form with a pattern. The ratio is 0 for two steps, then all."""
+    settings = {"steps": 4, "drop_schedule": "linear", "drop_ramp": 0.5, "objective.gan": 0, "drop_form": form}
+    settings |= {"drop_per_example": form == "filled"}
+    if form == "filled":
+        settings |= {"drop_pattern": "block", "objective.local_correlation": 0.1}
+    flags = [f"--config.video.{key}={value}" for key, value in settings.items()]
+    flags += ["--config.image.steps=0", "--config.decoder.steps=0", "--stage=video"]
+    real, seen = vae_stage.scheduled_drops, {}
+
+    def train(workdir, stop=None):
+        def spy(seed, name, stage, groups, number, like, host=0):
+            if number == stop:
+                raise KeyboardInterrupt
+            seen.setdefault(number, []).append(real(seed, name, stage, groups, number, like, host))
+            return seen[number][-1]
+
+        monkeypatch.setattr(vae_stage, "scheduled_drops", spy)
+        status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", workdir, *flags)
+        assert (status == 0) == (stop is None), error
+        return error
+
+    train(tmp_path / "whole")
+    train(tmp_path / "cut", stop=3)
+    assert "resumed at step 2 of 4" in train(tmp_path / "cut")
+    assert [len(draws) for draws in (seen[n] for n in range(4))] == [2, 2, 3, 2]
+    assert all(np.array_equal(draws[0], other) for draws in seen.values() for other in draws)
+    assert not np.any(seen[0]) and any(np.any(seen[n]) for n in range(4))
+    model = [(tmp_path / run / "video" / "model" / "vae.safetensors").read_bytes() for run in ("whole", "cut")]
+    assert model[0] == model[1]
 
 
 def test_a_frozen_encoder_does_not_move_by_one_bit(tiny):

@@ -1,17 +1,22 @@
 """What a step costs, read from its trace and from compiled programs; TPU programs where libtpu is installed."""
 
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from pv_vae_jax.config import TRAINED, load_experiment
 from pv_vae_jax.sharding.hlo import Traffic, step_flops, traffic
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.topology import topology_devices
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_flops_of_products_convolutions_and_loops():
@@ -93,6 +98,30 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_here(topology, tiny_experiment
     assert done.returncode == 0, done.stderr
     for words in ("of TPU v5 lite, v5e:2x2", "peak memory a device", "all-gather", "params/pairs/spatial/mlp1/kernel"):
         assert words in done.stdout
+
+
+def shipped():
+    """(experiment, topology, flags) of every line that an experiment names."""
+    for path in sorted((ROOT / "experiments").glob("*.py")):
+        for topology, settings in runpy.run_path(str(path)).get("TOPOLOGIES", {}).items():
+            yield pytest.param(path, topology, settings, id=f"{path.stem}-{topology}")
+
+
+def test_every_shipped_experiment_names_a_topology():
+    named = {case.values[0] for case in shipped()}
+    assert named == {path for path in (ROOT / "experiments").glob("*.py") if "def get_config" in path.read_text()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7_200)
+@pytest.mark.parametrize("path, name, settings", list(shipped()))
+def test_a_shipped_experiment_fits_the_topologies_it_names(topology, path, name, settings):
+    experiment = load_experiment(path)
+    for stage in (stage for stage in TRAINED if getattr(experiment, stage).steps):
+        command = [sys.executable, "-m", "pv_vae_jax", "inspect", "--config", str(path), f"--stage={stage}"]
+        command += [f"--topology={name}", *(f"--config.{setting}" for setting in settings)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+        assert done.returncode == 0 and "peak memory a device" in done.stdout, done.stderr
 
 
 def test_what_does_not_fit_is_told_with_the_amount(topology):

@@ -90,7 +90,7 @@ def out_of_memory(tmp_path) -> str:
 
 
 def in_use(tmp_path) -> str:
-    with made(tmp_path).lock():
+    with made(tmp_path).lock("image"):
         return train_with(tmp_path)
 
 

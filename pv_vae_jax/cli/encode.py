@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pv_vae_jax.cli.train import last_vae_stage
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.train.latents_stage import encode_latents, open_latents
 from pv_vae_jax.train.run import reopen_run
@@ -29,8 +28,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if positional or overrides:
         raise ConfigError("pv-vae encode takes --workdir only: the configuration is the run's own")
     run = reopen_run(values.workdir)
-    stage = last_vae_stage(run)
-    with run.lock():
+    stage = run.last_vae_stage()
+    with run.lock("latents"):
         encode_latents(run, stage)
     cache = open_latents(run, stage)
     mean, std = cache.statistics

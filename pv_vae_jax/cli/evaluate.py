@@ -37,7 +37,6 @@ from tqdm import tqdm
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.cli import evaluate_sets
-from pv_vae_jax.cli.train import steps_of
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
 from pv_vae_jax.data.sources import NoVideosError, VideoSource
 from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
@@ -116,7 +115,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     if clips and len(video) < clips:
         notes.append(f"{clips} clips were asked for, the {split} split has {len(video)}.")
     metrics: dict[str, Any] = _describe(run, split, len(video)) | {"notes": notes}
-    unfinished = [stage for stage in STAGES if steps_of(run, stage) and stage not in finished]
+    unfinished = [stage for stage in STAGES if run.steps(stage) and stage not in finished]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
     metrics["stages"] = {}
     shown: dict[str, Any] = {"curves": {}}
@@ -163,6 +162,11 @@ def _report_folder(run: Run, found: int, clips: int | None, sampled: int | None)
     name = f"report-{found}-clips" + ("" if sampled is None else f"-{sampled}-samples")
     print(f"{folder} holds a report of more clips and stays: this one goes to {name}", file=sys.stderr)
     return run.workdir / name
+
+
+def read_test_clips(run: Run) -> tuple[np.ndarray, list[str]]:
+    """The clips that a run is measured on, `(n, t, h, w, 3)` uint8, and the class of each."""
+    return _read_clips(_open_clips(run, None)[0], run.experiment.data.test_clips)
 
 
 def _open_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:

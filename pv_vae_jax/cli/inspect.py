@@ -173,6 +173,8 @@ def abstract_step(experiment: Experiment, name: str, kind: SizedBatch | None = N
             optimizer(stage.discriminator_optimizer, max(stage.steps, 1)),
             stage.frozen,
             micro_batches=stage.micro_batches,
+            drop_pattern=stage.drop_pattern,
+            drop_from=stage.drop_from,
         )
 
         def create():
@@ -180,7 +182,7 @@ def abstract_step(experiment: Experiment, name: str, kind: SizedBatch | None = N
             return step.create(params, discriminator.init(jax.random.key(0), clip)["params"] if gan else None)
 
         batch = {"video": shape(kind.shape, jnp.uint8)}
-        filled = stage.drop_form == "filled" and stage.drop_ratio > 0 and kind.frames > 1
+        filled = stage.drop_form == "filled" and stage.drop_ratio_max > 0 and kind.frames > 1
         if filled:
             batch["dropped"] = shape((kind.batch_size,) if stage.drop_per_example else (), jnp.int32)
         return step, jax.eval_shape(create), batch, {"dropped": None if filled else 0, "gan": gan}

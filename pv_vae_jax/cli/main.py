@@ -16,10 +16,13 @@ COMMANDS = {
     "reconstruct": "encode and decode video files",
     "predict": "see the first frames of a video, draw the rest",
     "evaluate": "measure a run and write its report, or compare two sets of clips",
+    "compare": "put evaluated runs side by side, and beside the paper's numbers, on one page",
     "analyze": "compare the latents of one VAE or several on the same clips",
+    "probe": "measure what the features of a model know about motion",
     "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
+    "bench": "measure time and memory beside PyTorch and diffusers (in a clone)",
 }
 
 

@@ -21,10 +21,11 @@ from absl import flags
 
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
 from pv_vae_jax.data.sources import NoVideosError, describe
-from pv_vae_jax.pretrained import find_model
 from pv_vae_jax.sharding.processes import is_first, start_processes, wait_for_all
+from pv_vae_jax.train.hand_over import find_start
 from pv_vae_jax.train.run import Run, check_mesh, open_run
 from pv_vae_jax.train.sizes import sized_batches
+from pv_vae_jax.train.stages import perceptual_term, train_stage
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -50,21 +51,15 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     except ValueError as error:
         raise ConfigError(str(error)) from error
     run = open_run(experiment, values.workdir)
-    with run.lock():
-        _train(run, values.stage)
+    _train(run, values.stage)
 
 
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
-    for stage in VAE_STAGES:
-        if steps_of(run, stage) and getattr(run.experiment, stage).objective.perceptual:
-            raise ConfigError(
-                f"{stage}.objective.perceptual needs a perceptual function, and no weights come with the command line: "
-                f"pass one to pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
-            )
-    check_stages(run, [stage for stage in stages if steps_of(run, stage) and not run.finished(stage)])
+    perceptual = perceptual_term(run)
+    check_stages(run, [stage for stage in stages if run.steps(stage) and not run.finished(stage)])
     for stage in stages:
-        if steps_of(run, stage) == 0:
+        if run.steps(stage) == 0:
             if wanted == stage:
                 owner = "diffusion" if stage == "latents" else stage  # latents are cached for diffusion alone
                 raise ConfigError(f"stage {stage} has no steps in this configuration: set --config.{owner}.steps=N")
@@ -73,7 +68,8 @@ def _train(run: Run, wanted: str) -> None:
             say(f"{stage}: finished before")
             continue
         began = time.time()
-        train_stage(run, stage)
+        with run.lock(stage):
+            train_stage(run, stage, perceptual)
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
     if wanted == "all" and is_first():
         from pv_vae_jax.cli.evaluate import evaluate_run
@@ -102,7 +98,7 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
         check_mesh(run.mesh, run.experiment, stage)
         start = getattr(getattr(run.experiment, stage), "init_from", "")
         if start and not Path(start).resolve().is_relative_to(run.workdir.resolve()):  # a stage of this run comes yet
-            find_model(start)
+            find_start(start)
         kinds = sized_batches(run.experiment, stage) if stage in VAE_STAGES else (None,)
         try:
             with jax.set_mesh(run.mesh):
@@ -120,41 +116,6 @@ def say(text: str) -> None:
     """To standard error, once for all processes."""
     if is_first():
         print(text, file=sys.stderr)
-
-
-def train_stage(run: Run, stage: str) -> None:
-    """Train one stage on top of those before it."""
-    from pv_vae_jax.train.dit_stage import train_diffusion_stage
-    from pv_vae_jax.train.latents_stage import encode_latents
-    from pv_vae_jax.train.vae_stage import train_vae_stage
-
-    if stage in VAE_STAGES:
-        before = [s for s in VAE_STAGES[: VAE_STAGES.index(stage)] if steps_of(run, s)]
-        if before and not run.finished(before[-1]) and not getattr(run.experiment, stage).init_from:
-            raise ConfigError(f"stage {stage} starts from stage {before[-1]}, which is not finished: train it first")
-        train_vae_stage(run, stage, before[-1] if before else None)
-    elif stage == "latents":
-        vae_stage = last_vae_stage(run)
-        if is_first():
-            encode_latents(run, vae_stage)
-        wait_for_all("latents")
-    else:
-        train_diffusion_stage(run, last_vae_stage(run))
-
-
-def steps_of(run: Run, stage: str) -> int:
-    """Length of a stage; for the latent cache its clips, if diffusion follows."""
-    if stage == "latents":
-        return run.experiment.latents.clips if run.experiment.diffusion.steps else 0
-    return getattr(run.experiment, stage).steps
-
-
-def last_vae_stage(run: Run) -> str:
-    """The last VAE stage that is finished: what encoding and sampling use."""
-    finished = [s for s in VAE_STAGES if run.finished(s)]
-    if not finished:
-        raise ConfigError(f"no VAE stage of {run.workdir} is finished: train one first")
-    return finished[-1]
 
 
 if __name__ == "__main__":

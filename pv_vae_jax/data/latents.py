@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -180,7 +181,9 @@ def _write_manifest(folder: Path, records: Iterable[dict], key: dict, total: int
 
 def _statistics(records: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Channel mean and standard deviation of posterior samples: `Var[z] = Var[mean] + E[exp(logvar)]`, in float64."""
-    count, first, second = 0, 0.0, 0.0
+    count = 0
+    first: Any = 0.0
+    second: Any = 0.0
     for record in records:
         mean, variance = record["mean"].astype(np.float64), np.exp(record["logvar"].astype(np.float64))
         count += mean[..., 0].size

@@ -66,7 +66,7 @@ def train_batches(
 
     def item(position: int) -> dict:
         rng = np.random.default_rng([seed, 1, position])
-        example = dict(source.clip(int(order[position]), rng))
+        example = dict(source.clip(int(order[position]), rng))  # pyright: ignore[reportArgumentType]
         if "video" in example:
             example["video"] = augment(example["video"], rng, flip=flip, reverse=reverse)
         return example

@@ -52,6 +52,10 @@ class Sintel:
         if not self.scenes:
             raise NoVideosError(f"{base} holds no scenes")
 
+    def length(self, scene: str) -> int:
+        """Frames of a scene."""
+        return self._length[scene]
+
     def frames(self, scene: str) -> np.ndarray:
         """`(t, 436, 1024, 3)` uint8."""
         return np.stack([read_image(path) for path in self._paths(self.render, scene, "png", self._length[scene])])

@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -272,7 +272,7 @@ def open_source(
     check_folder(folder)
     kind = recognise(folder)
     own = _settings(folder, kind, fold)
-    settings = dict(frames=frames, size=size, stride=stride, random=random, clips=clips, crop=crop)
+    settings: dict[str, Any] = dict(frames=frames, size=size, stride=stride, random=random, clips=clips, crop=crop)
     if kind == "records":
         return RecordVideos(folder, split=split, **settings)
     if kind == "tfds":

@@ -201,7 +201,8 @@ def _prediction(found: Sequence[LatentAnalysis]) -> str:
         return '<p class="none">Clips of one latent frame leave nothing to predict.</p>'
     values = lambda row: [math.nan if v is None else v for v in row[1:]]  # noqa: E731
     first = drawn[0].numbers["copying_mse"]
-    rows = [Series(a.name, range(1, len(first)), values(a.numbers["prediction_mse"])) for a in drawn]
+    dropped = lambda a: range(1, len(a.numbers["prediction_mse"]))  # noqa: E731  VAEs differ in their groups
+    rows = [Series(a.name, dropped(a), values(a.numbers["prediction_mse"])) for a in drawn]
     rows.append(Series("copying", range(1, len(first)), values(first), dashed=True))
     return _charts(line_chart("Squared error on dropped frames", rows, x_label="dropped groups", whole_x=True))
 

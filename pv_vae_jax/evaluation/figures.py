@@ -1,6 +1,7 @@
 """Figures of the report as text that a page can hold: curves as SVG, pictures and clips as data URIs.
 
-Nothing here asks for a font, a script or a file: colours come from the page's CSS variables `--c0` .. `--c5`.
+Nothing here asks for a font, a script or a file: colours come from CSS variables `--c0` .. `--c5`, the page's or the
+chart's own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 22, 10, 38
 MOST_POINTS = 400  # a curve is no wider than that on screen
 COLOURS = 6
 GAP = 4  # pixels between pictures
+# Of a chart that stands alone: the colours and lines of the report's page. Notebooks put it into their own page, whose
+# drawings it must leave alone.
+SVG_STYLE = """
+.pv{--page:#fff;--ink:#1b1f26;--soft:#5b6472;--line:#d9dee6;
+--c0:#1f6fd6;--c1:#d9480f;--c2:#2b8a3e;--c3:#9c36b5;--c4:#b08900;--c5:#0b7285}
+@media(prefers-color-scheme:dark){.pv{--page:#1c2128;--ink:#e6e9ee;--soft:#9aa4b2;--line:#333a45;
+--c0:#6ea8fe;--c1:#ff922b;--c2:#69db7c;--c3:#da77f2;--c4:#ffd43b;--c5:#3bc9db}}
+.pv text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--soft)}
+.pv .title{fill:var(--ink);font-weight:600}.pv path{fill:none;stroke-width:2}.pv .grid{stroke:var(--line)}
+.pv .page{fill:var(--page)}
+""".replace("\n", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +58,65 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
       log: logarithmic values, if all of them are positive and span more than a factor of 4.
       whole_x: every x is a tick (few whole numbers).
     """
-    curves = [(s, *_thin(np.asarray(s.x, float), np.asarray(s.y, float))) for s in series]
-    curves = [(s, x, y) for s, x, y in curves if np.isfinite(y).any()]
+    curves = _curves(series)
     if not curves:
         return f'<figure class="chart"><h4>{html.escape(title)}</h4><p class="none">No values.</p></figure>'
+    drawing, told = _drawing(curves, x_label, log, whole_x)
+    legend = []
+    for i, (s, _, y) in enumerate(curves):
+        last = "" if whole_x else f" <b>{_last(y)}</b>"  # of a time series: where it stands
+        swatch = f'<i style="border-top-color:var(--c{i % COLOURS})"{" class=dashed" if s.dashed else ""}></i>'
+        legend.append(f"<li>{swatch}{html.escape(s.name)}{last}</li>")
+    return (
+        f'<figure class="chart"><h4>{html.escape(title)}</h4><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{html.escape(title + told)}">{drawing}</svg><ul class="legend">{"".join(legend)}</ul></figure>'
+    )
+
+
+def svg_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool = False) -> str:
+    """The chart of `line_chart` as an SVG file that stands alone, title and legend within; for `<img>` and notebooks.
+
+    Raises:
+      ValueError: no series has a value.
+    """
+    curves = _curves(series)
+    if not curves:
+        raise ValueError(f"{title}: there are no values to draw")
+    drawing, told = _drawing(curves, x_label, log, False)
+    top, across = 30, 2  # above the drawing; columns of the legend
+    height = top + HEIGHT + 20 * math.ceil(len(curves) / across) + 8
+    legend = []
+    for i, (s, _, y) in enumerate(curves):
+        x, line = LEFT + (i % across) * (WIDTH - LEFT) / across, top + HEIGHT + 16 + 20 * (i // across)
+        dash = ' stroke-dasharray="5 4"' if s.dashed else ""
+        legend.append(
+            f'<path d="M{x:.0f} {line - 4}h18" stroke="var(--c{i % COLOURS})" style="stroke-width:3"{dash}/>'
+            f'<text x="{x + 24:.0f}" y="{line}">{html.escape(s.name)} {_last(y)}</text>'
+        )
+    return (
+        f'<svg class="pv" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" role="img" aria-label="{html.escape(title + told)}"><style>{SVG_STYLE}</style>'
+        f'<rect class="page" width="{WIDTH}" height="{height}" rx="8"/>'
+        f'<text class="title" x="10" y="20">{html.escape(title)}</text>'
+        f'<g transform="translate(0 {top})">{drawing}</g>{"".join(legend)}</svg>\n'
+    )
+
+
+Curve = tuple[Series, np.ndarray, np.ndarray]
+
+
+def _curves(series: Sequence[Series]) -> list[Curve]:
+    """What of the series can be drawn, with its points."""
+    curves = [(s, *_thin(np.asarray(s.x, float), np.asarray(s.y, float))) for s in series]
+    return [(s, x, y) for s, x, y in curves if np.isfinite(y).any()]
+
+
+def _last(y: np.ndarray) -> str:
+    return number(y[np.isfinite(y)][-1])
+
+
+def _drawing(curves: Sequence[Curve], x_label: str, log: bool, whole_x: bool) -> tuple[str, str]:
+    """Axes and curves as SVG elements, and the same in words for screen readers, to follow the title."""
     xs, ys = np.concatenate([c[1] for c in curves]), np.concatenate([c[2] for c in curves])
     ys = ys[np.isfinite(ys)]
     low, high = float(ys.min()), float(ys.max())
@@ -76,19 +143,11 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
         drawing.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(tick)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     drawing.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>')
-    legend = []
     for i, (s, x, y) in enumerate(curves):
         drawing.append(_curve(i, len(curves) - 1 - i, s, across(x), down(np.where(y > 0, y, np.nan) if log else y), y))
-        last = "" if whole_x else f" <b>{number(y[np.isfinite(y)][-1])}</b>"  # of a time series: where it stands
-        swatch = f'<i style="border-top-color:var(--c{i % COLOURS})"{" class=dashed" if s.dashed else ""}></i>'
-        legend.append(f"<li>{swatch}{html.escape(s.name)}{last}</li>")
     scale = ", logarithmic" if log else ""
-    told = "; ".join(f"{s.name} ends at {number(y[np.isfinite(y)][-1])}" for s, _, y in curves)
-    label = html.escape(f"{title}{scale}, over {x_label}: {told}")
-    return (
-        f'<figure class="chart"><h4>{html.escape(title)}</h4><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{label}">{"".join(drawing)}</svg><ul class="legend">{"".join(legend)}</ul></figure>'
-    )
+    told = "; ".join(f"{s.name} ends at {_last(y)}" for s, _, y in curves)
+    return "".join(drawing), f"{scale}, over {x_label}: {told}"
 
 
 def _curve(i: int, above: int, series: Series, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> str:
@@ -150,15 +209,41 @@ def number(value: float) -> str:
 
 def png_uri(picture: np.ndarray) -> str:
     """`(h, w, 3 or 4)` uint8 as a PNG data URI."""
-    height, width, channels = picture.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)  # filter 0 a row
+    return "data:image/png;base64," + base64.b64encode(png(picture[None])).decode()
+
+
+def png(video: np.ndarray, fps: float = 8) -> bytes:
+    """A PNG file of pictures `(t, h, w, 3 or 4)` uint8: they play in turn, for ever (APNG), or, if t is 1, stand still.
+
+    Wherever a PNG is shown so is this; a viewer that knows no APNG shows the first picture.
+    """
+    frames, height, width, channels = video.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+    def packed(picture: np.ndarray) -> bytes:
+        rows = picture.reshape(height, -1)
+        # Filter "up": differences of rows (modulo 256), which are 0 where pixels were enlarged.
+        change = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
+        return zlib.compress(np.concatenate([np.full((height, 1), 2, np.uint8), change], axis=1).tobytes(), 9)
+
     header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+    parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
+    if frames > 1:
+        parts.append(chunk(b"acTL", struct.pack(">II", frames, 0)))
+    number = 0  # of animation chunks, which are counted
+    for i, picture in enumerate(video):
+        if frames > 1:
+            timing = struct.pack(">IIIIIHHBB", number, width, height, 0, 0, round(1000 / fps), 1000, 0, 0)
+            parts.append(chunk(b"fcTL", timing))
+            number += 1
+        if i == 0:
+            parts.append(chunk(b"IDAT", packed(picture)))
+        else:
+            parts.append(chunk(b"fdAT", struct.pack(">I", number) + packed(picture)))
+            number += 1
+    return b"".join([*parts, chunk(b"IEND", b"")])
 
 
 def mp4_uri(video: np.ndarray, fps: float = 8) -> str:

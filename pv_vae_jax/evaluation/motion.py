@@ -39,6 +39,23 @@ def exact_flow(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(flow), np.stack(hidden)
 
 
+def exact_paths(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where every pixel of frame 0 has gone.
+
+    Returns:
+      `(t, size, size, 2)` float64 (dx, dy) in pixels since frame 0, and `(t, size, size)` bool: hidden or outside.
+    """
+    axis = (np.arange(size) + 0.5) / size
+    place = np.stack(np.meshgrid(axis, axis), axis=-1)
+    layer = visible_layer(scene, 0, place)
+    path, hidden = [], []
+    for t in range(len(scene.sprites[0].angle)):
+        now = _carry(scene, layer, place, 0, t)
+        path.append((now - place) * size)
+        hidden.append(_hidden(scene, layer, now, t))
+    return np.stack(path), np.stack(hidden)
+
+
 def tracks(scene: Scene, size: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Points of frame 0 through the clip, at most half of them on the background.
 

@@ -1,7 +1,8 @@
 """How well a VAE draws frames that it did not see, beside two guesses that need no model.
 
 For every number `k` of dropped groups: squared error on the range [-1, 1], over the dropped frames alone. The guesses
-are copying the last frame seen, and going on in a straight line through the last two.
+are copying the last frame seen, and going on in a straight line through the last two. `score_pattern` does the same for
+patterns that withhold something else than the end of a clip.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pv_vae_jax.evaluation.reconstruction import batches
+from pv_vae_jax.masking import DropFrom, DropPattern, draw_observed, droppable
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
-from pv_vae_jax.predictive import observed_frames, predict_filled
+from pv_vae_jax.predictive import blank, observed_frames, predict_filled, predict_masked
 from pv_vae_jax.typing import Array, Params
 
 
@@ -25,10 +27,11 @@ class PredictionErrors:
     """Squared errors on [-1, 1], one entry for each `k = 0 .. g - 1`; NaN where there is no such frame (k = 0).
 
     Attributes:
-      predicted: of the model, on the dropped frames.
-      seen: of the model, on the observed frames.
-      copying: of the last observed frame, on the dropped frames.
+      predicted: of the model, on what is dropped.
+      seen: of the model, on what is observed.
+      copying: of the last observed frame, on the dropped frames; with patterns, of the last one observed at each pixel.
       extrapolation: of the straight line through the last two observed frames, clipped; copying where one is observed.
+        NaN for patterns.
     """
 
     predicted: np.ndarray
@@ -87,6 +90,61 @@ def score_prediction(
     return PredictionErrors(**errors)
 
 
+def score_pattern(
+    model: VAE,
+    params: Params,
+    video: np.ndarray,
+    pattern: DropPattern,
+    *,
+    drop_from: DropFrom = "pixels",
+    seed: int = 0,
+    batch_size: int = 16,
+    label: str = "prediction",
+) -> PredictionErrors:
+    """`score_prediction` for any pattern: what is withheld is drawn once for every clip and every `k`.
+
+    Args:
+      model, params, video, batch_size, label: as for `score_prediction`.
+      pattern: see `masking`; `infill` has one `k` less.
+      drop_from: see `predict_masked`. With `latents` the model has seen what it is asked for, copying has not.
+      seed: of the masks, and of gaussian padding.
+
+    Raises:
+      ValueError: the pattern leaves nothing to drop.
+      ShapeError: the clips do not fit the model.
+    """
+    config, (_, frames, height, width, _) = model.config, video.shape
+    grid = (config.latent_frames(frames), height // config.space_factor, width // config.space_factor)
+    most = droppable(grid[0], pattern)
+    if not most:
+        raise ValueError(f"clips of {frames} frames are {grid[0]} groups: {pattern!r} leaves nothing to drop")
+    total = {name: np.zeros(most + 1) for name in ("predicted", "seen", "copying")}
+    counts = {name: np.zeros(most + 1) for name in total}
+    draw = jax.jit(draw_observed, static_argnums=(0, 3))
+    for start, batch, count in batches(video, batch_size, label):
+        truth = to_float(batch[:count], "float64")
+        for k in range(most + 1):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), start), k)
+            observed = draw(pattern, key, jnp.full(len(batch), k), grid)
+            kept = np.asarray(
+                blank(jnp.ones((*batch.shape[:-1], 1)), observed, config.time_factor, config.space_factor)
+            )
+            kept = kept[:count, ..., 0] == 1
+            drawn = to_float(
+                np.asarray(_predict_masked(model, drop_from, params, batch, observed, seed, start))[:count], "float64"
+            )
+            guesses = {
+                "seen": (drawn, kept),
+                "predicted": (drawn, ~kept),
+                "copying": (hold_observed(truth, kept), ~kept),
+            }
+            for name, (guess, where) in guesses.items():
+                total[name][k] += ((guess - truth) ** 2).mean(-1)[where].sum()
+                counts[name][k] += where.sum()
+    errors = {name: np.divide(total[name], n, out=np.full(most + 1, np.nan), where=n > 0) for name, n in counts.items()}
+    return PredictionErrors(**errors, extrapolation=np.full(most + 1, np.nan))
+
+
 def predict(
     model: VAE, params: Params, video: np.ndarray, dropped: int, *, seed: int = 0, batch_size: int = 16
 ) -> np.ndarray:
@@ -105,6 +163,18 @@ def copy_last(video: np.ndarray, observed: int) -> np.ndarray:
     return np.broadcast_to(video[:, observed - 1 : observed], shape)
 
 
+def hold_observed(video: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Every pixel as it was last observed: `copy_last` for masks.
+
+    Args:
+      video: `(n, t, h, w, 3)`.
+      observed: `(n, t, h, w)` bool, true for all of frame 0.
+    """
+    frames = np.arange(video.shape[1]).reshape(1, -1, 1, 1)
+    last = np.maximum.accumulate(np.where(observed, frames, 0), axis=1)
+    return np.take_along_axis(video, last[..., None], axis=1)
+
+
 def extrapolate(video: np.ndarray, observed: int) -> np.ndarray:
     """Every pixel goes on as from the last but one to the last observed frame, clipped to [-1, 1].
 
@@ -120,8 +190,19 @@ def extrapolate(video: np.ndarray, observed: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(model: VAE, params: Params, video: Array, dropped: Array, seed: Array, start: Array) -> Array:
     """The filled form takes `k` as data: one program serves every `k`."""
-    key = None
-    if model.config.pad == "gaussian":
-        key = jax.random.fold_in(jax.random.key(seed), start)
-    prediction = predict_filled(model, params, to_float(video), jnp.asarray(dropped), key)
+    prediction = predict_filled(model, params, to_float(video), jnp.asarray(dropped), _key(model, seed, start))
     return to_uint8(model.apply({"params": params}, prediction.features, method="to_pixels"))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predict_masked(
+    model: VAE, drop_from: DropFrom, params: Params, video: Array, observed: Array, seed: Array, start: Array
+) -> Array:
+    """The mask is data: one program serves every pattern."""
+    key = _key(model, seed, start)
+    prediction = predict_masked(model, params, to_float(video), observed, key, drop_from=drop_from)
+    return to_uint8(model.apply({"params": params}, prediction.features, method="to_pixels"))
+
+
+def _key(model: VAE, seed: Array, start: Array) -> Array | None:
+    return jax.random.fold_in(jax.random.key(seed), start) if model.config.pad == "gaussian" else None

@@ -30,7 +30,8 @@ CHARTS = (
     ("Gradient norm", ("gradient_norm",), True),
     ("Frames a second", ("frames_per_second",), False),
     ("Clips a second", ("clips_per_second",), False),
-    ("Share of time waiting for data", ("data_wait",), False),
+    ("Share of time", ("compute", "data_wait", "checkpoint_wait", "evaluation_wait"), False),
+    ("Model FLOP utilisation", ("mfu",), False),
 )
 
 
@@ -132,12 +133,13 @@ def _headline(metrics: dict) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """The first column names the row; the others are numbers, right-aligned."""
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], reference: int = 0) -> str:
+    """The first column names the row; the others are numbers, right-aligned. The last `reference` rows stand back."""
     cells = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
+    kinds = [""] * (len(rows) - reference) + [' class="reference"'] * reference
     body = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
+        f'<tr{kind}><th scope="row">{_text(row[0])}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row[1:])}</tr>'
+        for row, kind in zip(rows, kinds, strict=True)
     )
     return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -379,6 +381,7 @@ th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;font
 td,tbody th{white-space:nowrap}
 thead th{color:var(--soft);font-size:.86rem;vertical-align:bottom}
 th:first-child{text-align:left}tbody th{font-weight:600}
+.reference{color:var(--soft)}.reference th{font-weight:400}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:.5em 0}
 .facts dd{margin:0;overflow-wrap:anywhere}
 video,img{display:block;height:auto;border-radius:3px}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.core
 import jax.extend.backend
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ Implementation = Literal["auto", "xla", "cudnn", "splash"]
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 # (query index (n, 1), key index (1, m)) -> bool (n, m). Written with operators only, so that it takes JAX arrays (XLA
 # computes the mask where it is used) and NumPy ones (splash plans its blocks by the mask, and reads it when compiling).
-MaskFunction = Callable[[Array, Array], Array]
+MaskFunction = Callable[[Any, Any], Array]
 
 LANES = 128  # of a TPU's vector unit: head width and block side of the splash kernel
 FUSED_LENGTH = 128  # shorter sequences stay with XLA: their logits are small, and a fused kernel pads them
@@ -106,7 +107,7 @@ def _splash(q: Array, k: Array, v: Array, mask: Array | MaskFunction | None, int
             x = x.swapaxes(1, 2)  # (b, heads, n, d)
             return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, -d % LANES)))
 
-        y = jax.vmap(kernel)(fill(q * d**-0.5, rows), fill(k, columns), fill(v, columns))
+        y: Any = jax.vmap(kernel)(fill(q * d**-0.5, rows), fill(k, columns), fill(v, columns))
         return y[:, :, :n, :d].swapaxes(1, 2).astype(q.dtype)
 
     return per_example(attend)(q, k, v)

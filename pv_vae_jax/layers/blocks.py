@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 
 from pv_vae_jax.layers.conv import CausalConv3D, Lowering
@@ -19,7 +21,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        conv = dict(dtype=self.dtype, lowering=self.lowering)
+        conv: dict[str, Any] = dict(dtype=self.dtype, lowering=self.lowering)
         y = CausalConv3D(self.features, name="conv1", **conv)(nn.silu(RMSNorm(name="norm1")(x)))
         y = constrain(y, (*VIDEO_AXES[:-1], "hidden"))
         # The second convolution starts at zero (our choice): the network begins as its own shortcuts.

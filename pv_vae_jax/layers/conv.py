@@ -2,12 +2,12 @@
 
 XLA runs a direct 3-D convolution well on TPU and GPU. On CPU its gradient is 2-4 times slower than eager PyTorch while
 2-D convolutions stay fast, so there time is folded into the batch or the channels
-(`python benchmarks/vae_step.py` measures the step both ways).
+(`pv-vae bench lowerings` measures them all; the tables are in docs/performance.md).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from pv_vae_jax.layers.cache import left_context
 from pv_vae_jax.layers.initializers import lecun_normal, tail_init
 from pv_vae_jax.sharding.axes import whole_kernel
-from pv_vae_jax.typing import Array
+from pv_vae_jax.typing import Array, sum_of
 
 Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
 LOWERINGS = ("auto", "direct", "sum2d", "im2col", "taps_out")
@@ -46,17 +46,17 @@ def causal_conv3d(
     if kernel.shape[:3] == (1, 1, 1):
         y = x @ kernel[0, 0, 0]
     elif (kh, kw) == (1, 1):
-        y = sum(_delay(x, kt - 1 - i, context) @ kernel[i, 0, 0] for i in range(kt))
+        y = sum_of(_delay(x, kt - 1 - i, context) @ kernel[i, 0, 0] for i in range(kt))
     else:
         if x.shape[1] == 1 and context is None:  # an image: only the last tap touches data, so the others need no work
             kernel, kt = kernel[-1:], 1
         if lowering == "auto":
-            lowering = _cpu_lowering(ci, co) if jax.default_backend() == "cpu" else "direct"
+            lowering = default_lowering(ci, co, jax.default_backend())
         y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel, context)
     return y if bias is None else y + bias
 
 
-def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding="SAME") -> Array:
+def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: Any = "SAME") -> Array:
     """2-D convolution of every frame: `(..., h, w, ci)`, `(kh, kw, ci, co)` -> `(..., h', w', co)`."""
     lead = x.shape[:-3]
     y = jax.lax.conv_general_dilated(
@@ -75,8 +75,13 @@ def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
     return jnp.pad(x, ((0, 0), (frames, 0), (0, 0), (0, 0), (0, 0)))[:, : x.shape[1]]
 
 
-def _cpu_lowering(ci: int, co: int) -> Lowering:
-    # Measured over shapes on 2 AVX-512 cores: few outputs favour taps-out, few inputs favour im2col.
+def default_lowering(ci: int, co: int, platform: str) -> Lowering:
+    """What `auto` takes for `ci` input and `co` output channels on `cpu`, `gpu` or `tpu`.
+
+    On CPU few outputs favour taps-out, few inputs im2col; `benchmarks/results/lowerings_cpu.json` holds the times.
+    """
+    if platform != "cpu":
+        return "direct"
     if co <= 16:
         return "taps_out"
     return "im2col" if ci <= 64 else "sum2d"
@@ -94,7 +99,7 @@ def _direct(x: Array, kernel: Array, context: Array | None) -> Array:
 
 def _sum2d(x: Array, kernel: Array, context: Array | None) -> Array:
     kt = kernel.shape[0]
-    return sum(conv2d(_delay(x, kt - 1 - i, context), kernel[i]) for i in range(kt))
+    return sum_of(conv2d(_delay(x, kt - 1 - i, context), kernel[i]) for i in range(kt))
 
 
 def _im2col(x: Array, kernel: Array, context: Array | None) -> Array:
@@ -108,7 +113,7 @@ def _taps_out(x: Array, kernel: Array, context: Array | None) -> Array:
     if context is not None:  # what is delayed are outputs, so those of the context are needed too
         return _taps_out(jnp.concatenate([context, x], axis=1), kernel, None)[:, kt - 1 :]
     y = conv2d(x, jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, ci, kt * co))
-    return sum(_delay(y[..., i * co : (i + 1) * co], kt - 1 - i) for i in range(kt))
+    return sum_of(_delay(y[..., i * co : (i + 1) * co], kt - 1 - i) for i in range(kt))
 
 
 _LOWERED = {"direct": _direct, "sum2d": _sum2d, "im2col": _im2col, "taps_out": _taps_out}

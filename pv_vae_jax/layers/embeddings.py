@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pv_vae_jax.typing import Array
 
 
-def sincos_1d(width: int, positions: np.ndarray) -> np.ndarray:
+def sincos_1d(width: int, positions: ArrayLike) -> np.ndarray:
     """`(n, width)` float32: sines, then cosines, of `positions (n,)` at `width / 2` frequencies from 1 to 1e-4."""
     if width % 2:
         raise ValueError(f"a sine-cosine table has an even width, got {width}")

@@ -9,12 +9,13 @@ from pv_vae_jax.typing import Array
 
 
 def kl_divergence(posterior: Posterior, observed: Array) -> Array:
-    """Mean KL per latent value, over observed latent frames only.
+    """Mean KL per latent value, over observed latents only.
 
     Args:
       posterior: over `(b, g, h, w, z)`.
-      observed: `(b, g)`, 1 where the frame was seen. A dropped frame has no posterior: it holds the pad.
+      observed: `(b, g)`, 1 where the frame was seen, or `(b, g, h, w)`. What is dropped has no posterior: it holds the
+        pad.
     """
     kl = 0.5 * (jnp.square(posterior.mean) + jnp.exp(posterior.logvar) - 1.0 - posterior.logvar)
-    frames = kl.mean(axis=(2, 3, 4))
-    return jnp.sum(frames * observed) / jnp.sum(observed)
+    seen = kl.mean(axis=tuple(range(observed.ndim, kl.ndim)))
+    return jnp.sum(seen * observed) / jnp.sum(observed)

@@ -49,7 +49,7 @@ class C3D(nn.Module):
             else:
                 # Odd sides keep their border (7 -> 4), as the published dense layer of 512 x 4 x 4 inputs wants.
                 ceil = [(0, -size % window) for size, window in zip(x.shape[1:4], layer, strict=True)]
-                x = nn.max_pool(x, layer, layer, ceil)
+                x = nn.max_pool(x, layer, layer, ceil)  # pyright: ignore[reportArgumentType]
         x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)  # channels first, as the weights were trained
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(self.hidden, precision="highest", name=name)(x))

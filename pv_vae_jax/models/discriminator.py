@@ -6,6 +6,7 @@ The paper names neither form nor widths. Norms are RMS over channels: a batch no
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -74,6 +75,10 @@ class Discriminator(nn.Module):
     """All discriminators of the config: clip -> list of logits, in the order of `kinds`."""
 
     config: DiscriminatorConfig
+
+    if TYPE_CHECKING:  # to Flax the result may be a pair, with what `mutable` names; to a reader it is the method's
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     @nn.compact
     def __call__(self, video: Array) -> list[Array]:

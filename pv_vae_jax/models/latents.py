@@ -18,12 +18,12 @@ def normalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Ar
 
     For a published VAE: `normalize_latents(posterior.mode, *WAN22_LATENTS)`.
     """
-    return (latents - jnp.asarray(mean)) / jnp.asarray(std)
+    return (jnp.asarray(latents) - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def denormalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Array:
     """Inverse of `normalize_latents`: back to what the decoder takes."""
-    return latents * jnp.asarray(std) + jnp.asarray(mean)
+    return jnp.asarray(latents) * jnp.asarray(std) + jnp.asarray(mean)
 
 
 class LatentStatistics(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -92,10 +93,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array) -> Array:
         c = self.config
-        dense = dict(dtype=c.dtype, kernel_init=nn.initializers.xavier_uniform())
+        dense: dict[str, Any] = dict(dtype=c.dtype, kernel_init=nn.initializers.xavier_uniform())
         modulation = nn.Dense(6 * c.width, dtype=c.dtype, kernel_init=nn.initializers.zeros, name="modulation")
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation(nn.silu(condition)), 6, axis=-1)
-        norm = dict(use_bias=False, use_scale=False, epsilon=1e-6, dtype=c.dtype)
+        norm: dict[str, Any] = dict(use_bias=False, use_scale=False, epsilon=1e-6, dtype=c.dtype)
 
         y = modulate(nn.LayerNorm(**norm)(x), shift1, scale1)  # (b, t, n, d)
         y = y if self.spatial else y.swapaxes(1, 2)
@@ -139,6 +140,10 @@ class Latte(nn.Module):
 
     config: LatteConfig
 
+    if TYPE_CHECKING:  # to Flax the result may be a pair, with what `mutable` names; to a reader it is the method's
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+
     @nn.compact
     def __call__(self, latents: Array, t: Array, label: Array | None = None) -> Array:
         c = self.config
@@ -161,7 +166,7 @@ class Latte(nn.Module):
             remat(BlockPair, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.depth // 2,
         )(c, name="pairs")
         is_first = jnp.arange(c.depth // 2) == 0

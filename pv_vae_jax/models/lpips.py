@@ -7,6 +7,8 @@ the published ones make it LPIPS.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from pv_vae_jax.typing import Array
 
 # A convolution (its number in torchvision's `features`, channels, kernel, stride, padding), "tap" after its ReLU, or a
 # max pool (window, stride).
-Layers = tuple[tuple[int, ...] | str, ...]
+Layers = tuple[Any, ...]  # "tap", or numbers
 ALEXNET: Layers = (
     *((0, 64, 11, 4, 2), "tap", (3, 2)),
     *((3, 192, 5, 1, 2), "tap", (3, 2)),

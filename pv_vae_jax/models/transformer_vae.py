@@ -24,7 +24,7 @@ neither can splash attention, whose mask must be known when compiling.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -132,8 +132,8 @@ class Layer(nn.Module):
         """Tokens `x (b, g, n, d)`, their `angles`, the latent frames before them -> tokens, and None for the scan."""
         c = self.config
         g, n = x.shape[1:3]
-        into = dict(dtype=c.dtype, kernel_init=lecun_normal)
-        back = dict(dtype=c.dtype, kernel_init=nn.initializers.zeros)
+        into: dict[str, Any] = dict(dtype=c.dtype, kernel_init=lecun_normal)
+        back: dict[str, Any] = dict(dtype=c.dtype, kernel_init=nn.initializers.zeros)
 
         qkv = nn.Dense(3 * c.width, name="qkv", **into)(RMSNorm(name="norm1")(x))
         qkv = rearrange(qkv, "b g n (three heads e) -> three b g n heads e", three=3, heads=c.heads)
@@ -188,7 +188,7 @@ class Trunk(nn.Module):
             remat(Layer, c.remat),
             variable_axes={"params": 0, CACHE: 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.layers,
         )(c, streaming, name="layers")
         angles = rotary_angles(start + jnp.arange(g), h, w, d // c.heads)
@@ -201,11 +201,11 @@ class Affine(nn.Module):
 
     inputs: int
     outputs: int
-    init: nn.initializers.Initializer = lecun_normal
+    kernel_init: nn.initializers.Initializer = lecun_normal
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        kernel = self.param("kernel", self.init, (self.inputs, self.outputs))
+        kernel = self.param("kernel", self.kernel_init, (self.inputs, self.outputs))
         return kernel, self.param("bias", nn.initializers.zeros, (self.outputs,))
 
 
@@ -314,7 +314,7 @@ class TransformerVAE(VAE):
     Its features, between `decode_features` and `to_pixels`, are tokens `(b, g, h, w, d)`.
     """
 
-    config: TransformerVAEConfig
+    config: TransformerVAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def setup(self):
         self.encoder = Encoder(self.config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -35,19 +35,30 @@ from pv_vae_jax.sharding.axes import VIDEO_AXES, constrain
 from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_dtype, check_latent_shape, check_sizes
 
 
+class _Compressing(Protocol):
+    @property
+    def time_factor(self) -> int: ...
+
+    @property
+    def space_factor(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+
 class Compression:
     """What the configuration of any VAE says of its latents, by `time_factor`, `space_factor` and `latent_channels`."""
 
     @property
-    def name(self) -> str:
+    def name(self: _Compressing) -> str:
         """Compression in the field's shorthand, e.g. `t4s16c64`."""
         return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
 
-    def latent_frames(self, frames: int) -> int:
+    def latent_frames(self: _Compressing, frames: int) -> int:
         """Latent frames `g` of a clip of `1 + T` frames."""
         return 1 + (frames - 1) // self.time_factor
 
-    def frames(self, latent_frames: int) -> int:
+    def frames(self: _Compressing, latent_frames: int) -> int:
         """Pixel frames that `latent_frames` decode to."""
         return 1 + (latent_frames - 1) * self.time_factor
 
@@ -236,7 +247,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, video: Array) -> Array:
         c = self.config
-        kind = dict(dtype=c.dtype, lowering=c.lowering)
+        kind: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
         x = constrain(patchify(video.astype(c.dtype), c.patch), VIDEO_AXES)
         x = CausalConv3D(c.encoder_widths[0], name="stem", **kind)(x)
         for i, width in enumerate(c.encoder_widths):
@@ -272,7 +283,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        kind = dict(dtype=c.dtype, lowering=c.lowering)
+        kind: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
         top = len(c.space_factors)
         self.latents = CausalConv3D(c.latent_channels, (1, 1, 1))
         self.stem = CausalConv3D(c.decoder_widths[-1], **kind)
@@ -282,7 +293,9 @@ class Decoder(nn.Module):
             last = j == top
             time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
             # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-            more = dict(shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up, **kind)
+            more: dict[str, Any] = dict(
+                shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up, **kind
+            )
             name = f"decoder/level_{j}"
             level = nn.remat(Level) if c.remat or name in c.remat_levels else Level
             blocks = name in c.remat_blocks
@@ -328,6 +341,10 @@ class VAE(nn.Module):
 
     config: VAEConfig
 
+    if TYPE_CHECKING:  # to Flax the result may be a pair, with what `mutable` names; to a reader it is the method's
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+
     def setup(self):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
@@ -348,7 +365,8 @@ class VAE(nn.Module):
         if video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(f"a clip has shape (b, t, h, w, 3); got {video.shape}")
         frames = video.shape[1] + continues(self)  # a later chunk of a clip has no frame 0 of its own
-        check_clip_shape(frames, *video.shape[2:4], self.config.time_factor, self.config.space_factor)
+        _, _, height, width, _ = video.shape
+        check_clip_shape(frames, height, width, self.config.time_factor, self.config.space_factor)
         mean, logvar = jnp.split(self.encoder(video), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 

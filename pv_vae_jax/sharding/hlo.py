@@ -21,7 +21,7 @@ class Traffic:
     """Collectives of one kind: how many stand in the program, and the bytes of their results on one device."""
 
     count: int = 0
-    bytes: int = 0
+    bytes: float = 0
 
 
 def traffic(text: str) -> dict[str, Traffic]:
@@ -73,7 +73,7 @@ def _trips(text: str) -> dict[str, int]:
         if number := re.search(r"= s32\[\]\S* constant\((\d+)\)", line):
             constants[name] = int(number[1])
         if " while(" in line:
-            condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line)[1] for part in ("condition", "body"))
+            condition, body = (re.findall(rf"{part}=%?([\w.\-]+)", line)[0] for part in ("condition", "body"))
             loops.append((name, condition, body))
         else:
             for callee in re.findall(r"(?:calls|to_apply|\w+_computation)=%?([\w.\-]+)", line):
@@ -95,7 +95,9 @@ def step_flops(jaxpr: Any) -> float:
     """
     total = 0.0
     for equation in jaxpr.eqns:
-        name, out = equation.primitive.name, math.prod(getattr(equation.outvars[0].aval, "shape", ()))
+        name = equation.primitive.name
+        # What recomputation leaves over may have no result at all.
+        out = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2.0 * out * math.prod(equation.invars[0].aval.shape[i] for i in contracted)

@@ -18,7 +18,7 @@ def make_mesh(
     space: int = 1,
     context: int = 1,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
     """Mesh with the axes of `sharding.axes`; -1 takes the devices that are left, and spare devices stay unused.
 

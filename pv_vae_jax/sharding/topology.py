@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -61,7 +62,7 @@ class Compiled:
     traffic: dict[str, Traffic]
 
 
-def topology_devices(name: str) -> list[jax.Device]:
+def topology_devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     """Devices of the topology `name`, for a mesh to compile on; they cannot run anything.
 
     Raises:
@@ -69,7 +70,7 @@ def topology_devices(name: str) -> list[jax.Device]:
       ValueError: it knows no such topology.
     """
     try:
-        import libtpu  # noqa: F401
+        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("a topology needs libtpu: pip install libtpu (the extra [tpu-topology] holds it)") from error
     from jax.experimental import topologies
@@ -93,7 +94,8 @@ def quick_compilation() -> Iterator[None]:
     Memory then is an estimate from below of what a full build needs. Programs for absent chips cannot be read back from
     the compilation cache.
     """
-    old = jax.config.jax_optimization_level, jax.config.jax_enable_compilation_cache
+    config: Any = jax.config  # whose settings type checkers do not see
+    old = config.jax_optimization_level, config.jax_enable_compilation_cache
     jax.config.update("jax_optimization_level", "O0")
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -119,11 +121,11 @@ def compile_step(lowered: jax.stages.Lowered) -> Compiled:
             raise
         amount = f"it needs {used[1]}, a chip has {used[2]}" if used else " ".join(text.split())[:300]
         raise DoesNotFit(f"does not fit: {amount}") from error
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes or (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    return Compiled(peak, traffic(compiled.as_text()))
+    return Compiled(peak, traffic(compiled.as_text() or ""))

@@ -14,9 +14,10 @@ from pv_vae_jax.pretrained import Diffusion, init_latte, weights_hash
 from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
 from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.dit_step import DiTStep
-from pv_vae_jax.train.latents_stage import OnlineLatents, open_latents
+from pv_vae_jax.train.latents_stage import OnlineLatents, encoder_hash, open_latents
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.roofline import plain
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.vae_stage import stage_seed
 from pv_vae_jax.train.vae_step import stage_key
@@ -28,11 +29,14 @@ def conditioned(experiment: Experiment, classes: int) -> LatteConfig:
     return dataclasses.replace(experiment.latte, classes=classes if use else 0)
 
 
-def train_diffusion_stage(run: Run, vae_stage: str) -> None:
-    """Train the transformer on latents of `vae_stage`, cached or encoded on the way; write the model, VAE included."""
+def train_diffusion_stage(run: Run) -> None:
+    """Train the transformer on latents, cached or encoded on the way, and write the model.
+
+    Its VAE is that of the last stage finished then: a decoder may have been tuned meanwhile.
+    """
     experiment, config = run.experiment, run.experiment.diffusion
     check_mesh(run.mesh, experiment, "diffusion")
-    latents = open_latents(run, vae_stage)
+    latents = open_latents(run, run.last_vae_stage())
     model = Latte(conditioned(experiment, len(latents.class_names)))
     mean, std = latents.statistics
     shape = latents.shape
@@ -78,11 +82,26 @@ def train_diffusion_stage(run: Run, vae_stage: str) -> None:
         prepare=latents.encode if isinstance(latents, OnlineLatents) else None,
         unit="clips",
         units=lambda batch: config.batch_size,
+        counted_step=dataclasses.replace(step, model=Latte(plain(model.config))),
     )
     ema = to_host(state.ema)
     if is_first():
-        vae = pretrained.load(run.folder(vae_stage) / "model")
+        vae = pretrained.load(run.folder(run.last_vae_stage()) / "model")
         diffusion = Diffusion(model, ema, np.asarray(mean), np.asarray(std), tuple(shape), tuple(latents.class_names))
         meta = vae.meta | {"diffusion_steps": config.steps, "diffusion_weights": weights_hash(ema)}
         pretrained.save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
     wait_for_all("model of diffusion")
+
+
+def renew_vae(run: Run) -> None:
+    """Give the finished model of the diffusion stage the VAE of the last stage, if that has the same encoder.
+
+    For a decoder that was fine-tuned while the transformer trained: latents, and so the transformer, stay as they are.
+    """
+    folder = run.folder("diffusion") / "model"
+    newest = run.folder(run.last_vae_stage()) / "model"
+    if is_first() and encoder_hash(folder) == encoder_hash(newest):
+        old, vae = pretrained.load(folder), pretrained.load(newest)
+        meta = vae.meta | {name: old.meta[name] for name in ("diffusion_steps", "diffusion_weights")}
+        pretrained.save(folder, dataclasses.replace(vae, diffusion=old.diffusion, meta=meta))
+    wait_for_all("VAE of diffusion")

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from pv_vae_jax.diffusion.guidance import drop_labels
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution, draw_time, flow_matching_loss
@@ -35,8 +36,8 @@ class DiTStep:
 
     model: Latte
     optimizer: optax.GradientTransformation
-    mean: Array
-    std: Array
+    mean: ArrayLike
+    std: ArrayLike
     label_dropout: float = 0.1
     time_distribution: TimeDistribution = "uniform"
     ema_decay: float = 0.9999

@@ -6,7 +6,6 @@ import functools
 import itertools
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
 from pv_vae_jax.train.guard import check_finite, check_finite_params
 from pv_vae_jax.train.metrics import MetricWriter, Silent
+from pv_vae_jax.train.roofline import Clock, model_flops, peak, utilisation
 from pv_vae_jax.train.state import TrainState
 
 Batch = dict[str, np.ndarray]
@@ -57,6 +57,7 @@ def run_stage(
     prepare: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
     unit: str = "frames",
     units: Callable[[dict[str, jax.Array]], int] = lambda batch: 1,
+    counted_step: Callable[..., Any] | None = None,
 ) -> TrainState:
     """Run a stage to its last step, from its newest checkpoint if there is one.
 
@@ -66,8 +67,8 @@ def run_stage(
       mesh: devices.
       create: makes the state of step 0 from what `given` returned, and draws what is not in there; traced, so that each
         device makes its own part only.
-      given: reads parameters to start from: `{}`, or trees named `params` and `discriminator`. Called only where there
-        is no checkpoint.
+      given: reads parameters to start from: `{}`, or trees named `params` and `discriminator`, of which parts may be
+        missing. Called only where there is no checkpoint.
       step: pure function of state, batch and options.
       options: keyword arguments of `step` for a step number and a batch on the host, which they may change; each
         combination is compiled once (the GAN may be off, k may differ).
@@ -78,6 +79,8 @@ def run_stage(
       checkpoints_kept: newest states kept.
       prepare: makes of a global batch on the devices what the step takes, by computations of its own.
       unit, units: what the progress bar counts a second, and how many a global batch holds.
+      counted_step: `step` without recomputation, whose operations are counted on devices with a known peak; default
+        `step`.
 
     With several processes, all call this alike; each feeds its own rows, and the first writes the curves.
 
@@ -99,7 +102,10 @@ def run_stage(
     restored = checkpoints.restore_newest(abstract(shapes, sharding))
     if restored is None:
         places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
-        source = {part: from_host(tree, places[part]) for part, tree in given().items()}
+        source = {
+            network: {part: from_host(tree, places[network][part]) for part, tree in trees.items()}
+            for network, trees in given().items()
+        }
         state, start = jax.jit(create, out_shardings=sharding, donate_argnums=0)(source), 0
         del source
     else:
@@ -111,18 +117,19 @@ def run_stage(
 
     programs: dict[tuple, Callable] = {}
 
-    def program(number: int, batch: Batch) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+    def program(number: int, batch: Batch) -> tuple[tuple, Callable[[TrainState, Any], tuple[TrainState, dict]]]:
         chosen = options(number, batch)
         key = tuple(sorted(chosen.items()))
         if key not in programs:
             # Stated, not left to the compiler: the state of one step must be the input of the next as it lies.
             out = (sharding, NamedSharding(mesh, PartitionSpec()))
             programs[key] = jax.jit(functools.partial(step, **chosen), out_shardings=out, donate_argnums=0)
-        return programs[key]
+        return key, programs[key]
 
     writer = MetricWriter(folder, start) if is_first() else Silent()
     pending: list[tuple[int, dict]] = list(writer.unwritten)
-    waited, since, counted = 0.0, time.perf_counter(), 0
+    clock, counted, worked = Clock(), 0, 0.0
+    device_peak, flops = peak(mesh.devices.flat[0].device_kind), {}
     stream = batches(start)
     bar = tqdm(total=steps, initial=start, desc=name, unit="step", mininterval=1.0 if sys.stderr.isatty() else 20.0)
 
@@ -133,28 +140,39 @@ def run_stage(
         return rows
 
     def flush(step: int) -> None:
-        nonlocal waited, since, counted
+        nonlocal counted, worked
         rows = look()
-        elapsed = time.perf_counter() - since
+        elapsed, shares = clock.read()
         # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
         terms = {term for _, logs in rows for term in logs}
         scalars = {term: float(np.mean([logs[term] for _, logs in rows if term in logs])) for term in sorted(terms)}
-        rate = {f"{unit}_per_second": counted / elapsed, "data_wait": waited / elapsed}
+        rate = {f"{unit}_per_second": counted / elapsed, "compute": shares.pop("compute")}
+        rate |= {f"{part}_wait": share for part, share in shares.items()}
+        speed = f"{rate[f'{unit}_per_second']:.0f} {unit}/s, "
+        speed += ", ".join(f"{part} {share:.0%}" for part, share in [("compute", rate["compute"]), *shares.items()])
+        if worked:
+            seconds = elapsed * (rate["compute"] + rate["data_wait"])
+            rate["mfu"] = utilisation(worked, seconds, mesh.size, device_peak)
+            speed += f", {rate['mfu']:.1%} of peak"
         writer.write(step, scalars | rate)
-        speed = f"{rate[f'{unit}_per_second']:.0f} {unit}/s, waiting for data {rate['data_wait']:.0%}"
         bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed}", refresh=False)
-        waited, since, counted = 0.0, time.perf_counter(), 0
+        counted, worked = 0, 0.0
 
     with _stop_signal() as stop, jax.set_mesh(mesh):  # to the end of saving: a second signal must not break it off
+        number, stopping = start, False
         try:
             for number in range(start, steps):
-                fetch = time.perf_counter()
-                batch = next(stream)
-                waited += time.perf_counter() - fetch
-                run = program(number, batch)
+                with clock("data"):
+                    batch = next(stream)
+                key, run = program(number, batch)
                 placed = put_batch(mesh, batch)
                 if prepare is not None:
                     placed = prepare(placed)
+                if device_peak:
+                    key = (key, *(leaf.shape for leaf in jax.tree.leaves(placed)))
+                    if key not in flops:
+                        flops[key] = model_flops(functools.partial(counted_step or step, **dict(key[0])), state, placed)
+                    worked += flops[key]
                 with jax.transfer_guard("disallow"):  # what crosses to the device and back is put and got by name
                     state, logs = run(state, placed)
                 pending.append((number + 1, logs))
@@ -168,7 +186,8 @@ def run_stage(
                     writer.set_aside(look())
                 if regular or stopping:
                     check_finite_params(name, number + 1, state.params)
-                    checkpoints.save(number + 1, state)
+                    with clock("checkpoint"):
+                        checkpoints.save(number + 1, state)
                 if stopping:
                     break
             if stopping or stop.late():
@@ -179,7 +198,7 @@ def run_stage(
             writer.close()
             checkpoints.close()
             if hasattr(stream, "close"):
-                stream.close()
+                stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     return state
 
 
@@ -193,7 +212,7 @@ class _stop_signal:
       number: of the signal that came.
     """
 
-    NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+    NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
     _calls = itertools.count()  # over all stages of this process: the steps that processes agree on only ever grow
 

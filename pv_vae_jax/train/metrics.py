@@ -41,8 +41,9 @@ class MetricWriter:
         """Record `scalars` at `step`."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
-        for name, value in scalars.items() if self._board else ():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
 
     def set_aside(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Keep the terms of single steps for the process that resumes at the last of them."""

@@ -30,7 +30,7 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     rate = schedule(config, steps)
     if config.name == "adamw":
-        decay = dict(weight_decay=config.weight_decay, mask=_decayed)
+        decay: dict[str, Any] = dict(weight_decay=config.weight_decay, mask=_decayed)
         rule = optax.adamw(rate, config.b1, config.b2, mu_dtype=config.momentum_dtype, **decay)
     else:
         # Updates as large as AdamW's (root mean square 0.2, arXiv 2502.16982), so that a learning rate means the same.
@@ -109,5 +109,5 @@ def accumulated(gradients: Callable[[Any, Array], Any], batch: dict, key: PRNGKe
 
 def ema_update(ema: Params, params: Params, step: Array, decay: float) -> Params:
     """Exponential moving average, with a shorter memory in the first steps (`(1 + s) / (10 + s)`)."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + (1.0 - now) * (p - e), ema, params)

@@ -50,9 +50,28 @@ class Run:
         """Whether the stage's result is there, whole."""
         return self.result(stage).exists()
 
+    def steps(self, stage: str) -> int:
+        """Length of a stage; for the latent cache its clips, if diffusion follows."""
+        if stage == "latents":
+            return self.experiment.latents.clips if self.experiment.diffusion.steps else 0
+        return getattr(self.experiment, stage).steps
+
+    def last_vae_stage(self) -> str:
+        """The last VAE stage that is finished: what encoding and sampling use.
+
+        Raises:
+          ConfigError: none is.
+        """
+        finished = [stage for stage in VAE_STAGES if self.finished(stage)]
+        if not finished:
+            raise ConfigError(f"no VAE stage of {self.workdir} is finished: train one first")
+        return finished[-1]
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Refuse a second process that would write to this work directory; a killed one leaves no lock behind.
+    def lock(self, stage: str) -> Iterator[None]:
+        """Refuse a second process that would write this stage; a killed one leaves no lock behind.
+
+        Other stages stay free: the decoder may be fine-tuned while the transformer trains, as the paper suggests.
 
         Raises:
           ConfigError: another process holds the lock.
@@ -62,12 +81,12 @@ class Run:
                 with contextlib.suppress(ImportError):  # a system without fcntl, such as Windows, goes unguarded
                     import fcntl
 
-                    file = stack.enter_context((self.workdir / ".lock").open("w"))
+                    file = stack.enter_context((self.workdir / f".{stage}.lock").open("w"))
                     try:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError as error:
                         raise ConfigError(
-                            f"{self.workdir} is in use by another process: wait for it, or stop it"
+                            f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
                         ) from error
                     except OSError:
                         pass  # a file system without locks
@@ -119,7 +138,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from error
     if path.exists():
-        changed = differences(to_dict(_read_config(path)), to_dict(experiment))
+        changed = differences(to_dict(read_config(path)), to_dict(experiment))
         changed = [line for line in changed if not line.startswith(FREE_KEYS)]
         if changed:
             raise ConfigError(
@@ -179,10 +198,10 @@ def reopen_run(workdir: str | Path) -> Run:
     if not path.exists():
         train = f"pv-vae train --config experiments/demo.py --workdir {workdir}"
         raise ConfigError(f"{workdir} holds no run: train one with {train}")
-    return open_run(_read_config(path).validate(), workdir)
+    return open_run(read_config(path).validate(), workdir)
 
 
-def _read_config(path: Path) -> Experiment:
+def read_config(path: Path) -> Experiment:
     """The configuration in `path`. Settings that are younger than the file stand at their defaults."""
     try:
         tree = json.loads(path.read_text())

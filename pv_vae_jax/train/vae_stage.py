@@ -14,34 +14,33 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax import pretrained
-from pv_vae_jax.config import ConfigError, VAEStageConfig
+from pv_vae_jax.config import VAEStageConfig
 from pv_vae_jax.data.mixture import Part, mixed_batches
 from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.masking import scheduled_ratio
 from pv_vae_jax.models.discriminator import Discriminator
-from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.predictive import max_dropped
 from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
 from pv_vae_jax.sharding.rules import host_share
+from pv_vae_jax.train.hand_over import first_parameters
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.roofline import plain
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.sizes import size_name, sized_batches
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import Logs, Step, VAEStep, stage_key
 from pv_vae_jax.typing import Params, WeightsError
 
-COMPUTED = ("remat", "remat_levels", "remat_blocks", "lowering", "attention", "dtype")
-
 
 def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Perceptual | None = None) -> None:
     """Train stage `name` (`image`, `video` or `decoder`) to its end and write its model.
 
-    It starts from the moving average of stage `before`, from `init_from`, or from scratch if both are missing; a
-    checkpoint of its own comes first. Where the model it starts from ends a stage on images and this one is on clips,
-    what images leave untrained is set first (`inflate_image_params`); a model of clips is taken as it is.
+    A checkpoint of its own comes first; else it starts as `hand_over` says: from `init_from`, from the moving average
+    of stage `before`, or from scratch.
     """
     experiment = run.experiment
     stage: VAEStageConfig = getattr(experiment, name)
@@ -62,26 +61,32 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         seed=experiment.seed,
         perceptual=perceptual,
         micro_batches=stage.micro_batches,
+        drop_pattern=stage.drop_pattern,
+        drop_from=stage.drop_from,
     )
     clip = (1, *max(kinds, key=lambda kind: kind.frames).shape[1:])  # of the parameters it decides nothing
 
     def draw(network: VAE | Discriminator, key: str) -> Params:
         return network.init(stage_key(experiment.seed, key), jnp.zeros(clip))["params"]
 
+    shapes = jax.eval_shape(lambda: draw(model, "vae"))
+
     def create(given: dict) -> TrainState:
-        params = given["params"] if "params" in given else draw(model, "vae")
+        params = given.get("params", {})
+        if params.keys() != shapes.keys():
+            params = draw(model, "vae") | params
         if discriminator is None:
             return step.create(params)
         return step.create(params, given.get("discriminator") or draw(discriminator, "discriminator"))
 
     def given() -> dict:
-        parts = {"params": _first_parameters(run, name, before, model)}
+        parts = {"params": first_parameters(run, name, before, model, shapes)}
         if discriminator is not None:
             parts["discriminator"] = _read_discriminator(run, before, discriminator, clip)
         return {part: tree for part, tree in parts.items() if tree is not None}
 
     def most(frames: int) -> int:
-        return max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio)
+        return max_dropped(experiment.vae.latent_frames(frames), stage.drop_ratio_max, stage.drop_pattern)
 
     filled = stage.drop_form == "filled" and any(most(kind.frames) for kind in kinds)
     parts = [
@@ -96,6 +101,10 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
 
     def options(number: int, batch: dict) -> dict:
         gan = discriminator is not None and number >= stage.objective.gan_start
+        if stage.drop_schedule != "constant":
+            groups = experiment.vae.latent_frames(batch["video"].shape[1])
+            drawn = scheduled_drops(experiment.seed, name, stage, groups, number, batch["dropped"], host_index)
+            batch["dropped"] = drawn
         if filled and most(batch["video"].shape[1]):
             return {"dropped": None, "gan": gan}
         # Among clips with a k each, that of images is a row of zeros.
@@ -133,6 +142,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         checkpoint_every=experiment.checkpoint_every,
         checkpoints_kept=experiment.checkpoints_kept,
         units=lambda batch: math.prod(batch["video"].shape[:2]),
+        counted_step=replace(step, model=build_vae(plain(experiment.vae))),
     )
     ema = to_host(state.ema)
     networks = None if state.discriminator is None else to_host(state.discriminator.params)
@@ -161,27 +171,27 @@ def stage_seed(seed: int, name: str) -> int:
     return seed * 1_000 + sum(name.encode()) % 1_000
 
 
-def _first_parameters(run: Run, name: str, before: str | None, model: VAE) -> Params | None:
-    """What the stage starts from, or None for scratch."""
-    stage: VAEStageConfig = getattr(run.experiment, name)
-    if stage.init_from:
-        loaded = pretrained.load(stage.init_from)
-    elif before is not None:
-        loaded = pretrained.load(run.folder(before) / "model")
-    else:
-        return None
-    # What only decides how a network is computed may differ.
-    free = {f: getattr(model.config, f) for f in COMPUTED if hasattr(model.config, f)}
-    if type(loaded.vae.config) is not type(model.config) or replace(loaded.vae.config, **free) != model.config:
-        raise ConfigError(f"stage {name} starts from a VAE of another architecture: {loaded.vae.config}")
-    if not stage.images and _ends_on_images(loaded):
-        return inflate_image_params(loaded.vae_params)
-    return loaded.vae_params
+def scheduled_drops(
+    seed: int, name: str, stage: VAEStageConfig, groups: int, number: int, like: np.ndarray, host: int = 0
+) -> np.ndarray:
+    """`k` of step `number`, uniform over `0 .. max_dropped` at the ratio that the stage's schedule has reached.
 
+    Of (seed, step) alone, as batches are, and drawn on the host, where the truncated form chooses its program.
 
-def _ends_on_images(model: Pretrained) -> bool:
-    """Whether the stage that made `model` trained on images; before `images` was noted, its name told."""
-    return model.meta.get("images", model.meta.get("stage") == "image")
+    Args:
+      seed, name: of the experiment and the stage.
+      stage: with a schedule.
+      groups: of a clip.
+      number: of the step, 0 for the first.
+      like: what a constant ratio drew: one `k` for the batch, or this host's share of one an example.
+      host: which share that is; all hosts have equal ones.
+    """
+    ramp = stage.drop_ramp * stage.steps
+    ratio = scheduled_ratio(stage.drop_schedule, number, ramp, stage.drop_ratio_start, stage.drop_ratio)
+    most = max_dropped(groups, ratio, stage.drop_pattern)
+    rng = np.random.default_rng([stage_seed(seed, name), 4, number])
+    first = host * like.size if like.ndim else 0
+    return rng.integers(0, most + 1, size=first + like.size, dtype=np.int32)[first:].reshape(like.shape)
 
 
 def _read_discriminator(run: Run, before: str | None, model: Discriminator, clip: tuple[int, ...]) -> Params | None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from pv_vae_jax.losses.adversarial import adaptive_weight, discriminator_hinge, generator_hinge
-from pv_vae_jax.losses.kl import kl_divergence
-from pv_vae_jax.losses.objective import Objective, pixel_terms
+from pv_vae_jax.losses.objective import Objective, latent_terms, pixel_terms
 from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.masking import DropFrom, DropPattern, draw_observed
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
-from pv_vae_jax.predictive import predict_filled, predict_truncated
+from pv_vae_jax.predictive import Prediction, predict_filled, predict_masked, predict_truncated
 from pv_vae_jax.train.optim import accumulated, ema_update, split_frozen
 from pv_vae_jax.train.state import Networks, TrainState, create_state
 from pv_vae_jax.typing import Array, Params, PRNGKey
@@ -40,6 +41,8 @@ class VAEStep:
       seed: with the step number it gives all randomness.
       perceptual: fills the perceptual slot, or None.
       micro_batches: parts of the batch computed one after the other.
+      drop_pattern: what the filled form withholds, see `masking`.
+      drop_from: where other patterns than `future` withhold it, see `predict_masked`.
     """
 
     model: VAE
@@ -52,14 +55,16 @@ class VAEStep:
     seed: int = 0
     perceptual: Perceptual | None = None
     micro_batches: int = 1
+    drop_pattern: DropPattern = "future"
+    drop_from: DropFrom = "pixels"
 
     def create(self, params: Params, discriminator_params: Params | None = None) -> TrainState:
         """State at step 0 from given parameters."""
         trained, _ = split_frozen(params, self.frozen)
         networks = None
         if self.discriminator is not None:
-            if discriminator_params is None:
-                raise ValueError("this stage has a discriminator: give its parameters")
+            if discriminator_params is None or self.discriminator_optimizer is None:
+                raise ValueError("this stage has a discriminator: give its parameters and its optimizer")
             networks = Networks(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
         return create_state(params, self.optimizer.init(trained), networks)
 
@@ -77,6 +82,9 @@ class VAEStep:
 
         Returns:
           New state, and float32 scalars: every term unweighted, `loss`, gradient norm.
+
+        Raises:
+          ValueError: the truncated form with a pattern that is not the end of a clip.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         trained, frozen = split_frozen(state.params, self.frozen)
@@ -91,6 +99,7 @@ class VAEStep:
         networks = state.discriminator
         if gan:
             old = networks
+            assert old is not None and self.discriminator_optimizer is not None  # `create` saw to it
             updates, moments = self.discriminator_optimizer.update(discriminator_grads, old.opt_state, old.params)
             networks = Networks(optax.apply_updates(old.params, updates), moments)
         ema = ema_update(state.ema, params, state.step, self.ema_decay)
@@ -101,29 +110,28 @@ class VAEStep:
         """Gradients of both sides (None for the discriminator while the GAN is off), and all terms."""
         video = to_float(batch["video"])
         trained, frozen = split_frozen(state.params, self.frozen)
+        discriminator: Any = self.discriminator  # both are there where the GAN is on
+        networks: Any = state.discriminator
 
         def forward(trained: Params):
-            params = trained | frozen
-            if dropped is None:
-                prediction = predict_filled(self.model, params, video, batch["dropped"], key)
-            else:
-                prediction = predict_truncated(self.model, params, video, dropped, key)
-            return prediction.features, kl_divergence(prediction.posterior, prediction.observed)
+            prediction = self._predict(trained | frozen, video, batch["dropped"] if dropped is None else dropped, key)
+            total, terms = latent_terms(self.objective, prediction.posterior, prediction.observed)
+            return (prediction.features, total), terms
 
         def to_pixels(trained: Params, features: Array) -> Array:
             return self.model.apply({"params": trained | frozen}, features, method="to_pixels")
 
         # The backward pass is taken in three pieces (losses, last convolution, network) because the adaptive GAN weight
         # needs gradients at the last kernel: this way it costs one more kernel gradient, not one more backward pass.
-        (features, kl), pull_network = jax.vjp(forward, trained)
+        (features, latent_loss), pull_network, latent_logs = jax.vjp(forward, trained, has_aux=True)
         output, pull_pixels = jax.vjp(to_pixels, trained, features)
         (loss, logs), d_output = jax.value_and_grad(
             lambda y: pixel_terms(self.objective, y, video, self.perceptual), has_aux=True
         )(output)
-        logs["kl"] = kl
+        logs |= latent_logs
         if gan:
             gan_loss, d_gan = jax.value_and_grad(
-                lambda y: generator_hinge(self.discriminator.apply({"params": state.discriminator.params}, y))
+                lambda y: generator_hinge(discriminator.apply({"params": networks.params}, y))
             )(output)
             weight = jnp.asarray(self.objective.gan)
             if self.objective.gan_adaptive:
@@ -131,24 +139,38 @@ class VAEStep:
                 weight = weight * adaptive_weight(last(d_output), last(d_gan))
             loss, d_output = loss + weight * gan_loss, d_output + weight * d_gan
             logs |= {"gan": gan_loss, "gan_weight": weight}
-        loss = loss + self.objective.kl * kl
+        loss = loss + latent_loss
         d_head, d_features = pull_pixels(d_output)
-        (d_trained,) = pull_network((d_features, jnp.asarray(self.objective.kl, kl.dtype)))
+        (d_trained,) = pull_network((d_features, jnp.ones_like(latent_loss)))
         grads = jax.tree.map(jnp.add, d_trained, d_head)
 
         logs["loss"] = loss
         if not gan:
             return grads, None, logs
-        discriminator_grads, more = self._discriminator_gradients(
-            state.discriminator.params, video, jax.lax.stop_gradient(output)
-        )
+        discriminator_grads, more = self._discriminator_gradients(networks.params, video, jax.lax.stop_gradient(output))
         return grads, discriminator_grads, logs | more
 
+    def _predict(self, params: Params, video: Array, dropped: Array | int, key: PRNGKey) -> Prediction:
+        """Filled for `k` as an array, truncated for a Python int."""
+        if isinstance(dropped, int):
+            if dropped and self.drop_pattern != "future":
+                raise ValueError(f"the truncated form leaves out the end of a clip; {self.drop_pattern!r} needs filled")
+            return predict_truncated(self.model, params, video, dropped, key)
+        if self.drop_pattern == "future":
+            return predict_filled(self.model, params, video, dropped, key)
+        c, (b, frames, height, width, _) = self.model.config, video.shape
+        grid = (c.latent_frames(frames), height // c.space_factor, width // c.space_factor)
+        each = jnp.broadcast_to(dropped, (b,))
+        observed = draw_observed(self.drop_pattern, jax.random.fold_in(key, 2), each, grid)
+        return predict_masked(self.model, params, video, observed, key, drop_from=self.drop_from)
+
     def _discriminator_gradients(self, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:
+        discriminator: Any = self.discriminator
+
         def loss(params: Params):
             variables = {"params": params}
-            real_logits = self.discriminator.apply(variables, real)
-            fake_logits = self.discriminator.apply(variables, fake)
+            real_logits = discriminator.apply(variables, real)
+            fake_logits = discriminator.apply(variables, fake)
             mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
             return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
 

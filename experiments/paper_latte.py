@@ -1,0 +1,51 @@
+"""The paper's diffusion transformer on UCF101 (section 4.1), in the latents of `experiments/paper_vae.py`.
+
+From the paper: Latte with one token a latent position, 28 layers, class-conditional, rectified flow, 250 K steps, AdamW
+at 1e-4, batches of 64, Euler sampling with 100 steps, 2,048 samples. Ours: warm-up, label dropout 0.1 (Latte's), moving
+average, no guidance, four posteriors of every training clip in the cache.
+
+The VAE is taken as it is: a stage of one step in which nothing moves brings it into this run.
+"""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from pv_vae_jax.config import (
+    DiffusionConfig,
+    Experiment,
+    LatentsConfig,
+    LatteConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    VAEStageConfig,
+)
+
+
+def get_config() -> Experiment:
+    """Stages latents and diffusion; `--config.decoder.init_from` names the run whose VAE it is."""
+    spec = importlib.util.spec_from_file_location("paper_vae", Path(__file__).parent / "paper_vae.py")
+    paper = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(paper)
+    base = paper.get_config()
+    return dataclasses.replace(
+        base,
+        name="paper-latte",
+        data=dataclasses.replace(base.data, source="data/UCF101"),
+        image=VAEStageConfig(images=True),
+        video=VAEStageConfig(),
+        decoder=VAEStageConfig(
+            steps=1, batch_size=64, frozen=("encoder", "decoder", "pad"), init_from="runs/paper_vae"
+        ),
+        latents=LatentsConfig(clips=38_148, batch_size=64),  # 4 x the 9,537 clips of the first training list
+        latte=LatteConfig(latent_channels=64, depth=28, width=1152, heads=16, dtype="bfloat16", remat="blocks"),
+        diffusion=DiffusionConfig(
+            steps=250_000,
+            batch_size=64,
+            label_dropout=0.1,
+            time_distribution="uniform",
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1_000),
+            ema_decay=0.9999,
+        ),
+        sampling=SamplingConfig(steps=100, guidance=1.0, clips=2_048, batch_size=64),
+    )

@@ -1,0 +1,125 @@
+"""What is withheld from a clip: patterns over latent positions, and how the amount changes while a stage runs.
+
+The paper withholds the last groups ("future"); the other patterns and the schedules are ours, to compare with it. All
+patterns withhold as much for the same `k`, namely `k` groups' worth of latent positions, and none withholds frame 0:
+
+* `future`: the last `k` groups.
+* `infill`: `k` groups in a row; the last group stays.
+* `block`: one box in space and time, of `k` to all later groups and any place, sides within a factor of 2 or so.
+* `tube`: the same positions of every later group, chosen at random (VideoMAE, arXiv 2203.12602).
+* `random`: positions chosen at random one by one (MAE; SSVAE's latent masked reconstruction, arXiv 2512.05394).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from pv_vae_jax.typing import Array, PRNGKey
+
+DropPattern = Literal["future", "infill", "block", "tube", "random"]
+SPATIAL: tuple[DropPattern, ...] = ("block", "tube", "random")  # choose positions within a frame
+DropFrom = Literal["pixels", "latents"]
+DropSchedule = Literal["constant", "linear", "cosine"]
+
+
+def droppable(groups: int, pattern: DropPattern = "future") -> int:
+    """Largest `k` of a pattern for clips of `groups` groups: all after the first, for `infill` all between the ends."""
+    return max(groups - (2 if pattern == "infill" else 1), 0)
+
+
+def scheduled_ratio(schedule: DropSchedule, number: int, ramp_steps: float, first: float, last: float) -> float:
+    """Dropping ratio of step `number` of a stage, 0 for its first.
+
+    It goes from `first` to `last` within `ramp_steps` steps, evenly (`linear`) or along half a cosine (`cosine`), and
+    stays there; with `constant` it is `last` throughout. A function of the step alone, so a run may stop anywhere.
+    """
+    if schedule == "constant" or number >= ramp_steps:
+        return last
+    way = number / ramp_steps
+    if schedule == "cosine":
+        way = (1 - math.cos(math.pi * way)) / 2
+    return first + (last - first) * way
+
+
+def draw_observed(pattern: DropPattern, key: PRNGKey, dropped: Array, grid: tuple[int, int, int]) -> Array:
+    """Draw what stays of latents.
+
+    Args:
+      pattern: which positions are withheld; see the head of this module.
+      key: each example draws from its own, made of this one.
+      dropped: `(b,)` int, the `k` of each example. `tube` and `random` withhold that many groups' worth of positions
+        but for rounding to whole ones, `block` but for rounding its sides.
+      grid: `(g, h, w)` of the latents.
+
+    Returns:
+      `(b, g, h, w)` bool, true where a position is observed; true for all of frame 0.
+    """
+    g, h, w = grid
+    later = (g - 1, h, w)
+    withheld = jax.vmap(lambda key, k: _PATTERNS[pattern](key, jnp.minimum(k, droppable(g, pattern)), later))
+    drawn = (
+        withheld(jax.random.split(key, dropped.shape[0]), dropped) if g > 1 else jnp.zeros((len(dropped), *later), bool)
+    )
+    return jnp.pad(~drawn, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=True)
+
+
+# Each draws for one example which of the later positions `(g - 1, h, w)` are withheld.
+
+
+def _future(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
+    return jnp.broadcast_to(_span(shape[0] - k, k, shape[0])[:, None, None], shape)
+
+
+def _infill(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
+    start = _integer(key, shape[0] - k)
+    return jnp.broadcast_to(_span(start, k, shape[0])[:, None, None], shape)
+
+
+def _block(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
+    """A box of the volume `k h w`: its duration is uniform, its sides' ratio log-uniform in [1/2, 2] where it fits."""
+    g, h, w = shape
+    duration_key, ratio_key, *places = jax.random.split(key, 5)
+    duration = k + _integer(duration_key, g - k + 1)
+    area = k * h * w / jnp.maximum(duration, 1)
+    ratio = jnp.exp2(jax.random.uniform(ratio_key, minval=-1.0, maxval=1.0))
+    height = jnp.round(jnp.clip(jnp.sqrt(area * ratio), area / w, h)).clip(1, h).astype(int)
+    width = jnp.round(area / height).clip(1, w).astype(int)
+    spans = [
+        _span(_integer(place, size - length + 1), length, size)
+        for place, length, size in zip(places, (duration, height, width), shape, strict=True)
+    ]
+    return (k > 0) & spans[0][:, None, None] & spans[1][:, None] & spans[2]
+
+
+def _tube(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
+    g, h, w = shape
+    count = jnp.round(k * h * w / g)
+    return jnp.broadcast_to(_chosen(key, h * w, count).reshape(h, w), shape)
+
+
+def _random(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
+    return _chosen(key, math.prod(shape), k * shape[1] * shape[2]).reshape(shape)
+
+
+_PATTERNS = {"future": _future, "infill": _infill, "block": _block, "tube": _tube, "random": _random}
+
+
+def _span(start: Array, length: Array, size: int) -> Array:
+    """`(size,)` bool, true for `length` entries from `start` on."""
+    at = jnp.arange(size)
+    return (at >= start) & (at < start + length)
+
+
+def _integer(key: PRNGKey, count: Array) -> Array:
+    """Uniform over `0 .. count - 1`, where `count` is data."""
+    return jnp.minimum(jnp.floor(jax.random.uniform(key) * count).astype(int), count - 1)
+
+
+def _chosen(key: PRNGKey, size: int, count: Array) -> Array:
+    """`(size,)` bool, true for `count` entries chosen at random."""
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, (size,))))
+    return rank < count

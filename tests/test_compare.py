@@ -1,0 +1,111 @@
+"""Runs side by side: when one arrives at another's end, and a page that holds what the runs hold."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pv_vae_jax.cli.compare import SAME
+from pv_vae_jax.evaluation.convergence import arrival, running_mean
+from pv_vae_jax.evaluation.runs_page import PAPER, EvaluatedRun, write_comparison
+from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
+
+
+def test_a_run_arrives_where_its_mean_is_as_low_as_the_others_end():
+    steps = np.arange(10, 1010, 10)
+    slow, fast = 1 / steps, 1 / (2 * steps)
+    there = arrival(steps, fast, steps, slow)
+    assert there.step == pytest.approx(500, abs=60) and there.sooner == pytest.approx(0.5, abs=0.06)
+    never = arrival(steps, slow, steps, fast)
+    assert never.step is None and never.sooner is None
+    assert arrival(steps, slow, steps, slow).step == 1000
+    late = arrival(2 * steps, fast, steps, slow)
+    assert late.sooner == pytest.approx(0, abs=0.1)
+    with pytest.raises(ValueError, match="no end"):
+        arrival([], [], steps, slow)
+
+
+def test_running_means_look_back_only():
+    values = np.zeros(40)
+    values[20] = 1
+    mean = running_mean(values)
+    assert not mean[:20].any() and mean[20] == 0.25 and not mean[24:].any()
+    np.testing.assert_allclose(running_mean([3.0, 1.0], share=1.0), [3, 2])
+
+
+def evaluated(name, **more):
+    rng = np.random.default_rng(0)
+    stage = {"psnr_db": 25.5, "ssim": 0.8, "scored": "4 clips", "prediction": None, "steps": 3}
+    metrics = {
+        "model": "t2s4c4",
+        "stages": {"video": stage},
+        "parameters": {"encoder": 10_000, "decoder": 20_000},
+        "devices": ["1 x cpu"],
+    }
+    curves = {"video": [{"step": i, "mse": 1 / (i + 1), "frames_per_second": 100.0} for i in range(5)]}
+    clip = rng.integers(0, 256, (1, 5, 16, 16, 3), dtype=np.uint8)
+    samples = {"jump": rng.integers(0, 256, (2, 5, 16, 16, 3), dtype=np.uint8)}
+    return EvaluatedRun(name, metrics, curves, {"Frechet distance (x)": 12.25}, clip, clip, 3, samples, **more)
+
+
+def test_page_holds_tables_curves_and_clips_of_all_runs(tmp_path):
+    runs = [evaluated("<b>a"), evaluated("b"), evaluated("c")]
+    video = np.zeros((1, 5, 16, 16, 3), np.uint8)
+    write_comparison(tmp_path / "page.html", runs, video, "noise")
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;a" in page and "<b>a" not in page
+    for part in ("generation", "reconstruction", "cost"):
+        for name in PAPER[part]:
+            assert f"{name} (paper)" in page
+    assert "146.4" in page and "12.25" in page and "25.5" in page and page.count(" reaches the end of ") == 6
+    assert page.count("<svg") == 1 and page.count("<video") == 2 + 2 or "PyAV" in page
+    assert "http" not in page.split("<body>")[0] and 'src="http' not in page
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_papers_numbers_are_those_of_its_tables():
+    ours = PAPER["generation"]["PV-VAE"]
+    assert (ours["FVD"], ours["KVD"], ours["IS"]) == (146.37, 14.52, 69.72)
+    assert PAPER["reconstruction"]["Wan2.2 VAE"]["PSNR"] == 33.78 and PAPER["cost"]["SSVAE"]["training, it/s"] == 3.92
+    assert all(PAPER[part].keys() == PAPER["generation"].keys() for part in ("reconstruction", "cost"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_experiment):  # noqa: F811
+    """Two runs of stage video of other lengths, evaluated by their training."""
+    root = tmp_path_factory.mktemp("compared")
+    only = [f"--config.{stage}.steps=0" for stage in ("image", "decoder", "diffusion")]
+    for name, steps in (("a", 2), ("b", 3)):
+        flags = ["--config.video.objective.gan=0.0", f"--config.video.steps={steps}", *only]
+        status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", root / name, *flags)
+        assert status == 0, error
+    return root
+
+
+def test_command_compares_runs(runs, tmp_path):
+    before = sorted(runs.rglob("*"))
+    (runs / "a" / "report" / "scores.json").write_text(json.dumps([{"name": "FVD", "value": 321.5, "card": {}}]))
+    status, out, error = pv_vae("compare", runs / "a", runs / "b", "--out", tmp_path / "x" / "page.html")
+    assert status == 0, error
+    (runs / "a" / "report" / "scores.json").unlink()
+    assert sorted(runs.rglob("*")) == before  # nothing is written into runs
+    page, tree = (tmp_path / "x" / "page.html").read_text(), json.loads((tmp_path / "x" / "page.json").read_text())
+    assert "321.5" in page and tree["runs"]["a"]["scores"] == {"FVD": 321.5} and "FVD 321.5" in out
+    assert tree["convergence"]["video"]["a reaches the end of b"]["of"] == 3
+
+
+def test_what_does_not_compare_is_refused(runs, tmp_path):
+    assert "at least two runs" in fails("compare", runs / "a")
+    assert "named twice" in fails("compare", runs / "a", runs / "a")
+    assert "holds no run" in fails("compare", runs / "a", tmp_path)
+    assert "ends in .html" in fails("compare", runs / "a", runs / "b", "--out", tmp_path / "x.pdf")
+    path = runs / "b" / "config.json"
+    config = path.read_text()
+    path.write_text(config.replace('"size": 16', '"size": 32'))
+    assert "data.size is 32 in b and 16 in a" in fails("compare", runs / "a", runs / "b")
+    path.write_text(config)
+    report = runs / "b" / "report" / "metrics.json"
+    report.rename(report.with_suffix(".aside"))
+    assert "pv-vae evaluate --workdir" in fails("compare", runs / "a", runs / "b")
+    report.with_suffix(".aside").rename(report)
+    assert set(SAME) == {"source", "frames", "size", "stride"}

@@ -1,0 +1,84 @@
+"""The package is typed for those who use it: names are exported, and pyright finds nothing in the public API."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pv_vae_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
+PYRIGHT = shutil.which("pyright", path=str(Path(sys.executable).parent)) or shutil.which("pyright")
+
+# What a checker sees must be what it should: each line with the type that pyright must reveal.
+PROGRAM = """
+import jax
+
+from pv_vae_jax import VAE, Latte, LatteConfig, VAEConfig, euler, load, predict_clip, to_float, to_uint8
+from pv_vae_jax.evaluation.display import show_clips
+from pv_vae_jax.train.stages import train
+
+model = VAE(VAEConfig(latent_channels=16))
+tiny = load("tiny-synthetic")
+video = jax.numpy.zeros((1, 5, 32, 32, 3))
+latents = tiny.vae.apply({"params": tiny.vae_params}, video, method="encode").mode
+reveal_type(model.config.latent_frames(17))  # int
+reveal_type(predict_clip(tiny.vae, tiny.vae_params, video, 1))  # Array
+reveal_type(to_uint8(video))  # Array
+reveal_type(Latte(LatteConfig(depth=2)).config.depth)  # int
+"""
+WRONG = """
+from pv_vae_jax import VAEConfig, load
+
+VAEConfig(latent_channel=16)
+load(3)
+"""
+
+
+def check(*arguments: str) -> subprocess.CompletedProcess:
+    command = [str(PYRIGHT), "--pythonpath", sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PYRIGHT is None, reason="pyright is not installed: pip install -e '.[types]'")
+def test_pyright_finds_nothing():
+    done = check()
+    assert done.returncode == 0 and "0 errors, 0 warnings" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PYRIGHT is None, reason="pyright is not installed: pip install -e '.[types]'")
+def test_a_program_of_a_user_is_checked(tmp_path):
+    (tmp_path / "good.py").write_text(PROGRAM)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    good, wrong = (check(str(tmp_path / name)) for name in ("good.py", "wrong.py"))
+    assert good.returncode == 0, good.stdout
+    assert re.findall(r'is "(\w+)"', good.stdout) == re.findall(r"# (\w+)$", PROGRAM, re.MULTILINE)
+    assert wrong.returncode == 1 and "2 errors" in wrong.stdout, wrong.stdout
+
+
+def test_names_are_exported_to_type_checkers():
+    """In a typed package, an import counts as exported if `__all__`, a literal, names it."""
+    tree = ast.parse(Path(pv_vae_jax.__file__).read_text())
+    (names,) = (
+        ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"
+    )
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
+    imported = [alias.name for node in block.body for alias in node.names]
+    assert names == sorted(imported) == sorted(pv_vae_jax._HOME_OF) == pv_vae_jax.__all__
+
+
+def test_what_is_not_checked_is_not_public():
+    assert all((ROOT / file).exists() for file in SETTINGS["ignore"]), "files that are gone"
+    public = {f"pv_vae_jax/{home.replace('.', '/')}.py" for home in pv_vae_jax._HOMES}
+    reference = re.findall(r"^::: (pv_vae_jax\.[\w.]+)\.\w+$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    public |= {str(Path(importlib.import_module(module).__file__).relative_to(ROOT)) for module in reference}
+    assert not public & set(SETTINGS["ignore"]) and len(public) > 15
