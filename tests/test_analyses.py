@@ -8,7 +8,7 @@ import pytest
 from pv_vae_jax import pretrained
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
-from pv_vae_jax.evaluation.analysis import analyze_latents, write_analysis
+from pv_vae_jax.evaluation.analysis import LatentAnalysis, _prediction, analyze_latents, write_analysis
 from pv_vae_jax.evaluation.motion import exact_flow, tracks, visible_layer
 from pv_vae_jax.evaluation.spectra import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
 from pv_vae_jax.pretrained import Pretrained
@@ -135,6 +135,17 @@ def test_analysis_of_a_model(tiny, tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert "&lt;b&gt;tiny" in page and "<b>tiny" not in page and page.count("<svg") >= 5
     assert "http" not in page.split("<body>")[0] and 'src="http' not in page and "NaN" not in page
+
+
+def test_vaes_whose_groups_differ_share_a_chart():
+    """Clips of 17 frames are five groups of one VAE and nine of another."""
+    none = np.zeros(0)
+    errors = lambda groups: [None, *[0.1] * (groups - 1)]  # noqa: E731
+    found = [
+        LatentAnalysis(name, {"prediction_mse": errors(n), "copying_mse": errors(n)}, none, none, none, none, 9)
+        for name, n in (("four", 5), ("two", 9))
+    ]
+    assert _prediction(found).count("<circle") == 4 + 8 + 4  # of both VAEs, and of copying
 
 
 def test_images_have_no_time_to_analyse(tiny):
