@@ -74,6 +74,11 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.models.sizes import SIZES
 
         override(SIZES["wan22"], overrides)
+    elif name == "features":
+        from pv_vae_jax.config import run_config
+        from pv_vae_jax.evaluation.feature_training import FeatureTraining
+
+        override(run_config(ROOT / values.config, FeatureTraining) if values.config else FeatureTraining(), overrides)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:

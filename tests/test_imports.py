@@ -36,7 +36,7 @@ ALLOWED = {
     "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},
 }
 ALLOWED["cli"] = set(ALLOWED)
-EXPERIMENTS = {"config"}
+EXPERIMENTS = {"config", "evaluation"}  # the latter for the settings of the feature network
 
 # Third-party packages a room must not name at all.
 FORBIDDEN = {
