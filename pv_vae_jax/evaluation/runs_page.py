@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 from pv_vae_jax.evaluation.convergence import Arrival, arrival, running_mean
 from pv_vae_jax.evaluation.figures import COLOURS, Media, Series, fit, frame, line_chart
 from pv_vae_jax.evaluation.report import BUDGET, PANEL, PLAIN, table, write_page
+from pv_vae_jax.evaluation.spectra import rank_correlation
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 # Stage -> the curve by which runs are compared.
@@ -66,6 +68,7 @@ def write_comparison(path: Path, runs: Sequence[EvaluatedRun], video: np.ndarray
     sections = [
         ("generation", "Generation", _generation(runs)),
         ("reconstruction", "Reconstruction and prediction", _reconstruction(runs)),
+        ("accuracy", "Prediction and generation", _accuracy(runs)),
         ("cost", "Cost", _cost(runs)),
         ("convergence", "Convergence", _convergence(runs)),
         ("clips", "The same clips", _clips(runs, video, media)),
@@ -111,6 +114,40 @@ def _reconstruction(runs: Sequence[EvaluatedRun]) -> str:
         row["Against copying"] = None if against is None else f"{against:+.0%}"
         rows.append((run.name, row))
     return _with_paper(rows, "reconstruction", ("Error of dropped frames", "Against copying", "Scored"))
+
+
+def accuracy_and_generation(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[list[tuple[str, float, float]], float]]:
+    """Whether runs that predict better generate better: score -> ((run, error, score) of each, rank correlation).
+
+    Error is that of dropped frames; for distances, where lower is better, a positive correlation says yes. With fewer
+    than three runs the correlation is NaN, for it would be 1 or -1 whatever they are.
+    """
+    found = {}
+    for name in dict.fromkeys(name for run in runs for name in run.scores):
+        points = [
+            (run.name, run.last["prediction"]["average"], run.scores[name])
+            for run in runs
+            if name in run.scores and run.last.get("prediction")
+        ]
+        if len(points) > 1:
+            errors, scores = (np.array([point[i] for point in points]) for i in (1, 2))
+            found[name] = points, rank_correlation(errors, scores) if len(points) > 2 else math.nan
+    return found
+
+
+def _accuracy(runs: Sequence[EvaluatedRun]) -> str:
+    found = accuracy_and_generation(runs)
+    if not found:
+        return (
+            '<p class="none">This takes two runs at least with both a prediction error and a score of generation.</p>'
+        )
+    charts, rows = [], []
+    for name, (points, correlation) in found.items():
+        series = [Series(run, [error], [score]) for run, error, score in points]
+        charts.append(line_chart(name, series, x_label="error of dropped frames"))
+        shown = f"{correlation:.2f}" if math.isfinite(correlation) else "– (takes three runs)"
+        rows.append((name, len(points), shown))
+    return f'<div class="charts">{"".join(charts)}</div>' + table(("", "runs", "rank correlation"), rows)
 
 
 def _cost(runs: Sequence[EvaluatedRun]) -> str:
