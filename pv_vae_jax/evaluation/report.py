@@ -205,7 +205,7 @@ def _clips(pictures: Pictures, media: Media) -> str:
     side = min(PANEL, 1056 // len(heads) - 8)
     for clip in pictures.clips:
         panels = [frame(fit(clip.original, side), PLAIN), frame(fit(clip.reconstruction, side), SEEN)]
-        panels += [frame(fit(clip.predictions[k], side), _borders(frames, seen[k])) for k in drops]
+        panels += [frame(fit(clip.predictions[k], side), borders(frames, seen[k])) for k in drops]
         video = np.concatenate(panels, axis=2)
         label = f"{clip.name}: {', '.join(heads)}"
         # At least 84 pixels a panel: a narrow screen scrolls.
@@ -220,13 +220,14 @@ def _clips(pictures: Pictures, media: Media) -> str:
         show = lambda video, colour: strip(frame(fit(video[index], 64), colour, 3))  # noqa: B023, E731
         rows = [("Original", show(clip.original, PLAIN))]
         rows += [
-            (heads[2 + i], show(clip.predictions[k], _borders(frames, seen[k])[index])) for i, k in enumerate(drops)
+            (heads[2 + i], show(clip.predictions[k], borders(frames, seen[k])[index])) for i, k in enumerate(drops)
         ]
         parts.append(f"<h4>Frame by frame: {_text(clip.name)}</h4>" + _rows(rows, media))
     return "".join(parts)
 
 
-def _borders(frames: int, seen: int) -> np.ndarray:
+def borders(frames: int, seen: int) -> np.ndarray:
+    """`(frames, 3)` colours of the border: seen by the encoder, then drawn without it."""
     return np.array([SEEN if t < seen else DRAWN for t in range(frames)])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pv_vae_jax.evaluation.convergence import Arrival, arrival, running_mean
 from pv_vae_jax.evaluation.figures import COLOURS, Media, Series, fit, frame, line_chart
-from pv_vae_jax.evaluation.report import BUDGET, PANEL, PLAIN, table, write_page
+from pv_vae_jax.evaluation.report import BUDGET, PANEL, PLAIN, borders, table, write_page
 from pv_vae_jax.evaluation.spectra import rank_correlation
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
@@ -216,11 +216,16 @@ def _told(when: Arrival) -> tuple[str, str, str, str]:
     return f"{when.score:.4g}", step, f"{when.steps:,.0f}", saved
 
 
-def _row(cells: Sequence[tuple[str, np.ndarray]], media: Media, label: str) -> str:
-    """Clips side by side in one video, so that they play in step, under their names."""
+def _row(cells: Sequence[tuple[str, np.ndarray, int | None]], media: Media, label: str) -> str:
+    """Clips side by side in one video, so that they play in step, under their names; borders tell what was seen.
+
+    The last of a cell is how many frames its model saw, or None.
+    """
     side = min(PANEL, max(1056 // len(cells) - 8, 64))
-    video = np.concatenate([frame(fit(clip, side), PLAIN, 2) for _, clip in cells], axis=2)
-    heads = "".join(f"<span>{html.escape(name)}</span>" for name, _ in cells)
+    colours = [PLAIN if seen is None else borders(len(clip), seen) for _, clip, seen in cells]
+    framed = [frame(fit(clip, side), colour) for (_, clip, _), colour in zip(cells, colours, strict=True)]
+    video = np.concatenate(framed, axis=2)
+    heads = "".join(f"<span>{html.escape(name)}</span>" for name, *_ in cells)
     width = f"max(min(100%,{video.shape[2]}px),{84 * len(cells)}px)"
     return (
         f'<div class="wide"><div style="width:{width}"><div class="heads" style="grid-template-columns:'
@@ -232,16 +237,21 @@ def _clips(runs: Sequence[EvaluatedRun], video: np.ndarray, media: Media) -> str
     drawn = [run for run in runs if run.reconstruction is not None]
     if not drawn:
         return '<p class="none">No run has finished a stage that was trained on clips.</p>'
-    parts = []
+    parts = [
+        "<p>Reconstruction, and prediction from about half of the groups; the border tells what the encoder was given: "
+        '<i class="key seen"></i> frame seen, <i class="key drawn"></i> frame predicted.</p>'
+    ]
+    seen = [run for run in drawn if run.prediction is not None]
     for i, clip in enumerate(video):
-        cells = [("original", clip), *((run.name, run.reconstruction[i]) for run in drawn)]
-        parts.append(
-            f"<h4>Clip {i}: reconstruction</h4>" + _row(cells, media, f"clip {i}, original and reconstructions")
-        )
-        seen = [run for run in drawn if run.prediction is not None]
+        cells = [("original", clip, None), *((run.name, run.reconstruction[i], len(clip)) for run in drawn)]
+        rows = [_row(cells, media, f"clip {i}, original and reconstructions")]
         if seen:
-            cells = [("original", clip), *((f"{r.name}: saw {r.observed}", r.prediction[i]) for r in seen)]
-            parts.append(f"<h4>Clip {i}: prediction</h4>" + _row(cells, media, f"clip {i}, original and predictions"))
+            cells = [
+                ("original", clip, None),
+                *((f"{r.name}: saw {r.observed}", r.prediction[i], r.observed) for r in seen),
+            ]
+            rows.append(_row(cells, media, f"clip {i}, original and predictions"))
+        parts.append(f'<h4>Clip {i}</h4><div class="halves">{"".join(rows)}</div>')
     return "".join(parts)
 
 
@@ -251,10 +261,10 @@ def _samples(runs: Sequence[EvaluatedRun], media: Media) -> str:
         return '<p class="none">No run has generated clips: a diffusion stage makes them.</p>'
     parts = ["<p>Each run's first clips of a class, drawn with its own seed; nothing was selected.</p>"]
     for name in dict.fromkeys(label for run in drawn for label in run.samples):
-        parts.append(f"<h4>{html.escape(name)}</h4>")
+        rows = []
         for i in range(SHOWN):
-            cells = [(run.name, run.samples[name][i]) for run in drawn if len(run.samples.get(name, ())) > i]
-            # Clips of one length only can play in one video.
-            if cells and len({clip.shape for _, clip in cells}) == 1:
-                parts.append(_row(cells, media, f"generated {name}, number {i}"))
+            cells = [(run.name, run.samples[name][i], None) for run in drawn if len(run.samples.get(name, ())) > i]
+            if cells:
+                rows.append(_row(cells, media, f"generated {name}, number {i}"))
+        parts.append(f'<h4>{html.escape(name)}</h4><div class="halves">{"".join(rows)}</div>')
     return "".join(parts)
