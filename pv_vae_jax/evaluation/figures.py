@@ -36,7 +36,9 @@ class Series:
     dashed: bool = False
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool = False, whole_x: bool = False) -> str:
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str, log: bool = False, whole_x: bool = False, ends: bool = True
+) -> str:
     """A chart with its title and legend as one HTML `<figure>`.
 
     Args:
@@ -45,6 +47,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
       x_label: below the axis.
       log: logarithmic values, if all of them are positive and span more than a factor of 4.
       whole_x: every x is a tick (few whole numbers).
+      ends: the legend of a time series tells where it stands; False for curves over anything else.
     """
     curves = [(s, *_thin(np.asarray(s.x, float), np.asarray(s.y, float))) for s in series]
     curves = [(s, x, y) for s, x, y in curves if np.isfinite(y).any()]
@@ -79,7 +82,9 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
     legend = []
     for i, (s, x, y) in enumerate(curves):
         drawing.append(_curve(i, len(curves) - 1 - i, s, across(x), down(np.where(y > 0, y, np.nan) if log else y), y))
-        last = "" if whole_x else f" <b>{number(y[np.isfinite(y)][-1])}</b>"  # of a time series: where it stands
+        last = (
+            "" if whole_x or not ends else f" <b>{number(y[np.isfinite(y)][-1])}</b>"
+        )  # of a time series: where it stands
         swatch = f'<i style="border-top-color:var(--c{i % COLOURS})"{" class=dashed" if s.dashed else ""}></i>'
         legend.append(f"<li>{swatch}{html.escape(s.name)}{last}</li>")
     scale = ", logarithmic" if log else ""

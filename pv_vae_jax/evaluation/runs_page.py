@@ -144,7 +144,7 @@ def _accuracy(runs: Sequence[EvaluatedRun]) -> str:
     charts, rows = [], []
     for name, (points, correlation) in found.items():
         series = [Series(run, [error], [score]) for run, error, score in points]
-        charts.append(line_chart(name, series, x_label="error of dropped frames"))
+        charts.append(line_chart(name, series, x_label="error of dropped frames", ends=False))
         shown = f"{correlation:.2f}" if math.isfinite(correlation) else "– (takes three runs)"
         rows.append((name, len(points), shown))
     return f'<div class="charts">{"".join(charts)}</div>' + table(("", "runs", "rank correlation"), rows)
