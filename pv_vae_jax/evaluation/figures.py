@@ -108,9 +108,9 @@ def _curve(i: int, above: int, series: Series, x: np.ndarray, y: np.ndarray, val
     path = f'<path d="{"".join(parts)}" stroke="{colour}" style="stroke-width:{2 + 1.3 * above:.1f}"{dash}/>'
     if len(x) > 40:
         return path
-    name = html.escape(series.name)
+    name, radius = html.escape(series.name), 5 if len(x) == 1 else 2.6
     dots = "".join(
-        f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="{colour}"><title>{name} {number(v)}</title></circle>'
+        f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}" fill="{colour}"><title>{name} {number(v)}</title></circle>'
         for px, py, v in zip(x, y, values, strict=True)
         if math.isfinite(py)
     )

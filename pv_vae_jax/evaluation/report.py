@@ -378,6 +378,7 @@ th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;font
 td,tbody th{white-space:nowrap}
 thead th{color:var(--soft);font-size:.86rem;vertical-align:bottom}
 th:first-child{text-align:left}tbody th{font-weight:600}
+.halves tbody th{white-space:normal;min-width:9em}
 @media(max-width:600px){tbody th{white-space:normal;min-width:9em}th,td{padding:4px 6px}}
 .reference{color:var(--soft)}.reference th{font-weight:400}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:.5em 0}
