@@ -143,7 +143,7 @@ def torch_networks():
         def __init__(self):
             super().__init__()
             self.layers = nn.ModuleDict({"Conv3d_1a_7x7": Unit(3, 64, 7, 2), "pool2": Pool((1, 3, 3), (1, 2, 2))})
-            self.layers |= {"Conv3d_2b_1x1": Unit(64, 64, 1), "Conv3d_2c_3x3": Unit(64, 192, 3)}
+            self.layers.update({"Conv3d_2b_1x1": Unit(64, 64, 1), "Conv3d_2c_3x3": Unit(64, 192, 3)})
             self.layers["pool3"], into = Pool((1, 3, 3), (1, 2, 2)), 192
             for name, widths in MIXED.items():
                 if name == "Mixed_4b":

@@ -453,6 +453,20 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
     Raises:
       ConfigError: no such file, no `get_config`, an unknown key (the nearest is named) or a value of the wrong type.
     """
+    experiment = run_config(path, Experiment)
+    experiment = override(experiment, overrides or {})
+    source = experiment.data.source
+    if os.path.isdir(source):  # a run means the same folder from wherever it is continued
+        data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
+        experiment = dataclasses.replace(experiment, data=data)
+    return experiment.validate()
+
+
+T = typing.TypeVar("T")
+
+
+def run_config(path: str | Path, kind: type[T]) -> T:
+    """What `get_config()` of the file `path` returns, a `kind`; raises `ConfigError` if there is none."""
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py") if not p.name.startswith("_"))
@@ -466,21 +480,17 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
             raise ConfigError(f"{path} defines no get_config()")
-        experiment = module.get_config()
+        config = module.get_config()
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
-    if not isinstance(experiment, Experiment):
-        raise ConfigError(f"get_config() of {path} returns {type(experiment).__name__}, not an Experiment")
-    experiment = override(experiment, overrides or {})
-    source = experiment.data.source
-    if os.path.isdir(source):  # a run means the same folder from wherever it is continued
-        data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
-        experiment = dataclasses.replace(experiment, data=data)
-    return experiment.validate()
+    if not isinstance(config, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ConfigError(f"get_config() of {path} returns {type(config).__name__}, not {article} {kind.__name__}")
+    return config
 
 
 def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:

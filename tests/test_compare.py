@@ -1,13 +1,14 @@
 """Runs side by side: when one arrives at another's end, and a page that holds what the runs hold."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from pv_vae_jax.cli.compare import SAME
 from pv_vae_jax.evaluation.convergence import arrival, running_mean
-from pv_vae_jax.evaluation.runs_page import PAPER, EvaluatedRun, write_comparison
+from pv_vae_jax.evaluation.runs_page import PAPER, EvaluatedRun, accuracy_and_generation, write_comparison
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
 
@@ -63,6 +64,23 @@ def test_page_holds_tables_curves_and_clips_of_all_runs(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
+def test_better_prediction_is_set_against_better_generation():
+    def run(name, error, distance):
+        made = evaluated(name)
+        made.last["prediction"] = None if error is None else {"average": error}
+        made.scores.clear()
+        made.scores["distance"] = distance
+        return made
+
+    runs = [run("a", 0.03, 5.0), run("b", 0.02, 4.0), run("c", 0.05, 9.0), run("d", None, 1.0)]
+    points, correlation = accuracy_and_generation(runs)["distance"]
+    assert [name for name, *_ in points] == ["a", "b", "c"] and correlation == pytest.approx(1)
+    runs[1].scores["distance"] = 20.0
+    assert accuracy_and_generation(runs)["distance"][1] == pytest.approx(-0.5)
+    assert np.isnan(accuracy_and_generation(runs[:2])["distance"][1])
+    assert accuracy_and_generation(runs[2:]) == {}
+
+
 def test_papers_numbers_are_those_of_its_tables():
     ours = PAPER["generation"]["PV-VAE"]
     assert (ours["FVD"], ours["KVD"], ours["IS"]) == (146.37, 14.52, 69.72)
@@ -72,13 +90,15 @@ def test_papers_numbers_are_those_of_its_tables():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_experiment):  # noqa: F811
-    """Two runs of stage video of other lengths, evaluated by their training."""
+    """A run of stage video, evaluated by its training, and a copy whose curve is longer."""
     root = tmp_path_factory.mktemp("compared")
     only = [f"--config.{stage}.steps=0" for stage in ("image", "decoder", "diffusion")]
-    for name, steps in (("a", 2), ("b", 3)):
-        flags = ["--config.video.objective.gan=0.0", f"--config.video.steps={steps}", *only]
-        status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", root / name, *flags)
-        assert status == 0, error
+    flags = ["--config.video.objective.gan=0.0", "--config.video.steps=2", *only]
+    status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", root / "a", *flags)
+    assert status == 0, error
+    shutil.copytree(root / "a", root / "b")
+    curve = root / "b" / "video" / "metrics.jsonl"
+    curve.write_text(curve.read_text() + json.dumps({"step": 3, "mse": 1e-6, "frames_per_second": 1.0}) + "\n")
     return root
 
 
@@ -91,7 +111,9 @@ def test_command_compares_runs(runs, tmp_path):
     assert sorted(runs.rglob("*")) == before  # nothing is written into runs
     page, tree = (tmp_path / "x" / "page.html").read_text(), json.loads((tmp_path / "x" / "page.json").read_text())
     assert "321.5" in page and tree["runs"]["a"]["scores"] == {"FVD": 321.5} and "FVD 321.5" in out
-    assert tree["convergence"]["video"]["a reaches the end of b"]["of"] == 3
+    arrivals = tree["convergence"]["video"]
+    assert arrivals["a reaches the end of b"]["of"] == 3 and arrivals["a reaches the end of b"]["step"] is None
+    assert arrivals["b reaches the end of a"]["step"] <= 3
 
 
 def test_what_does_not_compare_is_refused(runs, tmp_path):

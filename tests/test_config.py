@@ -21,7 +21,9 @@ from pv_vae_jax.config import (
 )
 from pv_vae_jax.typing import ShapeError
 
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+# Of the feature network, which is no experiment: tests/test_features.py reads it.
+OTHERS = {"feature_net.py"}
+EXPERIMENTS = sorted(p for p in (Path(__file__).parents[1] / "experiments").glob("*.py") if p.name not in OTHERS)
 BASE = Experiment()
 GET = "from pv_vae_jax.config import Experiment\n\n\ndef get_config():\n    return "
 

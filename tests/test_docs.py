@@ -83,6 +83,11 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
 
         if overrides:
             override(find_bench(rest[0]).Settings(), overrides)
+    elif name == "features":
+        from pv_vae_jax.config import run_config
+        from pv_vae_jax.evaluation.feature_training import FeatureTraining
+
+        override(run_config(ROOT / values.config, FeatureTraining) if values.config else FeatureTraining(), overrides)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:

@@ -15,13 +15,15 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.config import ConfigError, Experiment, run_config
 from pv_vae_jax.convert import i3d as convert_i3d
 from pv_vae_jax.convert import published
 from pv_vae_jax.convert.image_networks import read_c3d, read_c3d_mean
 from pv_vae_jax.convert.torch_file import read_torch
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.corruptions import GRADES, corrupt
-from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, i3d_network, own_network, resize
+from pv_vae_jax.evaluation.feature_networks import OWN, FeatureNetwork, extract, i3d_network, own_network, resize
 from pv_vae_jax.evaluation.feature_training import (
     FeatureTraining,
     draw_batch,
@@ -418,3 +420,24 @@ def test_old_torch_files_that_are_broken_or_hostile(tmp_path):
         with pytest.raises(WeightsError, match="Nothing was run|Nothing\\swas run"):
             read_torch(path)
     assert not mark.exists()
+
+
+def test_the_shipped_network_was_trained_by_the_configuration_of_this_repository():
+    path = Path(__file__).parents[1] / "experiments" / "feature_net.py"
+    shipped = json.loads((OWN / "config.json").read_text())
+    assert json.loads(json.dumps(dataclasses.asdict(run_config(path, FeatureTraining)))) == shipped["meta"]["training"]
+    with pytest.raises(ConfigError, match="returns FeatureTraining, not an Experiment"):
+        run_config(path, Experiment)
+
+
+def test_the_command_takes_a_configuration_and_repeats_itself(tmp_path):
+    """The same hash twice: of a file's settings, changed by flags."""
+    source = Path(__file__).parents[1] / "experiments" / "feature_net.py"
+    flags = ["--config.clips=16", "--config.steps=2", "--config.batch_size=4", "--config.network.widths=(4,8)"]
+    hashes = []
+    for name in ("a", "b"):
+        assert run_command("features", ["--config", str(source), "--out", str(tmp_path / name), *flags]) == 0
+        tree = json.loads((tmp_path / name / "config.json").read_text())
+        assert tree["meta"]["training"]["steps"] == 2 and tree["network"]["widths"] == [4, 8]
+        hashes.append(tree["hash"])
+    assert hashes[0] == hashes[1]

@@ -39,7 +39,7 @@ ALLOWED = {
     "": NETWORKS | {"masking", "predictive", "streaming", "diffusion", "pretrained"},
 }
 ALLOWED["cli"] = set(ALLOWED)
-EXPERIMENTS = {"config"}
+EXPERIMENTS = {"config", "evaluation"}  # the latter for the settings of the feature network
 
 # Third-party packages a room must not name at all.
 FORBIDDEN = {

@@ -1,11 +1,13 @@
 """Train the small feature network that `pv-vae evaluate` compares clips by where no published weights are at hand.
 
-  pv-vae features --out runs/features --videos=folder --credit='Big Buck Bunny (c) 2008 Blender Foundation, CC BY 3.0'
+  pv-vae features --config experiments/feature_net.py --out runs/features --videos=folder \\
+    --credit='Big Buck Bunny (c) 2008 Blender Foundation, CC BY 3.0'
   pv-vae features --measure=clips.npy                                # what the shipped network notices
 
 It learns from the synthetic world and, with --videos, from the texture of real clips. Writes `features.safetensors` and
-`config.json` (sizes, hash, settings, held-out scores). Settings are flags, `--config.steps=1000`. On one machine a
-repetition gives the same weights. `python -m pv_vae_jax.cli.features` takes the same flags.
+`config.json` (sizes, hash, settings, held-out scores). Settings are those of --config, a file whose `get_config()`
+returns a `FeatureTraining`, and flags, `--config.steps=1000`. On one machine a repetition gives the same weights.
+`python -m pv_vae_jax.cli.features` takes the same flags.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.config import ConfigError, override
+from pv_vae_jax.config import ConfigError, override, run_config
 from pv_vae_jax.data.sources import FolderVideos
 from pv_vae_jax.evaluation.clip_sets import open_clips, read_clips
 from pv_vae_jax.evaluation.feature_networks import own_network
@@ -29,6 +31,7 @@ from pv_vae_jax.evaluation.sensitivity import measure_sensitivity, sensitivity_t
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae features`."""
+    flags.DEFINE_string("config", None, "file of settings; none: those of the shipped network", flag_values=values)
     flags.DEFINE_string("out", None, "folder for the network", flag_values=values)
     flags.DEFINE_string("videos", None, "folder of videos for texture; none: the synthetic world", flag_values=values)
     flags.DEFINE_string("credit", "", "whose the videos are; goes into config.json", flag_values=values)
@@ -50,7 +53,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("name the folder for the network, --out, or clips to measure the shipped one on, --measure")
     if values.videos and not values.credit:
         raise ConfigError("weights made from videos must say whose they are: set --credit")
-    config: FeatureTraining = override(FeatureTraining(), overrides)
+    settings = run_config(values.config, FeatureTraining) if values.config else FeatureTraining()
+    config: FeatureTraining = override(settings, overrides)
     real = _real_clips(values.videos, config) if values.videos else None
     params, scores = train_features(config, real)
     meta = {"training": dataclasses.asdict(config), "held out": scores}
@@ -58,11 +62,11 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         meta |= {"real clips": len(real), "credit": values.credit}
     save_features(values.out, config.network, params, meta)
     print("\n".join(f"{name:28}{value:.3f}" for name, value in scores.items()))
-    print(f"feature network: {values.out}")
+    print(f"feature network: {values.out}, hash {own_network(values.out).hash}")
 
 
 def _measure(values: flags.FlagValues, overrides: dict[str, str]) -> None:
-    if values.videos or overrides:
+    if values.videos or overrides or values.config:
         raise ConfigError("--measure trains nothing: leave out --videos and --config")
     network = own_network(values.out)
     clips = open_clips(values.measure, PROTOCOLS["paper"].fake_window(), size=values.size)

@@ -170,7 +170,12 @@ def _time(found: Sequence[LatentAnalysis]) -> str:
         line_chart(
             "Distance over that at the longest interval", curves, x_label="interval, latent frames", whole_x=True
         ),
-        line_chart("Share of clips by distance of neighbours", shares, x_label="standard deviations per latent value"),
+        line_chart(
+            "Share of clips by distance of neighbours",
+            shares,
+            x_label="standard deviations per latent value",
+            ends=False,
+        ),
     )
 
 
@@ -179,18 +184,20 @@ def _spectra(found: Sequence[LatentAnalysis]) -> str:
     power = lambda key: lambda numbers: numbers["power"][key]  # noqa: E731
     shares = series(lambda n: range(1, len(n["channel_shares"]) + 1), lambda n: np.maximum(n["channel_shares"], 1e-12))
     return _charts(
-        line_chart("Variance by channel direction", shares, x_label="eigenvalue", log=True),
+        line_chart("Variance by channel direction", shares, x_label="eigenvalue", log=True, ends=False),
         line_chart(
             "Power by spatial frequency",
             series(power("spatial"), power("by_space")),
             x_label="cycles per latent pixel",
             log=True,
+            ends=False,
         ),
         line_chart(
             "Power by temporal frequency",
             series(power("temporal"), power("by_time")),
             x_label="cycles per latent frame",
             log=True,
+            ends=False,
         ),
     )
 
@@ -212,9 +219,11 @@ def _pictures(found: Sequence[LatentAnalysis], video: np.ndarray, media: Media) 
     for i in range(min(SHOWN, len(video))):
         parts.append(f"<h3>Clip {i}</h3>")
         rows = [("frames", strip(fit(video[i][:: _every(video.shape[1])], PANEL // 2)))]
-        for a in found:
+        for n, a in enumerate(found):
             side = PANEL // 2
-            rows.append((f"{a.name}: motion", strip(fit(a.motion[i], side))))
+            if not any(a.motion.shape == other.motion.shape for other in found[:n]):
+                # The clips' own, on the grid of the latents: once for all models of one grid.
+                rows.append(("motion", strip(fit(a.motion[i], side))))
             rows.append((f"{a.name}: components", strip(fit(a.colours[i], side))))
             rows.append((f"{a.name}: reconstruction", strip(fit(a.reconstruction[i][:: _every(video.shape[1])], side))))
             if a.prediction is not None:

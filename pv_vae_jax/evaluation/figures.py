@@ -48,7 +48,9 @@ class Series:
     dashed: bool = False
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool = False, whole_x: bool = False) -> str:
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str, log: bool = False, whole_x: bool = False, ends: bool = True
+) -> str:
     """A chart with its title and legend as one HTML `<figure>`.
 
     Args:
@@ -57,6 +59,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
       x_label: below the axis.
       log: logarithmic values, if all of them are positive and span more than a factor of 4.
       whole_x: every x is a tick (few whole numbers).
+      ends: the legend of a time series tells where it stands; False for curves over anything else.
     """
     curves = _curves(series)
     if not curves:
@@ -64,7 +67,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool 
     drawing, told = _drawing(curves, x_label, log, whole_x)
     legend = []
     for i, (s, _, y) in enumerate(curves):
-        last = "" if whole_x else f" <b>{_last(y)}</b>"  # of a time series: where it stands
+        last = "" if whole_x or not ends else f" <b>{_last(y)}</b>"  # of a time series: where it stands
         swatch = f'<i style="border-top-color:var(--c{i % COLOURS})"{" class=dashed" if s.dashed else ""}></i>'
         legend.append(f"<li>{swatch}{html.escape(s.name)}{last}</li>")
     return (
@@ -162,9 +165,9 @@ def _curve(i: int, above: int, series: Series, x: np.ndarray, y: np.ndarray, val
     path = f'<path d="{"".join(parts)}" stroke="{colour}" style="stroke-width:{2 + 1.3 * above:.1f}"{dash}/>'
     if len(x) > 40:
         return path
-    name = html.escape(series.name)
+    name, radius = html.escape(series.name), 5 if len(x) == 1 else 2.6
     dots = "".join(
-        f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="{colour}"><title>{name} {number(v)}</title></circle>'
+        f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}" fill="{colour}"><title>{name} {number(v)}</title></circle>'
         for px, py, v in zip(x, y, values, strict=True)
         if math.isfinite(py)
     )

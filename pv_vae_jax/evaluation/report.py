@@ -206,7 +206,7 @@ def _clips(pictures: Pictures, media: Media) -> str:
     side = min(PANEL, 1056 // len(heads) - 8)
     for clip in pictures.clips:
         panels = [frame(fit(clip.original, side), PLAIN), frame(fit(clip.reconstruction, side), SEEN)]
-        panels += [frame(fit(clip.predictions[k], side), _borders(frames, seen[k])) for k in drops]
+        panels += [frame(fit(clip.predictions[k], side), borders(frames, seen[k])) for k in drops]
         video = np.concatenate(panels, axis=2)
         label = f"{clip.name}: {', '.join(heads)}"
         # At least 84 pixels a panel: a narrow screen scrolls.
@@ -221,13 +221,14 @@ def _clips(pictures: Pictures, media: Media) -> str:
         show = lambda video, colour: strip(frame(fit(video[index], 64), colour, 3))  # noqa: B023, E731
         rows = [("Original", show(clip.original, PLAIN))]
         rows += [
-            (heads[2 + i], show(clip.predictions[k], _borders(frames, seen[k])[index])) for i, k in enumerate(drops)
+            (heads[2 + i], show(clip.predictions[k], borders(frames, seen[k])[index])) for i, k in enumerate(drops)
         ]
         parts.append(f"<h4>Frame by frame: {_text(clip.name)}</h4>" + _rows(rows, media))
     return "".join(parts)
 
 
-def _borders(frames: int, seen: int) -> np.ndarray:
+def borders(frames: int, seen: int) -> np.ndarray:
+    """`(frames, 3)` colours of the border: seen by the encoder, then drawn without it."""
     return np.array([SEEN if t < seen else DRAWN for t in range(frames)])
 
 
@@ -381,6 +382,8 @@ th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;font
 td,tbody th{white-space:nowrap}
 thead th{color:var(--soft);font-size:.86rem;vertical-align:bottom}
 th:first-child{text-align:left}tbody th{font-weight:600}
+.halves tbody th{white-space:normal;min-width:9em}
+@media(max-width:600px){tbody th{white-space:normal;min-width:9em}th,td{padding:4px 6px}}
 .reference{color:var(--soft)}.reference th{font-weight:400}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:.5em 0}
 .facts dd{margin:0;overflow-wrap:anywhere}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from pv_vae_jax.evaluation.convergence import Arrival, arrival, running_mean
 from pv_vae_jax.evaluation.figures import COLOURS, Media, Series, fit, frame, line_chart
-from pv_vae_jax.evaluation.report import BUDGET, PANEL, PLAIN, table, write_page
+from pv_vae_jax.evaluation.report import BUDGET, PANEL, PLAIN, borders, table, write_page
+from pv_vae_jax.evaluation.spectra import rank_correlation
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text())
 # Stage -> the curve by which runs are compared.
@@ -66,6 +68,7 @@ def write_comparison(path: Path, runs: Sequence[EvaluatedRun], video: np.ndarray
     sections = [
         ("generation", "Generation", _generation(runs)),
         ("reconstruction", "Reconstruction and prediction", _reconstruction(runs)),
+        ("accuracy", "Prediction and generation", _accuracy(runs)),
         ("cost", "Cost", _cost(runs)),
         ("convergence", "Convergence", _convergence(runs)),
         ("clips", "The same clips", _clips(runs, video, media)),
@@ -111,6 +114,40 @@ def _reconstruction(runs: Sequence[EvaluatedRun]) -> str:
         row["Against copying"] = None if against is None else f"{against:+.0%}"
         rows.append((run.name, row))
     return _with_paper(rows, "reconstruction", ("Error of dropped frames", "Against copying", "Scored"))
+
+
+def accuracy_and_generation(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[list[tuple[str, float, float]], float]]:
+    """Whether runs that predict better generate better: score -> ((run, error, score) of each, rank correlation).
+
+    Error is that of dropped frames; for distances, where lower is better, a positive correlation says yes. With fewer
+    than three runs the correlation is NaN, for it would be 1 or -1 whatever they are.
+    """
+    found = {}
+    for name in dict.fromkeys(name for run in runs for name in run.scores):
+        points = [
+            (run.name, run.last["prediction"]["average"], run.scores[name])
+            for run in runs
+            if name in run.scores and run.last.get("prediction")
+        ]
+        if len(points) > 1:
+            errors, scores = (np.array([point[i] for point in points]) for i in (1, 2))
+            found[name] = points, rank_correlation(errors, scores) if len(points) > 2 else math.nan
+    return found
+
+
+def _accuracy(runs: Sequence[EvaluatedRun]) -> str:
+    found = accuracy_and_generation(runs)
+    if not found:
+        return (
+            '<p class="none">This takes two runs at least with both a prediction error and a score of generation.</p>'
+        )
+    charts, rows = [], []
+    for name, (points, correlation) in found.items():
+        series = [Series(run, [error], [score]) for run, error, score in points]
+        charts.append(line_chart(name, series, x_label="error of dropped frames", ends=False))
+        shown = f"{correlation:.2f}" if math.isfinite(correlation) else "– (takes three runs)"
+        rows.append((name, len(points), shown))
+    return f'<div class="charts">{"".join(charts)}</div>' + table(("", "runs", "rank correlation"), rows)
 
 
 def _cost(runs: Sequence[EvaluatedRun]) -> str:
@@ -179,11 +216,16 @@ def _told(when: Arrival) -> tuple[str, str, str, str]:
     return f"{when.score:.4g}", step, f"{when.steps:,.0f}", saved
 
 
-def _row(cells: Sequence[tuple[str, np.ndarray]], media: Media, label: str) -> str:
-    """Clips side by side in one video, so that they play in step, under their names."""
+def _row(cells: Sequence[tuple[str, np.ndarray, int | None]], media: Media, label: str) -> str:
+    """Clips side by side in one video, so that they play in step, under their names; borders tell what was seen.
+
+    The last of a cell is how many frames its model saw, or None.
+    """
     side = min(PANEL, max(1056 // len(cells) - 8, 64))
-    video = np.concatenate([frame(fit(clip, side), PLAIN, 2) for _, clip in cells], axis=2)
-    heads = "".join(f"<span>{html.escape(name)}</span>" for name, _ in cells)
+    colours = [PLAIN if seen is None else borders(len(clip), seen) for _, clip, seen in cells]
+    framed = [frame(fit(clip, side), colour) for (_, clip, _), colour in zip(cells, colours, strict=True)]
+    video = np.concatenate(framed, axis=2)
+    heads = "".join(f"<span>{html.escape(name)}</span>" for name, *_ in cells)
     width = f"max(min(100%,{video.shape[2]}px),{84 * len(cells)}px)"
     return (
         f'<div class="wide"><div style="width:{width}"><div class="heads" style="grid-template-columns:'
@@ -195,16 +237,21 @@ def _clips(runs: Sequence[EvaluatedRun], video: np.ndarray, media: Media) -> str
     drawn = [run for run in runs if run.reconstruction is not None]
     if not drawn:
         return '<p class="none">No run has finished a stage that was trained on clips.</p>'
-    parts = []
+    parts = [
+        "<p>Reconstruction, and prediction from about half of the groups; the border tells what the encoder was given: "
+        '<i class="key seen"></i> frame seen, <i class="key drawn"></i> frame predicted.</p>'
+    ]
+    seen = [run for run in drawn if run.prediction is not None]
     for i, clip in enumerate(video):
-        cells = [("original", clip), *((run.name, run.reconstruction[i]) for run in drawn)]
-        parts.append(
-            f"<h4>Clip {i}: reconstruction</h4>" + _row(cells, media, f"clip {i}, original and reconstructions")
-        )
-        seen = [run for run in drawn if run.prediction is not None]
+        cells = [("original", clip, None), *((run.name, run.reconstruction[i], len(clip)) for run in drawn)]
+        rows = [_row(cells, media, f"clip {i}, original and reconstructions")]
         if seen:
-            cells = [("original", clip), *((f"{r.name}: saw {r.observed}", r.prediction[i]) for r in seen)]
-            parts.append(f"<h4>Clip {i}: prediction</h4>" + _row(cells, media, f"clip {i}, original and predictions"))
+            cells = [
+                ("original", clip, None),
+                *((f"{r.name}: saw {r.observed}", r.prediction[i], r.observed) for r in seen),
+            ]
+            rows.append(_row(cells, media, f"clip {i}, original and predictions"))
+        parts.append(f'<h4>Clip {i}</h4><div class="halves">{"".join(rows)}</div>')
     return "".join(parts)
 
 
@@ -214,10 +261,10 @@ def _samples(runs: Sequence[EvaluatedRun], media: Media) -> str:
         return '<p class="none">No run has generated clips: a diffusion stage makes them.</p>'
     parts = ["<p>Each run's first clips of a class, drawn with its own seed; nothing was selected.</p>"]
     for name in dict.fromkeys(label for run in drawn for label in run.samples):
-        parts.append(f"<h4>{html.escape(name)}</h4>")
+        rows = []
         for i in range(SHOWN):
-            cells = [(run.name, run.samples[name][i]) for run in drawn if len(run.samples.get(name, ())) > i]
-            # Clips of one length only can play in one video.
-            if cells and len({clip.shape for _, clip in cells}) == 1:
-                parts.append(_row(cells, media, f"generated {name}, number {i}"))
+            cells = [(run.name, run.samples[name][i], None) for run in drawn if len(run.samples.get(name, ())) > i]
+            if cells:
+                rows.append(_row(cells, media, f"generated {name}, number {i}"))
+        parts.append(f'<h4>{html.escape(name)}</h4><div class="halves">{"".join(rows)}</div>')
     return "".join(parts)
