@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "see the first frames of a video, draw the rest",
     "evaluate": "measure a run and write its report, or compare two sets of clips",
     "analyze": "compare the latents of one VAE or several on the same clips",
+    "study": "compare ways to train the VAE by what diffusion makes of its latents",
     "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",

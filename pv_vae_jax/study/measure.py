@@ -1,0 +1,152 @@
+"""The numbers of one cell: generation along training, reconstruction, prediction, and what the latents look like."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+import jax
+import numpy as np
+
+from pv_vae_jax import pretrained
+from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, own_network
+from pv_vae_jax.evaluation.latents import temporal_distance
+from pv_vae_jax.evaluation.prediction import score_prediction
+from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
+from pv_vae_jax.evaluation.sampling import sample_clips
+from pv_vae_jax.pretrained import Pretrained, weights_hash
+from pv_vae_jax.study.plan import Cell
+from pv_vae_jax.train.hand_over import read_state
+from pv_vae_jax.train.run import Run
+
+BATCH = 32
+
+
+def measure_whole(cell: Cell, run: Run) -> dict:
+    """Scores of a row that trained its own VAE and transformer."""
+    model = pretrained.load(run.folder("diffusion") / "model")
+    shapes = jax.eval_shape(lambda: model.diffusion.params)
+    states = {int(p.name): p for p in (run.folder("diffusion") / "checkpoints").glob("*") if p.name.isdigit()}
+    steps = sorted(states)
+
+    def at(step: int) -> Pretrained:
+        params = read_state(states[step], "ema", shapes)
+        return dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, params=params))
+
+    return _facts(cell, model) | _scores(cell, run, model, steps, at)
+
+
+def measure_decoder(cell: Cell, run: Run, base: Pretrained) -> dict:
+    """Scores of a row that tuned the decoder of another: the transformer is that row's, and so its last state alone."""
+    tuned = pretrained.load(run.folder("decoder") / "model")
+    model = dataclasses.replace(base, vae_params=tuned.vae_params)
+    return _facts(cell, model) | _scores(cell, run, model, [cell.experiment.diffusion.steps], lambda _: model)
+
+
+def networks() -> dict[str, FeatureNetwork]:
+    """What looks at the clips: the network that ships, and one of its shape with random weights.
+
+    A random network knows nothing of what the first was trained on; what both see is not the taste of one.
+    """
+    return {"own": own_network(), "random": _random_network()}
+
+
+@functools.cache
+def _random_network() -> FeatureNetwork:
+    own = own_network()
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: np.ndarray) -> np.ndarray:
+        if leaf.ndim < 2:  # biases 0, scales of norms 1
+            return np.full(leaf.shape, 0.0 if path[-1].key == "bias" else 1.0, np.float32)
+        return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(np.float32)
+
+    params = jax.tree.map_with_path(draw, jax.device_get(own.params))
+    return dataclasses.replace(own, name="random", hash=weights_hash(params), params=params)
+
+
+def _scores(cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Callable[[int], Pretrained]) -> dict:
+    study, seed = cell.study, cell.seed
+    real, test = _clips(run, study.reference, 2 * study.clips), _clips(run, "test", study.clips)
+    if len(real) < 2 * study.clips:
+        raise ValueError(f"{study.name} wants {2 * study.clips} real clips, there are {len(real)}: lower clips")
+    looks = networks()
+    # The second half is another draw of the same world: its distance to the first is the least one can hope for.
+    seen = {name: extract(net, real, batch_size=BATCH) for name, net in looks.items()}
+    first = {name: features[: study.clips] for name, features in seen.items()}
+    floor = {name: _distances(first[name], features[study.clips :]) for name, features in seen.items()}
+    classes = max(model.diffusion.model.config.classes, 1)
+    labels = np.arange(study.clips) % classes
+    curve = {name: {"step": steps, "frechet": [], "kernel": []} for name in looks}
+    final = {}
+    for step in steps:
+        print(f"  scoring step {step}", file=sys.stderr)
+        drawn = sample_clips(at(step), labels, steps=study.sampling_steps, seed=seed, batch_size=BATCH)
+        for name, net in looks.items():
+            features = extract(net, drawn, batch_size=BATCH)
+            last = step == steps[-1]
+            found = _distances(first[name], features, intervals=last)
+            curve[name]["frechet"].append(found["frechet"])
+            curve[name]["kernel"].append(found["kernel"])
+            if last:
+                final[name] = found
+    scores = score_reconstruction(model.vae, model.vae_params, test, batch_size=BATCH)
+    decoded = reconstruct(model.vae, model.vae_params, test, batch_size=BATCH)
+    rebuilt = {
+        name: _distances(extract(net, test, batch_size=BATCH), extract(net, decoded, batch_size=BATCH))["frechet"]
+        for name, net in looks.items()
+    }
+    errors = score_prediction(model.vae, model.vae_params, test, batch_size=BATCH)
+    moved = temporal_distance(scores.means)
+    return {
+        "generation": final,
+        "curve": curve,
+        "floor": floor,
+        "reconstruction": {"psnr": scores.psnr, "ssim": scores.ssim, "frechet": rebuilt},
+        "prediction": {
+            name: [float(v) for v in getattr(errors, name)[1:]] for name in ("predicted", "copying", "extrapolation")
+        },
+        "latents": {
+            "temporal_distance": None if moved is None else moved.median,
+            "curve": None if moved is None else [float(v) for v in moved.curve],
+            "std": float(scores.means.std()),
+        },
+    }
+
+
+def _distances(a: np.ndarray, b: np.ndarray, intervals: bool = False) -> dict:
+    found = {"frechet": frechet_distance(a, b), "kernel": kernel_distance(a, b)}
+    if intervals:
+        for name, interval in (("frechet", frechet_interval(a, b)), ("kernel", kernel_interval(a, b))):
+            found[f"{name}_interval"] = [interval.low, interval.high]
+    return found
+
+
+def _clips(run: Run, split: str, most: int) -> np.ndarray:
+    """`(n, 1 + T, H, W, 3)` uint8: `most` clips of a split or all, the same for every row of a seed."""
+    source = run.source(split, random=False)
+    index = np.random.default_rng(run.experiment.seed).permutation(len(source))[:most]
+    return np.stack([source.clip(int(i), np.random.default_rng(0))["video"] for i in index])
+
+
+def _facts(cell: Cell, model: Pretrained) -> dict:
+    count = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    study, device = cell.study, jax.devices()[0]
+    return {
+        "study": study.name,
+        "row": cell.row.name,
+        "seed": cell.seed,
+        "key": cell.key,
+        "world": study.world,
+        "settings": {key: str(value) for key, value in cell.row.settings.items()},
+        "parameters": {"vae": count(model.vae_params), "transformer": count(model.diffusion.params)},
+        "clips": {"scored": study.clips, "latents": cell.experiment.latents.clips, "reference": study.reference},
+        "steps": {s: getattr(cell.experiment, s).steps for s in ("image", "video", "decoder", "diffusion")},
+        "networks": {name: net.hash for name, net in networks().items()},
+        "device": f"{device.platform} {device.device_kind}",
+        "versions": {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "optax")},
+    }
