@@ -16,6 +16,7 @@ from absl import flags
 
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.config import Experiment, load_experiment, override, parse_overrides
+from pv_vae_jax.study.plan import load_study
 from pv_vae_jax.typing import ShapeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,9 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.models.sizes import SIZES
 
         override(SIZES["wan22"], overrides)
+    elif name == "study":
+        if complete and values.config:
+            load_study(ROOT / values.config)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:

@@ -35,8 +35,9 @@ ALLOWED = {
     "train": NETWORKS | {"files", "losses", "pretrained", "predictive", "diffusion", "data", "config"},
     "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},
 }
+ALLOWED["study"] = NETWORKS | {"files", "pretrained", "config", "data", "train", "evaluation"}
 ALLOWED["cli"] = set(ALLOWED)
-EXPERIMENTS = {"config"}
+EXPERIMENTS = {"config", "study"}
 
 # Third-party packages a room must not name at all.
 FORBIDDEN = {

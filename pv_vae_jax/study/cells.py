@@ -13,6 +13,7 @@ from pv_vae_jax.config import Experiment, VAEStageConfig
 from pv_vae_jax.files import write_json
 from pv_vae_jax.study.measure import measure_decoder, measure_whole
 from pv_vae_jax.study.plan import Cell, Study
+from pv_vae_jax.study.results import PLAN
 from pv_vae_jax.train.dit_stage import train_diffusion_stage
 from pv_vae_jax.train.latents_stage import encode_latents
 from pv_vae_jax.train.run import Run, open_run
@@ -25,10 +26,11 @@ def run_study(study: Study, workdir: Path, results: Path, most: int | None = Non
     Args:
       study: what to compare.
       workdir: of the runs.
-      results: folder of the scores, `<cell>.json`; each appears when it is whole.
+      results: folder of the scores: `study.json` with the plan, and `<cell>.json`, each when it is whole.
       most: cells in this call.
     """
     results.mkdir(parents=True, exist_ok=True)
+    write_json(results / PLAN, study.plan())
     cells = list(study.cells())
     missing = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
     for number, cell in enumerate(missing[:most]):

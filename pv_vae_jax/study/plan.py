@@ -97,6 +97,11 @@ class Study:
             for row in self.rows:
                 yield self.cell(row, seed)
 
+    def plan(self) -> dict:
+        """What is to be run, as JSON: the scores of a part of it say how large a part they are."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {"name": self.name, "world": self.world, "rows": rows, "seeds": list(self.seeds)}
+
     def row(self, name: str) -> Row:
         """The row of this name."""
         return next(row for row in self.rows if row.name == name)

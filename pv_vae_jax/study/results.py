@@ -17,7 +17,7 @@ from pv_vae_jax.config import ConfigError
 from pv_vae_jax.evaluation.spectra import rank_correlation
 
 PLAN = "study.json"
-# 97.5 % point of Student's t with 1, 2, ... degrees of freedom; beyond the last, the last (too wide rather than narrow).
+# 97.5 % point of Student's t with 1, 2, ... degrees of freedom; beyond the last, the last: rather too wide.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 RESAMPLES = 1_000
 NORMAL = 1.96
