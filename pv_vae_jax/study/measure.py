@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from pv_vae_jax import pretrained
+from pv_vae_jax.config import ConfigError
 from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, own_network
 from pv_vae_jax.evaluation.latents import temporal_distance
@@ -27,11 +28,20 @@ BATCH = 32
 
 
 def measure_whole(cell: Cell, run: Run) -> dict:
-    """Scores of a row that trained its own VAE and transformer."""
+    """Scores of a row that trained its own VAE and transformer.
+
+    Raises:
+      ConfigError: the states along the transformer's training are not there.
+    """
     model = pretrained.load(run.folder("diffusion") / "model")
     shapes = jax.eval_shape(lambda: model.diffusion.params)
     states = {int(p.name): p for p in (run.folder("diffusion") / "checkpoints").glob("*") if p.name.isdigit()}
     steps = sorted(states)
+    if len(steps) != cell.study.scores:
+        raise ConfigError(
+            f"{run.folder('diffusion')} no longer holds the {cell.study.scores} training states that are scored: put "
+            f"{cell.name}.json back into the results, or remove that folder to train them again"
+        )
 
     def at(step: int) -> Pretrained:
         params = read_state(states[step], "ema", shapes)
@@ -47,6 +57,7 @@ def measure_decoder(cell: Cell, run: Run, base: Pretrained) -> dict:
     return _facts(cell, model) | _scores(cell, run, model, [cell.experiment.diffusion.steps], lambda _: model)
 
 
+@functools.cache  # one object, so one program, for all cells
 def networks() -> dict[str, FeatureNetwork]:
     """What looks at the clips: the network that ships, and one of its shape with random weights.
 

@@ -148,7 +148,7 @@ def steps_to_reach(steps: list[int], distances: np.ndarray, target: float) -> fl
     if not len(reached):
         return float("inf")
     i = int(reached[0])
-    if i == 0 or best[i - 1] == best[i]:
+    if i == 0 or best[i] == target:
         return float(steps[i])
     share = (best[i - 1] - target) / (best[i - 1] - best[i])
     return float(np.exp(np.log(steps[i - 1]) + share * (np.log(steps[i]) - np.log(steps[i - 1]))))
