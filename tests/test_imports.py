@@ -30,7 +30,7 @@ ALLOWED = {
     "pretrained": NETWORKS | {"files"},
     "diffusion": {"typing"},
     "data": {"files"},  # numpy only: loader processes must not start JAX, and typing imports it
-    "config": NETWORKS | {"files", "losses", "diffusion"},  # the dataclasses that an experiment is made of
+    "config": NETWORKS | {"files", "losses", "diffusion", "data"},  # the dataclasses that an experiment is made of
     "evaluation": NETWORKS | {"files", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
     "train": NETWORKS | {"files", "losses", "pretrained", "predictive", "diffusion", "data", "config"},
     "": NETWORKS | {"predictive", "streaming", "diffusion", "pretrained"},

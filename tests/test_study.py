@@ -22,6 +22,8 @@ from pv_vae_jax.config import (
     VAEConfig,
     VAEStageConfig,
 )
+from pv_vae_jax.data.sources import class_names, open_source
+from pv_vae_jax.data.synthetic import simulate
 from pv_vae_jax.files import write_json
 from pv_vae_jax.study import cells
 from pv_vae_jax.study.page import write_page
@@ -65,7 +67,8 @@ def tiny_study() -> Study:
         diffusion=DiffusionConfig(steps=4, batch_size=4, optimizer=FAST),
         mesh=MeshConfig(data=1),
     )
-    rows = (Row(ROWS[0], {"video.drop_ratio": 0.0}), Row(ROWS[2]), Row(ROWS[3], decoder_of=ROWS[2]))
+    # Two rows of one program each stage: what a test compiles is most of its time.
+    rows = (Row(ROWS[0], {"video.flip": 0.0}), Row(ROWS[2]), Row(ROWS[3], decoder_of=ROWS[2]))
     return Study("tiny", "sprites", experiment, rows, seeds=(0,), scores=2, clips=4, sampling_steps=1).validate()
 
 
@@ -121,6 +124,40 @@ def test_plans_that_cannot_work_are_refused(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ConfigError, match="no get_study"):
         load_study(tmp_path / "empty.py")
+
+
+def test_settings_of_the_command_reach_every_row(tmp_path):
+    path = ROOT / "experiments" / "study_real.py"
+    study = load_study(path, {"data.source": str(tmp_path), "video.steps": "7"})
+    assert {(c.experiment.data.source, c.experiment.video.steps) for c in study.cells()} == {(str(tmp_path), 7)}
+    with pytest.raises(ConfigError, match="video.stepz"):
+        load_study(path, {"video.stepz": "7"})
+
+
+# Worlds.
+
+
+def test_families_of_a_world_may_be_chosen():
+    settings = dict(frames=9, size=16, split="train", seed=1, clips=12)
+    plain = open_source("synthetic", **settings)
+    named = open_source("synthetic:bounce,orbit,fall,swing", **settings)
+    mixed = open_source("synthetic:bounce,walk,fall,still", **settings)
+    assert mixed.class_names == class_names("synthetic:bounce,walk,fall,still") == ("bounce", "walk", "fall", "still")
+    for i in range(12):
+        clips = [source.clip(i) for source in (plain, named, mixed)]
+        assert np.array_equal(clips[0]["video"], clips[1]["video"]) and clips[0]["label"] == i % 4
+        assert np.array_equal(clips[0]["video"], clips[2]["video"]) == (i % 4 in (0, 2)), "the families that are shared"
+    still = mixed.clip(3)["video"]
+    assert (still == still[:1]).all()
+    paths = np.stack([mixed.scene(i).sprites[0].position for i in (1, 5, 9)])
+    assert np.abs(np.diff(paths, axis=1)).max(axis=(1, 2)).min() > 0.02 and (paths > 0).all() and (paths < 1).all()
+    steps = np.diff(np.stack([simulate(0, i, 9, 0, 1, ("walk",)).sprites[0].position for i in range(200)]), axis=1)
+    ahead = np.mean(steps[:, 1:] * steps[:, :-1]) / np.mean(steps**2)
+    assert abs(ahead) < 0.1, "no step tells the next"
+    with pytest.raises(ValueError, match="families of motion are"):
+        open_source("synthetic:jump", **settings)
+    with pytest.raises(ConfigError, match="name each once"):
+        Experiment(data=DataConfig(source="synthetic:walk,walk")).validate()
 
 
 # What is trained.

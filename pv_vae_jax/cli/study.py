@@ -1,6 +1,7 @@
 """Compare ways to train the VAE by what a diffusion transformer makes of its latents; resumable, cell by cell.
 
   pv-vae study --config experiments/study_synthetic.py --workdir runs/study-synthetic
+  pv-vae study --config experiments/study_real.py --workdir runs/study-real --config.data.source=clips
   pv-vae study --page docs/results.md                    # tables and figures again, from the stored scores
 
 Every cell (a row with a seed) that is finished leaves one file in --results; the same command goes on with the others.
@@ -30,10 +31,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
     """Run a study, or write its page."""
-    if positional or overrides:
-        raise ConfigError("pv-vae study takes flags only: settings are those of the study file")
+    if positional:
+        raise ConfigError(f"pv-vae study takes flags only, got {' '.join(positional)}")
     results = Path(values.results)
     if values.page:
+        if values.config or overrides:
+            raise ConfigError("--page trains nothing: leave out --config")
         from pv_vae_jax.study.page import write_page
 
         write_page(results, Path(values.page))
@@ -43,7 +46,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("pv-vae study needs --config and --workdir, or --page")
     from pv_vae_jax.study.cells import run_study
 
-    study = load_study(values.config)
+    study = load_study(values.config, overrides)
     run_study(study, Path(values.workdir), results / study.name, values.cells or None)
 
 

@@ -25,6 +25,8 @@ from pv_vae_jax.train.hand_over import read_state
 from pv_vae_jax.train.run import Run
 
 BATCH = 32
+LEAST = 16  # clips of a class that has scores of its own
+GUESSES = ("predicted", "copying", "extrapolation")
 
 
 def measure_whole(cell: Cell, run: Run) -> dict:
@@ -82,9 +84,10 @@ def _random_network() -> FeatureNetwork:
 
 def _scores(cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Callable[[int], Pretrained]) -> dict:
     study, seed = cell.study, cell.seed
-    real, test = _clips(run, study.reference, 2 * study.clips), _clips(run, "test", study.clips)
+    real, kinds = _clips(run, study.reference, 2 * study.clips)
+    test, test_kinds = _clips(run, "test", study.clips)
     if len(real) < 2 * study.clips:
-        raise ValueError(f"{study.name} wants {2 * study.clips} real clips, there are {len(real)}: lower clips")
+        raise ConfigError(f"study {study.name} wants {2 * study.clips} real clips, there are {len(real)}: lower clips")
     looks = networks()
     # The second half is another draw of the same world: its distance to the first is the least one can hope for.
     seen = {name: extract(net, real, batch_size=BATCH) for name, net in looks.items()}
@@ -93,7 +96,7 @@ def _scores(cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Calla
     classes = max(model.diffusion.model.config.classes, 1)
     labels = np.arange(study.clips) % classes
     curve = {name: {"step": steps, "frechet": [], "kernel": []} for name in looks}
-    final = {}
+    final, ends = {}, {}
     for step in steps:
         print(f"  scoring step {step}", file=sys.stderr)
         drawn = sample_clips(at(step), labels, steps=study.sampling_steps, seed=seed, batch_size=BATCH)
@@ -104,7 +107,7 @@ def _scores(cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Calla
             curve[name]["frechet"].append(found["frechet"])
             curve[name]["kernel"].append(found["kernel"])
             if last:
-                final[name] = found
+                final[name], ends[name] = found, features
     scores = score_reconstruction(model.vae, model.vae_params, test, batch_size=BATCH)
     decoded = reconstruct(model.vae, model.vae_params, test, batch_size=BATCH)
     rebuilt = {
@@ -112,15 +115,26 @@ def _scores(cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Calla
         for name, net in looks.items()
     }
     errors = score_prediction(model.vae, model.vae_params, test, batch_size=BATCH)
+    names = model.diffusion.class_names if classes > 1 else ()
+    by_class = {}
+    for label, name in enumerate(names):
+        mine = test[test_kinds == label]
+        if min(len(mine), np.sum(kinds[: study.clips] == label), np.sum(labels == label)) < LEAST:
+            continue
+        found = score_prediction(model.vae, model.vae_params, mine, batch_size=BATCH, label=f"prediction, {name}")
+        by_class[name] = {guess: found.average(guess) for guess in GUESSES} | {
+            "frechet": {
+                n: frechet_distance(first[n][kinds[: study.clips] == label], ends[n][labels == label]) for n in looks
+            }
+        }
     moved = temporal_distance(scores.means)
     return {
         "generation": final,
         "curve": curve,
         "floor": floor,
         "reconstruction": {"psnr": scores.psnr, "ssim": scores.ssim, "frechet": rebuilt},
-        "prediction": {
-            name: [float(v) for v in getattr(errors, name)[1:]] for name in ("predicted", "copying", "extrapolation")
-        },
+        "prediction": {name: [float(v) for v in getattr(errors, name)[1:]] for name in GUESSES},
+        **({"classes": by_class} if by_class else {}),
         "latents": {
             "temporal_distance": None if moved is None else moved.median,
             "curve": None if moved is None else [float(v) for v in moved.curve],
@@ -137,11 +151,12 @@ def _distances(a: np.ndarray, b: np.ndarray, intervals: bool = False) -> dict:
     return found
 
 
-def _clips(run: Run, split: str, most: int) -> np.ndarray:
-    """`(n, 1 + T, H, W, 3)` uint8: `most` clips of a split or all, the same for every row of a seed."""
+def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(n, 1 + T, H, W, 3)` uint8 and labels: `most` clips of a split or all, the same for every row of a seed."""
     source = run.source(split, random=False)
     index = np.random.default_rng(run.experiment.seed).permutation(len(source))[:most]
-    return np.stack([source.clip(int(i), np.random.default_rng(0))["video"] for i in index])
+    items = [source.clip(int(i), np.random.default_rng(0)) for i in index]
+    return np.stack([item["video"] for item in items]), np.array([item["label"] for item in items])
 
 
 def _facts(cell: Cell, model: Pretrained) -> dict:
