@@ -163,54 +163,75 @@ def test_families_of_a_world_may_be_chosen():
 # What is trained.
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """`(study, workdir, results)` of a tiny study whose three cells were run one call after the other."""
-    study, workdir, results = tiny_study(), tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("scores") / "tiny"
-    for _ in study.rows:
-        cells.run_study(study, workdir, results, most=1)
-    return study, workdir, results
+@pytest.fixture
+def stages(monkeypatch):
+    """Names of the stages that ran, `<folder>/<stage>`; each only leaves its result, and a score is the cell's name."""
+    ran = []
+
+    def run(run, stage):
+        ran.append(f"{run.workdir.name.rsplit('-', 1)[0]}/{stage}")
+        run.result(stage).parent.mkdir(parents=True, exist_ok=True)
+        run.result(stage).write_text("{}")
+
+    monkeypatch.setattr(cells, "train_vae_stage", lambda r, stage, before: run(r, stage))
+    monkeypatch.setattr(cells, "encode_latents", lambda r, stage: run(r, "latents"))
+    monkeypatch.setattr(cells, "train_diffusion_stage", lambda r: run(r, "diffusion"))
+    monkeypatch.setattr(cells, "measure_whole", lambda cell, r: {"cell": cell.name})
+    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base: {"cell": cell.name, "base": str(base)})
+    monkeypatch.setattr(cells.pretrained, "load", lambda folder: Path(folder).relative_to(folder.parents[2]))
+    return ran
 
 
-def test_cells_share_what_they_may(ran):
-    study, workdir, results = ran
-    assert {p.name for p in results.iterdir()} == {"study.json", *(f"{c.name}.json" for c in study.cells())}
-    baseline, motion, tuned = (json.loads((results / f"{c.name}.json").read_text()) for c in study.cells())
-    assert set(baseline["seconds"]) == {"image", "video", "latents", "diffusion"}
-    assert set(motion["seconds"]) == {"video", "latents", "diffusion"}, "the image stage is the baseline's"
-    assert set(tuned["seconds"]) == {"decoder"}, "encoder, latents and transformer are the row's before"
-    assert len(list(workdir.glob("image-*"))) == 1
-    for cell, steps in ((baseline, [2, 4]), (motion, [2, 4]), (tuned, [4])):
+def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeypatch):
+    study = dataclasses.replace(tiny_study(), seeds=(0, 1)).validate()
+    whole = ["video", "latents", "diffusion"]
+    first, second, tuned = (row.slug for row in study.rows)
+    of = lambda name, seed, names: [f"{name}-seed{seed}/{stage}" for stage in names]  # noqa: E731
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores", most=1)
+    assert stages == of("image", 0, ["image"]) + of(first, 0, whole)
+
+    failing = lambda r: stages.append("cut") or (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cells, "train_diffusion_stage", failing)
+        cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert stages[4:] == of(second, 0, whole[:2]) + ["cut"], "the image stage is shared"
+    assert len(list((tmp_path / "scores").glob("*-seed*.json"))) == 1, "no scores of a cell that is not finished"
+
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    rest = of(second, 0, whole[2:]) + of(tuned, 0, ["decoder"]) + of("image", 1, ["image"])
+    assert stages[7:] == rest + of(first, 1, whole) + of(second, 1, whole) + of(tuned, 1, ["decoder"])
+    found = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "scores").glob("*-seed*.json")}
+    assert set(found) == {cell.name for cell in study.cells()}
+    tuned_cell = study.cell(study.rows[2], 1)
+    assert found[tuned_cell.name]["base"] == f"{study.cell(study.rows[1], 1).name}/diffusion/model"
+
+    done = len(stages)
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert len(stages) == done, "a finished study trains nothing"
+    (tmp_path / "scores" / f"{tuned_cell.name}.json").unlink()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert len(stages) == done, "lost scores are made again from the models"
+
+
+def test_a_cell_is_trained_and_scored(tmp_path):
+    """For real, two rows: one trains everything, the other the decoder alone."""
+    study = tiny_study()
+    study = dataclasses.replace(study, rows=study.rows[1:]).validate()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    whole, tuned = (json.loads((tmp_path / "scores" / f"{c.name}.json").read_text()) for c in study.cells())
+    assert set(whole["seconds"]) == {"image", "video", "latents", "diffusion"} and set(tuned["seconds"]) == {"decoder"}
+    for cell, steps in ((whole, [2, 4]), (tuned, [4])):
         for network in ("own", "random"):
             curve = cell["curve"][network]
             assert curve["step"] == steps and np.isfinite(curve["frechet"]).all() and len(curve["kernel"]) == len(steps)
             assert curve["frechet"][-1] == cell["generation"][network]["frechet"]
-        assert cell["floor"] == baseline["floor"], "one seed, the same real clips"
-    assert tuned["latents"] == motion["latents"] and tuned["reconstruction"] != motion["reconstruction"]
-    assert baseline["latents"] != motion["latents"]
-
-
-def test_a_finished_study_trains_nothing(ran, monkeypatch):
-    study, workdir, results = ran
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    monkeypatch.setattr(cells, "run_cell", lambda *_: pytest.fail("a finished cell ran again"))
-    cells.run_study(study, workdir, results)
-    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
-
-
-def test_lost_scores_are_made_again_from_the_models(ran, tmp_path):
-    study, workdir, results = ran
-    tuned = study.cell(study.rows[2], 0)
-    again = json.loads((results / f"{tuned.name}.json").read_text())
-    shutil.copytree(results, tmp_path / "scores")
-    (tmp_path / "scores" / f"{tuned.name}.json").unlink()
-    cells.run_study(study, workdir, tmp_path / "scores")
-    found = json.loads((tmp_path / "scores" / f"{tuned.name}.json").read_text())
-    assert found | {"seconds": 0} == again | {"seconds": 0}
-    baseline = study.cell(study.rows[0], 0)
-    (tmp_path / "scores" / f"{baseline.name}.json").unlink()
-    with pytest.raises(ConfigError, match="remove that folder"):  # whose states along training are gone
-        cells.run_study(study, workdir, tmp_path / "scores")
+    assert whole["floor"] == tuned["floor"], "the same real clips"
+    assert whole["latents"] == tuned["latents"] and whole["reconstruction"] != tuned["reconstruction"]
+    assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "states that are scored go"
+    first = study.cell(study.rows[0], 0)
+    (tmp_path / "scores" / f"{first.name}.json").unlink()
+    with pytest.raises(ConfigError, match="remove that folder"):  # its states along training are gone
+        cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
 
 
 # What the scores say.
