@@ -176,8 +176,8 @@ def stages(monkeypatch):
     monkeypatch.setattr(cells, "train_vae_stage", lambda r, stage, before: run(r, stage))
     monkeypatch.setattr(cells, "encode_latents", lambda r, stage: run(r, "latents"))
     monkeypatch.setattr(cells, "train_diffusion_stage", lambda r: run(r, "diffusion"))
-    monkeypatch.setattr(cells, "measure_whole", lambda cell, r: {"cell": cell.name})
-    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base: {"cell": cell.name, "base": str(base)})
+    monkeypatch.setattr(cells, "measure_whole", lambda cell, r, i3d: {"cell": cell.name})
+    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base, i3d: {"cell": cell.name, "base": str(base)})
     monkeypatch.setattr(cells.pretrained, "load", lambda folder: Path(folder).relative_to(folder.parents[2]))
     return ran
 

@@ -26,6 +26,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the runs", flag_values=values)
     flags.DEFINE_string("results", "docs/results", "folder of the scores, one folder in it a study", flag_values=values)
     flags.DEFINE_integer("cells", 0, "train and score so many cells; 0 is all", lower_bound=0, flag_values=values)
+    flags.DEFINE_string(
+        "i3d", None, "file of I3D's weights, to score with it as well (slow on CPU)", flag_values=values
+    )
     flags.DEFINE_string("page", "", "write this page from the scores, train nothing", flag_values=values)
 
 
@@ -47,7 +50,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     from pv_vae_jax.study.cells import run_study
 
     study = load_study(values.config, overrides)
-    run_study(study, Path(values.workdir), results / study.name, values.cells or None)
+    i3d = Path(values.i3d) if values.i3d else None
+    run_study(study, Path(values.workdir), results / study.name, values.cells or None, i3d)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.vae_stage import train_vae_stage
 
 
-def run_study(study: Study, workdir: Path, results: Path, most: int | None = None) -> None:
+def run_study(study: Study, workdir: Path, results: Path, most: int | None = None, i3d: Path | None = None) -> None:
     """Train and score every cell that has no file in `results` yet.
 
     Args:
@@ -28,6 +28,7 @@ def run_study(study: Study, workdir: Path, results: Path, most: int | None = Non
       workdir: of the runs.
       results: folder of the scores: `study.json` with the plan, and `<cell>.json`, each when it is whole.
       most: cells in this call.
+      i3d: file of I3D's weights, to score with it as well; cells that have their scores keep them.
     """
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / PLAN, study.plan())
@@ -38,11 +39,11 @@ def run_study(study: Study, workdir: Path, results: Path, most: int | None = Non
         print(
             f"study {study.name}: {cell.row.name}, seed {cell.seed} (cell {done + 1} of {len(cells)})", file=sys.stderr
         )
-        write_json(results / f"{cell.name}.json", run_cell(cell, workdir))
+        write_json(results / f"{cell.name}.json", run_cell(cell, workdir, i3d))
         tidy(cell, workdir)
 
 
-def run_cell(cell: Cell, workdir: Path) -> dict:
+def run_cell(cell: Cell, workdir: Path, i3d: Path | None = None) -> dict:
     """Train what the cell still lacks, and score it."""
     experiment, seconds = cell.experiment, {}
     if cell.row.decoder_of:
@@ -51,7 +52,7 @@ def run_cell(cell: Cell, workdir: Path) -> dict:
         alone = _only(experiment, "decoder", init_from=str(trained / "video" / "model"))
         run = open_run(alone, folder(cell, workdir))
         _stage(run, "decoder", lambda: train_vae_stage(run, "decoder", None), seconds)
-        return measure_decoder(cell, run, pretrained.load(trained / "diffusion" / "model")) | {"seconds": seconds}
+        return measure_decoder(cell, run, pretrained.load(trained / "diffusion" / "model"), i3d) | {"seconds": seconds}
     images = open_run(_only(experiment, "image"), workdir / f"image-seed{cell.seed}-{image_key(experiment)}")
     _stage(images, "image", lambda: train_vae_stage(images, "image", None), seconds)
     start = str(images.folder("image") / "model")
@@ -59,7 +60,7 @@ def run_cell(cell: Cell, workdir: Path) -> dict:
     _stage(run, "video", lambda: train_vae_stage(run, "video", None), seconds)
     _stage(run, "latents", lambda: encode_latents(run, "video"), seconds)
     _stage(run, "diffusion", lambda: train_diffusion_stage(run), seconds)
-    return measure_whole(cell, run) | {"seconds": seconds}
+    return measure_whole(cell, run, i3d) | {"seconds": seconds}
 
 
 def folder(cell: Cell, workdir: Path) -> Path:

@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
-from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, own_network
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, i3d_network, own_network
 from pv_vae_jax.evaluation.latents import temporal_distance
 from pv_vae_jax.evaluation.prediction import score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
@@ -29,7 +30,7 @@ LEAST = 16  # clips of a class that has scores of its own
 GUESSES = ("predicted", "copying", "extrapolation")
 
 
-def measure_whole(cell: Cell, run: Run) -> dict:
+def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
     """Scores of a row that trained its own VAE and transformer.
 
     Raises:
@@ -49,23 +50,28 @@ def measure_whole(cell: Cell, run: Run) -> dict:
         params = read_state(states[step], "ema", shapes)
         return dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, params=params))
 
-    return _facts(cell, model) | _scores(cell, run, model, steps, at)
+    return _facts(cell, model, i3d) | _scores(cell, run, model, steps, at, i3d)
 
 
-def measure_decoder(cell: Cell, run: Run, base: Pretrained) -> dict:
+def measure_decoder(cell: Cell, run: Run, base: Pretrained, i3d: Path | None = None) -> dict:
     """Scores of a row that tuned the decoder of another: the transformer is that row's, and so its last state alone."""
     tuned = pretrained.load(run.folder("decoder") / "model")
     model = dataclasses.replace(base, vae_params=tuned.vae_params)
-    return _facts(cell, model) | _scores(cell, run, model, [cell.experiment.diffusion.steps], lambda _: model)
+    return _facts(cell, model, i3d) | _scores(cell, run, model, [cell.experiment.diffusion.steps], lambda _: model, i3d)
 
 
 @functools.cache  # one object, so one program, for all cells
-def networks() -> dict[str, FeatureNetwork]:
-    """What looks at the clips: the network that ships, and one of its shape with random weights.
+def networks(i3d: Path | None = None) -> dict[str, FeatureNetwork]:
+    """What looks at the clips: the network that ships, one of its shape with random weights, and I3D if it is given.
 
-    A random network knows nothing of what the first was trained on; what both see is not the taste of one.
+    A random network knows nothing of what the first was trained on; what both see is not the taste of one. It has the
+    shape of our own rather than I3D's, which takes about a second a clip and CPU core.
+
+    Args:
+      i3d: file of I3D's weights.
     """
-    return {"own": own_network(), "random": _random_network()}
+    found = {"own": own_network(), "random": _random_network()}
+    return found if i3d is None else found | {"i3d": i3d_network(i3d)}
 
 
 @functools.cache
@@ -82,13 +88,15 @@ def _random_network() -> FeatureNetwork:
     return dataclasses.replace(own, name="random", hash=weights_hash(params), params=params)
 
 
-def _scores(cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Callable[[int], Pretrained]) -> dict:
+def _scores(
+    cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Callable[[int], Pretrained], i3d: Path | None
+) -> dict:
     study, seed = cell.study, cell.seed
     real, kinds = _clips(run, study.reference, 2 * study.clips)
     test, test_kinds = _clips(run, "test", study.clips)
     if len(real) < 2 * study.clips:
         raise ConfigError(f"study {study.name} wants {2 * study.clips} real clips, there are {len(real)}: lower clips")
-    looks = networks()
+    looks = networks(i3d)
     # The second half is another draw of the same world: its distance to the first is the least one can hope for.
     seen = {name: extract(net, real, batch_size=BATCH) for name, net in looks.items()}
     first = {name: features[: study.clips] for name, features in seen.items()}
@@ -159,7 +167,7 @@ def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([item["video"] for item in items]), np.array([item["label"] for item in items])
 
 
-def _facts(cell: Cell, model: Pretrained) -> dict:
+def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
     count = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
     study, device = cell.study, jax.devices()[0]
     return {
@@ -172,7 +180,7 @@ def _facts(cell: Cell, model: Pretrained) -> dict:
         "parameters": {"vae": count(model.vae_params), "transformer": count(model.diffusion.params)},
         "clips": {"scored": study.clips, "latents": cell.experiment.latents.clips, "reference": study.reference},
         "steps": {s: getattr(cell.experiment, s).steps for s in ("image", "video", "decoder", "diffusion")},
-        "networks": {name: net.hash for name, net in networks().items()},
+        "networks": {name: net.hash for name, net in networks(i3d).items()},
         "device": f"{device.platform} {device.device_kind}",
         "versions": {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "optax")},
     }

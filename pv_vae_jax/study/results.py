@@ -78,8 +78,9 @@ class Results:
 
     @property
     def networks(self) -> list[str]:
-        """Feature networks, in the order of the cells."""
-        return list(next(iter(self.cells.values()))["generation"])
+        """Feature networks with which all cells are scored."""
+        first, *others = (cell["generation"] for cell in self.cells.values())
+        return [name for name in first if all(name in other for other in others)]
 
     def values(self, row: str, score: str | Callable[[dict], float | None]) -> dict[int, float]:
         """Seed -> a score of the row: a path such as `generation.own.frechet`, or a function of the cell's tree.
