@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import ml_collections
 
+from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution
 from pv_vae_jax.files import write_json
 from pv_vae_jax.losses.objective import Objective
@@ -41,8 +42,8 @@ class DataConfig:
     """Clips for training and evaluation.
 
     Attributes:
-      source: `synthetic`, or a folder: of video files, whose sub-folders are classes; of `pv-vae prepare`; or of a data
-        set in its official layout.
+      source: `synthetic`, or with families of motion of one's choice `synthetic:fall,walk`; or a folder: of video
+        files, whose sub-folders are classes; of `pv-vae prepare`; or of a data set in its official layout.
       clips: training clips of the synthetic world (a folder has what it has).
       test_clips: clips held out for evaluation, at most.
       frames: of a clip, `1 + n p_t`.
@@ -283,7 +284,11 @@ class Experiment:
         data = self.data
         check_clip_shape(data.frames, data.size, data.size, self.vae.time_factor, self.vae.space_factor)
         check_limits(self)
-        if data.source == "synthetic" and data.stride != 1:
+        try:
+            synthetic = families_of(data.source)
+        except ValueError as error:
+            raise ConfigError(f"config.data.source: {error}") from error
+        if synthetic and data.stride != 1:
             raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
         if data.source == "synthetic" and data.fold != 1:
             raise ConfigError("config.data.fold is of UCF101: name its folder in config.data.source")

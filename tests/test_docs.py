@@ -20,6 +20,7 @@ from absl import flags
 
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.config import TRAINED, Experiment, load_experiment, override, parse_overrides
+from pv_vae_jax.study.plan import load_study
 from pv_vae_jax.typing import ShapeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +89,9 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.evaluation.feature_training import FeatureTraining
 
         override(run_config(ROOT / values.config, FeatureTraining) if values.config else FeatureTraining(), overrides)
+    elif name == "study":
+        if complete and values.config:
+            load_study(ROOT / values.config)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:

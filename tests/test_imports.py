@@ -31,15 +31,17 @@ ALLOWED = {
     "pretrained": NETWORKS | {"files"},
     "diffusion": {"typing"},
     "data": {"files"},  # numpy only: loader processes must not start JAX, and typing imports it
-    "config": NETWORKS | {"files", "losses", "diffusion", "masking"},  # the dataclasses that an experiment is made of
+    "config": NETWORKS | {"files", "losses", "diffusion", "masking", "data"},  # an experiment's dataclasses
     "evaluation": NETWORKS
     | {"files", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
     "train": NETWORKS
     | {"files", "convert", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
     "": NETWORKS | {"masking", "predictive", "streaming", "diffusion", "pretrained"},
 }
+ALLOWED["study"] = NETWORKS | {"files", "pretrained", "config", "data", "train", "evaluation"}
 ALLOWED["cli"] = set(ALLOWED)
-EXPERIMENTS = {"config", "evaluation"}  # the latter for the settings of the feature network
+# Settings of the feature network lie in evaluation, those of a study in study.
+EXPERIMENTS = {"config", "evaluation", "study"}
 
 # Third-party packages a room must not name at all.
 FORBIDDEN = {

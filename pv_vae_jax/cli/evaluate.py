@@ -39,6 +39,7 @@ from pv_vae_jax import pretrained
 from pv_vae_jax.cli import evaluate_sets
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
 from pv_vae_jax.data.sources import NoVideosError, VideoSource
+from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
@@ -192,7 +193,7 @@ def _read_clips(source: VideoSource, most: int) -> tuple[np.ndarray, list[str]]:
 def _describe(run: Run, split: str, clips: int) -> dict:
     """What the numbers are numbers of."""
     experiment, data = run.experiment, run.experiment.data
-    synthetic = data.source == "synthetic"
+    synthetic = families_of(data.source) is not None
     kinds = Counter(device.device_kind for device in jax.devices())
     drawn = experiment.vae.pad == "gaussian"
     return {

@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "put evaluated runs side by side, and beside the paper's numbers, on one page",
     "analyze": "compare the latents of one VAE or several on the same clips",
     "probe": "measure what the features of a model know about motion",
+    "study": "compare ways to train the VAE by what diffusion makes of its latents",
     "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",

@@ -22,7 +22,7 @@ from pv_vae_jax.data.datasets import list_dataset, recognise
 from pv_vae_jax.data.images import ImageFiles
 from pv_vae_jax.data.listing import Listing, NoVideosError, check_folder, few_of, video_folder
 from pv_vae_jax.data.records import RecordVideos, read_manifest
-from pv_vae_jax.data.synthetic import SyntheticVideos
+from pv_vae_jax.data.synthetic import SyntheticVideos, families_of
 from pv_vae_jax.data.tfds_videos import TFDSVideos, classes
 from pv_vae_jax.data.video_files import SUFFIXES, BrokenVideoError, probe, read_video
 from pv_vae_jax.data.windows import Windowed
@@ -195,14 +195,14 @@ def describe(source: VideoSource, name: str) -> str:
 
 
 def fingerprint(source: str, fold: int = 1) -> str:
-    """Changes when a folder's training clips do, as far as names and sizes of files tell; "" for `synthetic`.
+    """Changes when a folder's training clips do, as far as names and sizes of files tell; "" for a synthetic world.
 
     `fold` as for `open_source`.
 
     Raises:
       NoVideosError: no such folder, or it is incomplete.
     """
-    if source == "synthetic":
+    if families_of(source):
         return ""
     folder = Path(source)
     check_folder(folder)
@@ -222,8 +222,8 @@ def class_names(source: str) -> tuple[str, ...]:
     Raises:
       NoVideosError: no such folder, or it is incomplete.
     """
-    if source == "synthetic":
-        return SyntheticVideos.class_names
+    if families := families_of(source):
+        return families
     folder = Path(source)
     check_folder(folder)
     kind = recognise(folder)
@@ -251,7 +251,8 @@ def open_source(
     """The source that `source` names: `synthetic`, or a folder of a kind that `datasets.recognise` knows.
 
     Args:
-      source: `synthetic` or a folder: of video files, of `pv-vae prepare`, of a data set in its official layout.
+      source: `synthetic`, `synthetic:FAMILY,...` (`synthetic.families_of`) or a folder: of video files, of `pv-vae
+        prepare`, of a data set in its official layout.
       frames, size, stride: of a clip.
       split: `train` or `test`.
       seed: of the synthetic world.
@@ -266,8 +267,8 @@ def open_source(
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is 'train' or 'test', got {split!r}")
-    if source == "synthetic":
-        return SyntheticVideos(clips, frames, size, seed=2 * seed + (split == "test"))
+    if families := families_of(source):
+        return SyntheticVideos(clips, frames, size, seed=2 * seed + (split == "test"), families=families)
     folder = Path(source)
     check_folder(folder)
     kind = recognise(folder)

@@ -7,6 +7,11 @@ something in time to get right:
 * `orbit`: circles around a fixed centre, spinning;
 * `fall`: gravity from rest, elastic floor. The future follows from the first frame alone;
 * `swing`: a sine along a line, starting at one end.
+
+Two more are there to be named (`families_of`), and are in no clip otherwise:
+
+* `walk`: a step of random size and direction in every frame. Nothing tells the next;
+* `still`: nothing moves.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import dataclasses
 import numpy as np
 
 FAMILIES = ("bounce", "orbit", "fall", "swing")
+MORE_FAMILIES = ("walk", "still")
 SHAPES = ("disc", "square", "triangle")
 
 
@@ -54,8 +60,26 @@ class Scene:
         return dataclasses.replace(self, sprites=tuple(still))
 
 
-def simulate(seed: int, index: int, frames: int, label: int, sprites: int = 2) -> Scene:
-    """Draw the scene of clip `index`: all sprites of one clip share the motion family `label`."""
+def families_of(source: str) -> tuple[str, ...] | None:
+    """Families of a world: `synthetic` has `FAMILIES`, `synthetic:fall,walk` those two. None for any other source.
+
+    Raises:
+      ValueError: no such family, or one twice.
+    """
+    world, colon, names = source.partition(":")
+    if world != "synthetic":
+        return None
+    families = tuple(names.split(",")) if colon else FAMILIES
+    known = FAMILIES + MORE_FAMILIES
+    if len(set(families)) < len(families) or not set(families) <= set(known):
+        raise ValueError(f"{source}: the families of motion are {', '.join(known)}; name each once at most")
+    return families
+
+
+def simulate(
+    seed: int, index: int, frames: int, label: int, sprites: int = 2, families: tuple[str, ...] = FAMILIES
+) -> Scene:
+    """Draw the scene of clip `index`: all sprites of one clip share the motion family `families[label]`."""
     rng = np.random.default_rng([seed, index])
     background = np.stack(
         [
@@ -67,7 +91,7 @@ def simulate(seed: int, index: int, frames: int, label: int, sprites: int = 2) -
         ],
         axis=1,
     )
-    return Scene(background, tuple(_sprite(rng, frames, FAMILIES[label]) for _ in range(sprites)), label)
+    return Scene(background, tuple(_sprite(rng, frames, families[label]) for _ in range(sprites)), label)
 
 
 def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
@@ -85,6 +109,11 @@ def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
         angle = angle + turn
     elif family == "fall":
         position = np.stack([_drop(rng.uniform(0.15, 0.4), 1 - radius, t), np.full(frames, rng.uniform(0.15, 0.85))], 1)
+    elif family == "walk":
+        steps = rng.normal(0, 0.05, (frames, 2))
+        position = _reflect(rng.uniform(radius, 1 - radius, 2) + np.cumsum(steps, axis=0), radius)
+    elif family == "still":
+        position = np.broadcast_to(rng.uniform(radius, 1 - radius, 2), (frames, 2))
     else:
         along = rng.uniform(0, np.pi)
         reach = rng.uniform(0.2, 0.35) * np.cos(rng.uniform(0.2, 0.4) * t)
@@ -145,12 +174,24 @@ class SyntheticVideos:
     """Source of `clips` synthetic clips: `clip(i)` -> `{"video": (t, s, s, 3) uint8, "label": int32}`.
 
     Labels go round the families, so every class has the same number of clips. Test clips come from another `seed`.
+
+    Attributes:
+      class_names: the families.
     """
 
     class_names = FAMILIES
 
-    def __init__(self, clips: int, frames: int = 17, size: int = 32, seed: int = 0, sprites: int = 2):
+    def __init__(
+        self,
+        clips: int,
+        frames: int = 17,
+        size: int = 32,
+        seed: int = 0,
+        sprites: int = 2,
+        families: tuple[str, ...] = FAMILIES,
+    ):
         self.clips, self.frames, self.size, self.seed, self.sprites = clips, frames, size, seed, sprites
+        self.class_names = families
 
     def __len__(self) -> int:
         return self.clips
@@ -159,7 +200,8 @@ class SyntheticVideos:
         """What clip `index` shows."""
         if not 0 <= index < self.clips:
             raise IndexError(index)
-        return simulate(self.seed, int(index), self.frames, int(index) % len(FAMILIES), self.sprites)
+        names = self.class_names
+        return simulate(self.seed, int(index), self.frames, int(index) % len(names), self.sprites, names)
 
     def clip(self, index: int, rng: np.random.Generator | None = None) -> dict:
         """The whole clip; it is the same for every `rng`."""

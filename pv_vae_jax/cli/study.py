@@ -1,0 +1,60 @@
+"""Compare ways to train the VAE by what a diffusion transformer makes of its latents; resumable, cell by cell.
+
+  pv-vae study --config experiments/study_synthetic.py --workdir runs/study-synthetic
+  pv-vae study --config experiments/study_real.py --workdir runs/study-real --config.data.source=clips
+  pv-vae study --page docs/results.md                    # tables and figures again, from the stored scores
+
+Every cell (a row with a seed) that is finished leaves one file in --results; the same command goes on with the others.
+`python -m pv_vae_jax.cli.study` takes the same flags.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.study.plan import load_study
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `pv-vae study`."""
+    flags.DEFINE_string("config", None, "study file with get_study()", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the runs", flag_values=values)
+    flags.DEFINE_string("results", "docs/results", "folder of the scores, one folder in it a study", flag_values=values)
+    flags.DEFINE_integer("cells", 0, "train and score so many cells; 0 is all", lower_bound=0, flag_values=values)
+    flags.DEFINE_string(
+        "i3d", None, "file of I3D's weights, to score with it as well (slow on CPU)", flag_values=values
+    )
+    flags.DEFINE_string("page", "", "write this page from the scores, train nothing", flag_values=values)
+
+
+def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+    """Run a study, or write its page."""
+    if positional:
+        raise ConfigError(f"pv-vae study takes flags only, got {' '.join(positional)}")
+    results = Path(values.results)
+    if values.page:
+        if values.config or overrides:
+            raise ConfigError("--page trains nothing: leave out --config")
+        from pv_vae_jax.study.page import write_page
+
+        write_page(results, Path(values.page))
+        print(f"page: {values.page}")
+        return
+    if not values.config or not values.workdir:
+        raise ConfigError("pv-vae study needs --config and --workdir, or --page")
+    from pv_vae_jax.study.cells import run_study
+
+    study = load_study(values.config, overrides)
+    i3d = Path(values.i3d) if values.i3d else None
+    run_study(study, Path(values.workdir), results / study.name, values.cells or None, i3d)
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command("study", sys.argv[1:]))

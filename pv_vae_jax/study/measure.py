@@ -1,0 +1,186 @@
+"""The numbers of one cell: generation along training, reconstruction, prediction, and what the latents look like."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pv_vae_jax import pretrained
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, i3d_network, own_network
+from pv_vae_jax.evaluation.latents import temporal_distance
+from pv_vae_jax.evaluation.prediction import score_prediction
+from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
+from pv_vae_jax.evaluation.sampling import sample_clips
+from pv_vae_jax.pretrained import Pretrained, weights_hash
+from pv_vae_jax.study.plan import Cell
+from pv_vae_jax.train.hand_over import read_state
+from pv_vae_jax.train.run import Run
+
+BATCH = 32
+LEAST = 16  # clips of a class that has scores of its own
+GUESSES = ("predicted", "copying", "extrapolation")
+
+
+def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
+    """Scores of a row that trained its own VAE and transformer.
+
+    Raises:
+      ConfigError: the states along the transformer's training are not there.
+    """
+    model = pretrained.load(run.folder("diffusion") / "model")
+    shapes = jax.eval_shape(lambda: model.diffusion.params)
+    states = {int(p.name): p for p in (run.folder("diffusion") / "checkpoints").glob("*") if p.name.isdigit()}
+    steps = sorted(states)
+    if len(steps) != cell.study.scores:
+        raise ConfigError(
+            f"{run.folder('diffusion')} no longer holds the {cell.study.scores} training states that are scored: put "
+            f"{cell.name}.json back into the results, or remove that folder to train them again"
+        )
+
+    def at(step: int) -> Pretrained:
+        params = read_state(states[step], "ema", shapes)
+        return dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, params=params))
+
+    return _facts(cell, model, i3d) | _scores(cell, run, model, steps, at, i3d)
+
+
+def measure_decoder(cell: Cell, run: Run, base: Pretrained, i3d: Path | None = None) -> dict:
+    """Scores of a row that tuned the decoder of another: the transformer is that row's, and so its last state alone."""
+    tuned = pretrained.load(run.folder("decoder") / "model")
+    model = dataclasses.replace(base, vae_params=tuned.vae_params)
+    return _facts(cell, model, i3d) | _scores(cell, run, model, [cell.experiment.diffusion.steps], lambda _: model, i3d)
+
+
+@functools.cache  # one object, so one program, for all cells
+def networks(i3d: Path | None = None) -> dict[str, FeatureNetwork]:
+    """What looks at the clips: the network that ships, one of its shape with random weights, and I3D if it is given.
+
+    A random network knows nothing of what the first was trained on; what both see is not the taste of one. It has the
+    shape of our own rather than I3D's, which takes about a second a clip and CPU core.
+
+    Args:
+      i3d: file of I3D's weights.
+    """
+    found = {"own": own_network(), "random": _random_network()}
+    return found if i3d is None else found | {"i3d": i3d_network(i3d)}
+
+
+@functools.cache
+def _random_network() -> FeatureNetwork:
+    own = own_network()
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: np.ndarray) -> np.ndarray:
+        if leaf.ndim < 2:  # biases 0, scales of norms 1
+            return np.full(leaf.shape, 0.0 if path[-1].key == "bias" else 1.0, np.float32)
+        return (rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(np.float32)
+
+    params = jax.tree.map_with_path(draw, jax.device_get(own.params))
+    return dataclasses.replace(own, name="random", hash=weights_hash(params), params=params)
+
+
+def _scores(
+    cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Callable[[int], Pretrained], i3d: Path | None
+) -> dict:
+    study, seed = cell.study, cell.seed
+    real, kinds = _clips(run, study.reference, 2 * study.clips)
+    test, test_kinds = _clips(run, "test", study.clips)
+    if len(real) < 2 * study.clips:
+        raise ConfigError(f"study {study.name} wants {2 * study.clips} real clips, there are {len(real)}: lower clips")
+    looks = networks(i3d)
+    # The second half is another draw of the same world: its distance to the first is the least one can hope for.
+    seen = {name: extract(net, real, batch_size=BATCH) for name, net in looks.items()}
+    first = {name: features[: study.clips] for name, features in seen.items()}
+    floor = {name: _distances(first[name], features[study.clips :]) for name, features in seen.items()}
+    classes = max(model.diffusion.model.config.classes, 1)
+    labels = np.arange(study.clips) % classes
+    curve = {name: {"step": steps, "frechet": [], "kernel": []} for name in looks}
+    final, ends = {}, {}
+    for step in steps:
+        print(f"  scoring step {step}", file=sys.stderr)
+        drawn = sample_clips(at(step), labels, steps=study.sampling_steps, seed=seed, batch_size=BATCH)
+        for name, net in looks.items():
+            features = extract(net, drawn, batch_size=BATCH)
+            last = step == steps[-1]
+            found = _distances(first[name], features, intervals=last)
+            curve[name]["frechet"].append(found["frechet"])
+            curve[name]["kernel"].append(found["kernel"])
+            if last:
+                final[name], ends[name] = found, features
+    scores = score_reconstruction(model.vae, model.vae_params, test, batch_size=BATCH)
+    decoded = reconstruct(model.vae, model.vae_params, test, batch_size=BATCH)
+    rebuilt = {
+        name: _distances(extract(net, test, batch_size=BATCH), extract(net, decoded, batch_size=BATCH))["frechet"]
+        for name, net in looks.items()
+    }
+    errors = score_prediction(model.vae, model.vae_params, test, batch_size=BATCH)
+    names = model.diffusion.class_names if classes > 1 else ()
+    by_class = {}
+    for label, name in enumerate(names):
+        mine = test[test_kinds == label]
+        if min(len(mine), np.sum(kinds[: study.clips] == label), np.sum(labels == label)) < LEAST:
+            continue
+        found = score_prediction(model.vae, model.vae_params, mine, batch_size=BATCH, label=f"prediction, {name}")
+        by_class[name] = {guess: found.average(guess) for guess in GUESSES} | {
+            "frechet": {
+                n: frechet_distance(first[n][kinds[: study.clips] == label], ends[n][labels == label]) for n in looks
+            }
+        }
+    moved = temporal_distance(scores.means)
+    return {
+        "generation": final,
+        "curve": curve,
+        "floor": floor,
+        "reconstruction": {"psnr": scores.psnr, "ssim": scores.ssim, "frechet": rebuilt},
+        "prediction": {name: [float(v) for v in getattr(errors, name)[1:]] for name in GUESSES},
+        **({"classes": by_class} if by_class else {}),
+        "latents": {
+            "temporal_distance": None if moved is None else moved.median,
+            "curve": None if moved is None else [float(v) for v in moved.curve],
+            "std": float(scores.means.std()),
+        },
+    }
+
+
+def _distances(a: np.ndarray, b: np.ndarray, intervals: bool = False) -> dict:
+    found = {"frechet": frechet_distance(a, b), "kernel": kernel_distance(a, b)}
+    if intervals:
+        for name, interval in (("frechet", frechet_interval(a, b)), ("kernel", kernel_interval(a, b))):
+            found[f"{name}_interval"] = [interval.low, interval.high]
+    return found
+
+
+def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(n, 1 + T, H, W, 3)` uint8 and labels: `most` clips of a split or all, the same for every row of a seed."""
+    source = run.source(split, random=False)
+    index = np.random.default_rng(run.experiment.seed).permutation(len(source))[:most]
+    items = [source.clip(int(i), np.random.default_rng(0)) for i in index]
+    return np.stack([item["video"] for item in items]), np.array([item["label"] for item in items])
+
+
+def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
+    count = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    study, device = cell.study, jax.devices()[0]
+    return {
+        "study": study.name,
+        "row": cell.row.name,
+        "seed": cell.seed,
+        "key": cell.key,
+        "world": study.world,
+        "settings": {key: str(value) for key, value in cell.row.settings.items()},
+        "parameters": {"vae": count(model.vae_params), "transformer": count(model.diffusion.params)},
+        "clips": {"scored": study.clips, "latents": cell.experiment.latents.clips, "reference": study.reference},
+        "steps": {s: getattr(cell.experiment, s).steps for s in ("image", "video", "decoder", "diffusion")},
+        "networks": {name: net.hash for name, net in networks(i3d).items()},
+        "device": f"{device.platform} {device.device_kind}",
+        "versions": {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "optax")},
+    }

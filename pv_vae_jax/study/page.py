@@ -1,0 +1,363 @@
+"""The page of all studies, `docs/results.md`, and its charts: made from the stored scores alone, the same every time.
+
+Numbers of the paper come from `paper.json` in the folder of the scores, and remarks from `notes.md` in that of a study.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.evaluation.figures import number
+from pv_vae_jax.study.charts import Curve, chart
+from pv_vae_jax.study.results import (
+    Estimate,
+    Results,
+    against,
+    prediction_correlation,
+    prediction_error,
+    reach,
+    read_results,
+)
+
+# Paper's column -> our score, and whether more is better. Distances are taken on each feature network.
+COLUMNS = {
+    "gFVD": "generation.{network}.frechet",
+    "rFVD": "reconstruction.frechet.{network}",
+    "PSNR": "reconstruction.psnr",
+    "SSIM": "reconstruction.ssim",
+}
+LOOKS = {
+    "own": "the feature network that ships with the library",
+    "random": "a network of that shape with seeded random weights",
+    "i3d": "I3D",
+}
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write `page`, and the charts into the folders of the studies under `results`.
+
+    Raises:
+      ConfigError: no scores, no `paper.json`, or damaged files.
+    """
+    studies = read_results(results)
+    if not studies:
+        raise ConfigError(f"{results} holds no scores: run a study first, pv-vae study --config ... --workdir ...")
+    try:
+        paper = json.loads((results / "paper.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{results / 'paper.json'} cannot be read: {error}") from error
+    lines = [
+        "# Results",
+        "",
+        "Does prediction make latents easier to diffuse? `pv-vae study` trains the rows of the paper's ablations with",
+        "equal networks, clips, steps and seeds; this page is written from the stored scores by",
+        "`pv-vae study --page=docs/results.md`, numbers and charts alike.",
+        "",
+        f"Rows named *paper* are from {paper['source']}: other data, size and feature network, so signs compare and",
+        "sizes do not. Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap",
+        "over clips. Differences are taken seed by seed.",
+    ]
+    for study in studies:
+        lines += _study(study, paper, results / study.plan["name"], os.path.relpath(results, page.parent))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    _write(page, "\n".join(lines) + "\n")
+
+
+def _study(study: Results, paper: dict, folder: Path, link: str) -> list[str]:
+    name = study.plan["name"]
+    for network in study.networks:
+        _write(folder / f"training-{network}.svg", _training_chart(study, network))
+    _write(folder / "prediction.svg", _prediction_chart(study))
+    _write(folder / "correlation.svg", _correlation_chart(study, study.networks[0]))
+    picture = lambda file, text: ["", f"![{text}]({link}/{name}/{file}.svg)"]  # noqa: E731
+    lines = ["", f"## Study `{name}`", "", *_facts(study)]
+    for table in paper["tables"]:
+        if sum(row["row"] in study.rows for row in table["rows"]) > 1:
+            lines += ["", f"### {table['title']}", "", *_table(study, table), "", *_signs(study, table)]
+    lines += ["", "### Steps to reach the baseline", "", *_reach(study)]
+    for network in study.networks:
+        lines += picture(f"training-{network}", f"Frechet distance along training, {network}")
+    lines += ["", "### Frames that the encoder did not see", "", *_prediction(study)]
+    lines += picture("prediction", "Prediction error over dropped groups")
+    lines += ["", "### Prediction against generation", "", *_correlation(study)]
+    lines += picture("correlation", "Prediction error against generation distance")
+    lines += ["", "### Latents", "", *_latents(study)]
+    if any("classes" in cell for cell in study.cells.values()):
+        lines += ["", "### By class of motion", "", *_classes(study)]
+    notes = folder / "notes.md"
+    if notes.exists():
+        lines += ["", "### Remarks", "", notes.read_text().strip()]
+    return lines
+
+
+def _facts(study: Results) -> list[str]:
+    cells = list(study.cells.values())
+    first, planned = cells[0], len(study.plan["rows"]) * len(study.plan["seeds"])
+    steps, count = first["steps"], first["clips"]
+    devices = sorted({cell["device"] for cell in cells})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items()) for cell in cells})
+    stages = list(dict.fromkeys(stage for cell in cells for stage in cell["seconds"]))
+    seconds = {s: [c["seconds"][s] for c in cells if s in c["seconds"]] for s in stages}
+    lines = [
+        f"World: {study.plan['world']}.",
+        "",
+        f"- Cells: {len(cells)} of {planned} planned (rows times seeds); seeds in: "
+        + "; ".join(f"{row} {len(study.seeds(row))}" for row in study.rows)
+        + ".",
+        f"- Parameters: {number(first['parameters']['vae'])} of the VAE, "
+        f"{number(first['parameters']['transformer'])} of the diffusion transformer.",
+        "- Steps: " + ", ".join(f"{stage} {n}" for stage, n in steps.items()) + ".",
+        f"- Clips: {count['latents']} encoded for diffusion, {count['scored']} generated for a score, compared with as "
+        f"many real ones of split {count['reference']}.",
+        f"- Device: {'; '.join(devices)}. Seconds a stage, mean of those that ran through: "
+        + ", ".join(f"{stage} {number(float(np.mean(values)))}" for stage, values in seconds.items())
+        + ".",
+        f"- Versions: {'; '.join(versions)}.",
+        "- Feature networks: " + "; ".join(f"`{n}` is {LOOKS.get(n, n)}" for n in study.networks) + ".",
+    ]
+    different = {json.dumps(cell["steps"]) + json.dumps(cell["clips"]) for cell in cells}
+    if len(different) > 1:
+        lines.append("- **Cells of this study differ in steps or clips: they are not comparable.**")
+    return lines
+
+
+def _table(study: Results, table: dict) -> list[str]:
+    header = ["row", "seeds"]
+    for network in study.networks:
+        header += [f"Frechet, {network}", f"kernel, {network}"]
+    header += [f"rFrechet, {network}" for network in study.networks] + ["PSNR", "SSIM"]
+    header += [f"paper: {column}" for column in table["columns"]]
+    body = []
+    for row in table["rows"]:
+        ours = row["row"]
+        cells = [row["name"] if row["name"] == ours else f"{row['name']} ({ours})", str(len(study.seeds(ours)))]
+        if ours not in study.rows:
+            body.append(cells + ["-"] * (3 * len(study.networks) + 2) + [number(row[c]) for c in table["columns"]])
+            continue
+        for network in study.networks:
+            cells += [_generation(study, ours, network, kind) for kind in ("frechet", "kernel")]
+        cells += [_said(study.estimate(ours, f"reconstruction.frechet.{n}")) for n in study.networks]
+        cells += [_said(study.estimate(ours, f"reconstruction.{score}")) for score in ("psnr", "ssim")]
+        body.append(cells + [number(row[c]) for c in table["columns"]])
+    floor = ["real half against real half", ""]
+    for network in study.networks:
+        means = (study.estimate(study.rows[0], f"floor.{network}.{kind}") for kind in ("frechet", "kernel"))
+        floor += [number(e.mean) for e in means]
+    body.append(floor + ["-"] * (len(header) - len(floor)))
+    return _markdown(header, body)
+
+
+def _generation(study: Results, row: str, network: str, kind: str) -> str:
+    estimate = study.estimate(row, f"generation.{network}.{kind}")
+    if estimate.count > 1:
+        return _said(estimate)
+    (seed,) = study.seeds(row)
+    return _span(estimate.mean, *study.cells[row, seed]["generation"][network][f"{kind}_interval"])
+
+
+def _signs(study: Results, table: dict) -> list[str]:
+    """Each row less the one before, in the paper and here."""
+    body = []
+    for before, row in zip(table["rows"], table["rows"][1:], strict=False):
+        for column in table["columns"]:
+            delta = round(row[column] - before[column], 6)
+            scores = dict.fromkeys(COLUMNS[column].format(network=n) for n in study.networks)
+            for score in scores:
+                ours = study.difference(row["row"], before["row"], score)
+                if ours is None:
+                    continue
+                network = f", {score.split('.')[-1] if column == 'rFVD' else score.split('.')[1]}"
+                named = f"{column}{network if 'frechet' in score else ''}"
+                body.append(
+                    [
+                        f"{before['name']} → {row['name']}",
+                        named,
+                        f"{delta:+.4g}",
+                        _said(ours, "+"),
+                        _verdict(delta, ours),
+                    ]
+                )
+    if not body:
+        return []
+    asked = [line for line in body if line[2] != "+0"]
+    agree = sum(line[4].startswith("agrees") for line in asked)
+    surely = sum(line[4].startswith("agrees, i") for line in asked)
+    return [
+        f"Signs, each row less the one before: {agree} of {len(asked)} as in the paper, {surely} of them with an",
+        "interval that excludes 0.",
+        "",
+        *_markdown(["step", "score", "paper", "here", "sign"], body),
+    ]
+
+
+def _verdict(delta: float, ours: Estimate) -> str:
+    if delta == 0:
+        return "no sign in the paper"
+    agrees = "agrees" if delta * ours.mean > 0 else "**disagrees**"
+    if ours.count == 1:
+        return f"{agrees}, one seed"
+    return f"{agrees}, interval excludes 0" if ours.sign else f"{agrees}, interval holds 0"
+
+
+def _reach(study: Results) -> list[str]:
+    baseline = study.rows[0]
+    first = study.networks[0]
+    known = {row: {n: reach(study, row, baseline, n) for n in study.networks} for row in study.rows}
+    known = {row: found for row, found in known.items() if found[first] is not None}
+    if not known:
+        return ["No two curves to compare yet."]
+    body = []
+    for row, found in known.items():
+        for network, r in found.items():
+            seeds = ", ".join(_percent(s) for s in r.seeds)
+            body.append([row, network, _percent(r.share), f"[{_percent(r.low)}, {_percent(r.high)}]", seeds])
+    earliest = next(iter(known.values()))[first].earliest
+    return [
+        f"Step at which a row is as near to real clips as `{baseline}` ever comes, over all steps. Curves are running",
+        "minima, on straight lines over the logarithm of the step; the interval is a bootstrap over seeds and clips.",
+        f"The first score is at {_percent(earliest)}: what is reached there may have been reached sooner.",
+        "",
+        *_markdown(["row", "network", "share of steps", "interval", "seed by seed"], body),
+    ]
+
+
+def _prediction(study: Results) -> list[str]:
+    groups = len(next(iter(study.cells.values()))["prediction"]["predicted"])
+    header = ["row", *(f"k = {k}" for k in range(1, groups + 1)), "of copying", "of extrapolation"]
+    body = []
+    for row in study.rows:
+        errors = [study.estimate(row, lambda c, k=k: c["prediction"]["predicted"][k]) for k in range(groups)]
+        shares = [study.estimate(row, against(guess)) for guess in ("copying", "extrapolation")]
+        body.append([row, *(number(e.mean) for e in errors), *(_percent(e.mean) for e in shares)])
+    for guess in ("copying", "extrapolation"):
+        errors = [study.estimate(study.rows[0], lambda c, k=k: c["prediction"][guess][k]) for k in range(groups)]  # noqa: B023
+        body.append([f"*{guess}*", *(number(e.mean) for e in errors), "", ""])
+    return [
+        "Squared error on [-1, 1] over the last k groups, which are withheld; and over all k as a share of the error",
+        "of two guesses that need no network. Below 100 % the network knows more than the guess.",
+        "",
+        *_markdown(header, body),
+    ]
+
+
+def _correlation(study: Results) -> list[str]:
+    trained = [r["name"] for r in study.plan["rows"] if r["name"] in study.rows and r["name"] != study.rows[0]]
+    body = []
+    for named, rows in (
+        ("all rows", study.rows),
+        (f"without {study.rows[0]}, which never learned to predict", trained),
+    ):
+        for network in study.networks:
+            value, count = prediction_correlation(study, network, rows)
+            body.append([named, network, "-" if math.isnan(value) else f"{value:+.2f}", str(count)])
+    return [
+        "Spearman's coefficient of prediction error and final Frechet distance over cells; positive is the paper's",
+        "direction. Cells of one seed or one encoder are not independent, so it is a description and not a test.",
+        "",
+        *_markdown(["cells", "network", "coefficient", "count"], body),
+    ]
+
+
+def _latents(study: Results) -> list[str]:
+    body = [
+        [row, _said(study.estimate(row, "latents.temporal_distance")), _said(study.estimate(row, "latents.std"))]
+        for row in study.rows
+    ]
+    return [
+        "Latent temporal distance: median distance of neighbouring latent frames, channels standardised; lower is",
+        "smoother. Spread is the standard deviation of all posterior means.",
+        "",
+        *_markdown(["row", "temporal distance", "spread"], body),
+    ]
+
+
+def _classes(study: Results) -> list[str]:
+    names = list(next(cell["classes"] for cell in study.cells.values() if "classes" in cell))
+    body = []
+    for row in study.rows:
+        for name in names:
+            found = study.estimate(row, f"classes.{name}.predicted")
+            if found is None:
+                continue
+            share = study.estimate(row, lambda c, n=name: _share(c["classes"][n]))
+            distances = [study.estimate(row, f"classes.{name}.frechet.{n}") for n in study.networks]
+            body.append(
+                [row, name, _said(found), "-" if share is None else _percent(share.mean), *map(_said, distances)]
+            )
+    header = ["row", "class", "prediction error", "of copying", *(f"Frechet, {n}" for n in study.networks)]
+    return ["Fewer clips than above, so distances compare within a class only.", "", *_markdown(header, body)]
+
+
+def _share(scores: dict) -> float | None:
+    return scores["predicted"] / scores["copying"] if scores["copying"] else None  # what stands still is copied exactly
+
+
+def _training_chart(study: Results, network: str) -> str:
+    curves = []
+    for row in study.rows:
+        cells = [study.cells[row, seed]["curve"][network] for seed in study.seeds(row)]
+        values = np.array([cell["frechet"] for cell in cells])
+        style = "line" if values.shape[1] > 1 else "points"
+        band = {"low": values.min(axis=0), "high": values.max(axis=0)} if len(values) > 1 else {}
+        band = band if style == "line" else {}
+        curves.append(Curve(f"{row} ({len(cells)} seeds)", cells[0]["step"], values.mean(axis=0), style=style, **band))
+    floor = study.estimate(study.rows[0], f"floor.{network}.frechet").mean
+    last = curves[0].x
+    curves.append(Curve("real half against real half", (last[0], last[-1]), (floor, floor), style="dashed"))
+    title = f"{study.plan['name']}: generation along training, {network}"
+    return chart(title, curves, x_label="diffusion steps (band: all seeds)", y_label="Frechet distance", log=True)
+
+
+def _prediction_chart(study: Results) -> str:
+    groups = range(1, len(next(iter(study.cells.values()))["prediction"]["predicted"]) + 1)
+
+    def mean(row: str, name: str) -> np.ndarray:
+        return np.mean([study.cells[row, seed]["prediction"][name] for seed in study.seeds(row)], axis=0)
+
+    curves = [Curve(row, groups, mean(row, "predicted")) for row in study.rows]
+    guesses = ("copying", "extrapolation")
+    curves += [Curve(guess, groups, mean(study.rows[0], guess), style="dashed") for guess in guesses]
+    title = f"{study.plan['name']}: error of frames that were withheld"
+    return chart(title, curves, x_label="withheld groups k", y_label="squared error", log=True)
+
+
+def _correlation_chart(study: Results, network: str) -> str:
+    curves = []
+    for row in study.rows:
+        cells = [study.cells[row, seed] for seed in study.seeds(row)]
+        distances = [cell["generation"][network]["frechet"] for cell in cells]
+        curves.append(Curve(row, [prediction_error(cell) for cell in cells], distances, style="points"))
+    title = f"{study.plan['name']}: prediction and generation"
+    return chart(title, curves, x_label="prediction error, mean over k", y_label=f"final Frechet distance, {network}")
+
+
+def _said(estimate: Estimate | None, sign: str = "") -> str:
+    if estimate is None:
+        return "-"
+    return _span(estimate.mean, estimate.low, estimate.high, sign)
+
+
+def _span(mean: float, low: float | None, high: float | None, sign: str = "") -> str:
+    said = f"{'+' if sign and mean > 0 else ''}{number(mean)}"
+    return said if low is None else f"{said} [{number(low)}, {number(high)}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if math.isfinite(share) else "not reached"
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

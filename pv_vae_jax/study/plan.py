@@ -1,0 +1,176 @@
+"""What a study compares: rows that differ in a few settings of one experiment, each with several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pv_vae_jax.config import ConfigError, Experiment, override, to_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+      name: as the table prints it.
+      settings: what differs from the study's experiment, `{"video.drop_ratio": 0.0}`.
+      decoder_of: name of another row, whose encoder, latents and transformer this row takes; it fine-tunes the decoder
+        alone. Empty: the row trains its own VAE on clips and its own transformer.
+    """
+
+    name: str
+    settings: dict = dataclasses.field(default_factory=dict)
+    decoder_of: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Rows, seeds, and how each cell is scored.
+
+    Attributes:
+      name: of the study.
+      world: what the clips show, for the page.
+      experiment: all stages of a cell; `image` is trained once for a seed, and every row begins there.
+      rows: the first is the baseline.
+      seeds: of data order, initial weights and noise; a cell of each row is trained with each.
+      scores: how often along the transformer's training its samples are scored.
+      clips: generated clips of a score, and real clips beside them.
+      reference: split of the real clips that generated ones are compared with.
+      sampling_steps: of Euler.
+    """
+
+    name: str
+    world: str
+    experiment: Experiment
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    scores: int = 6
+    clips: int = 512
+    reference: str = "test"
+    sampling_steps: int = 20
+
+    def validate(self) -> Study:
+        """Return self.
+
+        Raises:
+          ConfigError: rows of one name, a `decoder_of` that is no row before, or a row whose settings cannot work.
+        """
+        names = [row.name for row in self.rows]
+        if len(set(names)) < len(names) or len({row.slug for row in self.rows}) < len(names):
+            raise ConfigError(f"rows of study {self.name} need names of their own: {', '.join(names)}")
+        for i, row in enumerate(self.rows):
+            trained = [other.name for other in self.rows[:i] if not other.decoder_of]
+            if row.decoder_of and row.decoder_of not in trained:
+                raise ConfigError(
+                    f"row {row.name!r} tunes the decoder of {row.decoder_of!r}, which is no row before it"
+                )
+            for seed in self.seeds:
+                self.cell(row, seed).experiment.validate()
+        if self.experiment.diffusion.steps % self.scores:
+            raise ConfigError(f"{self.experiment.diffusion.steps} diffusion steps are not {self.scores} equal parts")
+        return self
+
+    def cell(self, row: Row, seed: int) -> Cell:
+        """The cell of `row` and `seed`."""
+        experiment = dataclasses.replace(self.experiment, seed=seed)
+        for key, value in row.settings.items():
+            experiment = override(experiment, {key: value if isinstance(value, str) else repr(value)})
+        # The states that are scored are the checkpoints of the diffusion stage.
+        every = experiment.diffusion.steps // self.scores
+        experiment = dataclasses.replace(experiment, checkpoint_every=every, checkpoints_kept=self.scores)
+        return Cell(self, row, seed, experiment)
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells: every row with the first seed, then with the next, so that a part of a study is a table."""
+        for seed in self.seeds:
+            for row in self.rows:
+                yield self.cell(row, seed)
+
+    def plan(self) -> dict:
+        """What is to be run, as JSON: the scores of a part of it say how large a part they are."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {"name": self.name, "world": self.world, "rows": rows, "seeds": list(self.seeds)}
+
+    def row(self, name: str) -> Row:
+        """The row of this name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row with one seed, and the experiment that it is."""
+
+    study: Study
+    row: Row
+    seed: int
+    experiment: Experiment
+
+    @property
+    def name(self) -> str:
+        """Row and seed, and what decides the numbers: a cell of other settings has another name."""
+        return f"{self.row.slug}-seed{self.seed}-{self.key}"
+
+    @property
+    def key(self) -> str:
+        """First 8 digits of the SHA-256 over all settings that the cell's numbers follow from."""
+        study, tree = self.study, to_dict(self.experiment)
+        for free in ("name", "log_every", "mesh"):
+            del tree[free]
+        if self.row.decoder_of:
+            tree["decoder_of"] = study.cell(study.row(self.row.decoder_of), self.seed).key
+        tree["score"] = [study.scores, study.clips, study.reference, study.sampling_steps]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def paper_rows() -> tuple[Row, ...]:
+    """The rows of tables 4, 5 and 6, in this order; those of `docs/results/paper.json` by name.
+
+    In table 4 each row adds one setting to the row before. Rows of tables 5 and 6 change one setting of `+ Motion-
+    aware Objective`, which stands for r = 1 and the learnable token there: unlike the paper's, no decoder is tuned.
+    """
+    still = {"video.objective.motion": 0.0}
+    recipe = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
+    return (
+        Row("Baseline", {"video.drop_ratio": 0.0} | still),
+        Row("+ Predictive Reconstruction", {"video.drop_ratio": 1.0} | still),
+        Row("+ Motion-aware Objective", recipe),
+        Row("+ Decoder Fine-tuning", recipe, decoder_of="+ Motion-aware Objective"),
+        Row("r = 0.50", recipe | {"video.drop_ratio": 0.5}),
+        Row("r = 0.75", recipe | {"video.drop_ratio": 0.75}),
+        Row("Gaussian padding", recipe | {"vae.pad": "gaussian"}),
+    )
+
+
+def load_study(path: str | Path, overrides: dict[str, str] | None = None) -> Study:
+    """Run `get_study()` of the file `path`, and apply `overrides` to the experiment below all rows.
+
+    Raises:
+      ConfigError: no such file or function, an unknown setting, or a study that cannot work.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no study file {path}")
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_study", None)):
+        raise ConfigError(f"{path} defines no get_study()")
+    study = module.get_study()
+    if not isinstance(study, Study):
+        raise ConfigError(f"get_study() of {path} returns {type(study).__name__}, not a Study")
+    experiment = override(study.experiment, overrides or {})
+    if Path(experiment.data.source).is_dir():  # the same folder from wherever the study is continued
+        source = str(Path(experiment.data.source).absolute())
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source))
+    return dataclasses.replace(study, experiment=experiment).validate()

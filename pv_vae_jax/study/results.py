@@ -1,0 +1,241 @@
+"""Stored scores of a study, and what they say together: means over seeds, differences, steps to reach, correlation.
+
+Seeds are paired: cells of one seed share initial weights, order of clips and noise, so a row is compared with another
+seed by seed. A folder holds `study.json`, which says what was planned, and one file a cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pv_vae_jax.config import ConfigError
+from pv_vae_jax.evaluation.spectra import rank_correlation
+
+PLAN = "study.json"
+# 97.5 % point of Student's t with 1, 2, ... degrees of freedom; beyond the last, the last: rather too wide.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+RESAMPLES = 1_000
+NORMAL = 1.96
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean of `count` values with its 95 % interval; an interval takes two values, and is None without."""
+
+    mean: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the interval excludes 0, else 0."""
+        if self.low is None or self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.mean > 0 else -1
+
+
+def over_seeds(values: list[float]) -> Estimate:
+    """Mean and Student's t interval of one value a seed.
+
+    Raises:
+      ValueError: no value.
+    """
+    if not values:
+        raise ValueError("no seed has this value")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Estimate(mean, 1)
+    half = STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * float(np.std(values, ddof=1)) / np.sqrt(len(values))
+    return Estimate(mean, len(values), mean - half, mean + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The scores of one study.
+
+    Attributes:
+      plan: the tree of `study.json`: `name`, `world`, `rows` in order, `seeds`.
+      cells: `(row, seed)` -> tree of the cell.
+    """
+
+    plan: dict
+    cells: dict[tuple[str, int], dict]
+
+    @property
+    def rows(self) -> list[str]:
+        """Rows of which there is a cell, in the order of the plan."""
+        return [row["name"] for row in self.plan["rows"] if self.seeds(row["name"])]
+
+    def seeds(self, row: str) -> list[int]:
+        """Seeds of which the row has a cell."""
+        return sorted(seed for name, seed in self.cells if name == row)
+
+    @property
+    def networks(self) -> list[str]:
+        """Feature networks with which all cells are scored."""
+        first, *others = (cell["generation"] for cell in self.cells.values())
+        return [name for name in first if all(name in other for other in others)]
+
+    def values(self, row: str, score: str | Callable[[dict], float | None]) -> dict[int, float]:
+        """Seed -> a score of the row: a path such as `generation.own.frechet`, or a function of the cell's tree.
+
+        Seeds without the score are left out.
+        """
+        take = score if callable(score) else lambda cell: _at(cell, score)
+        found = {seed: take(self.cells[row, seed]) for seed in self.seeds(row)}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def estimate(self, row: str, score: str | Callable[[dict], float | None]) -> Estimate | None:
+        """Over seeds; None if no cell has the score."""
+        values = list(self.values(row, score).values())
+        return over_seeds(values) if values else None
+
+    def difference(self, row: str, other: str, score: str | Callable[[dict], float | None]) -> Estimate | None:
+        """`row` less `other`, over the seeds that both have."""
+        a, b = self.values(row, score), self.values(other, score)
+        values = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+        return over_seeds(values) if values else None
+
+
+def read_results(folder: Path) -> list[Results]:
+    """The studies of `folder`, one folder each, by name; those without a finished cell are left out.
+
+    Raises:
+      ConfigError: a file is damaged, belongs to no row of its plan, or there are two for one row and seed.
+    """
+    studies = []
+    for plan in sorted(folder.glob(f"*/{PLAN}")):
+        found = Results(_read(plan), {})
+        known = {row["name"] for row in found.plan["rows"]}
+        for path in sorted(plan.parent.glob("*.json")):
+            if path.name == PLAN:
+                continue
+            cell = _read(path)
+            key = cell.get("row"), cell.get("seed")
+            if key[0] not in known:
+                raise ConfigError(f"{path} is a cell of row {key[0]!r}, which {plan} does not have: remove one of them")
+            if key in found.cells:
+                raise ConfigError(f"{path} is a second cell of row {key[0]!r}, seed {key[1]}: remove the stale one")
+            found.cells[key] = cell
+        if found.cells:
+            studies.append(found)
+    return studies
+
+
+def prediction_error(cell: dict) -> float:
+    """Squared error of the dropped frames, mean over every number of dropped groups."""
+    return float(np.mean(cell["prediction"]["predicted"]))
+
+
+def against(guess: str) -> Callable[[dict], float]:
+    """A score: the prediction error over that of `copying` or `extrapolation`; below 1 the network knows more."""
+    return lambda cell: prediction_error(cell) / float(np.mean(cell["prediction"][guess]))
+
+
+def steps_to_reach(steps: list[int], distances: np.ndarray, target: float) -> float:
+    """First step at which the running minimum of `distances` is at `target` or below.
+
+    Between two scored steps the minimum runs in a straight line over the logarithm of the step. What is reached at the
+    first scored step is reported as that step, for nothing is known of those before. Infinite if it is never reached.
+    """
+    best = np.minimum.accumulate(np.asarray(distances, float))
+    reached = np.flatnonzero(best <= target)
+    if not len(reached):
+        return float("inf")
+    i = int(reached[0])
+    if i == 0 or best[i] == target:
+        return float(steps[i])
+    share = (best[i - 1] - target) / (best[i - 1] - best[i])
+    return float(np.exp(np.log(steps[i - 1]) + share * (np.log(steps[i]) - np.log(steps[i - 1]))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """Steps in which a row reaches the best distance of the baseline, over the steps of the whole training.
+
+    Attributes:
+      share: on the curves averaged over seeds; infinite if it is never reached.
+      seeds: the same, seed by seed.
+      low, high: 95 % interval of `share`.
+      earliest: share of the first scored step: no smaller one can be told.
+    """
+
+    share: float
+    seeds: list[float]
+    low: float
+    high: float
+    earliest: float
+
+
+def reach(results: Results, row: str, baseline: str, network: str) -> Reach | None:
+    """Convergence of `row` against `baseline` by the Frechet distance on `network`; None without a seed of both.
+
+    The target is the minimum of the baseline's own curve, so the baseline is held to the rule it sets.
+    The interval is a bootstrap: seeds are drawn again, in pairs, and every distance is moved by normal noise as wide as
+    its bootstrap interval over clips says; where a step has no interval, it takes the relative width of the last one's.
+    """
+    seeds = [seed for seed in results.seeds(row) if (baseline, seed) in results.cells]
+    pairs = [(results.cells[baseline, seed], results.cells[row, seed]) for seed in seeds]
+    pairs = [p for p in pairs if len(p[1]["curve"][network]["step"]) > 1]  # a row that scores its end only has no curve
+    if not pairs:
+        return None
+    steps = pairs[0][0]["curve"][network]["step"]
+    curves = np.array([[cell["curve"][network]["frechet"] for cell in pair] for pair in pairs])  # seed, which, step
+    noise = np.array([[_deviations(cell, network) for cell in pair] for pair in pairs])
+
+    def share(of: np.ndarray) -> float:
+        return steps_to_reach(steps, of[1], of[0].min()) / steps[-1]
+
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        again = rng.integers(len(pairs), size=len(pairs))
+        drawn.append(share((curves[again] + noise[again] * rng.standard_normal(curves.shape)).mean(axis=0)))
+    drawn = np.sort(drawn)
+    low, high = (float(drawn[int(q * (RESAMPLES - 1))]) for q in (0.025, 0.975))  # of numbers that may be infinite
+    return Reach(share(curves.mean(axis=0)), [share(c) for c in curves], low, high, steps[0] / steps[-1])
+
+
+def prediction_correlation(results: Results, network: str, rows: list[str]) -> tuple[float, int]:
+    """Rank correlation of prediction error and final Frechet distance over the cells of `rows`, and their number."""
+    cells = [results.cells[row, seed] for row in rows for seed in results.seeds(row)]
+    if len(cells) < 3:
+        return float("nan"), len(cells)
+    x = np.array([prediction_error(cell) for cell in cells])
+    y = np.array([cell["generation"][network]["frechet"] for cell in cells])
+    return rank_correlation(x, y), len(cells)
+
+
+def _deviations(cell: dict, network: str) -> np.ndarray:
+    """Standard deviations of the distances along training, from the bootstrap over clips."""
+    curve, final = cell["curve"][network], cell["generation"][network]
+    distances = np.asarray(curve["frechet"], float)
+    low, high = final["frechet_interval"]
+    relative = (high - low) / (2 * NORMAL * final["frechet"])
+    wide = distances * relative
+    for i, interval in enumerate(curve.get("frechet_interval", [])):
+        wide[i] = (interval[1] - interval[0]) / (2 * NORMAL)
+    return wide
+
+
+def _at(tree: dict, path: str):
+    for part in path.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return None
+        tree = tree[part]
+    return tree
+
+
+def _read(path: Path) -> dict:
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it, and the study makes it again") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no scores: remove it")
+    return tree

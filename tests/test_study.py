@@ -1,0 +1,392 @@
+"""`pv-vae study`: cells share stages and stay, statistics are right on curves made by hand, the page follows them."""
+
+import copy
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pv_vae_jax.config import (
+    ConfigError,
+    DataConfig,
+    DiffusionConfig,
+    Experiment,
+    LatentsConfig,
+    LatteConfig,
+    MeshConfig,
+    OptimizerConfig,
+    VAEConfig,
+    VAEStageConfig,
+)
+from pv_vae_jax.data.sources import class_names, open_source
+from pv_vae_jax.data.synthetic import simulate
+from pv_vae_jax.files import write_json
+from pv_vae_jax.study import cells
+from pv_vae_jax.study.page import write_page
+from pv_vae_jax.study.plan import Row, Study, load_study
+from pv_vae_jax.study.results import (
+    Estimate,
+    against,
+    over_seeds,
+    prediction_correlation,
+    reach,
+    read_results,
+    steps_to_reach,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = json.loads((ROOT / "docs" / "results" / "paper.json").read_text())
+ROWS = [row["row"] for row in PAPER["tables"][0]["rows"]]
+FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
+
+
+def tiny_study() -> Study:
+    stage = dict(batch_size=4, optimizer=FAST, ema_decay=0.5)
+    experiment = Experiment(
+        data=DataConfig(clips=16, test_clips=8, frames=5, size=16, threads=1),
+        vae=VAEConfig(
+            patch=2,
+            latent_channels=4,
+            time_factors=(2,),
+            space_factors=(2,),
+            encoder_widths=(8, 8),
+            decoder_widths=(8, 8),
+            encoder_blocks=1,
+            decoder_blocks=1,
+            mid_attention=False,
+        ),
+        image=VAEStageConfig(images=True, steps=2, **stage),
+        video=VAEStageConfig(steps=2, drop_ratio=1.0, drop_form="filled", drop_per_example=True, **stage),
+        decoder=VAEStageConfig(steps=2, frozen=("encoder", "pad"), **stage),
+        latents=LatentsConfig(clips=8, batch_size=4),
+        latte=LatteConfig(latent_channels=4, depth=2, width=8, heads=2),
+        diffusion=DiffusionConfig(steps=4, batch_size=4, optimizer=FAST),
+        mesh=MeshConfig(data=1),
+    )
+    # Two rows of one program each stage: what a test compiles is most of its time.
+    rows = (Row(ROWS[0], {"video.flip": 0.0}), Row(ROWS[2]), Row(ROWS[3], decoder_of=ROWS[2]))
+    return Study("tiny", "sprites", experiment, rows, seeds=(0,), scores=2, clips=4, sampling_steps=1).validate()
+
+
+# What is planned.
+
+
+def test_cells_are_ordered_so_that_a_part_of_a_study_is_a_table():
+    study = dataclasses.replace(tiny_study(), seeds=(0, 1))
+    order = [(cell.row.name, cell.seed) for cell in study.cells()]
+    assert order == [(row.name, seed) for seed in (0, 1) for row in study.rows]
+    names = [cell.name for cell in study.cells()]
+    assert len(set(names)) == len(names)
+
+
+def test_a_cell_is_named_by_what_decides_its_numbers():
+    study = tiny_study()
+    faster = dataclasses.replace(study.experiment, log_every=3, mesh=MeshConfig(data=2), name="other")
+    longer = dataclasses.replace(study.experiment, diffusion=dataclasses.replace(study.experiment.diffusion, steps=6))
+    names = [[c.name for c in dataclasses.replace(study, experiment=e).cells()] for e in (faster, longer)]
+    same = [c.name for c in study.cells()]
+    assert names[0] == same and not set(names[1]) & set(same)
+    changed = (Row(ROWS[2], {"video.flip": 0.0}), study.rows[2])
+    other = dataclasses.replace(study, rows=changed)
+    assert other.cell(changed[1], 0).name != study.cell(study.rows[2], 0).name, "its encoder is another"
+
+
+def test_rows_differ_by_their_settings_alone():
+    """The shipped studies: of table 4, each row changes one thing."""
+    for path in sorted((ROOT / "experiments").glob("study_*.py")):
+        study = load_study(path)
+        baseline, predictive, motion, tuned = (study.row(name) for name in ROWS)
+        first, second, third = (study.cell(row, 0).experiment for row in (baseline, predictive, motion))
+        video = dataclasses.replace(first.video, drop_ratio=1.0)
+        assert dataclasses.replace(first, video=video) == second and first.video.drop_ratio == 0
+        objective = dataclasses.replace(second.video.objective, motion=1.0)
+        video = dataclasses.replace(second.video, objective=objective)
+        assert dataclasses.replace(second, video=video) == third and second.video.objective.motion == 0
+        assert tuned.decoder_of == motion.name and len(study.seeds) >= 3
+
+
+def test_plans_that_cannot_work_are_refused(tmp_path):
+    study = tiny_study()
+    with pytest.raises(ConfigError, match="names of their own"):
+        dataclasses.replace(study, rows=(study.rows[0], study.rows[0])).validate()
+    with pytest.raises(ConfigError, match="no row before"):
+        dataclasses.replace(study, rows=study.rows[::2]).validate()
+    with pytest.raises(ConfigError, match="drop_rat"):
+        dataclasses.replace(study, rows=(Row("a", {"video.drop_rat": 1.0}),)).validate()
+    with pytest.raises(ConfigError, match="equal parts"):
+        dataclasses.replace(study, scores=3).validate()
+    with pytest.raises(ConfigError, match="no study file"):
+        load_study(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="no get_study"):
+        load_study(tmp_path / "empty.py")
+
+
+def test_settings_of_the_command_reach_every_row(tmp_path):
+    path = ROOT / "experiments" / "study_real.py"
+    study = load_study(path, {"data.source": str(tmp_path), "video.steps": "7"})
+    assert {(c.experiment.data.source, c.experiment.video.steps) for c in study.cells()} == {(str(tmp_path), 7)}
+    with pytest.raises(ConfigError, match="video.stepz"):
+        load_study(path, {"video.stepz": "7"})
+
+
+# Worlds.
+
+
+def test_families_of_a_world_may_be_chosen():
+    settings = dict(frames=9, size=16, split="train", seed=1, clips=12)
+    plain = open_source("synthetic", **settings)
+    named = open_source("synthetic:bounce,orbit,fall,swing", **settings)
+    mixed = open_source("synthetic:bounce,walk,fall,still", **settings)
+    assert mixed.class_names == class_names("synthetic:bounce,walk,fall,still") == ("bounce", "walk", "fall", "still")
+    for i in range(12):
+        clips = [source.clip(i) for source in (plain, named, mixed)]
+        assert np.array_equal(clips[0]["video"], clips[1]["video"]) and clips[0]["label"] == i % 4
+        assert np.array_equal(clips[0]["video"], clips[2]["video"]) == (i % 4 in (0, 2)), "the families that are shared"
+    still = mixed.clip(3)["video"]
+    assert (still == still[:1]).all()
+    paths = np.stack([mixed.scene(i).sprites[0].position for i in (1, 5, 9)])
+    assert np.abs(np.diff(paths, axis=1)).max(axis=(1, 2)).min() > 0.02 and (paths > 0).all() and (paths < 1).all()
+    steps = np.diff(np.stack([simulate(0, i, 9, 0, 1, ("walk",)).sprites[0].position for i in range(200)]), axis=1)
+    ahead = np.mean(steps[:, 1:] * steps[:, :-1]) / np.mean(steps**2)
+    assert abs(ahead) < 0.1, "no step tells the next"
+    with pytest.raises(ValueError, match="families of motion are"):
+        open_source("synthetic:jump", **settings)
+    with pytest.raises(ConfigError, match="name each once"):
+        Experiment(data=DataConfig(source="synthetic:walk,walk")).validate()
+
+
+# What is trained.
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Names of the stages that ran, `<folder>/<stage>`; each only leaves its result, and a score is the cell's name."""
+    ran = []
+
+    def run(run, stage):
+        ran.append(f"{run.workdir.name.rsplit('-', 1)[0]}/{stage}")
+        run.result(stage).parent.mkdir(parents=True, exist_ok=True)
+        run.result(stage).write_text("{}")
+
+    monkeypatch.setattr(cells, "train_vae_stage", lambda r, stage, before: run(r, stage))
+    monkeypatch.setattr(cells, "encode_latents", lambda r, stage: run(r, "latents"))
+    monkeypatch.setattr(cells, "train_diffusion_stage", lambda r: run(r, "diffusion"))
+    monkeypatch.setattr(cells, "measure_whole", lambda cell, r, i3d: {"cell": cell.name})
+    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base, i3d: {"cell": cell.name, "base": str(base)})
+    monkeypatch.setattr(cells.pretrained, "load", lambda folder: Path(folder).relative_to(folder.parents[2]))
+    return ran
+
+
+def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeypatch):
+    study = dataclasses.replace(tiny_study(), seeds=(0, 1)).validate()
+    whole = ["video", "latents", "diffusion"]
+    first, second, tuned = (row.slug for row in study.rows)
+    of = lambda name, seed, names: [f"{name}-seed{seed}/{stage}" for stage in names]  # noqa: E731
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores", most=1)
+    assert stages == of("image", 0, ["image"]) + of(first, 0, whole)
+
+    failing = lambda r: stages.append("cut") or (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cells, "train_diffusion_stage", failing)
+        cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert stages[4:] == of(second, 0, whole[:2]) + ["cut"], "the image stage is shared"
+    assert len(list((tmp_path / "scores").glob("*-seed*.json"))) == 1, "no scores of a cell that is not finished"
+
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    rest = of(second, 0, whole[2:]) + of(tuned, 0, ["decoder"]) + of("image", 1, ["image"])
+    assert stages[7:] == rest + of(first, 1, whole) + of(second, 1, whole) + of(tuned, 1, ["decoder"])
+    found = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "scores").glob("*-seed*.json")}
+    assert set(found) == {cell.name for cell in study.cells()}
+    tuned_cell = study.cell(study.rows[2], 1)
+    assert found[tuned_cell.name]["base"] == f"{study.cell(study.rows[1], 1).name}/diffusion/model"
+
+    done = len(stages)
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert len(stages) == done, "a finished study trains nothing"
+    (tmp_path / "scores" / f"{tuned_cell.name}.json").unlink()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert len(stages) == done, "lost scores are made again from the models"
+
+
+def test_a_cell_is_trained_and_scored(tmp_path):
+    """For real, two rows: one trains everything, the other the decoder alone."""
+    study = tiny_study()
+    study = dataclasses.replace(study, rows=study.rows[1:]).validate()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    whole, tuned = (json.loads((tmp_path / "scores" / f"{c.name}.json").read_text()) for c in study.cells())
+    assert set(whole["seconds"]) == {"image", "video", "latents", "diffusion"} and set(tuned["seconds"]) == {"decoder"}
+    for cell, steps in ((whole, [2, 4]), (tuned, [4])):
+        for network in ("own", "random"):
+            curve = cell["curve"][network]
+            assert curve["step"] == steps and np.isfinite(curve["frechet"]).all() and len(curve["kernel"]) == len(steps)
+            assert curve["frechet"][-1] == cell["generation"][network]["frechet"]
+    assert whole["floor"] == tuned["floor"], "the same real clips"
+    assert whole["latents"] == tuned["latents"] and whole["reconstruction"] != tuned["reconstruction"]
+    assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "states that are scored go"
+    first = study.cell(study.rows[0], 0)
+    (tmp_path / "scores" / f"{first.name}.json").unlink()
+    with pytest.raises(ConfigError, match="remove that folder"):  # its states along training are gone
+        cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+
+
+# What the scores say.
+
+
+def test_steps_to_reach_is_the_running_minimum_over_the_logarithm():
+    steps = [100, 200, 400, 800]
+    assert steps_to_reach(steps, [8, 4, 2, 1], 8) == 100 == steps_to_reach(steps, [8, 4, 2, 1], 20)
+    assert steps_to_reach(steps, [8, 4, 2, 1], 4) == pytest.approx(200)
+    assert steps_to_reach(steps, [8, 4, 2, 1], 3) == pytest.approx(200 * 2**0.5)
+    assert steps_to_reach(steps, [8, 4, 6, 2], 3) == pytest.approx(400 * 2**0.5), "a step back is no step forward"
+    assert steps_to_reach(steps, [8, 4, 2, 1], 0.5) == float("inf")
+
+
+def test_intervals_are_students():
+    assert over_seeds([3.0]) == Estimate(3.0, 1) and over_seeds([3.0]).sign == 0
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found.mean == 2 and found.high - 2 == pytest.approx(4.303 / 3**0.5, rel=1e-3) == 2 - found.low
+    assert found.sign == 0 and over_seeds([1.0, 1.1, 0.9]).sign == 1 and over_seeds([-1.0, -1.1, -0.9]).sign == -1
+    rng = np.random.default_rng(0)
+    draws = [over_seeds(list(rng.standard_normal(4))) for _ in range(2_000)]
+    assert np.mean([e.low < 0 < e.high for e in draws]) == pytest.approx(0.95, abs=0.02)
+
+
+def cell(row: str, seed: int, distances: list[float], error: float, width: float = 0.1) -> dict:
+    """Scores of a cell with these distances along training."""
+    curve = {"step": [100, 200, 400][-len(distances) :], "frechet": distances, "kernel": distances}
+    last = distances[-1]
+    interval = [last * (1 - width), last * (1 + width)]
+    final = {"frechet": last, "kernel": last, "frechet_interval": interval, "kernel_interval": interval}
+    return {
+        "row": row,
+        "seed": seed,
+        "parameters": {"vae": 10, "transformer": 20},
+        "clips": {"scored": 4, "latents": 8, "reference": "test"},
+        "steps": {"video": 2, "diffusion": 400},
+        "device": "cpu",
+        "versions": {"jax": "1"},
+        "seconds": {"video": 3.5},
+        "generation": {"own": final},
+        "curve": {"own": curve},
+        "floor": {"own": {"frechet": 0.5, "kernel": 0.01}},
+        "reconstruction": {"psnr": 30.0 + error, "ssim": 0.9, "frechet": {"own": 1.0 + error}},
+        "prediction": {"predicted": [error, error], "copying": [0.5, 1.5], "extrapolation": [2.0, 2.0]},
+        "latents": {"temporal_distance": 1.0, "curve": [0.5, 1.0], "std": 2.0},
+    }
+
+
+def store(folder: Path, found: list[dict], seeds=(0, 1, 2)) -> None:
+    plan = {"name": "made", "world": "numbers", "rows": [{"name": row} for row in ROWS], "seeds": list(seeds)}
+    (folder / "made").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "made" / "study.json", plan)
+    write_json(folder / "paper.json", PAPER)
+    for c in found:
+        write_json(folder / "made" / f"{ROWS.index(c['row'])}-{c['seed']}.json", c)
+
+
+def made() -> list[dict]:
+    """Three seeds in which each row generates better than the one before, and the second reconstructs worse."""
+    found = []
+    for seed in (0, 1, 2):
+        shift = 0.1 * seed
+        found += [
+            cell(ROWS[0], seed, [16 + shift, 8 + shift, 4 + shift], 0.9),
+            cell(ROWS[1], seed, [8 + shift, 4 + shift, 3 + shift], 0.4 + 0.01 * seed),
+            cell(ROWS[2], seed, [6 + shift, 3 + shift, 2 + shift], 0.3 + 0.01 * seed),
+            cell(ROWS[3], seed, [1.5 + shift], 0.3 + 0.01 * seed),
+        ]
+    return found
+
+
+def test_differences_are_taken_seed_by_seed(tmp_path):
+    store(tmp_path, made())
+    (study,) = read_results(tmp_path)
+    assert study.rows == ROWS and study.seeds(ROWS[0]) == [0, 1, 2] and study.networks == ["own"]
+    assert study.estimate(ROWS[0], "generation.own.frechet").mean == pytest.approx(4.1)
+    difference = study.difference(ROWS[1], ROWS[0], "generation.own.frechet")
+    assert difference.mean == pytest.approx(-1) and difference.high == pytest.approx(-1), "what seeds share cancels"
+    assert study.estimate(ROWS[0], against("copying")).mean == pytest.approx(0.9)
+    assert study.estimate(ROWS[0], "generation.i3d.frechet") is None
+    assert prediction_correlation(study, "own", ROWS[:2]) == (pytest.approx(0.8, abs=0.15), 6)
+    (tmp_path / "made" / "1-2.json").unlink()
+    (study,) = read_results(tmp_path)
+    assert study.difference(ROWS[1], ROWS[0], "generation.own.frechet").count == 2
+
+
+def test_reach_compares_with_the_best_of_the_baseline(tmp_path):
+    store(tmp_path, made())
+    (study,) = read_results(tmp_path)
+    one, two, three = (reach(study, row, ROWS[0], "own") for row in ROWS[:3])
+    assert one.share == 1 and two.share == pytest.approx(0.5) and two.earliest == 0.25
+    assert 0.25 < three.share < 0.5 and three.seeds[0] == pytest.approx(2 ** (2 / 3) / 4)
+    assert reach(study, ROWS[3], ROWS[0], "own") is None, "its end alone is scored"
+    assert two.low < 0.5 < two.high < 1 < one.high, "noise may take the baseline out of its own reach"
+    worse = [c if c["row"] != ROWS[1] else cell(ROWS[1], c["seed"], [20.0, 10.0, 9.0], 0.4) for c in made()]
+    store(tmp_path, worse)
+    (study,) = read_results(tmp_path)
+    found = reach(study, ROWS[1], ROWS[0], "own")
+    assert found.share == found.low == found.high == float("inf")
+
+
+def test_the_page_says_what_the_scores_say(tmp_path):
+    store(tmp_path, made())
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "12 of 12 planned" in text and "| + Predictive Reconstruction | own | 50 % |" in text
+    step = "| Baseline → + Predictive Reconstruction |"
+    assert f"{step} gFVD, own | -18.48 | -1 [-1, -1] | agrees, interval excludes 0 |" in text
+    assert f"{step} PSNR | -1.97 | -0.49 [-0.515, -0.465] | agrees, interval excludes 0 |" in text
+    assert f"{step} rFVD, own | +2.63 | -0.49 [-0.515, -0.465] | **disagrees**, interval excludes 0 |" in text
+    assert "| 15 % |" not in text and "174.8" in text
+    for picture in re.findall(r"\]\((.*?\.svg)\)", text):
+        svg = (tmp_path / picture).read_text()
+        assert svg.startswith("<svg xmlns=") and "nan" not in svg
+    first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    write_page(tmp_path, tmp_path / "page.md")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first, "twice the same"
+    (tmp_path / "made" / "notes.md").write_text("A remark.\n")
+    write_page(tmp_path, tmp_path / "page.md")
+    assert "### Remarks\n\nA remark.\n" in (tmp_path / "page.md").read_text()
+
+
+def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path):
+    store(tmp_path, [c for c in made() if c["seed"] == 0 and c["row"] in ROWS[:2]])
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "2 of 12 planned" in text and "agrees, one seed" in text
+    assert "| + Motion-aware Objective | 0 | - |" in text
+    assert "3 [2.7, 3.3]" in text, "one seed: the interval over clips"
+
+
+def test_damaged_and_doubled_scores_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no scores"):
+        write_page(tmp_path, tmp_path / "page.md")
+    store(tmp_path, made())
+    stale = copy.deepcopy(made()[0])
+    write_json(tmp_path / "made" / "stale.json", stale)
+    with pytest.raises(ConfigError, match="second cell"):
+        read_results(tmp_path)
+    write_json(tmp_path / "made" / "stale.json", stale | {"row": "Other"})
+    with pytest.raises(ConfigError, match="does not have"):
+        read_results(tmp_path)
+    (tmp_path / "made" / "stale.json").write_text('{"row": ')
+    with pytest.raises(ConfigError, match="damaged"):
+        read_results(tmp_path)
+
+
+def test_the_page_in_the_repository_is_that_of_the_stored_scores(tmp_path):
+    stored, page = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
+    if not page.exists():
+        pytest.skip("no study has been run yet")
+    shutil.copytree(stored, tmp_path / "results", ignore=shutil.ignore_patterns("*.svg"))
+    write_page(tmp_path / "results", tmp_path / "results.md")
+    assert (tmp_path / "results.md").read_text() == page.read_text(), "run pv-vae study --page=docs/results.md"
+    for picture in sorted(stored.rglob("*.svg")):
+        assert (tmp_path / "results" / picture.relative_to(stored)).read_bytes() == picture.read_bytes(), picture.name
+    for notes in stored.rglob("notes.md"):
+        assert not re.search(r"\d", notes.read_text()), "numbers come from the scores"
