@@ -40,7 +40,7 @@ class Settings:
     frames: int = 17
     side: int = 256
     batch: int = 1
-    rounds: int = 2
+    rounds: int = 1
     dtype: str = ""
     compiled: bool = False
     against: str = "diffusers"
