@@ -78,7 +78,8 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.config import run_config
         from pv_vae_jax.evaluation.feature_training import FeatureTraining
 
-        override(run_config(ROOT / values.config, FeatureTraining) if values.config else FeatureTraining(), overrides)
+        given = values.config if complete else None
+        override(run_config(ROOT / given, FeatureTraining) if given else FeatureTraining(), overrides)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
         load_experiment(ROOT / values.config, overrides)
     else:
