@@ -88,7 +88,8 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.config import run_config
         from pv_vae_jax.evaluation.feature_training import FeatureTraining
 
-        override(run_config(ROOT / values.config, FeatureTraining) if values.config else FeatureTraining(), overrides)
+        given = values.config if complete else None
+        override(run_config(ROOT / given, FeatureTraining) if given else FeatureTraining(), overrides)
     elif name == "study":
         if complete and values.config:
             load_study(ROOT / values.config)
