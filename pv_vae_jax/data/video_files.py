@@ -416,6 +416,8 @@ def encode_video(video: Iterable[np.ndarray], *, fps: float, gop: int, crf: int)
     # its macroblock tree the same frames gave other bytes once in 150 times; over short groups it gains little.
     options = {"crf": str(crf), "g": str(gop), "bf": "0", "sc_threshold": "0", "preset": "veryfast"}
     options |= {"threads": "1", "mbtree": "0"}
+    # The same pictures in 5 to 15 % more bytes, of which a window decodes up to 2.4 times as fast.
+    options |= {"x264-params": "cabac=0"}
     try:
         _encode(file, iter(video), fps, options, "no frames to encode")
     except _av().error.FFmpegError as error:
