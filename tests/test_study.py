@@ -213,6 +213,7 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     assert len(stages) == done, "lost scores are made again from the models"
 
 
+@pytest.mark.slow  # every stage and every measure has programs of its own to compile
 def test_a_cell_is_trained_and_scored(tmp_path):
     """For real, two rows: one trains everything, the other the decoder alone."""
     study = tiny_study()
