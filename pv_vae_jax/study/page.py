@@ -60,8 +60,8 @@ def write_page(results: Path, page: Path) -> None:
         "equal networks, clips, steps and seeds; this page is written from the stored scores by",
         "`pv-vae study --page=docs/results.md`, numbers and charts alike.",
         "",
-        f"Rows named *paper* are from {paper['source']}: other data, size and feature network, so signs compare and",
-        "sizes do not. Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap",
+        f"Columns named *paper* are from {paper['source']}.",
+        "Data, size and feature network are others, so signs compare and sizes do not. Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap",
         "over clips. Differences are taken seed by seed.",
     ]
     for study in studies:
