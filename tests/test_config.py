@@ -21,7 +21,8 @@ from pv_vae_jax.config import (
 )
 from pv_vae_jax.typing import ShapeError
 
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = sorted(p for p in FOLDER.glob("*.py") if not p.stem.startswith("study_"))  # those: test_study.py
 BASE = Experiment()
 GET = "from pv_vae_jax.config import Experiment\n\n\ndef get_config():\n    return "
 

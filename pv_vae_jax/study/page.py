@@ -61,8 +61,9 @@ def write_page(results: Path, page: Path) -> None:
         "`pv-vae study --page=docs/results.md`, numbers and charts alike.",
         "",
         f"Columns named *paper* are from {paper['source']}.",
-        "Data, size and feature network are others, so signs compare and sizes do not. Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap",
-        "over clips. Differences are taken seed by seed.",
+        "Data, size and feature network are others, so signs compare and sizes do not.",
+        "Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap over clips.",
+        "Differences are taken seed by seed.",
     ]
     for study in studies:
         lines += _study(study, paper, results / study.plan["name"], os.path.relpath(results, page.parent))
