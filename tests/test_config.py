@@ -21,9 +21,10 @@ from pv_vae_jax.config import (
 )
 from pv_vae_jax.typing import ShapeError
 
-# Of the feature network, which is no experiment: tests/test_features.py reads it.
-OTHERS = {"feature_net.py"}
-EXPERIMENTS = sorted(p for p in (Path(__file__).parents[1] / "experiments").glob("*.py") if p.name not in OTHERS)
+FOLDER = Path(__file__).parents[1] / "experiments"
+# A study and the feature network are no experiments: tests/test_study.py and tests/test_features.py read them.
+OTHERS = {"feature_net.py", *(path.name for path in FOLDER.glob("study_*.py"))}
+EXPERIMENTS = sorted(p for p in FOLDER.glob("*.py") if p.name not in OTHERS)
 BASE = Experiment()
 GET = "from pv_vae_jax.config import Experiment\n\n\ndef get_config():\n    return "
 

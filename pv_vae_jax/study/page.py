@@ -60,9 +60,10 @@ def write_page(results: Path, page: Path) -> None:
         "equal networks, clips, steps and seeds; this page is written from the stored scores by",
         "`pv-vae study --page=docs/results.md`, numbers and charts alike.",
         "",
-        f"Rows named *paper* are from {paper['source']}: other data, size and feature network, so signs compare and",
-        "sizes do not. Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap",
-        "over clips. Differences are taken seed by seed.",
+        f"Columns named *paper* are from {paper['source']}.",
+        "Data, size and feature network are others, so signs compare and sizes do not.",
+        "Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap over clips.",
+        "Differences are taken seed by seed.",
     ]
     for study in studies:
         lines += _study(study, paper, results / study.plan["name"], os.path.relpath(results, page.parent))
@@ -75,19 +76,21 @@ def _study(study: Results, paper: dict, folder: Path, link: str) -> list[str]:
     for network in study.networks:
         _write(folder / f"training-{network}.svg", _training_chart(study, network))
     _write(folder / "prediction.svg", _prediction_chart(study))
-    _write(folder / "correlation.svg", _correlation_chart(study, study.networks[0]))
     picture = lambda file, text: ["", f"![{text}]({link}/{name}/{file}.svg)"]  # noqa: E731
     lines = ["", f"## Study `{name}`", "", *_facts(study)]
     for table in paper["tables"]:
         if sum(row["row"] in study.rows for row in table["rows"]) > 1:
             lines += ["", f"### {table['title']}", "", *_table(study, table), "", *_signs(study, table)]
-    lines += ["", "### Steps to reach the baseline", "", *_reach(study)]
+    several = len(study.rows) > 1
+    lines += ["", "### Along training", *(["", *_reach(study)] if several else [])]
     for network in study.networks:
         lines += picture(f"training-{network}", f"Frechet distance along training, {network}")
     lines += ["", "### Frames that the encoder did not see", "", *_prediction(study)]
     lines += picture("prediction", "Prediction error over dropped groups")
-    lines += ["", "### Prediction against generation", "", *_correlation(study)]
-    lines += picture("correlation", "Prediction error against generation distance")
+    if several:
+        _write(folder / "correlation.svg", _correlation_chart(study, study.networks[0]))
+        lines += ["", "### Prediction against generation", "", *_correlation(study)]
+        lines += picture("correlation", "Prediction error against generation distance")
     lines += ["", "### Latents", "", *_latents(study)]
     if any("classes" in cell for cell in study.cells.values()):
         lines += ["", "### By class of motion", "", *_classes(study)]
