@@ -309,8 +309,15 @@ def _training_chart(study: Results, network: str) -> str:
         values = np.array([cell["frechet"] for cell in cells])
         style = "line" if values.shape[1] > 1 else "points"
         band = {"low": values.min(axis=0), "high": values.max(axis=0)} if len(values) > 1 else {}
-        band = band if style == "line" else {}
-        curves.append(Curve(f"{row} ({len(cells)} seeds)", cells[0]["step"], values.mean(axis=0), style=style, **band))
+        curves.append(
+            Curve(
+                f"{row} ({len(cells)} {'seeds' if band else 'seed'})",
+                cells[0]["step"],
+                values.mean(axis=0),
+                style=style,
+                **band,
+            )
+        )
     floor = study.estimate(study.rows[0], f"floor.{network}.frechet").mean
     last = curves[0].x
     curves.append(Curve("real half against real half", (last[0], last[-1]), (floor, floor), style="dashed"))
