@@ -1,11 +1,13 @@
 """Execute the notebooks from top to bottom and keep their outputs: `make notebooks`, or `python notebooks/run.py FILE`.
 
+`--into=FOLDER` writes them there and leaves the files alone.
+
 Each runs in a process of its own, in this folder, on whatever device is here.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import nbformat
@@ -37,15 +39,20 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Execute and save the named notebooks, or all of them."""
-    for path in map(Path, names) if names else sorted(FOLDER.glob("*.ipynb")):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--into", type=Path)
+    arguments = parser.parse_args()
+    for path in arguments.files or sorted(FOLDER.glob("*.ipynb")):
         notebook = tidy(execute(path))
-        temporary = path.with_suffix(".tmp")
+        place = arguments.into / path.name if arguments.into else path
+        temporary = place.with_suffix(".tmp")
         nbformat.write(notebook, temporary)
-        temporary.replace(path)
-        print(f"{path.name}: {path.stat().st_size / 1e3:,.0f} kB")
+        temporary.replace(place)
+        print(f"{place.name}: {place.stat().st_size / 1e3:,.0f} kB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

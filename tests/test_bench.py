@@ -541,7 +541,7 @@ def test_a_run_on_a_known_device_writes_its_utilisation(monkeypatch, tmp_path, c
         log_every=2,
         checkpoint_every=2,
         unit="rows",
-        units_per_step=8,
+        units=lambda batch: 8,
     )
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert len(rows) == 2

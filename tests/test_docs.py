@@ -228,6 +228,10 @@ ELSEWHERE = {
     "runs/paper": "needs the paper's run",
     "images/unwell": "of runs with other settings, drawn as the curves of the demo are",
     "runs/gan": "the settings of a run that is unwell",
+    "runs/blocks": "tests/test_steps.py trains every pattern",
+    "pv-vae bench": "tests/test_bench.py runs them at their smallest",
+    "pv-vae study": "tests/test_study.py trains a cell",
+    "runs/demo --stage": "tests/test_cli.py tunes a decoder beside diffusion",
 }
 
 
@@ -480,6 +484,7 @@ def test_the_papers_experiments_hold_the_papers_numbers():
     assert (latte.latte.depth, latte.latte.patch, latte.sampling.clips) == (28, 1, 2_048)
 
 
+@pytest.mark.slow
 def test_a_stage_in_which_nothing_moves_brings_a_vae_into_a_run(tiny, tmp_path):
     """`experiments/paper_latte.py` rests on it."""
     from pv_vae_jax import pretrained

@@ -431,6 +431,7 @@ def test_the_shipped_network_was_trained_by_the_configuration_of_this_repository
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_takes_a_configuration_and_repeats_itself(tmp_path):
     """The same hash twice: of a file's settings, changed by flags."""
     source = Path(__file__).parents[1] / "experiments" / "feature_net.py"

@@ -73,6 +73,7 @@ def davis(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_truth_scores_at_zero_and_noise_at_chance(tiny, tmp_path, capsys):
     """A VAE without a transformer, whose programs take half of the time; the other test has one."""
     pretrained.save(tmp_path / "vae", Pretrained(*tiny[:2]))

@@ -216,6 +216,7 @@ def test_batches_of_every_size_have_as_many_pixels_whatever_the_devices(tiny_exp
         check_mesh(make_mesh(data=1, space=4), even, "video")
 
 
+@pytest.mark.slow
 def test_inspect_shows_a_step_of_every_size(tiny_experiment):  # noqa: F811
     sizes = "--config.image.sizes=((1,16),(1,8,3))"
     status, out, error = pv_vae("inspect", "--config", tiny_experiment, "--stage=image", sizes)

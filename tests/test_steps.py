@@ -206,6 +206,7 @@ def test_schedule_warms_up_and_decays_to_a_tenth():
     assert float(rate(100)) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_mean_of_their_gradients(tiny):
     step, state = vae_step(tiny, micro_batches=2)
     batch = {"video": BATCH["video"][:, :1]}  # images: the smallest programs with both sides on

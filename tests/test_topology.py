@@ -109,7 +109,9 @@ def shipped():
 
 def test_every_shipped_experiment_names_a_topology():
     named = {case.values[0] for case in shipped()}
-    assert named == {path for path in (ROOT / "experiments").glob("*.py") if "def get_config" in path.read_text()}
+    assert named == {
+        path for path in (ROOT / "experiments").glob("*.py") if "def get_config() -> Experiment" in path.read_text()
+    }
 
 
 @pytest.mark.slow
