@@ -21,6 +21,9 @@ from pv_vae_jax.config import (
     VAEStageConfig,
 )
 
+# Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the settings it takes.
+TOPOLOGIES = {"v5p:4x4x4": ("data.source=synthetic", "mesh.data=1", "mesh.fsdp=64")}
+
 
 def get_config() -> Experiment:
     """Stages latents and diffusion; `--config.decoder.init_from` names the run whose VAE it is."""

@@ -28,6 +28,9 @@ PIXELS = (
     "decoder/level_4",
 )  # large activations
 
+# Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the settings it takes.
+TOPOLOGIES = {"v5p:4x4x4": ("mesh.data=1", "mesh.fsdp=64")}
+
 
 def get_config() -> Experiment:
     """All three stages; `--config.data.source` names your clips."""
