@@ -521,6 +521,7 @@ def test_a_name_with_a_colon_is_a_name(trained, tmp_path, monkeypatch):
 
 def test_a_smaller_report_does_not_take_the_place_of_a_larger(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "report" / "report.html").write_text("what stays, stays")
     before = files(tmp_path / "run" / "report")
     for flags, name in ((["--clips=2", "--sample_clips=0"], "report-2-clips-0-samples"), (["--clips=4"], "report")):
         status, out, error = pv_vae("evaluate", "--workdir", tmp_path / "run", *flags)
