@@ -6,8 +6,8 @@ throughout the decoder's, AdamW at 5e-5 with decay to one tenth.
 
 Ours, because the paper does not say: widths (658 M parameters; it has 661 M), batch sizes, length of the warm-up,
 weights of KL and GAN, moving average, how often clips are mirrored or, as its figure 2 draws, played backwards.
-Different here: one resolution where the paper mixes 256, 384 and 512 px, and no LPIPS, whose weights a configuration
-cannot hold (`train_vae_stage` takes them).
+Different here: one resolution where the paper mixes 256, 384 and 512 px (`--config.image.sizes` mixes), and no LPIPS,
+which needs files of yours (`--config.perceptual.weights` and `.heads`, then `objective.perceptual` of a stage).
 """
 
 from pv_vae_jax.config import (

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from pv_vae_jax import pretrained
-from pv_vae_jax.config import Experiment, VAEStageConfig
+from pv_vae_jax.config import Experiment, VAEStageConfig, to_dict
 from pv_vae_jax.files import write_json
 from pv_vae_jax.study.measure import measure_decoder, measure_whole
-from pv_vae_jax.study.plan import Cell, Study
+from pv_vae_jax.study.plan import Cell, Study, settings_hash
 from pv_vae_jax.study.results import PLAN
 from pv_vae_jax.train.dit_stage import train_diffusion_stage
 from pv_vae_jax.train.latents_stage import encode_latents
@@ -76,15 +76,10 @@ def tidy(cell: Cell, workdir: Path) -> None:
 
 def image_key(experiment: Experiment) -> str:
     """What decides the image stage: rows that agree in it share it."""
-    import hashlib
-    import json
-
-    from pv_vae_jax.config import to_dict
-
     tree = to_dict(_only(experiment, "image"))
     for free in ("name", "log_every", "mesh", "checkpoint_every", "checkpoints_kept"):
         del tree[free]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return settings_hash(tree)
 
 
 def _only(experiment: Experiment, *stages: str, init_from: str = "") -> Experiment:

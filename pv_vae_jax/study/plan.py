@@ -130,7 +130,12 @@ class Cell:
         if self.row.decoder_of:
             tree["decoder_of"] = study.cell(study.row(self.row.decoder_of), self.seed).key
         tree["score"] = [study.scores, study.clips, study.reference, study.sampling_steps]
-        return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return settings_hash(tree)
+
+
+def settings_hash(tree: dict) -> str:
+    """First 8 digits of the SHA-256 of nested settings."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def paper_rows() -> tuple[Row, ...]:
