@@ -1,5 +1,6 @@
 """A run that was stopped anywhere goes on with the same command and ends with the same bits."""
 
+import asyncio
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data import latents
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import vae_stage
-from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage
+from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage, ignore_abandoned_reads
 from pv_vae_jax.train.metrics import MetricWriter, read_metrics
 from pv_vae_jax.train.run import check_mesh
 from pv_vae_jax.train.sizes import sized_batches
@@ -242,6 +244,23 @@ def test_latent_caching_goes_on_where_a_shard_ended(reference, train, tmp_path, 
         assert train(workdir, stage="latents")[0] == 0
         (workdir / "latents" / f"{kept:05}.tmp").unlink(missing_ok=True)
         assert files(workdir / "latents") == expected
+
+
+def test_reads_that_end_after_a_failed_one_are_silent_and_nothing_else_is(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(unraisable.exc_value))
+    ignore_abandoned_reads()
+    hook = sys.unraisablehook
+    ignore_abandoned_reads()
+    assert sys.unraisablehook is hook  # not one more for every read
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(RuntimeError) as closed:
+        loop.call_soon_threadsafe(print)
+    others = [RuntimeError("another"), ValueError("Event loop is closed")]
+    for error in [closed.value, *others]:
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert heard == others
 
 
 def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys):

@@ -69,6 +69,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """State of `step` in the shapes, types and shardings of `abstract_state`."""
+        ignore_abandoned_reads()
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
 
     def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
@@ -171,6 +172,25 @@ def _crc32(path: Path) -> int:
 def _is_news(record: logging.LogRecord) -> bool:
     """Not an error that Orbax logs with its traceback, from every thread that meets it, and raises as well."""
     return not (record.exc_info and "orbax" in record.pathname)
+
+
+def ignore_abandoned_reads() -> None:
+    """Keep what is left of a failed read silent.
+
+    When one of a state's arrays cannot be read, Orbax closes its event loop while others are still under way. Each of
+    them, often hundreds, would then print "Event loop is closed" after the error that says what to do.
+    """
+    previous = sys.unraisablehook
+    if getattr(previous, "ignores_abandoned_reads", False):
+        return
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            previous(unraisable)
+
+    hook.ignores_abandoned_reads = True
+    sys.unraisablehook = hook
 
 
 def abstract(state: Any, sharding: Any) -> Any:

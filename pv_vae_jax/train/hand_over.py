@@ -108,6 +108,9 @@ def read_state(folder: Path, weights: str, shapes: Params) -> Params:
     """
     import orbax.checkpoint as ocp
 
+    from pv_vae_jax.train.checkpoint import ignore_abandoned_reads
+
+    ignore_abandoned_reads()
     wanted = flatten_dict(shapes, sep="/")
     item = {weights: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)}
     to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
