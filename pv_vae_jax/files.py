@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and locks that say who writes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +26,30 @@ def write_json(path: Path, tree: Any) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock `path` alone; a process that is killed leaves none behind.
+
+    Systems and file systems without locks go unguarded.
+
+    Args:
+      path: an empty file; it stays.
+      wait: until the lock is free.
+
+    Raises:
+      BlockingIOError: another process holds it, and `wait` is false.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError):  # Windows has no fcntl
+            import fcntl
+
+            file = stack.enter_context(path.open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass  # a file system without locks
+        yield

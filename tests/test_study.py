@@ -25,7 +25,7 @@ from pv_vae_jax.config import (
 )
 from pv_vae_jax.data.sources import class_names, open_source
 from pv_vae_jax.data.synthetic import simulate
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import locked, write_json
 from pv_vae_jax.study import cells
 from pv_vae_jax.study.page import write_page
 from pv_vae_jax.study.plan import Row, Study, load_study
@@ -212,6 +212,32 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     (tmp_path / "scores" / f"{tuned_cell.name}.json").unlink()
     cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
     assert len(stages) == done, "lost scores are made again from the models"
+
+
+def test_processes_share_a_study(stages, tmp_path, capsys):
+    """Each takes cells that no other has; the decoder's row waits for the one it tunes."""
+    study, runs, scores = tiny_study(), tmp_path / "runs", tmp_path / "scores"
+    first, second, tuned = study.cells()
+    runs.mkdir()
+    with locked(runs / f".{second.name}.lock"):
+        cells.run_study(study, runs, scores)
+        assert {p.stem for p in scores.glob("*-seed*.json")} == {first.name}
+        heard = capsys.readouterr().err
+        assert f"{second.name} is another process's" in heard and f"{tuned.name} is another process's" in heard
+    cells.run_study(study, runs, scores)
+    assert {p.stem for p in scores.glob("*-seed*.json")} == {cell.name for cell in study.cells()}
+    assert "another" not in capsys.readouterr().err and len(stages) == len(set(stages))
+
+
+def test_a_decoder_is_tuned_for_scores_whose_runs_are_gone(stages, tmp_path):
+    study = tiny_study()
+    _, second, tuned = study.cells()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores", most=2)
+    shutil.rmtree(tmp_path / "runs")
+    del stages[:]
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert [name.split("/")[1] for name in stages] == ["image", "video", "latents", "diffusion", "decoder"]
+    assert (tmp_path / "scores" / f"{tuned.name}.json").exists() and stages[1].startswith(second.row.slug)
 
 
 @pytest.mark.slow  # every stage and every measure has programs of its own to compile

@@ -5,6 +5,7 @@
   pv-vae study --page docs/results.md                    # tables and figures again, from the stored scores
 
 Every cell (a row with a seed) that is finished leaves one file in --results; the same command goes on with the others.
+Started several times it shares the work: each process takes cells that no other has begun.
 `python -m pv_vae_jax.cli.study` takes the same flags.
 """
 

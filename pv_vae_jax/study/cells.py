@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import Experiment, VAEStageConfig, to_dict
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import locked, write_json
 from pv_vae_jax.study.measure import measure_decoder, measure_whole
 from pv_vae_jax.study.plan import Cell, Study, settings_hash
 from pv_vae_jax.study.results import PLAN
@@ -23,6 +24,8 @@ from pv_vae_jax.train.vae_stage import train_vae_stage
 def run_study(study: Study, workdir: Path, results: Path, most: int | None = None, i3d: Path | None = None) -> None:
     """Train and score every cell that has no file in `results` yet.
 
+    Several processes may share the two folders, on one machine or on several: each takes cells that no other has begun.
+
     Args:
       study: what to compare.
       workdir: of the runs.
@@ -31,36 +34,77 @@ def run_study(study: Study, workdir: Path, results: Path, most: int | None = Non
       i3d: file of I3D's weights, to score with it as well; cells that have their scores keep them.
     """
     results.mkdir(parents=True, exist_ok=True)
-    write_json(results / PLAN, study.plan())
-    cells = list(study.cells())
-    missing = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
-    for number, cell in enumerate(missing[:most]):
-        done = len(cells) - len(missing) + number
-        print(
-            f"study {study.name}: {cell.row.name}, seed {cell.seed} (cell {done + 1} of {len(cells)})", file=sys.stderr
-        )
-        write_json(results / f"{cell.name}.json", run_cell(cell, workdir, i3d))
-        tidy(cell, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir / ".plan.lock", wait=True):
+        write_json(results / PLAN, study.plan())
+    cells, scored = list(study.cells()), 0
+    while scored != most:
+        missing = [cell for cell in cells if not _scores(cell, results).exists()]
+        with contextlib.ExitStack() as stack:
+            cell = next((cell for cell in missing if _take(cell, workdir, results, stack)), None)
+            if cell is None:
+                break
+            number = len(cells) - len(missing) + 1
+            print(f"study {study.name}: {cell.row.name}, seed {cell.seed} ({number} of {len(cells)})", file=sys.stderr)
+            write_json(_scores(cell, results), run_cell(cell, workdir, i3d))
+            tidy(cell, workdir)
+        scored += 1
+    else:
+        return
+    for cell in missing:
+        print(f"study {study.name}: {cell.name} is another process's, or waits for it", file=sys.stderr)
+
+
+def _scores(cell: Cell, results: Path) -> Path:
+    """File of a cell's scores."""
+    return results / f"{cell.name}.json"
+
+
+def _take(cell: Cell, workdir: Path, results: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a cell, unless another process has it, has scored it since, or trains what it begins from."""
+    with contextlib.ExitStack() as trial:
+        try:
+            trial.enter_context(locked(workdir / f".{cell.name}.lock"))
+            if cell.row.decoder_of:
+                trial.enter_context(locked(workdir / f".{_base(cell).name}.lock"))
+        except BlockingIOError:
+            return False
+        if _scores(cell, results).exists():
+            return False
+        stack.push(trial.pop_all())
+    return True
+
+
+def _base(cell: Cell) -> Cell:
+    """The cell whose VAE and transformer a cell that tunes the decoder takes over."""
+    return cell.study.cell(cell.study.row(cell.row.decoder_of), cell.seed)
 
 
 def run_cell(cell: Cell, workdir: Path, i3d: Path | None = None) -> dict:
     """Train what the cell still lacks, and score it."""
     experiment, seconds = cell.experiment, {}
     if cell.row.decoder_of:
-        base = cell.study.cell(cell.study.row(cell.row.decoder_of), cell.seed)
-        trained = folder(base, workdir)
+        trained = train_whole(_base(cell), workdir, seconds={}).workdir  # it is there, unless its folder was removed
         alone = _only(experiment, "decoder", init_from=str(trained / "video" / "model"))
         run = open_run(alone, folder(cell, workdir))
         _stage(run, "decoder", lambda: train_vae_stage(run, "decoder", None), seconds)
         return measure_decoder(cell, run, pretrained.load(trained / "diffusion" / "model"), i3d) | {"seconds": seconds}
-    images = open_run(_only(experiment, "image"), workdir / f"image-seed{cell.seed}-{image_key(experiment)}")
-    _stage(images, "image", lambda: train_vae_stage(images, "image", None), seconds)
+    return measure_whole(cell, train_whole(cell, workdir, seconds), i3d) | {"seconds": seconds}
+
+
+def train_whole(cell: Cell, workdir: Path, seconds: dict) -> Run:
+    """Train the stages of a cell that are not finished: images, clips, latents, transformer."""
+    experiment = cell.experiment
+    shared = f"image-seed{cell.seed}-{image_key(experiment)}"
+    with locked(workdir / f".{shared}.lock", wait=True):  # another cell of this seed may be training it
+        images = open_run(_only(experiment, "image"), workdir / shared)
+        _stage(images, "image", lambda: train_vae_stage(images, "image", None), seconds)
     start = str(images.folder("image") / "model")
     run = open_run(_only(experiment, "video", "diffusion", init_from=start), folder(cell, workdir))
     _stage(run, "video", lambda: train_vae_stage(run, "video", None), seconds)
     _stage(run, "latents", lambda: encode_latents(run, "video"), seconds)
     _stage(run, "diffusion", lambda: train_diffusion_stage(run), seconds)
-    return measure_whole(cell, run, i3d) | {"seconds": seconds}
+    return run
 
 
 def folder(cell: Cell, workdir: Path) -> Path:

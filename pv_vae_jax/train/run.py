@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from pv_vae_jax.config import VAE_STAGES, ConfigError, Experiment, differences, from_dict, save_config, to_dict
 from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
-from pv_vae_jax.files import partial
+from pv_vae_jax.files import locked, partial
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import is_first, wait_for_all
@@ -78,18 +78,12 @@ class Run:
         """
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:  # the processes of one run share the work directory
-                with contextlib.suppress(ImportError):  # a system without fcntl, such as Windows, goes unguarded
-                    import fcntl
-
-                    file = stack.enter_context((self.workdir / f".{stage}.lock").open("w"))
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError as error:
-                        raise ConfigError(
-                            f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
-                        ) from error
-                    except OSError:
-                        pass  # a file system without locks
+                try:
+                    stack.enter_context(locked(self.workdir / f".{stage}.lock"))
+                except BlockingIOError as error:
+                    raise ConfigError(
+                        f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
+                    ) from error
                 save_config(self.experiment, self.workdir / "config.json")  # with what may change between two starts
             yield
 
