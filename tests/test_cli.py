@@ -353,6 +353,14 @@ def test_a_kill_while_the_configuration_is_written_does_not_block_the_work_direc
 # Calls
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`pv-vae bench --help | head -1`."""
+    call = [sys.executable, "-m", "pv_vae_jax", "bench", "--help"]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        command.stdout.close()
+        assert (command.wait(), command.stderr.read()) == (0, "")
+
+
 def test_help_lists_the_commands_and_each_has_its_own(tmp_path):
     status, out, _ = pv_vae()
     assert status == 0 and all(command in out for command in COMMANDS)

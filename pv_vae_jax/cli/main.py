@@ -87,6 +87,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"pv-vae {name}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # no error: see run
+        raise
     except expected as error:
         print(f"pv-vae {name}: {error}", file=sys.stderr)
         return 1
@@ -133,9 +135,13 @@ def run() -> None:
     """Entry point of the installed command."""
     try:
         status = main(sys.argv)
+        sys.stdout.flush()
     except KeyboardInterrupt:  # while modules are imported
         print("pv-vae: interrupted", file=sys.stderr)
         status = 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        status = 0
     sys.exit(status)
 
 
