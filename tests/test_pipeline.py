@@ -1,6 +1,7 @@
 """Batches of prepared videos and of mixtures: (seed, step) decides them, whoever reads and whenever it starts."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import DataConfig, Experiment, LatentsConfig
-from pv_vae_jax.data.latents import LatentSource, StaleLatentsError
+from pv_vae_jax.data import latents as latents_file
+from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, begin_cache
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.mixture import Part, balanced_batch_sizes, mixed_batches
 from pv_vae_jax.data.pipeline import train_batches
@@ -20,7 +22,7 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import Pretrained
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import batch_sharding, put_batch
-from pv_vae_jax.train.latents_stage import encode_latents, open_latents
+from pv_vae_jax.train.latents_stage import cache_key, encode_latents, encode_shards, open_latents
 from pv_vae_jax.train.run import Run
 from tests.video_fixture import waves
 
@@ -234,6 +236,31 @@ def test_the_devices_of_a_mesh_encode_as_one(run):
     for name in expected:
         assert found[name].sharding == batch_sharding(mesh, found[name].shape)
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_processes_and_devices_share_the_work_of_a_cache(run, monkeypatch):
+    monkeypatch.setattr(latents_file, "SHARD", 4)  # five files
+    cached = run(batch_size=3)
+    source, folder = cached.source("train", random=True), cached.folder("latents")
+    encode_latents(cached, "video")
+    expected = {p.name: p.read_bytes() for p in folder.iterdir()}
+    shutil.rmtree(folder)
+    begin_cache(folder, cache_key(cached, "video"))
+    encode_shards(cached, "video", source, 1, 2)
+    assert sorted(p.stem for p in folder.glob("*.array_record")) == ["00001", "00003"]
+    encode_shards(cached, "video", source, 0, 3)  # the run goes on with three
+    assert sorted(p.stem for p in folder.glob("*.array_record")) == ["00000", "00001", "00003"]
+    encode_latents(cached, "video")  # and ends with one
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == expected
+    alone = [open_latents(cached, "video").record(i) for i in range(20)]
+    shutil.rmtree(folder)
+    shared = dataclasses.replace(cached, mesh=make_mesh(2, 2))
+    encode_latents(shared, "video")
+    for i, record in enumerate(alone):
+        found = open_latents(shared, "video").record(i)
+        assert found["label"] == record["label"]
+        for name in ("mean", "logvar"):
+            np.testing.assert_allclose(found[name], record[name], atol=1e-5)
 
 
 def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, folders):

@@ -30,7 +30,7 @@ class StaleLatentsError(ValueError):
 
 
 def completed_records(folder: Path, key: dict) -> int:
-    """Records in whole shards of a cache with this `key`; 0 if there is none.
+    """Records before the first that is missing, of a cache with this `key`; 0 if there is none.
 
     Raises:
       StaleLatentsError: the folder holds a cache with another key.
@@ -38,7 +38,36 @@ def completed_records(folder: Path, key: dict) -> int:
     if not (folder / "key.json").exists():
         return 0
     _check_key(folder, _read_json(folder / "key.json"), key)
-    return SHARD * len(_shards(folder))
+    shards = itertools.takewhile(lambda i: (folder / f"{i:05d}.array_record").exists(), itertools.count())
+    return SHARD * sum(1 for _ in shards)
+
+
+def begin_cache(folder: Path, key: dict) -> None:
+    """Say what a cache will hold.
+
+    Raises:
+      StaleLatentsError: the folder holds a cache with another key.
+    """
+    completed_records(folder, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "key.json", key)
+
+
+def cache_shards(folder: Path, total: int) -> dict[Path, range]:
+    """Files of a cache of `total` records, and which records each is for. They may be written in any order."""
+    starts = range(0, total, SHARD)
+    return {folder / f"{i:05d}.array_record": range(a, min(a + SHARD, total)) for i, a in enumerate(starts)}
+
+
+def write_latents_shard(path: Path, records: Iterable[dict]) -> None:
+    """Write one file of a cache, whole or not at all."""
+    write_shard(path, (save({name: np.asarray(value) for name, value in item.items()}) for item in records))
+
+
+def finish_cache(folder: Path, *, key: dict, total: int, class_names: tuple[str, ...]) -> None:
+    """Write the manifest of a cache whose files are all there, with the statistics of their records."""
+    shards = _open(folder, total)
+    _write_manifest(folder, map(load, map(shards.__getitem__, range(total))), key, total, class_names)
 
 
 def write_latents(
@@ -58,18 +87,16 @@ def write_latents(
       ValueError: `records` ends early.
     """
     done = completed_records(folder, key)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "key.json", key)
+    begin_cache(folder, key)
     records = iter(records)
-    while done < total:
-        items = list(itertools.islice(records, min(SHARD, total - done)))
-        if len(items) < min(SHARD, total - done):
-            raise ValueError(f"{folder}: records end at {done + len(items)} of {total}")
-        blobs = (save({name: np.asarray(value) for name, value in item.items()}) for item in items)
-        write_shard(folder / f"{done // SHARD:05d}.array_record", blobs)
-        done += len(items)
-    shards = _open(folder, total)
-    _write_manifest(folder, map(load, map(shards.__getitem__, range(total))), key, total, class_names)
+    for path, rows in cache_shards(folder, total).items():
+        if rows.start < done:
+            continue
+        items = list(itertools.islice(records, len(rows)))
+        if len(items) < len(rows):
+            raise ValueError(f"{folder}: records end at {rows.start + len(items)} of {total}")
+        write_latents_shard(path, items)
+    finish_cache(folder, key=key, total=total, class_names=class_names)
 
 
 def write_statistics(folder: Path, records: Iterable[dict], *, key: dict, class_names: tuple[str, ...]) -> None:
@@ -78,9 +105,7 @@ def write_statistics(folder: Path, records: Iterable[dict], *, key: dict, class_
     Raises:
       StaleLatentsError: the folder holds something with another key.
     """
-    completed_records(folder, key)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "key.json", key)
+    begin_cache(folder, key)
     _write_manifest(folder, records, key, 0, class_names)
 
 
@@ -162,13 +187,9 @@ def _check_key(folder: Path, found: dict, expected: dict) -> None:
         raise StaleLatentsError(f"the latents in {folder} are stale ({changes}): remove the folder to encode again")
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.array_record"))
-
-
 def _open(folder: Path, total: int) -> Shards:
-    paths = [folder / f"{i:05d}.array_record" for i in range(-(-total // SHARD))]
-    return Shards(paths, [min(SHARD, total - SHARD * i) for i in range(len(paths))])
+    shards = cache_shards(folder, total)
+    return Shards(list(shards), list(map(len, shards.values())))
 
 
 def _write_manifest(folder: Path, records: Iterable[dict], key: dict, total: int, class_names: tuple[str, ...]) -> None:

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.data.clips import augment
-from pv_vae_jax.data.latents import LatentSource, completed_records, read_manifest, write_latents, write_statistics
+from pv_vae_jax.data.latents import (
+    LatentSource,
+    begin_cache,
+    cache_shards,
+    finish_cache,
+    read_manifest,
+    write_latents_shard,
+    write_statistics,
+)
 from pv_vae_jax.data.sources import VideoSource, fingerprint
 from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import weights_hash
 from pv_vae_jax.sharding.axes import DATA, FSDP
-from pv_vae_jax.sharding.processes import from_host
+from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.sharding.processes import from_host, is_first, wait_for_all
 from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.typing import Params
@@ -33,37 +43,38 @@ PRECISION = "float32"  # in which clips are encoded
 def encode_latents(run: Run, vae_stage: str) -> None:
     """Write posterior mean and log variance of `latents.clips` training clips to `<workdir>/latents`.
 
-    Record `i` depends on the seed and `i` alone, so an interrupted run goes on where its last whole shard ended.
-    Of a run with `latents.online` only the statistics are written.
+    Every process of a run calls this. Each encodes files of its own, on all of its devices; the first writes what says
+    that the cache is finished. Record `i` depends on the seed and `i` alone, so an interrupted run goes on with the
+    files that are not there. Of a run with `latents.online` the first process writes the statistics, and nothing else.
     """
-    config = run.experiment.latents
-    encode, params = _encoder(run, vae_stage)
-    encode = jax.jit(encode)
+    config, folder, key = run.experiment.latents, run.folder("latents"), cache_key(run, vae_stage)
     source = run.source("train", random=True)
-    folder, key = run.folder("latents"), cache_key(run, vae_stage)
-    interval = 1 if sys.stderr.isatty() else 20
-
-    def clips(start: int) -> Iterator[dict]:
-        with tqdm(total=config.clips, initial=start, desc="latents", unit="clip", mininterval=interval) as bar:
-            # Batches begin where those of an uninterrupted run do: rounding may depend on the place in the batch.
-            for first in range(start - start % config.batch_size, config.clips, config.batch_size):
-                items = [
-                    _clip(source, i % len(source), np.random.default_rng([run.experiment.seed, i]), config.flip)
-                    for i in range(first, min(first + config.batch_size, config.clips))
-                ]
-                video = np.stack([item["video"] for item in items])
-                short = config.batch_size - len(items)  # one compiled shape: fill up the last batch
-                filled = np.concatenate([video, np.repeat(video[:1], short, 0)])
-                mean, logvar = jax.device_get(encode(params, filled))
-                for j in range(max(start - first, 0), len(items)):
-                    yield {"mean": mean[j], "logvar": logvar[j], "label": items[j]["label"]}
-                    bar.update()
-
     if config.online:
-        write_statistics(folder, clips(0), key=key, class_names=source.class_names)
-    else:
-        records = clips(completed_records(folder, key))
-        write_latents(folder, records, key=key, total=config.clips, class_names=source.class_names)
+        if is_first():
+            records = _posteriors(run, vae_stage, source)(range(config.clips))
+            write_statistics(folder, _shown(records, config.clips), key=key, class_names=source.class_names)
+        wait_for_all("statistics of the latents")
+        return
+    if is_first():
+        begin_cache(folder, key)
+    wait_for_all("the latent cache has begun")
+    encode_shards(run, vae_stage, source, jax.process_index(), jax.process_count())
+    wait_for_all("all latents are encoded")
+    if is_first():
+        finish_cache(folder, key=key, total=config.clips, class_names=source.class_names)
+    wait_for_all("the latent cache is finished")
+
+
+def encode_shards(run: Run, vae_stage: str, source: VideoSource, process: int, processes: int) -> None:
+    """Write the files of the cache that are this process's share and not there yet."""
+    shards = cache_shards(run.folder("latents"), run.experiment.latents.clips)
+    mine = {path: rows for i, (path, rows) in enumerate(shards.items()) if i % processes == process}
+    missing = {path: rows for path, rows in mine.items() if not path.exists()}
+    if missing:
+        posteriors, total = _posteriors(run, vae_stage, source), sum(map(len, mine.values()))
+        records = _shown((item for rows in missing.values() for item in posteriors(rows)), total)
+        for path, rows in missing.items():
+            write_latents_shard(path, itertools.islice(records, len(rows)))
 
 
 class OnlineLatents:
@@ -161,6 +172,40 @@ def open_latents(run: Run, vae_stage: str) -> LatentSource | OnlineLatents:
     if run.experiment.latents.online:
         return OnlineLatents(run, vae_stage)
     return LatentSource(run.folder("latents"), cache_key(run, vae_stage))
+
+
+def _posteriors(run: Run, vae_stage: str, source: VideoSource) -> Callable[[range], Iterator[dict]]:
+    """A function from numbers of records to the records: `mean`, `logvar` `(g, h, w, z)` float32 and `label`."""
+    config, seed = run.experiment.latents, run.experiment.seed
+    encode, params = _encoder(run, vae_stage)
+    encode = jax.jit(encode)
+    mesh = make_mesh(devices=list(run.mesh.local_devices))
+    at_once = config.batch_size + -config.batch_size % mesh.size
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+
+    def posteriors(rows: range) -> Iterator[dict]:
+        for first in range(rows.start, rows.stop, at_once):
+            items = [
+                _clip(source, i % len(source), np.random.default_rng([seed, i]), config.flip)
+                for i in range(first, min(first + at_once, rows.stop))
+            ]
+            video = np.stack([item["video"] for item in items])
+            filled = np.concatenate([video, np.repeat(video[:1], at_once - len(items), 0)])  # one compiled shape
+            batch = jax.device_put(filled, batch_sharding(mesh, filled.shape))
+            mean, logvar = jax.device_get(encode(params, batch))
+            for j, item in enumerate(items):
+                yield {"mean": mean[j], "logvar": logvar[j], "label": item["label"]}
+
+    return posteriors
+
+
+def _shown(records: Iterable[dict], total: int) -> Iterator[dict]:
+    """The records, with a bar on stderr: of the first process, whose share is `total`."""
+    interval = 1 if sys.stderr.isatty() else 20
+    with tqdm(total=total, desc="latents", unit="clip", mininterval=interval, disable=not is_first()) as bar:
+        for item in records:
+            yield item
+            bar.update()
 
 
 def _encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:

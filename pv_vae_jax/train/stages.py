@@ -12,7 +12,7 @@ from pv_vae_jax.files import write_json
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.pretrained import weights_hash
-from pv_vae_jax.sharding.processes import is_first, wait_for_all
+from pv_vae_jax.sharding.processes import is_first
 from pv_vae_jax.train.run import Run, open_run
 
 
@@ -89,9 +89,6 @@ def train_stage(run: Run, stage: str, perceptual: Perceptual | None = None) -> N
         if run.finished("diffusion"):  # which trained meanwhile
             renew_vae(run)
     elif stage == "latents":
-        vae_stage = run.last_vae_stage()
-        if is_first():
-            encode_latents(run, vae_stage)
-        wait_for_all("latents")
+        encode_latents(run, run.last_vae_stage())
     else:
         train_diffusion_stage(run)
