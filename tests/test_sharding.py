@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pv_vae_jax.config import OptimizerConfig
+from pv_vae_jax.layers.conv import CausalConv3D
+from pv_vae_jax.layers.resample import Downsample, Upsample
 from pv_vae_jax.losses.objective import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.latte import Latte, LatteConfig
@@ -122,6 +124,29 @@ def test_eight_devices_take_the_same_steps_as_one(single, strategy):
     assert any(split) == ("fsdp" in strategy)
     if strategy == "space" and kind == "vae":
         assert "collective-permute" in text and not re.findall(r"all-gather[-\w]*\(", text)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Upsample(8, 2, 2, lowering="direct"), Downsample(2, 2), CausalConv3D(8)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_fsdp_sends_parameters_and_no_activations(layer):
+    """XLA's partitioner, left alone, gathers the whole batch for a gradient that `fsdp` splits."""
+    x, mesh = jnp.zeros((8, 5, 16, 16, 8)), make_mesh(data=1, fsdp=8)
+    params = layer.init(jax.random.key(0), x)
+    shardings = state_sharding(mesh, params), batch_sharding(mesh, x.shape)
+    assert not all(s.is_fully_replicated for s in jax.tree.leaves(shardings[0]))
+    gradient = jax.grad(lambda params, x: jnp.sum(layer.apply(params, x) ** 2), argnums=(0, 1))
+    with jax.set_mesh(mesh):
+        text = jax.jit(gradient, in_shardings=shardings, out_shardings=shardings).lower(params, x).compile().as_text()
+    sent = [a for line in re.findall(r"= (.*?) (?:all-|reduce-|collective-)[\w-]+\(", text) for a in shapes_in(line)]
+    assert sent and max(sent) <= max(leaf.size for leaf in jax.tree.leaves(params)) < x.size / 8
+
+
+def shapes_in(text):
+    """Sizes of the arrays in a type of HLO's text."""
+    return [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in re.findall(r"\w\[([\d,]*)\]", text)]
 
 
 SIZES = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 4, "tensor": 2}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pv_vae_jax.layers.cache import left_context
 from pv_vae_jax.layers.initializers import lecun_normal, tail_init
-from pv_vae_jax.sharding.axes import whole_kernel
+from pv_vae_jax.sharding.axes import whole
 from pv_vae_jax.typing import Array, sum_of
 
 Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
@@ -143,7 +143,8 @@ class CausalConv3D(nn.Module):
         init = nn.initializers.zeros if self.zero_init else tail_init(lecun_normal)
         kernel = self.param("kernel", init, self.kernel_size + (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, whole_kernel(kernel), bias))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        kernel, bias = whole(kernel), whole(bias)
         context = left_context(self, x, self.kernel_size[0] - 1)
         return causal_conv3d(x, kernel, bias, context=context, lowering=self.lowering)
 
@@ -163,5 +164,6 @@ class Conv2D(nn.Module):
         init = nn.initializers.zeros if self.zero_init else lecun_normal
         kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, whole_kernel(kernel), bias))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        kernel, bias = whole(kernel), whole(bias)
         return conv2d(x, kernel, bias, stride=self.stride, padding=self.padding)
