@@ -24,7 +24,7 @@ from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.diffusion.rectified_flow import TimeDistribution
 from pv_vae_jax.files import write_json
 from pv_vae_jax.losses.objective import Objective
-from pv_vae_jax.masking import SPATIAL, DropFrom, DropPattern, DropSchedule
+from pv_vae_jax.masking import SPATIAL, DropFrom, DropPattern, DropSchedule, droppable, max_dropped
 from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.kinds import vae_config_of
 from pv_vae_jax.models.latte import LatteConfig
@@ -106,7 +106,7 @@ class VAEStageConfig:
       batch_multiple: with `sizes`, every batch size is a multiple of it: the devices that share a batch, or what they
         may become.
       images: train on single frames, T = 0 (stage 1).
-      drop_ratio: `r`, the largest share of later groups withheld; 0 drops nothing.
+      drop_ratio: `r`, the largest share of later groups withheld; 0 drops nothing, and less than one group is refused.
       drop_form: `truncated` (one k for the batch, a program each, saves encoder work) or `filled` (one program).
       drop_per_example: a `k` for each example; needs the filled form.
       drop_pattern: what is withheld. `future` is the paper's; `infill` groups within the clip, `block`, `tube` and
@@ -385,6 +385,13 @@ class Experiment:
             raise ConfigError(
                 f"{name}.drop_pattern=infill keeps the first and the last group; {frames} frames have "
                 f"none between: set data.frames={self.vae.frames(3)} or more"
+            )
+        most, highest = droppable(groups, stage.drop_pattern), stage.drop_ratio_max
+        if highest and most and not max_dropped(groups, highest, stage.drop_pattern):
+            least = math.ceil(1e4 / most) / 1e4  # rounded up, so that it does drop one
+            raise ConfigError(
+                f"{name} drops no group at the ratio {highest:g}: {frames} frames have {most} that may be dropped with "
+                f"drop_pattern={stage.drop_pattern}. Set {name}.drop_ratio={least:g} or more, or 0"
             )
         default = VAEStageConfig()
         if stage.drop_schedule == "constant":

@@ -31,6 +31,14 @@ def droppable(groups: int, pattern: DropPattern = "future") -> int:
     return max(groups - (2 if pattern == "infill" else 1), 0)
 
 
+def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> int:
+    """Largest `k` that training draws, `k ~ Uniform{0, ..., floor((g - 1) r)}`; `g - 2` groups count for `infill`."""
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"the dropping ratio lies in [0, 1], got {ratio}")
+    # The small term keeps 5 * 0.6 from becoming 2.999...
+    return math.floor(droppable(groups, pattern) * ratio + 1e-9)
+
+
 def scheduled_ratio(schedule: DropSchedule, number: int, ramp_steps: float, first: float, last: float) -> float:
     """Dropping ratio of step `number` of a stage, 0 for its first.
 

@@ -13,14 +13,13 @@ places beside them. So the pixels are withheld first, unless `drop_from="latents
 
 from __future__ import annotations
 
-import math
-
 import flax.struct
 import jax
 import jax.core
 import jax.numpy as jnp
 
-from pv_vae_jax.masking import DropFrom, DropPattern, droppable
+from pv_vae_jax.masking import DropFrom
+from pv_vae_jax.masking import max_dropped as max_dropped  # part of this interface since before there were patterns
 from pv_vae_jax.models.vae import VAE, Posterior
 from pv_vae_jax.typing import Array, Params, PRNGKey, check_clip_shape
 
@@ -39,14 +38,6 @@ class Prediction:
     features: Array
     posterior: Posterior
     observed: Array
-
-
-def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> int:
-    """Largest `k` that training draws, `k ~ Uniform{0, ..., floor((g - 1) r)}`; `g - 2` groups count for `infill`."""
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"the dropping ratio lies in [0, 1], got {ratio}")
-    # The small term keeps 5 * 0.6 from becoming 2.999...
-    return math.floor(droppable(groups, pattern) * ratio + 1e-9)
 
 
 def observed_frames(frames: int, dropped: int, time_factor: int) -> int:

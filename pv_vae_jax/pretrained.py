@@ -109,7 +109,7 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     config = {"meta": model.meta, "vae": dataclasses.asdict(model.vae.config)}
-    config["sha256"] = {"vae.safetensors": _write(folder / "vae.safetensors", model.vae_params, dtype)}
+    config["sha256"] = {"vae.safetensors": write_params(folder / "vae.safetensors", model.vae_params, dtype)}
     if model.diffusion is not None:
         d = model.diffusion
         config["latte"] = dataclasses.asdict(d.model.config)
@@ -119,7 +119,7 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
             "std": np.asarray(d.std).tolist(),
             "class_names": list(d.class_names),
         }
-        config["sha256"]["latte.safetensors"] = _write(folder / "latte.safetensors", d.params, dtype)
+        config["sha256"]["latte.safetensors"] = write_params(folder / "latte.safetensors", d.params, dtype)
     write_json(folder / "config.json", config)
 
 
@@ -163,8 +163,8 @@ def find_model(name_or_path: str | Path) -> Path:
     )
 
 
-def _write(path: Path, params: Params, dtype: str) -> str:
-    """Write the tensors; return the file's hash."""
+def write_params(path: Path, params: Params, dtype: str = "float32") -> str:
+    """Write the tensors of a tree as safetensors, whole or not at all; return the file's SHA-256."""
     flat = {k: np.asarray(v, dtype) for k, v in flatten_dict(params, sep="/").items()}
     temporary = path.with_suffix(".tmp")
     save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, temporary)
@@ -179,7 +179,12 @@ def _file_hash(path: Path) -> str:
 
 
 def read_params(
-    path: Path, expected: Params, *, whole: bool = True, hashes: Mapping[str, str] = MappingProxyType({})
+    path: Path,
+    expected: Params,
+    *,
+    whole: bool = True,
+    hashes: Mapping[str, str] = MappingProxyType({}),
+    record: str = "config.json",
 ) -> Params:
     """Tensors of the safetensors file `path` that the tree of shapes `expected` names, as float32 arrays.
 
@@ -190,6 +195,7 @@ def read_params(
       expected: shapes by name.
       whole: whether tensors that `expected` does not name are a fault.
       hashes: SHA-256 by file name; a file that has none is not checked.
+      record: name of the file that holds `hashes`, for messages.
 
     Raises:
       WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
@@ -216,8 +222,8 @@ def read_params(
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
     if path.name in hashes and _file_hash(path) != hashes[path.name]:
         raise WeightsError(
-            f"{path} is damaged: its SHA-256 is not the one in config.json. Copy the model again; if you changed the "
-            'weights yourself, take "sha256" out of config.json'
+            f"{path} is damaged: its SHA-256 is not the one in {record}. Copy the model again; if you changed the "
+            f'weights yourself, take "sha256" out of {record}'
         )
     return unflatten_dict(found, sep="/")
 

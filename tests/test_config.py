@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from pv_vae_jax.config import (
     save_config,
     to_dict,
 )
+from pv_vae_jax.masking import DropPattern, max_dropped
 from pv_vae_jax.typing import ShapeError
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -191,6 +194,36 @@ def test_what_cannot_run_is_refused_before_it_starts(overrides, error, says):
     base.validate()
     with pytest.raises(error, match=says):
         override(base, overrides).validate()
+
+
+@pytest.mark.parametrize("pattern", typing.get_args(DropPattern))
+@pytest.mark.parametrize("frames", [5, 9, 13, 17, 29, 61])
+def test_a_ratio_too_small_to_drop_a_group_is_refused_and_the_one_named_drops_one(pattern, frames):
+    changes = {"data.frames": str(frames), "data.size": "32", "video.drop_form": "filled", "video.drop_ratio": "1e-3"}
+    changes |= {"video.drop_pattern": pattern, "latte.latent_channels": str(BASE.vae.latent_channels)}
+    config = override(BASE, changes)
+    groups = config.vae.latent_frames(frames)
+    if pattern == "infill" and groups < 3:
+        pytest.skip("has nothing to drop, which is refused at any ratio")
+    with pytest.raises(ConfigError, match="video drops no group at the ratio 0.001: ") as error:
+        config.validate()
+    named = re.search(r"Set video.drop_ratio=(\S+) or more", str(error.value))[1]
+    assert max_dropped(groups, float(named), pattern) == 1
+    override(config, {"video.drop_ratio": named}).validate()
+    override(config, {"video.drop_ratio": "0"}).validate()
+    if float(named) < 1:
+        with pytest.raises(ConfigError, match="drops no group"):
+            override(config, {"video.drop_ratio": str(float(named) - 1e-3)}).validate()
+    rising = {"video.drop_schedule": "linear", "video.drop_ratio": named}
+    override(config, rising).validate()  # reaches it
+    override(config, rising | {"video.drop_ratio": "0", "video.drop_ratio_start": named}).validate()  # comes from it
+
+
+def test_the_longest_size_decides_what_a_ratio_drops():
+    sizes = {"data.frames": "5", "data.size": "32", "video.drop_ratio": "0.25"}
+    with pytest.raises(ConfigError, match="5 frames have 1 that may be dropped .*drop_ratio=1 or more"):
+        override(BASE, sizes).validate()
+    override(BASE, sizes | {"video.sizes": "((5, 32), (17, 32))"}).validate()
 
 
 def test_every_limit_is_held_wherever_the_setting_stands():

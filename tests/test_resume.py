@@ -19,12 +19,14 @@ import pytest
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data import latents
+from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import vae_stage
 from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage, ignore_abandoned_reads
 from pv_vae_jax.train.metrics import MetricWriter, read_metrics
-from pv_vae_jax.train.run import check_mesh
+from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.sizes import sized_batches
+from pv_vae_jax.typing import WeightsError
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
 
 # The GAN is off for two steps and on for two; the windows of the curve do not end where states are saved.
@@ -165,21 +167,61 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, train, tmp_path)
 
 
 def test_a_kill_between_the_last_state_and_the_model(reference, train, tmp_path, monkeypatch):
-    real = pretrained._write
+    real = pretrained.write_params
 
-    def half(path, params, dtype):
-        real(path, params, dtype)
+    def half(path, *arguments):
+        digest = real(path, *arguments)
+        if path.name == "discriminator.safetensors":
+            return digest
         path.with_suffix(".tmp").write_bytes(path.read_bytes()[:100])
         raise PowerCut
 
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        patched.setattr(pretrained, "_write", half)
+        patched.setattr(pretrained, "write_params", half)
         train(tmp_path)
     with pytest.raises(FileNotFoundError, match="no model at"):
         pretrained.load(tmp_path)  # tensors without the config that is written last
     status, state, error = train(tmp_path)
     assert status == 0 and "resumed at step 4 of 4" in error
     assert_same_run(reference, tmp_path, state)
+
+
+def test_a_flipped_byte_in_a_discriminator_is_noticed_when_the_next_stage_takes_it(tmp_path):
+    """Also in bytes of a tensor, which decode as well with it as without."""
+    model, clip = Discriminator(DiscriminatorConfig(width=4, levels=1, kinds=("2d",))), (1, 1, 8, 8, 3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(clip, np.float32))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    run = Run(None, tmp_path, None)
+    (tmp_path / "video").mkdir()
+    vae_stage._save_discriminator(run, "video", params)
+    path, record = tmp_path / "video" / "discriminator.safetensors", tmp_path / "video" / "discriminator.json"
+
+    def read():
+        return vae_stage._read_discriminator(run, "video", model, clip)
+
+    jax.tree.map(np.testing.assert_array_equal, params, read())
+    whole = path.read_bytes()
+    for place in (len(whole) - 1, len(whole) - 100, 20):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(WeightsError, match=f"discriminator of stage video .*: delete {path}, and it starts afresh"):
+            read()
+    path.write_bytes(whole[:-4] + bytes(4))
+    with pytest.raises(WeightsError, match="is damaged: its SHA-256 is not the one in discriminator.json"):
+        read()
+    written = record.read_text()
+    for text in ("{", "[]", "{}", '{"sha256": 1}'):
+        record.write_text(text)
+        with pytest.raises(WeightsError, match="cannot be taken over"):
+            read()
+    record.write_text(written)
+    path.write_bytes(whole)
+    record.unlink()  # of a version before there were any
+    jax.tree.map(np.testing.assert_array_equal, params, read())
+    path.unlink()
+    assert read() is None and vae_stage._read_discriminator(run, None, model, clip) is None
 
 
 def test_a_run_on_several_sizes_goes_on_to_the_same_bits(train, tmp_path):

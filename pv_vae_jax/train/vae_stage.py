@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import VAEStageConfig
 from pv_vae_jax.data.mixture import Part, mixed_batches
+from pv_vae_jax.files import write_json
 from pv_vae_jax.losses.perceptual import Perceptual
 from pv_vae_jax.masking import scheduled_ratio
 from pv_vae_jax.models.discriminator import Discriminator
@@ -34,6 +35,8 @@ from pv_vae_jax.train.sizes import size_name, sized_batches
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import Logs, Step, VAEStep, stage_key
 from pv_vae_jax.typing import Params, WeightsError
+
+DISCRIMINATOR = "discriminator.safetensors"
 
 
 def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Perceptual | None = None) -> None:
@@ -196,19 +199,26 @@ def scheduled_drops(
 
 def _read_discriminator(run: Run, before: str | None, model: Discriminator, clip: tuple[int, ...]) -> Params | None:
     """The discriminator that stage `before` ended with, or None if it had none."""
-    path = run.folder(before) / "discriminator.safetensors" if before else None
+    path = run.folder(before) / DISCRIMINATOR if before else None
     if path is None or not path.exists():
         return None
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(clip))["params"]))
+    record = path.with_suffix(".json")  # absent beside those of older versions
     try:
-        saved = load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged ({error}): delete it, and the discriminator starts afresh") from error
+        hashes = json.loads(record.read_text())["sha256"] if record.exists() else {}
+        expected = {str(i): leaf for i, leaf in enumerate(leaves)}
+        saved = pretrained.read_params(path, expected, hashes=hashes, record=record.name)
+    except (SafetensorError, WeightsError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"the discriminator of stage {before} cannot be taken over ({error}): delete {path}, and it starts afresh"
+        ) from error
     return jax.tree.unflatten(tree, [saved[str(i)] for i in range(len(leaves))])
 
 
 def _save_discriminator(run: Run, name: str, params: Params) -> None:
-    path = run.folder(name) / "discriminator.safetensors"
-    temporary = path.with_suffix(".tmp")
-    save_file({str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))}, temporary)
-    temporary.replace(path)
+    """Leaves by number, and beside them the file's SHA-256."""
+    path = run.folder(name) / DISCRIMINATOR
+    record = path.with_suffix(".json")
+    record.unlink(missing_ok=True)  # a record is of the file beside it, also between the two writes
+    digest = pretrained.write_params(path, {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
+    write_json(record, {"sha256": {path.name: digest}})
