@@ -174,6 +174,7 @@ SMALL = {
     "attention": dict(shapes="2x4x2x8", **ONE),
     "remat": dict(vae="test", latte="test", batch=1, side=32, **ONE),
     "truncation": dict(size="test", **ONE),
+    "feature-network": dict(networks="own", side=32, clips=1, counts="()", **ONE),
     "roofline": dict(steps="VAE test", rounds=1, peak_side=64, against="none"),
     "paper": dict(batch=1, frames=5, side=8, warmup=0, timed=1, vae="test", latte="test", dtype="float32"),
 }
@@ -430,6 +431,37 @@ def test_reading(tmp_path):
     found = run_small("data", tmp_path / "out", **changed)
     (rates,) = found["frames_per_second_and_core"].values()
     assert {"PyAV", "read_video", "files", "records", "latents"} <= set(rates) and min(rates.values()) > 0
+
+
+def test_feature_networks(tmp_path):
+    pytest.importorskip("torch", reason=NO_TORCH)
+    found = run_small("feature-network", tmp_path)
+    own = found["speed"]["own"]
+    assert own["difference"] < 1e-4 and found["memory"] == []
+    assert own["frames_per_second"]["ours"] == pytest.approx(17e3 / own["times"]["ours"]["median_ms"], rel=1e-2)
+    assert own["ratios"]["torch"] == pytest.approx(
+        own["times"]["ours"]["median_ms"] / own["times"]["torch"]["median_ms"], abs=1e-3
+    )
+
+
+def test_memory_over_many_clips_is_of_a_process_each(monkeypatch, tmp_path):
+    from benchmarks import feature_network
+
+    here = feature_network.measure_memory(3, 16)
+    assert here["clips"] == 3 and here["peak_mib"] > 50
+    asked = []
+
+    def in_process(bench, function, count, side):
+        asked.append((bench, function, count, side))
+        return {"clips": count, "side": side, "peak_mib": 100.0 + count, "seconds": 1.0}
+
+    monkeypatch.setattr(harness, "in_process", in_process)
+    monkeypatch.setattr(feature_network, "compare", lambda name, settings: {"ratios": {"torch": 0.8}})
+    found = feature_network.run(feature_network.Settings(counts=(30, 10), networks=("own",)))
+    assert asked == [("feature_network", "measure_memory", count, 256) for count in (10, 30)]
+    faster, flat = found["aims"]
+    assert faster["value"] == 1.25 and faster["met"] and flat["value"] == pytest.approx(130 / 110, abs=1e-4)
+    assert not flat["met"]
 
 
 def test_a_process_of_its_own_answers_and_tells_its_failure():

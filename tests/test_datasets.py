@@ -16,6 +16,7 @@ from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.pickles import UnsafePickleError, read_pickle
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.records import RecordVideos
+from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, class_names, fingerprint, open_source
 from pv_vae_jax.data.video_files import BrokenVideoError, write_video
 from tests.video_fixture import encode, waves
@@ -226,11 +227,13 @@ def test_broken_images_are_named_and_replaced(pictures, capsys):
     (folder / "0.JPEG").write_bytes(whole[: len(whole) // 3])
     (folder / "9.JPEG").touch()
     write(folder / "8.png", "no picture")
-    source = open_source(str(pictures), split="train", frames=1, size=16)
-    images = [source.image(i, rng(i))["video"].shape for i in range(len(source))]
-    assert len(source) == 7 and set(images) == {(1, 16, 16, 3)}
-    assert {p.name for p in source.skipped} == {"0.JPEG", "8.png", "9.JPEG"}
-    assert capsys.readouterr().err.count("not readable as image") == 3
+    log = SkipLog()
+    for size in (16, 8):
+        source = open_source(str(pictures), split="train", frames=1, size=size, log=log)
+        images = [source.image(i, rng(i))["video"].shape for i in range(len(source))]
+        assert len(source) == 7 and set(images) == {(1, size, size, 3)}
+        assert {p.name for p in source.skipped} == {"0.JPEG", "8.png", "9.JPEG"}
+    assert capsys.readouterr().err.count("not readable as image") == 3, "once for both sizes"
     image.new("1", (9_000, 9_000)).save(folder / "huge.png")
     with pytest.raises(BrokenVideoError, match="9000 x 9000 pixels, more than"):
         read_image(folder / "huge.png")

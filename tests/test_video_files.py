@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pv_vae_jax.config import DataConfig, Experiment
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import FolderVideos, NoVideosError, open_source
 from pv_vae_jax.data.video_files import BrokenVideoError, count_frames, iterate_video, probe, read_video, write_video
+from pv_vae_jax.train.run import Run
+from pv_vae_jax.train.sizes import SizedBatch
 from tests.video_fixture import encode, encode_sound, waves
 
 
@@ -303,6 +306,27 @@ def test_broken_files_are_skipped_by_name_and_counted(tmp_path, one_video, capsy
         seen |= set(names_of(source))
         skipped |= {path.name for path in source.skipped}
     assert seen == good and skipped == set(reasons)
+
+
+def test_a_run_names_a_broken_file_once_whatever_sizes_and_stages_open_it(tmp_path, one_video, capsys):
+    reasons = broken_files(tmp_path / "clips" / "train")
+    fill(tmp_path / "clips" / "train", ["a.mp4", "b.mp4"], one_video)
+    lying_file(tmp_path / "clips" / "train" / "lying.mp4")
+    (tmp_path / "clips" / "test").mkdir()
+    data = DataConfig(source=str(tmp_path / "clips"), frames=9, size=16)
+    run = Run(Experiment(data=data), tmp_path, None)
+    kinds = [SizedBatch(2, 9, 16), SizedBatch(2, 9, 8), SizedBatch(8, 1, 16, images=True), SizedBatch(2, 13, 16)]
+    sources = [run.source("train", random=True, kind=kind, sources=len(kinds)) for kind in kinds]
+    for source, kind in zip(sources, kinds, strict=True):
+        for i in range(len(source)):
+            assert source.clip(i, rng(i))["video"].shape == kind.shape[1:]
+    error = capsys.readouterr().err
+    for name in (*reasons, "lying.mp4"):
+        assert error.count(f"train/{name}: ") == 1, name
+    assert error.count("5 of 8 files skipped") == 1 and "(6 so far)" in error and "(7 so far)" not in error
+    assert all(len(s.skipped) == 6 for s in (*sources[:2], sources[2].source, sources[3])), "each knows all of them"
+    Run(run.experiment, tmp_path, None).source("train", random=True)
+    assert capsys.readouterr().err.count("skipped /") == 5, "another run tells them anew"
 
 
 def test_a_folder_without_a_single_clip_says_what_is_wrong(tmp_path):

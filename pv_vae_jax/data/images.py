@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from pv_vae_jax.data.clips import crop
 from pv_vae_jax.data.listing import Listing, NoVideosError, few_of
+from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.video_files import MAX_PIXELS, BrokenVideoError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
@@ -64,6 +64,7 @@ class ImageFiles:
         random: bool = True,
         clips: int | None = None,
         crop: str = "centre",
+        log: SkipLog | None = None,
     ):
         if not listing.items:
             raise NoVideosError(f"{folder} holds no image files ({', '.join(SUFFIXES)})")
@@ -71,7 +72,7 @@ class ImageFiles:
         self.crop = crop if random else "centre"
         self.items = listing.items if random or clips is None else listing.items[:clips]
         self.skipped: dict[Path, str] = {}
-        self._lock = threading.Lock()
+        self._lock, self._log = threading.Lock(), log or SkipLog()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -111,4 +112,4 @@ class ImageFiles:
         with self._lock:
             if path not in self.skipped:
                 self.skipped[path] = str(error).removeprefix(f"{path}: ")
-                print(f"skipped {path}: {self.skipped[path]} ({len(self.skipped)} so far)", file=sys.stderr)
+                self._log.skip(path, self.skipped[path])

@@ -8,7 +8,6 @@ A record is a safetensors blob of `video`, the bytes of an H.264 MP4 file with f
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import load, save
 from pv_vae_jax.data.clips import crop
 from pv_vae_jax.data.listing import NoVideosError, few_of
 from pv_vae_jax.data.shards import BrokenRecordError, Shards
+from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, read_video
 from pv_vae_jax.data.windows import Windowed
 
@@ -88,6 +88,7 @@ class RecordVideos(Windowed):
         random: bool = True,
         clips: int | None = None,
         crop: str = "centre",
+        log: SkipLog | None = None,
     ):
         self.folder = Path(folder) / split
         self.frames, self.size, self.stride, self.random, self.crop = frames, size, stride, random, crop
@@ -96,7 +97,7 @@ class RecordVideos(Windowed):
         self.manifest = read_manifest(self.folder)
         self.class_names = tuple(self.manifest["class_names"])
         self.skipped: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._lock, self._log = threading.Lock(), log or SkipLog()
         shards = self.manifest["shards"]
         self._shards = Shards([self.folder / shard["name"] for shard in shards], [s["clips"] for s in shards])
         lengths = []
@@ -144,7 +145,7 @@ class RecordVideos(Windowed):
         with self._lock:
             if name not in self.skipped:
                 self.skipped[name] = str(error)
-                print(f"skipped {self.folder} {name}: {error} ({len(self.skipped)} so far)", file=sys.stderr)
+                self._log.skip(f"{self.folder} {name}", error)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}

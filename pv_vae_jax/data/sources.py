@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pv_vae_jax.data.datasets import list_dataset, recognise
 from pv_vae_jax.data.images import ImageFiles
 from pv_vae_jax.data.listing import Listing, NoVideosError, check_folder, few_of, video_folder
 from pv_vae_jax.data.records import RecordVideos, read_manifest
+from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.synthetic import SyntheticVideos, families_of
 from pv_vae_jax.data.tfds_videos import TFDSVideos, classes
 from pv_vae_jax.data.video_files import SUFFIXES, BrokenVideoError, probe, read_video
@@ -72,6 +72,7 @@ class FolderVideos(Windowed):
       cache_bytes: memory for decoded videos.
       crop: `centre`, or `random` for a place drawn with each clip; a source that is not `random` takes the centre.
       listing: the files of the split.
+      log: names what is skipped; shared, each file once.
 
     Attributes:
       class_names: in label order; of a folder its sub-folders, sorted, or its own name if there are none.
@@ -93,10 +94,12 @@ class FolderVideos(Windowed):
         cache_bytes: int = 2 << 30,
         crop: str = "centre",
         listing: Listing | None = None,
+        log: SkipLog | None = None,
     ):
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
         self.crop = crop if random else "centre"
         self.skipped: dict[Path, str] = {}
+        self._log = log or SkipLog()
         self._lock, self._cache, self._cache_bytes, self._cached = threading.Lock(), OrderedDict(), cache_bytes, 0
         listing = video_folder(folder, split) if listing is None else listing
         self.class_names, self.absent = listing.class_names, listing.absent
@@ -120,7 +123,7 @@ class FolderVideos(Windowed):
         self._windows = self._order(self._lengths, clips)
         if self.skipped:
             found = len(self.skipped) + len(self.files)
-            print(f"{self.folder}: {len(self.skipped)} of {found} files skipped", file=sys.stderr)
+            self._log.say(f"{self.folder}: {len(self.skipped)} of {found} files skipped")
 
     def _read(self, file: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
         """`count` frames of a file, `start` giving the first from the number of frames there are."""
@@ -174,7 +177,7 @@ class FolderVideos(Windowed):
         with self._lock:
             if path not in self.skipped:
                 self.skipped[path] = str(error).removeprefix(f"{path}: ")
-                print(f"skipped {path}: {self.skipped[path]} ({len(self.skipped)} so far)", file=sys.stderr)
+                self._log.skip(path, self.skipped[path])
 
     def _nothing(self, split: str, found: int) -> str:
         if self.skipped:
@@ -247,6 +250,7 @@ def open_source(
     cache_bytes: int = 2 << 30,
     crop: str = "centre",
     fold: int = 1,
+    log: SkipLog | None = None,
 ) -> VideoSource:
     """The source that `source` names: `synthetic`, or a folder of a kind that `datasets.recognise` knows.
 
@@ -261,6 +265,7 @@ def open_source(
       cache_bytes: memory for decoded videos.
       crop: `centre`, or `random` for a place drawn with each clip of a `random` source.
       fold: official split of UCF101, 1 to 3; 1 for anything else.
+      log: names what is skipped; sources that share one name a file once.
 
     Raises:
       NoVideosError: the folder is missing, empty, incomplete, not what `fold` belongs to, or nothing in it can be read.
@@ -273,14 +278,16 @@ def open_source(
     check_folder(folder)
     kind = recognise(folder)
     own = _settings(folder, kind, fold)
-    settings: dict[str, Any] = dict(frames=frames, size=size, stride=stride, random=random, clips=clips, crop=crop)
+    settings: dict[str, Any] = dict(
+        frames=frames, size=size, stride=stride, random=random, clips=clips, crop=crop, log=log
+    )
     if kind == "records":
         return RecordVideos(folder, split=split, **settings)
     if kind == "tfds":
         return TFDSVideos(folder, split=split, **settings)
     listing = list_dataset(folder, split, kind, **own)
     if kind == "imagenet":
-        return ImageFiles(folder, listing, size=size, random=random, clips=clips, crop=crop)
+        return ImageFiles(folder, listing, size=size, random=random, clips=clips, crop=crop, log=log)
     if any(item.start or item.stop != float("inf") for item in listing.items):
         raise NoVideosError(f"{folder}: clips of {kind} are parts of longer videos; cut them first with pv-vae prepare")
     return FolderVideos(folder, split=split, cache_bytes=cache_bytes, listing=listing, **settings)

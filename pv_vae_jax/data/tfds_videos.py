@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from pv_vae_jax.data.clips import crop
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
+from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.video_files import BrokenVideoError, resize
 
 TFDS = "TFDS"  # how listings of such datasets begin
@@ -40,6 +40,7 @@ class TFDSVideos:
         random: bool = True,
         clips: int | None = None,
         crop: str = "centre",
+        log: SkipLog | None = None,
     ):
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
         self.crop = crop if random else "centre"
@@ -48,7 +49,7 @@ class TFDSVideos:
         total = len(self._examples)
         self._length = total if random or clips is None else min(clips, total)
         self.skipped: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._lock, self._log = threading.Lock(), log or SkipLog()
 
     @property
     def span(self) -> int:
@@ -92,7 +93,7 @@ class TFDSVideos:
         with self._lock:
             if name not in self.skipped:
                 self.skipped[name] = str(error)
-                print(f"skipped {self.folder} {name}: {error} ({len(self.skipped)} so far)", file=sys.stderr)
+                self._log.skip(f"{self.folder} {name}", error)
 
 
 def tensorflow_dataset(folder: str | Path, split: str) -> Listing:

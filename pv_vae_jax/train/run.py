@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from pv_vae_jax.config import VAE_STAGES, ConfigError, Experiment, differences, from_dict, save_config, to_dict
+from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
 from pv_vae_jax.files import locked, partial
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
@@ -32,11 +33,13 @@ class Run:
       experiment: resolved configuration.
       workdir: its folder.
       mesh: the devices it uses.
+      skips: names a broken file once, however many stages and sizes meet it.
     """
 
     experiment: Experiment
     workdir: Path
     mesh: Mesh
+    skips: SkipLog = dataclasses.field(default_factory=SkipLog, compare=False, repr=False)
 
     def folder(self, stage: str) -> Path:
         """Folder of a stage: checkpoints, curves and, once finished, `model`."""
@@ -114,6 +117,7 @@ class Run:
             cache_bytes=data.cache_bytes // sources,
             crop=data.crop,
             fold=data.fold,
+            log=self.skips,
         )
         return ImageFrames(source) if images else source
 
