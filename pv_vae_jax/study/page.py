@@ -240,7 +240,8 @@ def _gains(study: Results, own: list[dict]) -> list[str]:
     if not body:
         return ["No seed has both a row and the one it is compared with yet."]
     return [
-        "Each row less the one it is compared with. Below 0 is better, but for PSNR above.",
+        "Each row less the one it is compared with. Below 0 is better, but for PSNR above. The prediction error",
+        "is that of the last groups, whatever a row withholds in training.",
         "",
         *_markdown(["step", "score", "difference", "interval"], body),
     ]
