@@ -4,18 +4,14 @@ pv-vae study --config experiments/study_mixed.py --workdir runs/study-mixed
 """
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
-from pv_vae_jax.study.plan import Study
+from pv_vae_jax.study.plan import Study, load_study
 
 
 def get_study() -> Study:
     """Bodies that fall or bounce, walk at random, or stand still."""
-    spec = importlib.util.spec_from_file_location("study_synthetic", Path(__file__).parent / "study_synthetic.py")
-    synthetic = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(synthetic)
-    study = synthetic.get_study()
+    study = load_study(Path(__file__).with_name("study_synthetic.py"))
     data = dataclasses.replace(study.experiment.data, source="synthetic:bounce,fall,walk,still")
     experiment = dataclasses.replace(study.experiment, data=data)
     world = "textured sprites that fall, bounce, walk at random or stand still, 9 x 32 x 32"

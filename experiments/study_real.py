@@ -4,18 +4,14 @@ pv-vae study --config experiments/study_real.py --workdir runs/study-real --conf
 """
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
-from pv_vae_jax.study.plan import Study
+from pv_vae_jax.study.plan import Study, load_study
 
 
 def get_study() -> Study:
     """Windows of 9 frames at 32 pixels, at every second frame, so that more moves; without classes."""
-    spec = importlib.util.spec_from_file_location("study_synthetic", Path(__file__).parent / "study_synthetic.py")
-    synthetic = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(synthetic)
-    study = synthetic.get_study()
+    study = load_study(Path(__file__).with_name("study_synthetic.py"))
     data = dataclasses.replace(study.experiment.data, source="clips", stride=2, crop="centre")
     experiment = dataclasses.replace(study.experiment, data=data)
     world = "camera footage of many kinds, every second frame, 9 x 32 x 32, without classes"

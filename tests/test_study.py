@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -26,7 +27,7 @@ from pv_vae_jax.config import (
 from pv_vae_jax.data.sources import class_names, open_source
 from pv_vae_jax.data.synthetic import simulate
 from pv_vae_jax.files import locked, write_json
-from pv_vae_jax.study import cells
+from pv_vae_jax.study import cells, measure
 from pv_vae_jax.study.page import write_page
 from pv_vae_jax.study.plan import Row, Study, load_study
 from pv_vae_jax.study.results import (
@@ -98,8 +99,8 @@ def test_a_cell_is_named_by_what_decides_its_numbers():
 
 def test_rows_differ_by_their_settings_alone():
     """The shipped studies: of table 4, each row changes one thing."""
-    for path in sorted((ROOT / "experiments").glob("study_*.py")):
-        study = load_study(path)
+    for name in ("synthetic", "mixed", "real"):
+        study = load_study(ROOT / "experiments" / f"study_{name}.py")
         baseline, predictive, motion, tuned = (study.row(name) for name in ROWS)
         first, second, third = (study.cell(row, 0).experiment for row in (baseline, predictive, motion))
         video = dataclasses.replace(first.video, drop_ratio=1.0)
@@ -110,12 +111,33 @@ def test_rows_differ_by_their_settings_alone():
         assert tuned.decoder_of == motion.name and len(study.seeds) >= 3
 
 
+def test_rows_beyond_the_paper_change_one_setting_of_its_prediction():
+    study = load_study(ROOT / "experiments" / "study_beyond.py")
+    shared = load_study(ROOT / "experiments" / "study_synthetic.py")
+    for row in study.rows[:2]:
+        assert study.cell(row, 1).name == shared.cell(shared.row(row.name), 1).name, "scores may be copied"
+    predictive = study.rows[1]
+    changed = [set(row.settings.items()) - set(predictive.settings.items()) for row in study.rows[2:]]
+    assert all(len(one) == 1 for one in changed) and len({frozenset(one) for one in changed}) == len(changed)
+    assert {row.compared_with for row in study.rows[2:]} == {predictive.name} and len(study.seeds) >= 3
+    keys = {study.cell(row, 0).key for row in study.rows}
+    assert len(keys) == len(study.rows), "each trains something else"
+
+
+def test_cells_that_are_stored_keep_their_names():
+    """Days of training are found again by them."""
+    study = load_study(ROOT / "experiments" / "study_synthetic.py")
+    assert [study.cell(row, 0).key for row in study.rows[:2]] == ["8663e6a6", "9064adc3"]
+
+
 def test_plans_that_cannot_work_are_refused(tmp_path):
     study = tiny_study()
     with pytest.raises(ConfigError, match="names of their own"):
         dataclasses.replace(study, rows=(study.rows[0], study.rows[0])).validate()
     with pytest.raises(ConfigError, match="no row before"):
         dataclasses.replace(study, rows=study.rows[::2]).validate()
+    with pytest.raises(ConfigError, match="compared with 'c', which is no row before"):
+        dataclasses.replace(study, rows=(Row("a"), Row("b", compared_with="c"))).validate()
     with pytest.raises(ConfigError, match="drop_rat"):
         dataclasses.replace(study, rows=(Row("a", {"video.drop_rat": 1.0}),)).validate()
     with pytest.raises(ConfigError, match="equal parts"):
@@ -240,6 +262,31 @@ def test_a_decoder_is_tuned_for_scores_whose_runs_are_gone(stages, tmp_path):
     assert (tmp_path / "scores" / f"{tuned.name}.json").exists() and stages[1].startswith(second.row.slug)
 
 
+def test_the_class_probe_reads_what_the_latents_hold(monkeypatch):
+    """It is fitted to clips of the training split and scored on others; clips of one class have none."""
+    rng, model = np.random.default_rng(0), SimpleNamespace(vae=None, vae_params=None)
+
+    def latents(label: np.ndarray, strength: float) -> np.ndarray:
+        means = rng.standard_normal((len(label), 3, 2, 2, 4)).astype(np.float32)
+        means[np.arange(len(label)), 1, 0, 1, label] += strength
+        return means
+
+    def probed(strength: float) -> dict:
+        train, test = np.arange(200) % 4, np.minimum(np.arange(120) % 5, 3)
+        asked = []
+        monkeypatch.setattr(measure, "_clips", lambda run, *which: asked.append(which) or (np.zeros((200, 1)), train))
+        scored = SimpleNamespace(means=latents(train, strength))
+        monkeypatch.setattr(measure, "score_reconstruction", lambda *_, **__: scored)
+        found = measure._class_probe(None, model, 200, latents(test, strength), test)
+        assert asked == [("train", 200)] and found["clips"] == 200
+        return found
+
+    assert probed(20.0)["accuracy"] == 1 and probed(0.0)["accuracy"] < 0.5
+    assert probed(0.0)["chance"] == 0.2, "class 0 is the first of the commonest"
+    one = np.zeros(8, int)
+    assert measure._class_probe(None, model, 8, latents(one, 0.0), one) is None
+
+
 @pytest.mark.slow  # every stage and every measure has programs of its own to compile
 def test_a_cell_is_trained_and_scored(tmp_path):
     """For real, two rows: one trains everything, the other the decoder alone."""
@@ -254,6 +301,7 @@ def test_a_cell_is_trained_and_scored(tmp_path):
             assert curve["step"] == steps and np.isfinite(curve["frechet"]).all() and len(curve["kernel"]) == len(steps)
             assert curve["frechet"][-1] == cell["generation"][network]["frechet"]
     assert whole["floor"] == tuned["floor"], "the same real clips"
+    assert whole["latents"]["class_probe"]["clips"] == 8 and 0 <= whole["latents"]["class_probe"]["accuracy"] <= 1
     assert whole["latents"] == tuned["latents"] and whole["reconstruction"] != tuned["reconstruction"]
     assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "states that are scored go"
     first = study.cell(study.rows[0], 0)
@@ -308,13 +356,15 @@ def cell(row: str, seed: int, distances: list[float], error: float, width: float
     }
 
 
-def store(folder: Path, found: list[dict], seeds=(0, 1, 2)) -> None:
+def store(folder: Path, found: list[dict], seeds=(0, 1, 2)) -> dict:
+    """Write scores as a study leaves them; returns its plan."""
     plan = {"name": "made", "world": "numbers", "rows": [{"name": row} for row in ROWS], "seeds": list(seeds)}
     (folder / "made").mkdir(parents=True, exist_ok=True)
     write_json(folder / "made" / "study.json", plan)
     write_json(folder / "paper.json", PAPER)
     for c in found:
         write_json(folder / "made" / f"{ROWS.index(c['row'])}-{c['seed']}.json", c)
+    return plan
 
 
 def made() -> list[dict]:
@@ -377,9 +427,70 @@ def test_the_page_says_what_the_scores_say(tmp_path):
     first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     write_page(tmp_path, tmp_path / "page.md")
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first, "twice the same"
+    assert "All studies" not in text and "### Rows that the paper" not in text
     (tmp_path / "made" / "notes.md").write_text("A remark.\n")
     write_page(tmp_path, tmp_path / "page.md")
     assert "### Remarks\n\nA remark.\n" in (tmp_path / "page.md").read_text()
+
+
+def test_rows_that_no_table_has_stand_beside_what_they_are_compared_with(tmp_path):
+    other = {"name": "Infilling", "settings": {"video.drop_pattern": "infill"}, "compared_with": ROWS[1]}
+    found = [c for c in made() if c["row"] in ROWS[:2]]
+    plan = store(tmp_path, found)
+    plan["rows"] = [{"name": ROWS[0]}, {"name": ROWS[1]}, other, other | {"name": "Not run"}]
+    write_json(tmp_path / "made" / "study.json", plan)
+    for seed in (0, 1):
+        distances = [8 + 0.1 * seed, 4 + 0.1 * seed, 2.5 + 0.1 * seed]
+        write_json(tmp_path / "made" / f"infill-{seed}.json", cell("Infilling", seed, distances, 0.2 + 0.01 * seed))
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    table = text.split("### Rows that the paper does not have")[1].split("###")[0]
+    assert "| Infilling | `video.drop_pattern=infill` | 2 | 2.55 " in table and f"| {ROWS[1]} |  | 3 | 3.1 " in table
+    assert f"| {ROWS[1]} → Infilling | Frechet, own | -0.5 [-0.5, -0.5] | excludes 0 |" in table
+    assert f"| {ROWS[1]} → Infilling | prediction error | -0.2 " in table
+    assert "Not run" not in table and ROWS[0] not in table
+    paper = text.split(f"### {PAPER['tables'][0]['title']}")[1].split("###")[0]
+    assert ROWS[1] in paper and ROWS[2] not in paper, "a row of the table that is not planned"
+
+
+def test_a_study_without_rows_of_the_paper_makes_a_page(tmp_path):
+    plan = store(tmp_path, [])
+    write_json(tmp_path / "made" / "study.json", plan | {"rows": [{"name": "a"}, {"name": "b"}]})
+    for row in "ab":
+        write_json(tmp_path / "made" / f"{row}.json", cell(row, 0, [4.0, 3.0, 2.0 if row == "b" else 2.5], 0.3))
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "### Table" not in text and "| a → b | Frechet, own | -0.5 | one seed |" in text
+    assert "| a → a |" not in text and "| a |  | 1 | 2.5 " in text
+
+
+def test_a_score_that_older_cells_lack_is_not_measured(tmp_path):
+    found = made()
+    for c in found:
+        if c["row"] == ROWS[1] or (c["row"], c["seed"]) == (ROWS[2], 0):
+            c["latents"]["class_probe"] = {"accuracy": 0.75, "chance": 0.25, "clips": 4}
+    store(tmp_path, found)
+    write_page(tmp_path, tmp_path / "page.md")
+    latents = (tmp_path / "page.md").read_text().split("### Latents")[1]
+    assert f"| {ROWS[0]} | 1 [1, 1] | 2 [2, 2] | not measured | not measured |" in latents
+    assert f"| {ROWS[1]} | 1 [1, 1] | 2 [2, 2] | 0.75 [0.75, 0.75] | 0.25 [0.25, 0.25] |" in latents
+    assert f"| {ROWS[2]} | 1 [1, 1] | 2 [2, 2] | 0.75 (1 of 3 seeds) | 0.25 (1 of 3 seeds) |" in latents
+
+
+def test_what_was_tried_stands_before_the_studies(tmp_path):
+    """All studies side by side from their scores, and beneath them what somebody wrote, as it stands."""
+    plan = store(tmp_path, made())
+    (tmp_path / "tried").mkdir()
+    write_json(tmp_path / "tried" / "study.json", plan | {"name": "tried"})
+    for c in made():
+        if c["seed"] == 1 and c["row"] in ROWS[:2]:
+            write_json(tmp_path / "tried" / f"{ROWS.index(c['row'])}.json", c)
+    (tmp_path / "notes.md").write_text("A larger *weight*,\nwithout effect.\n")
+    write_page(tmp_path, tmp_path / "page.md")
+    head = (tmp_path / "page.md").read_text().split("## Study `made`")[0]
+    assert f"| `made` | {ROWS[1]} | 3 | 3.1 [2.85, 3.35] | -1 [-1, -1] |" in head
+    assert f"| `tried` | {ROWS[0]} | 1 | 4.1 | - |" in head and f"| `tried` | {ROWS[1]} | 1 | 3.1 | -1 |" in head
+    assert head.endswith("## What was tried\n\nA larger *weight*,\nwithout effect.\n\n")
 
 
 def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path):

@@ -17,6 +17,7 @@ from pv_vae_jax.config import ConfigError
 from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, i3d_network, own_network
 from pv_vae_jax.evaluation.latents import temporal_distance
+from pv_vae_jax.evaluation.linear_probe import class_accuracy
 from pv_vae_jax.evaluation.prediction import score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.evaluation.sampling import sample_clips
@@ -136,6 +137,7 @@ def _scores(
             }
         }
     moved = temporal_distance(scores.means)
+    probe = _class_probe(run, model, 2 * study.clips, scores.means, test_kinds)
     return {
         "generation": final,
         "curve": curve,
@@ -147,8 +149,25 @@ def _scores(
             "temporal_distance": None if moved is None else moved.median,
             "curve": None if moved is None else [float(v) for v in moved.curve],
             "std": float(scores.means.std()),
+            **({} if probe is None else {"class_probe": probe}),
         },
     }
+
+
+def _class_probe(run: Run, model: Pretrained, most: int, means: np.ndarray, label: np.ndarray) -> dict | None:
+    """How well the class of test clips is read out of the VAE's latents; None for clips without classes.
+
+    Args:
+      most: clips of the training split that the readout is fitted to.
+      means, label: posterior means of the test clips, and their classes.
+    """
+    if len(np.unique(label)) < 2:
+        return None
+    video, known = _clips(run, "train", most)
+    # The decoder runs in vain: another program for the encoder alone would take longer to compile.
+    seen = score_reconstruction(model.vae, model.vae_params, video, batch_size=BATCH, label="class probe").means
+    chance = float(np.mean(label == np.bincount(known).argmax()))
+    return {"accuracy": class_accuracy(seen, known, means, label), "chance": chance, "clips": len(video)}
 
 
 def _distances(a: np.ndarray, b: np.ndarray, intervals: bool = False) -> dict:

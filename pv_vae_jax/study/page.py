@@ -1,6 +1,7 @@
 """The page of all studies, `docs/results.md`, and its charts: made from the stored scores alone, the same every time.
 
-Numbers of the paper come from `paper.json` in the folder of the scores, and remarks from `notes.md` in that of a study.
+Numbers of the paper come from `paper.json` in the folder of the scores. Remarks are printed as they stand: those on one
+study from `notes.md` in its folder, those on all of them, such as what was tried and why, from `notes.md` beside them.
 """
 
 from __future__ import annotations
@@ -56,15 +57,18 @@ def write_page(results: Path, page: Path) -> None:
     lines = [
         "# Results",
         "",
-        "Does prediction make latents easier to diffuse? `pv-vae study` trains the rows of the paper's ablations with",
-        "equal networks, clips, steps and seeds; this page is written from the stored scores by",
-        "`pv-vae study --page=docs/results.md`, numbers and charts alike.",
+        "Does prediction make latents easier to diffuse? `pv-vae study` trains the rows of the paper's ablations,",
+        "and rows beyond them, with equal networks, clips, steps and seeds; this page is written from the stored",
+        "scores by `pv-vae study --page=docs/results.md`, numbers and charts alike.",
         "",
         f"Columns named *paper* are from {paper['source']}.",
         "Data, size and feature network are others, so signs compare and sizes do not.",
         "Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap over clips.",
         "Differences are taken seed by seed.",
     ]
+    if len(studies) > 1:
+        lines += ["", "## All studies", "", *_side_by_side(studies)]
+    lines += _notes(results, "## What was tried")
     for study in studies:
         lines += _study(study, paper, results / study.plan["name"], os.path.relpath(results, page.parent))
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,9 @@ def _study(study: Results, paper: dict, folder: Path, link: str) -> list[str]:
     for table in paper["tables"]:
         if sum(row["row"] in study.rows for row in table["rows"]) > 1:
             lines += ["", f"### {table['title']}", "", *_table(study, table), "", *_signs(study, table)]
+    own = _own_rows(study, paper)
+    if own:
+        lines += ["", "### Rows that the paper does not have", "", *_own_table(study, own), "", *_gains(study, own)]
     several = len(study.rows) > 1
     lines += ["", "### Along training", *(["", *_reach(study)] if several else [])]
     for network in study.networks:
@@ -94,10 +101,36 @@ def _study(study: Results, paper: dict, folder: Path, link: str) -> list[str]:
     lines += ["", "### Latents", "", *_latents(study)]
     if any("classes" in cell for cell in study.cells.values()):
         lines += ["", "### By class of motion", "", *_classes(study)]
+    return lines + _notes(folder, "### Remarks")
+
+
+def _notes(folder: Path, heading: str) -> list[str]:
+    """What somebody wrote, as it stands."""
     notes = folder / "notes.md"
-    if notes.exists():
-        lines += ["", "### Remarks", "", notes.read_text().strip()]
-    return lines
+    return ["", heading, "", notes.read_text(encoding="utf-8").strip()] if notes.exists() else []
+
+
+def _side_by_side(studies: Sequence[Results]) -> list[str]:
+    """The final distance of every row of every study, and what it gains on the first row of its study."""
+    networks = list(dict.fromkeys(network for study in studies for network in study.networks))
+    header = ["study", "row", "seeds"]
+    for network in networks:
+        header += [f"Frechet, {network}", f"less the first row, {network}"]
+    body = []
+    for study in studies:
+        first = study.plan["rows"][0]["name"]
+        for row in study.rows:
+            cells = [f"`{study.plan['name']}`", row, str(len(study.seeds(row)))]
+            for network in networks:
+                score = f"generation.{network}.frechet"
+                gain = study.difference(row, first, score) if row != first else None
+                cells += [_said(study.estimate(row, score)), _said(gain, "+")]
+            body.append(cells)
+    return [
+        "The distance at the end of training; lower is better. It compares within a study, not between worlds.",
+        "",
+        *_markdown(header, body),
+    ]
 
 
 def _facts(study: Results) -> list[str]:
@@ -132,29 +165,86 @@ def _facts(study: Results) -> list[str]:
 
 
 def _table(study: Results, table: dict) -> list[str]:
-    header = ["row", "seeds"]
-    for network in study.networks:
-        header += [f"Frechet, {network}", f"kernel, {network}"]
-    header += [f"rFrechet, {network}" for network in study.networks] + ["PSNR", "SSIM"]
-    header += [f"paper: {column}" for column in table["columns"]]
-    body = []
+    header = ["row", "seeds", *_score_header(study), *(f"paper: {column}" for column in table["columns"])]
+    planned, body = {row["name"] for row in study.plan["rows"]}, []
     for row in table["rows"]:
         ours = row["row"]
-        cells = [row["name"] if row["name"] == ours else f"{row['name']} ({ours})", str(len(study.seeds(ours)))]
-        if ours not in study.rows:
-            body.append(cells + ["-"] * (3 * len(study.networks) + 2) + [number(row[c]) for c in table["columns"]])
+        if ours not in planned:
             continue
-        for network in study.networks:
-            cells += [_generation(study, ours, network, kind) for kind in ("frechet", "kernel")]
-        cells += [_said(study.estimate(ours, f"reconstruction.frechet.{n}")) for n in study.networks]
-        cells += [_said(study.estimate(ours, f"reconstruction.{score}")) for score in ("psnr", "ssim")]
-        body.append(cells + [number(row[c]) for c in table["columns"]])
-    floor = ["real half against real half", ""]
-    for network in study.networks:
-        means = (study.estimate(study.rows[0], f"floor.{network}.{kind}") for kind in ("frechet", "kernel"))
-        floor += [number(e.mean) for e in means]
+        named = row["name"] if row["name"] == ours else f"{row['name']} ({ours})"
+        paper = [number(row[column]) for column in table["columns"]]
+        body.append([named, str(len(study.seeds(ours))), *_row_scores(study, ours), *paper])
+    floor = ["real half against real half", "", *_floor(study)]
     body.append(floor + ["-"] * (len(header) - len(floor)))
     return _markdown(header, body)
+
+
+def _score_header(study: Results) -> list[str]:
+    generation = [f"{kind}, {network}" for network in study.networks for kind in ("Frechet", "kernel")]
+    return generation + [f"rFrechet, {network}" for network in study.networks] + ["PSNR", "SSIM"]
+
+
+def _row_scores(study: Results, row: str) -> list[str]:
+    """As `_score_header` names them; dashes for a row without a cell."""
+    if row not in study.rows:
+        return ["-"] * len(_score_header(study))
+    cells = [_generation(study, row, network, kind) for network in study.networks for kind in ("frechet", "kernel")]
+    cells += [_said(study.estimate(row, f"reconstruction.frechet.{n}")) for n in study.networks]
+    return cells + [_said(study.estimate(row, f"reconstruction.{score}")) for score in ("psnr", "ssim")]
+
+
+def _floor(study: Results) -> list[str]:
+    """Distances of real clips from real clips."""
+    scores = [f"floor.{network}.{kind}" for network in study.networks for kind in ("frechet", "kernel")]
+    return [number(study.estimate(study.rows[0], score).mean) for score in scores]
+
+
+def _own_rows(study: Results, paper: dict) -> list[dict]:
+    """Planned rows with a cell that no table of the paper has."""
+    known = {row["row"] for table in paper["tables"] for row in table["rows"]}
+    return [row for row in study.plan["rows"] if row["name"] in study.rows and row["name"] not in known]
+
+
+def _compared_with(study: Results, row: dict) -> str:
+    return row.get("compared_with") or study.plan["rows"][0]["name"]
+
+
+def _own_table(study: Results, own: list[dict]) -> list[str]:
+    """What these rows are compared with, and they."""
+    others = {_compared_with(study, row) for row in own} | {row["name"] for row in own}
+    header = ["row", "settings", "seeds", *_score_header(study)]
+    body = []
+    for row in study.plan["rows"]:
+        if row["name"] in others:
+            settings = "; ".join(f"`{key}={value}`" for key, value in row.get("settings", {}).items())
+            seeds = str(len(study.seeds(row["name"])))
+            body.append([row["name"], settings, seeds, *_row_scores(study, row["name"])])
+    floor = ["real half against real half", "", "", *_floor(study)]
+    body.append(floor + ["-"] * (len(header) - len(floor)))
+    return _markdown(header, body)
+
+
+def _gains(study: Results, own: list[dict]) -> list[str]:
+    """Each of these rows less the row it is compared with."""
+    names = {f"Frechet, {n}": f"generation.{n}.frechet" for n in study.networks}
+    names |= {f"rFrechet, {n}": f"reconstruction.frechet.{n}" for n in study.networks}
+    names |= {"PSNR": "reconstruction.psnr", "prediction error": prediction_error}
+    body = []
+    for row in own:
+        other = _compared_with(study, row)
+        for name, score in names.items():
+            found = study.difference(row["name"], other, score)
+            if found is not None and other != row["name"]:
+                surely = "one seed" if found.count == 1 else "excludes 0" if found.sign else "holds 0"
+                body.append([f"{other} → {row['name']}", name, _said(found, "+"), surely])
+    if not body:
+        return ["No seed has both a row and the one it is compared with yet."]
+    return [
+        "Each row less the one it is compared with. Below 0 is better, but for PSNR above. The prediction error",
+        "is that of the last groups, whatever a row withholds in training.",
+        "",
+        *_markdown(["step", "score", "difference", "interval"], body),
+    ]
 
 
 def _generation(study: Results, row: str, network: str, kind: str) -> str:
@@ -270,15 +360,31 @@ def _correlation(study: Results) -> list[str]:
 
 def _latents(study: Results) -> list[str]:
     body = [
-        [row, _said(study.estimate(row, "latents.temporal_distance")), _said(study.estimate(row, "latents.std"))]
+        [
+            row,
+            _said(study.estimate(row, "latents.temporal_distance")),
+            _said(study.estimate(row, "latents.std")),
+            _measured(study, row, "latents.class_probe.accuracy"),
+            _measured(study, row, "latents.class_probe.chance"),
+        ]
         for row in study.rows
     ]
     return [
         "Latent temporal distance: median distance of neighbouring latent frames, channels standardised; lower is",
-        "smoother. Spread is the standard deviation of all posterior means.",
+        "smoother. Spread is the standard deviation of all posterior means. Class probe: share of the test clips",
+        "whose class ridge regression reads out of these means; chance is to name the commonest. It is not measured",
+        "where clips have no classes, or a cell is older than the score.",
         "",
-        *_markdown(["row", "temporal distance", "spread"], body),
+        *_markdown(["row", "temporal distance", "spread", "class probe", "chance"], body),
     ]
+
+
+def _measured(study: Results, row: str, score: str) -> str:
+    """A score that not every cell has."""
+    found, seeds = study.estimate(row, score), len(study.seeds(row))
+    if found is None:
+        return "not measured"
+    return _said(found) if found.count == seeds else f"{_said(found)} ({found.count} of {seeds} seeds)"
 
 
 def _classes(study: Results) -> list[str]:
