@@ -505,7 +505,7 @@ def run_config(path: str | Path, kind: type[T]) -> T:
     return config
 
 
-def override(experiment: Experiment, overrides: dict[str, str]) -> Experiment:
+def override(experiment: T, overrides: dict[str, str]) -> T:
     """A copy with dotted keys replaced; values are Python literals, anything else is text."""
     tree = ml_collections.ConfigDict(to_dict(experiment))
     for key, text in overrides.items():

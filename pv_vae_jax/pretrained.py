@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -201,7 +202,7 @@ def read_params(
       WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
         the one whose hash is known.
     """
-    wanted = flatten_dict(expected, sep="/")
+    wanted: dict[str, Any] = flatten_dict(expected, sep="/")
     with safe_open(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     faults = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]

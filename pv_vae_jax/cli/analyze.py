@@ -52,8 +52,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("name at least one model: a shipped name, a model folder or a work directory")
     models = _models(positional)
     video, motion, source = _clips(values)
+    _, frames, height, width, _ = video.shape
     for model in models.values():
-        check_clip_shape(*video.shape[1:4], model.vae.config.time_factor, model.vae.config.space_factor)
+        check_clip_shape(frames, height, width, model.vae.config.time_factor, model.vae.config.space_factor)
     found = {
         name: analyze_latents(name, model.vae, model.vae_params, video, motion, batch_size=values.batch_size)
         for name, model in models.items()

@@ -92,6 +92,8 @@ def _open(names: Sequence[str]) -> dict[str, Run]:
 def _gather(name: str, run: Run, shown: np.ndarray) -> EvaluatedRun:
     report = run.workdir / "report"
     metrics = _json(report / "metrics.json")
+    if not isinstance(metrics, dict):
+        raise ConfigError(f"{report / 'metrics.json'} holds no scores by name: evaluate the run again")
     curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
     scores = {}
     for path in sorted(report.glob("*.json")):

@@ -24,7 +24,7 @@ from absl import flags
 
 from pv_vae_jax.config import ConfigError, override
 from pv_vae_jax.convert.files import read_tensors, write_tensors
-from pv_vae_jax.convert.wan import LAYOUTS, MODULES, detect_layout, from_wan, to_wan
+from pv_vae_jax.convert.wan import LAYOUTS, MODULES, Layout, detect_layout, from_wan, to_wan
 from pv_vae_jax.models.latents import WAN21_LATENTS, WAN22_LATENTS
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAE, VAEConfig
@@ -76,7 +76,7 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
     print(f"{target}: {config.name} of {len(tensors)} tensors, {_count(tensors)} parameters, from the {layout} layout")
 
 
-def export_weights(source: Path, target: Path, layout: str) -> None:
+def export_weights(source: Path, target: Path, layout: Layout) -> None:
     """Model folder -> published layout."""
     if target.suffix != ".safetensors":
         raise ConfigError(f"published layouts are written as .safetensors; {target} is named otherwise")

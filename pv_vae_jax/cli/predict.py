@@ -48,7 +48,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         if not 1 <= observe < len(video):
             raise ConfigError(f"{path} gives {len(video)} frames: --observe must leave at least one of them to predict")
         try:
-            check_clip_shape(observe, *video.shape[1:3], p_t, model.vae.config.space_factor)
+            check_clip_shape(observe, video.shape[1], video.shape[2], p_t, model.vae.config.space_factor)
         except ShapeError as error:
             raise ShapeError(f"--observe: {error}") from error
         result = np.asarray(to_uint8(predict(model.vae_params, video, observe)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -70,7 +71,7 @@ def read_c3d(path: str | Path, model: C3D | None = None) -> Params:
       WeightsError: not an archive of arrays, or tensors are missing or misshapen; all are named.
     """
     tensors = read_arrays(path)
-    expected = flatten_dict(init_c3d(model or C3D()), sep="/")
+    expected: dict[str, Any] = flatten_dict(init_c3d(model or C3D()), sep="/")
     params, faults = {}, []
     for name, want in expected.items():
         layer, leaf = name.split("/")

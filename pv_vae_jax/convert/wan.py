@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,8 @@ def _expected(config: VAEConfig) -> Mapping[str, tuple[int, ...]]:
     """Path -> shape of every parameter of ours."""
     clip = jnp.zeros((1, 1, config.space_factor, config.space_factor, 3))
     shapes = jax.eval_shape(lambda: VAE(config).init(jax.random.key(0), clip))["params"]
-    return MappingProxyType({path: value.shape for path, value in flatten_dict(shapes, sep="/").items()})
+    flat: dict[str, Any] = flatten_dict(shapes, sep="/")
+    return MappingProxyType({path: value.shape for path, value in flat.items()})
 
 
 def _names(config: VAEConfig, layout: Layout) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def crop(video: np.ndarray, size: int, corner: Sequence[float] | None = None) -> np.ndarray:
+def crop(video: np.ndarray, size: int, corner: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
     """A `size x size` square.
 
     Args:

@@ -40,8 +40,10 @@ def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray
                 image = ImageOps.exif_transpose(image).convert("RGB")
                 if short_side:
                     scale = short_side / min(image.size)
-                    size = tuple(max(short_side, round(side * scale)) for side in image.size)
-                    image = image.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR)
+                    width, height = (max(short_side, round(side * scale)) for side in image.size)
+                    image = image.resize(
+                        (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+                    )
                 return np.array(image)
     except Exception as error:  # Pillow's plug-ins raise whatever parsing damaged bytes raises (struct.error, ...)
         raise BrokenVideoError(f"{path}: not readable as image ({type(error).__name__}: {error})") from error

@@ -127,7 +127,7 @@ def _hold_out(paths: list[Path], folder: Path, split: str) -> list[Path]:
     rank = {p: hashlib.sha256(os.fsencode(p.relative_to(folder).as_posix())).digest() for p in paths}
     test = {p for p in paths if rank[p][0] < 26}  # 26 of 256: about a tenth
     if len(paths) > 1 and not test:
-        test = {min(paths, key=rank.get)}
+        test = {min(paths, key=rank.__getitem__)}
     if len(test) == len(paths):
-        test -= {max(paths, key=rank.get)} if paths else set()
+        test -= {max(paths, key=rank.__getitem__)} if paths else set()
     return [p for p in paths if (p in test) == (split == "test")]

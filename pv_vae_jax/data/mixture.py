@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def balanced_batch_sizes(shapes: Sequence[tuple[int, int, int]], largest: int, *
 
 def mixed_batches(
     parts: Sequence[Part], *, seed: int, start_step: int = 0, **settings: Any
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Endless batches of all parts, each part by its share, in an order drawn anew for every round.
 
     The batch of global step `s` depends on (seed, `s`) alone, and each part walks its own clips epoch by epoch as
@@ -85,7 +85,7 @@ def mixed_batches(
         for i, part in enumerate(parts)
     ]
 
-    def generate() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    def generate() -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
         number, first = rounds, within
         try:
             while True:

@@ -10,7 +10,7 @@ import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,8 @@ class _Dtype:
     def __init__(self, code: str, *_: Any):
         if not isinstance(code, str) or code[:1] not in "biufSU" or len(code) > 6:
             raise UnsafePickleError(f"arrays of type {code!r}")
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Literal["=", "<", ">"] = "="
 
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1] if state[1] in ("<", ">") else "="
@@ -46,7 +47,7 @@ class _Array:
         self.array = _build(data, dtype.build(), shape, "F" if fortran else "C")
 
 
-def _build(data: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+def _build(data: Any, dtype: np.dtype, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
     if math.prod(shape) * dtype.itemsize != len(data):
         raise UnsafePickleError(f"an array of shape {shape} and type {dtype} in {len(data)} bytes")
     array = np.frombuffer(data, dtype).reshape(shape, order=order)
@@ -76,7 +77,7 @@ def _ndarray(*_: Any) -> None:
     raise UnsafePickleError("it makes an array otherwise than numpy's pickles do")
 
 
-def _frombuffer(data: Any, dtype: Any, shape: tuple, order: str) -> _Array:
+def _frombuffer(data: Any, dtype: Any, shape: tuple, order: Any) -> _Array:
     """Protocol 5 keeps the bytes apart: `numpy._core.numeric._frombuffer`."""
     if not isinstance(dtype, _Dtype) or order not in ("C", "F"):
         raise UnsafePickleError("an array that holds Python objects")
@@ -85,7 +86,7 @@ def _frombuffer(data: Any, dtype: Any, shape: tuple, order: str) -> _Array:
     return array
 
 
-def _scalar(dtype: Any, data: Any) -> np.generic:
+def _scalar(dtype: Any, data: Any) -> Any:
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
         raise UnsafePickleError("a scalar that is a Python object")
     return _build(data, dtype.build(), (), "C")[()]

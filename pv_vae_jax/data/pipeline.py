@@ -23,6 +23,12 @@ class Clips(Protocol):
     def clip(self, index: int, rng: np.random.Generator) -> dict: ...
 
 
+class Batches(Iterator[dict[str, np.ndarray]], Protocol):
+    """A stream of batches; closing it ends the threads behind it."""
+
+    def close(self) -> None: ...
+
+
 def train_batches(
     source: Clips,
     *,
@@ -36,7 +42,7 @@ def train_batches(
     threads: int = 2,
     host_index: int = 0,
     host_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Endless batches from step `start_step` on, prepared ahead by grain's threads.
 
     Args:

@@ -59,6 +59,9 @@ class ImageFrames:
     def clip(self, index: int, rng: np.random.Generator) -> dict:
         return self.source.image(index, rng)
 
+    def image(self, index: int, rng: np.random.Generator) -> dict:
+        return self.source.image(index, rng)
+
 
 class FolderVideos(Windowed):
     """Clips from video files, resized by area to the short side and cropped to a square.

@@ -18,6 +18,7 @@ class Windowed:
     frames: int
     stride: int
     random: bool
+    _windows: list[tuple[int, int]]  # what `_order` gives
 
     def _order(self, lengths: np.ndarray, clips: int | None) -> list[tuple[int, int]]:
         """`(window, video)` of every clip; at most `clips` for a source that is not random.

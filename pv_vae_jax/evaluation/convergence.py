@@ -35,9 +35,8 @@ class Arrival:
 
 def running_mean(values: Sequence[float], share: float = WINDOW) -> np.ndarray:
     """Mean over the last `share` of the curve up to each point; nothing after it is looked at."""
-    values = np.asarray(values, float)
     width = max(int(round(share * len(values))), 1)
-    total = np.concatenate([[0.0], np.cumsum(values)])
+    total = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
     start = np.maximum(np.arange(len(values)) + 1 - width, 0)
     return (total[1:] - total[start]) / (np.arange(len(values)) + 1 - start)
 

@@ -43,8 +43,8 @@ class Series:
     """One curve: `y` over `x`; values that are not finite leave a gap. `dashed` is for what is no model."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
     dashed: bool = False
 
 

@@ -6,6 +6,8 @@ PSNR that is 6 dB off.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -99,5 +101,5 @@ def _smooth(x: np.ndarray) -> np.ndarray:
     weights = np.exp(-0.5 * (offset / SIGMA) ** 2)
     weights /= weights.sum()
     height, width = x.shape[1] - WINDOW + 1, x.shape[2] - WINDOW + 1
-    x = sum(w * x[:, i : i + height] for i, w in enumerate(weights))
-    return sum(w * x[:, :, i : i + width] for i, w in enumerate(weights))
+    x = functools.reduce(np.add, (w * x[:, i : i + height] for i, w in enumerate(weights)))
+    return functools.reduce(np.add, (w * x[:, :, i : i + width] for i, w in enumerate(weights)))

@@ -262,7 +262,8 @@ def _start(head: DenseHead, training: ProbeTraining, features: Array) -> tuple[P
 
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(head: DenseHead, params: Params, kernel: Array, bias: Array, x: Array) -> Array:
-    return unfold(x @ kernel + bias, head.time_factor, head.space_factor) + head.apply({"params": params}, x)
+    linear = unfold(x @ kernel + bias, head.time_factor, head.space_factor)
+    return linear + jnp.asarray(head.apply({"params": params}, x))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

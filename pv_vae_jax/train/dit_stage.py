@@ -87,7 +87,8 @@ def train_diffusion_stage(run: Run) -> None:
     ema = to_host(state.ema)
     if is_first():
         vae = pretrained.load(run.folder(run.last_vae_stage()) / "model")
-        diffusion = Diffusion(model, ema, np.asarray(mean), np.asarray(std), tuple(shape), tuple(latents.class_names))
+        g, h, w, z = shape
+        diffusion = Diffusion(model, ema, np.asarray(mean), np.asarray(std), (g, h, w, z), tuple(latents.class_names))
         meta = vae.meta | {"diffusion_steps": config.steps, "diffusion_weights": weights_hash(ema)}
         pretrained.save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
     wait_for_all("model of diffusion")

@@ -111,13 +111,14 @@ def read_state(folder: Path, weights: str, shapes: Params) -> Params:
     from pv_vae_jax.train.checkpoint import ignore_abandoned_reads
 
     ignore_abandoned_reads()
-    wanted = flatten_dict(shapes, sep="/")
+    wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
     item = {weights: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)}
     to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         try:
             there = reader.metadata((folder / "default").absolute()).tree[weights]
-            found = {name: tuple(leaf.shape) for name, leaf in flatten_dict(there, sep="/").items() if name in wanted}
+            flat: dict[str, Any] = flatten_dict(there, sep="/")
+            found = {name: tuple(leaf.shape) for name, leaf in flat.items() if name in wanted}
             faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
             faults += [
                 f"{name} has shape {shape}, expected {wanted[name].shape}"
@@ -133,7 +134,8 @@ def read_state(folder: Path, weights: str, shapes: Params) -> Params:
         except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"the training state {folder} is damaged: {reason}") from error
-    if faults := [name for name, value in flatten_dict(tree, sep="/").items() if not np.isfinite(value).all()]:
+    values: dict[str, Any] = flatten_dict(tree, sep="/")
+    if faults := [name for name, value in values.items() if not np.isfinite(value).all()]:
         raise WeightsError(f"{folder} does not fit: " + "; ".join(f"{name} is not finite" for name in faults))
     return tree
 
@@ -161,7 +163,8 @@ def _config_of_model(folder: Path) -> tuple[Any, bool]:
     try:
         tree = json.loads((folder / "config.json").read_text())
         cls, fields = vae_config_of(tree["vae"])
-        config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        config = cls(**settings)
         meta = tree.get("meta", {})
         # Before `images` was noted, the name of the stage told.
         return config, bool(meta.get("images", meta.get("stage") == "image"))

@@ -136,7 +136,8 @@ class OnlineLatents:
 
     @property
     def _sharding(self) -> tuple[NamedSharding, NamedSharding]:
-        return (batch_sharding(self._mesh, (1, *self.shape)),) * 2
+        each = batch_sharding(self._mesh, (1, *self.shape))
+        return each, each
 
 
 def cache_key(run: Run, vae_stage: str) -> dict:

@@ -150,7 +150,7 @@ def run_stage(
         rate |= {f"{part}_wait": share for part, share in shares.items()}
         speed = f"{rate[f'{unit}_per_second']:.0f} {unit}/s, "
         speed += ", ".join(f"{part} {share:.0%}" for part, share in [("compute", rate["compute"]), *shares.items()])
-        if worked:
+        if worked and device_peak:
             seconds = elapsed * (rate["compute"] + rate["data_wait"])
             rate["mfu"] = utilisation(worked, seconds, mesh.size, device_peak)
             speed += f", {rate['mfu']:.1%} of peak"

@@ -90,9 +90,7 @@ class Run:
                 save_config(self.experiment, self.workdir / "config.json")  # with what may change between two starts
             yield
 
-    def source(
-        self, split: str, *, random: bool, kind: SizedBatch | None = None, sources: int = 1
-    ) -> VideoSource | ImageFrames:
+    def source(self, split: str, *, random: bool, kind: SizedBatch | None = None, sources: int = 1) -> VideoSource:
         """Clips of a split; `random` draws windows, otherwise every clip starts at frame 0.
 
         Args:

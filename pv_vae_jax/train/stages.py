@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, Experiment
 from pv_vae_jax.convert.image_networks import read_lpips
 from pv_vae_jax.files import write_json
@@ -72,7 +74,7 @@ def perceptual_term(run: Run) -> Perceptual | None:
         write_json(path, found)
     model = LPIPS(named.backbone)
     # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.
-    return lambda output, target: model.apply({"params": params}, output, target)
+    return lambda output, target: jnp.asarray(model.apply({"params": params}, output, target))
 
 
 def train_stage(run: Run, stage: str, perceptual: Perceptual | None = None) -> None:
