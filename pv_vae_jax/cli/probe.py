@@ -174,18 +174,18 @@ def _sintel(reader: _Reader, data: Sintel, grid: Grid, training: ProbeTraining) 
     (seen, seen_flow), (held, held_flow) = (read_windows(data, part, reader.frames, size) for part in windows)
     train, test = reader(seen), reader(held)
     train[NOISE], test[NOISE] = (noise_like(next(iter(maps.values())), i) for i, maps in enumerate((train, test)))
-    small = [np.stack([small_flow(flow, size) for flow in part]) for part in (seen_flow, held_flow)]
+    small_seen, small_held = (np.stack([small_flow(f, size) for f in part]) for part in (seen_flow, held_flow))
     score = lambda drawn: full_flow_error(drawn, held_flow, windows[1])  # noqa: E731
     whole = {name: (train[name].whole, test[name].whole) for name in train}
     past = {name: (train[name].past, test[name].past) for name in train}
     training = dataclasses.replace(training, batch_size=min(training.batch_size, len(seen)))
-    flow = probe_flow(whole | truth_rows(*small, grid), small[0], grid, training, score)
-    target = [video[:, -grid.time] for video in (seen, held)]
-    drawn = probe_next_frame(past, *target, grid, training)
-    before = (held[:, -grid.time - 1].astype(np.float32) - target[1].astype(np.float32)) / 127.5
+    flow = probe_flow(whole | truth_rows(small_seen, small_held, grid), small_seen, grid, training, score)
+    target_seen, target_held = (video[:, -grid.time] for video in (seen, held))
+    drawn = probe_next_frame(past, target_seen, target_held, grid, training)
+    before = (held[:, -grid.time - 1].astype(np.float32) - target_held.astype(np.float32)) / 127.5
     rows = {name: {"flow_epe": flow[name], "next_frame_mse": drawn.get(name)} for name in flow}
     rows["nothing moves"] = {
-        "flow_epe": score(np.zeros_like(small[1])),
+        "flow_epe": score(np.zeros_like(small_held)),
         "next_frame_mse": float(np.mean(np.square(before))),
     }
     return {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +56,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class KnownClips:
-    """Clips and what is true of them; what a data set does not know is None.
+    """Clips and what is true of them; what a data set does not know is None, and no probe asks for it.
 
     Attributes:
       video: `(n, t, h, w, 3)` uint8.
@@ -66,10 +67,10 @@ class KnownClips:
     """
 
     video: np.ndarray
-    flow: np.ndarray | None = None
-    paths: np.ndarray | None = None
-    points: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
-    label: np.ndarray | None = None
+    flow: Any = None
+    paths: Any = None
+    points: Any = None
+    label: Any = None
 
 
 def synthetic_known(clips: int, frames: int, size: int, seed: int) -> KnownClips:
@@ -170,11 +171,10 @@ def noise_like(maps: FeatureMaps, seed: int) -> FeatureMaps:
 
 def truth_rows(train: np.ndarray, test: np.ndarray, grid: Grid) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The control that flow `(n, t - 1, h, w, 2)` is read from: itself, on the grid of the features."""
-    return {
-        TRUTH: tuple(
-            fold(np.pad(flow, [(0, 0), (0, 1)] + [(0, 0)] * 3), grid.time, grid.space) for flow in (train, test)
-        )
-    }
+    of_train, of_test = (
+        fold(np.pad(flow, [(0, 0), (0, 1)] + [(0, 0)] * 3), grid.time, grid.space) for flow in (train, test)
+    )
+    return {TRUTH: (of_train, of_test)}
 
 
 def probe_flow(
@@ -287,9 +287,9 @@ def probe_synthetic(
     any_map = next(iter(train[1].values())), next(iter(test[1].values()))
     maps = {name: (train[1][name], test[1][name]) for name in train[1]}
     maps[NOISE] = (noise_like(any_map[0], 1), noise_like(any_map[1], 2))
-    whole = {name: tuple(m.whole for m in pair) for name, pair in maps.items()}
-    past = {name: tuple(m.past for m in pair) for name, pair in maps.items()}
-    next_frame = [known.video[:, -grid.time] for known in (seen, held)]
+    whole = {name: (a.whole, b.whole) for name, (a, b) in maps.items()}
+    past = {name: (a.past, b.past) for name, (a, b) in maps.items()}
+    next_seen, next_held = (known.video[:, -grid.time] for known in (seen, held))
 
     def truth(of: Callable[[KnownClips], np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {TRUTH: (of(seen), of(held))}
@@ -301,7 +301,7 @@ def probe_synthetic(
 
     score = lambda drawn: endpoint_error(drawn, held.flow)  # noqa: E731
     flow = probe_flow(whole | truth_rows(seen.flow, held.flow, grid), seen.flow, grid, training, score)
-    drawn = probe_next_frame(past | truth(still), *next_frame, grid, training)
+    drawn = probe_next_frame(past | truth(still), next_seen, next_held, grid, training)
     rows = {name: (anchored(a), anchored(b)) for name, (a, b) in whole.items()}
     rows |= truth(lambda known: fold(known.paths, grid.time, grid.space))
     readouts = track_probes(rows, seen.paths, grid, training)
@@ -328,7 +328,7 @@ def probe_synthetic(
         }
         for name in [*names[:-1], TRUTH, NOISE]
     }
-    before = np.asarray(held.video[:, -grid.time - 1], np.float32) - np.asarray(next_frame[1], np.float32)
+    before = np.asarray(held.video[:, -grid.time - 1], np.float32) - np.asarray(next_held, np.float32)
     resting = [np.repeat(q[:, None], path.shape[1], axis=1) for q, (path, _) in zip(queries, held.points, strict=True)]
     guesses = {
         "nothing moves": {

@@ -234,22 +234,19 @@ def _row(cells: Sequence[tuple[str, np.ndarray, int | None]], media: Media, labe
 
 
 def _clips(runs: Sequence[EvaluatedRun], video: np.ndarray, media: Media) -> str:
-    drawn = [run for run in runs if run.reconstruction is not None]
+    drawn = [(run.name, run.reconstruction) for run in runs if run.reconstruction is not None]
     if not drawn:
         return '<p class="none">No run has finished a stage that was trained on clips.</p>'
     parts = [
         "<p>Reconstruction, and prediction from about half of the groups; the border tells what the encoder was given: "
         '<i class="key seen"></i> frame seen, <i class="key drawn"></i> frame predicted.</p>'
     ]
-    seen = [run for run in drawn if run.prediction is not None]
+    seen = [(f"{r.name}: saw {r.observed}", r.prediction, r.observed) for r in runs if r.prediction is not None]
     for i, clip in enumerate(video):
-        cells = [("original", clip, None), *((run.name, run.reconstruction[i], len(clip)) for run in drawn)]
+        cells = [("original", clip, None), *((name, shown[i], len(clip)) for name, shown in drawn)]
         rows = [_row(cells, media, f"clip {i}, original and reconstructions")]
         if seen:
-            cells = [
-                ("original", clip, None),
-                *((f"{r.name}: saw {r.observed}", r.prediction[i], r.observed) for r in seen),
-            ]
+            cells = [("original", clip, None), *((name, shown[i], observed) for name, shown, observed in seen)]
             rows.append(_row(cells, media, f"clip {i}, original and predictions"))
         parts.append(f'<h4>Clip {i}</h4><div class="halves">{"".join(rows)}</div>')
     return "".join(parts)

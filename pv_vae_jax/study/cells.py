@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pv_vae_jax import pretrained
 from pv_vae_jax.config import Experiment, VAEStageConfig, to_dict
@@ -128,7 +129,7 @@ def image_key(experiment: Experiment) -> str:
 
 def _only(experiment: Experiment, *stages: str, init_from: str = "") -> Experiment:
     """The experiment with these stages alone; the first begins from `init_from`. The others stand at their defaults."""
-    idle = {stage: VAEStageConfig() for stage in ("image", "video", "decoder") if stage not in stages}
+    idle: dict[str, Any] = {stage: VAEStageConfig() for stage in ("image", "video", "decoder") if stage not in stages}
     if init_from:
         idle[stages[0]] = dataclasses.replace(getattr(experiment, stages[0]), init_from=init_from)
     if "diffusion" not in stages:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,8 @@ def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
       ConfigError: the states along the transformer's training are not there.
     """
     model = pretrained.load(run.folder("diffusion") / "model")
-    shapes = jax.eval_shape(lambda: model.diffusion.params)
+    diffusion: Any = model.diffusion
+    shapes = jax.eval_shape(lambda: diffusion.params)
     states = {int(p.name): p for p in (run.folder("diffusion") / "checkpoints").glob("*") if p.name.isdigit()}
     steps = sorted(states)
     if len(steps) != cell.study.scores:
@@ -49,7 +51,7 @@ def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
 
     def at(step: int) -> Pretrained:
         params = read_state(states[step], "ema", shapes)
-        return dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, params=params))
+        return dataclasses.replace(model, diffusion=dataclasses.replace(diffusion, params=params))
 
     return _facts(cell, model, i3d) | _scores(cell, run, model, steps, at, i3d)
 
@@ -102,7 +104,8 @@ def _scores(
     seen = {name: extract(net, real, batch_size=BATCH) for name, net in looks.items()}
     first = {name: features[: study.clips] for name, features in seen.items()}
     floor = {name: _distances(first[name], features[study.clips :]) for name, features in seen.items()}
-    classes = max(model.diffusion.model.config.classes, 1)
+    diffusion: Any = model.diffusion
+    classes = max(diffusion.model.config.classes, 1)
     labels = np.arange(study.clips) % classes
     curve = {name: {"step": steps, "frechet": [], "kernel": []} for name in looks}
     final, ends = {}, {}
@@ -124,7 +127,7 @@ def _scores(
         for name, net in looks.items()
     }
     errors = score_prediction(model.vae, model.vae_params, test, batch_size=BATCH)
-    names = model.diffusion.class_names if classes > 1 else ()
+    names = diffusion.class_names if classes > 1 else ()
     by_class = {}
     for label, name in enumerate(names):
         mine = test[test_kinds == label]
@@ -171,7 +174,7 @@ def _class_probe(run: Run, model: Pretrained, most: int, means: np.ndarray, labe
 
 
 def _distances(a: np.ndarray, b: np.ndarray, intervals: bool = False) -> dict:
-    found = {"frechet": frechet_distance(a, b), "kernel": kernel_distance(a, b)}
+    found: dict[str, Any] = {"frechet": frechet_distance(a, b), "kernel": kernel_distance(a, b)}
     if intervals:
         for name, interval in (("frechet", frechet_interval(a, b)), ("kernel", kernel_interval(a, b))):
             found[f"{name}_interval"] = [interval.low, interval.high]
@@ -189,6 +192,7 @@ def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
 def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
     count = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
     study, device = cell.study, jax.devices()[0]
+    diffusion: Any = model.diffusion
     return {
         "study": study.name,
         "row": cell.row.name,
@@ -196,7 +200,7 @@ def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
         "key": cell.key,
         "world": study.world,
         "settings": {key: str(value) for key, value in cell.row.settings.items()},
-        "parameters": {"vae": count(model.vae_params), "transformer": count(model.diffusion.params)},
+        "parameters": {"vae": count(model.vae_params), "transformer": count(diffusion.params)},
         "clips": {"scored": study.clips, "latents": cell.experiment.latents.clips, "reference": study.reference},
         "steps": {s: getattr(cell.experiment, s).steps for s in ("image", "video", "decoder", "diffusion")},
         "networks": {name: net.hash for name, net in networks(i3d).items()},

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -196,7 +197,7 @@ def _row_scores(study: Results, row: str) -> list[str]:
 def _floor(study: Results) -> list[str]:
     """Distances of real clips from real clips."""
     scores = [f"floor.{network}.{kind}" for network in study.networks for kind in ("frechet", "kernel")]
-    return [number(study.estimate(study.rows[0], score).mean) for score in scores]
+    return [number(study.measured(study.rows[0], score).mean) for score in scores]
 
 
 def _own_rows(study: Results, paper: dict) -> list[dict]:
@@ -248,7 +249,7 @@ def _gains(study: Results, own: list[dict]) -> list[str]:
 
 
 def _generation(study: Results, row: str, network: str, kind: str) -> str:
-    estimate = study.estimate(row, f"generation.{network}.{kind}")
+    estimate = study.measured(row, f"generation.{network}.{kind}")
     if estimate.count > 1:
         return _said(estimate)
     (seed,) = study.seeds(row)
@@ -302,8 +303,11 @@ def _verdict(delta: float, ours: Estimate) -> str:
 def _reach(study: Results) -> list[str]:
     baseline = study.rows[0]
     first = study.networks[0]
-    known = {row: {n: reach(study, row, baseline, n) for n in study.networks} for row in study.rows}
-    known = {row: found for row, found in known.items() if found[first] is not None}
+    known: dict[str, dict[str, Any]] = {}
+    for row in study.rows:
+        found = {network: reach(study, row, baseline, network) for network in study.networks}
+        if found[first] is not None:
+            known[row] = found
     if not known:
         return ["No two curves to compare yet."]
     body = []
@@ -326,11 +330,11 @@ def _prediction(study: Results) -> list[str]:
     header = ["row", *(f"k = {k}" for k in range(1, groups + 1)), "of copying", "of extrapolation"]
     body = []
     for row in study.rows:
-        errors = [study.estimate(row, lambda c, k=k: c["prediction"]["predicted"][k]) for k in range(groups)]
-        shares = [study.estimate(row, against(guess)) for guess in ("copying", "extrapolation")]
+        errors = [study.measured(row, lambda c, k=k: c["prediction"]["predicted"][k]) for k in range(groups)]
+        shares = [study.measured(row, against(guess)) for guess in ("copying", "extrapolation")]
         body.append([row, *(number(e.mean) for e in errors), *(_percent(e.mean) for e in shares)])
     for guess in ("copying", "extrapolation"):
-        errors = [study.estimate(study.rows[0], lambda c, k=k: c["prediction"][guess][k]) for k in range(groups)]  # noqa: B023
+        errors = [study.measured(study.rows[0], lambda c, k=k: c["prediction"][guess][k]) for k in range(groups)]  # noqa: B023
         body.append([f"*{guess}*", *(number(e.mean) for e in errors), "", ""])
     return [
         "Squared error on [-1, 1] over the last k groups, which are withheld; and over all k as a share of the error",
@@ -424,7 +428,7 @@ def _training_chart(study: Results, network: str) -> str:
                 **band,
             )
         )
-    floor = study.estimate(study.rows[0], f"floor.{network}.frechet").mean
+    floor = study.measured(study.rows[0], f"floor.{network}.frechet").mean
     last = curves[0].x
     curves.append(Curve("real half against real half", (last[0], last[-1]), (floor, floor), style="dashed"))
     title = f"{study.plan['name']}: generation along training, {network}"
@@ -434,8 +438,8 @@ def _training_chart(study: Results, network: str) -> str:
 def _prediction_chart(study: Results) -> str:
     groups = range(1, len(next(iter(study.cells.values()))["prediction"]["predicted"]) + 1)
 
-    def mean(row: str, name: str) -> np.ndarray:
-        return np.mean([study.cells[row, seed]["prediction"][name] for seed in study.seeds(row)], axis=0)
+    def mean(row: str, name: str) -> list[float]:
+        return np.mean([study.cells[row, seed]["prediction"][name] for seed in study.seeds(row)], axis=0).tolist()
 
     curves = [Curve(row, groups, mean(row, "predicted")) for row in study.rows]
     guesses = ("copying", "extrapolation")
@@ -462,7 +466,7 @@ def _said(estimate: Estimate | None, sign: str = "") -> str:
 
 def _span(mean: float, low: float | None, high: float | None, sign: str = "") -> str:
     said = f"{'+' if sign and mean > 0 else ''}{number(mean)}"
-    return said if low is None else f"{said} [{number(low)}, {number(high)}]"
+    return said if low is None or high is None else f"{said} [{number(low)}, {number(high)}]"
 
 
 def _percent(share: float) -> str:

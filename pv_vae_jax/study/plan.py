@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pv_vae_jax.config import ConfigError, Experiment, override, to_dict
 
@@ -196,7 +197,7 @@ def load_study(path: str | Path, overrides: dict[str, str] | None = None) -> Stu
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no study file {path}")
-    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    spec: Any = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not callable(getattr(module, "get_study", None)):

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Estimate:
     @property
     def sign(self) -> int:
         """-1 or 1 where the interval excludes 0, else 0."""
-        if self.low is None or self.low <= 0 <= self.high:
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
             return 0
         return 1 if self.mean > 0 else -1
 
@@ -87,7 +88,7 @@ class Results:
 
         Seeds without the score are left out.
         """
-        take = score if callable(score) else lambda cell: _at(cell, score)
+        take: Any = score if callable(score) else lambda cell: _at(cell, score)
         found = {seed: take(self.cells[row, seed]) for seed in self.seeds(row)}
         return {seed: value for seed, value in found.items() if value is not None}
 
@@ -95,6 +96,14 @@ class Results:
         """Over seeds; None if no cell has the score."""
         values = list(self.values(row, score).values())
         return over_seeds(values) if values else None
+
+    def measured(self, row: str, score: str | Callable[[dict], float | None]) -> Estimate:
+        """Over seeds, of a score that every cell has.
+
+        Raises:
+          ValueError: no cell has it.
+        """
+        return over_seeds(list(self.values(row, score).values()))
 
     def difference(self, row: str, other: str, score: str | Callable[[dict], float | None]) -> Estimate | None:
         """`row` less `other`, over the seeds that both have."""
@@ -117,7 +126,7 @@ def read_results(folder: Path) -> list[Results]:
             if path.name == PLAN:
                 continue
             cell = _read(path)
-            key = cell.get("row"), cell.get("seed")
+            key: Any = cell.get("row"), cell.get("seed")
             if key[0] not in known:
                 raise ConfigError(f"{path} is a cell of row {key[0]!r}, which {plan} does not have: remove one of them")
             if key in found.cells:

@@ -62,7 +62,7 @@ def first_parameters(run: Run, name: str, before: str | None, model: VAE, shapes
             raise ConfigError(
                 f"{name}.init_weights={stage.init_weights} is for training states: a model has its moving average only"
             )
-        folder = pretrained.find_model(stage.init_from or run.folder(before) / "model")
+        folder = pretrained.find_model(stage.init_from or run.folder(str(before)) / "model")
         config, images = _config_of_model(folder)
         params = read_model(folder, wanted)
     if not stage.init_parts:
@@ -114,9 +114,10 @@ def read_state(folder: Path, weights: str, shapes: Params) -> Params:
     wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
     item = {weights: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)}
     to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    place: Any = (folder / "default").absolute()  # Orbax's own type of paths takes ours
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         try:
-            there = reader.metadata((folder / "default").absolute()).tree[weights]
+            there = reader.metadata(place).tree[weights]
             flat: dict[str, Any] = flatten_dict(there, sep="/")
             found = {name: tuple(leaf.shape) for name, leaf in flat.items() if name in wanted}
             faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
@@ -128,7 +129,7 @@ def read_state(folder: Path, weights: str, shapes: Params) -> Params:
             if faults:
                 raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
             args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
-            tree = reader.restore((folder / "default").absolute(), args=args)[weights]
+            tree = reader.restore(place, args=args)[weights]
         except WeightsError:
             raise
         except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
