@@ -62,7 +62,9 @@ def rows() -> list[Row]:
     larger = {"v5p:2x2x1": 4, "v6e:2x4": 8, "v5p:4x4x4": 64, "v5e:16x16": 256, "v6e:16x16": 256}
     for topology, chips in larger.items():
         found.append(Row("video", 256, topology, {"fsdp": chips}, chips))
-        found.append(Row("diffusion", 256, topology, {"fsdp": chips}, 4 * chips))
+        # Latte-XL is 1152 = 9 x 128 wide: no more than 128 chips can share a matrix evenly.
+        shared = {"fsdp": chips} if chips <= 64 else {"data": chips // 64, "fsdp": 64}
+        found.append(Row("diffusion", 256, topology, shared, 4 * chips))
         space = {"fsdp": chips // 4, "space": 4} if chips > 4 else {"space": 4}
         found.append(Row("video", 512, topology, space, max(chips // 4, 1)))
     for stage in ("image", "decoder"):
