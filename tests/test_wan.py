@@ -200,7 +200,7 @@ def test_diffusers_still_computes_what_is_stored(published, diffusers):
     assert made.keys() == stored.keys()
     np.testing.assert_array_equal(made.pop("clip") / np.float32(127.5) - 1, stored["clip"])
     for key, value in made.items():
-        np.testing.assert_allclose(value, stored[key], atol=0 if key.startswith("weights.") else 1e-6, err_msg=key)
+        np.testing.assert_allclose(value, stored[key], atol=0 if key.startswith("weights.") else 5e-6, err_msg=key)
 
 
 def test_other_weights_agree_with_diffusers(published, diffusers):
