@@ -50,7 +50,7 @@ class DataConfig:
       size: side of the square clip in pixels.
       stride: video frames from one clip frame to the next.
       threads: reading and decoding.
-      cache_bytes: memory for decoded videos.
+      cache_bytes: memory for decoded videos, or rendered clips of the synthetic world.
       fold: official split of UCF101, 1 to 3.
       crop: where the square lies in a training clip; `random` draws its place each time.
     """

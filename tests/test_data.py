@@ -64,6 +64,22 @@ def test_a_synthetic_clip_depends_on_seed_and_index_alone():
             WORLD.clip(index)
 
 
+def test_rendered_clips_are_kept_as_far_as_memory_was_given(monkeypatch):
+    from pv_vae_jax.data import synthetic
+
+    drawn = []
+    draw = synthetic.render
+    monkeypatch.setattr(synthetic, "render", lambda *given: drawn.append(given) or draw(*given))
+    source = SyntheticVideos(clips=24, frames=9, size=24, seed=3, cache_bytes=2 * 9 * 24 * 24 * 3 + 1)
+    for index in (0, 1, 5, 0, 1, 5, 5):
+        found = source.clip(index)
+        np.testing.assert_array_equal(found["video"], draw(WORLD.scene(index), 24))
+        assert found["label"] == WORLD.scene(index).label
+    assert len(drawn) == 5, "two clips are kept, the third is drawn each time"
+    with pytest.raises(ValueError):
+        source.clip(0)["video"][:] = 0
+
+
 def test_an_image_is_a_frame_of_its_clip():
     seen = set()
     for index in range(12):

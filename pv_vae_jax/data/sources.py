@@ -265,7 +265,7 @@ def open_source(
       seed: of the synthetic world.
       clips: of the synthetic world; of a folder, at most, for a source that is not `random`.
       random: windows start anywhere (training) instead of one after the other (evaluation).
-      cache_bytes: memory for decoded videos.
+      cache_bytes: memory for decoded videos or rendered clips.
       crop: `centre`, or `random` for a place drawn with each clip of a `random` source.
       fold: official split of UCF101, 1 to 3; 1 for anything else.
       log: names what is skipped; sources that share one name a file once.
@@ -276,7 +276,8 @@ def open_source(
     if split not in ("train", "test"):
         raise ValueError(f"split is 'train' or 'test', got {split!r}")
     if families := families_of(source):
-        return SyntheticVideos(clips, frames, size, seed=2 * seed + (split == "test"), families=families)
+        seed = 2 * seed + (split == "test")
+        return SyntheticVideos(clips, frames, size, seed, families=families, cache_bytes=cache_bytes)
     folder = Path(source)
     check_folder(folder)
     kind = recognise(folder)

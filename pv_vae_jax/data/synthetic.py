@@ -175,6 +175,10 @@ class SyntheticVideos:
 
     Labels go round the families, so every class has the same number of clips. Test clips come from another `seed`.
 
+    Args:
+      cache_bytes: memory for rendered clips. A clip takes a millisecond to render, an accelerator's step on a batch of
+        small ones no longer than that.
+
     Attributes:
       class_names: the families.
     """
@@ -189,9 +193,12 @@ class SyntheticVideos:
         seed: int = 0,
         sprites: int = 2,
         families: tuple[str, ...] = FAMILIES,
+        cache_bytes: int = 0,
     ):
         self.clips, self.frames, self.size, self.seed, self.sprites = clips, frames, size, seed, sprites
         self.class_names = families
+        self._kept: dict[int, np.ndarray] = {}
+        self._most_kept = cache_bytes // (3 * frames * size**2)
 
     def __len__(self) -> int:
         return self.clips
@@ -205,8 +212,13 @@ class SyntheticVideos:
 
     def clip(self, index: int, rng: np.random.Generator | None = None) -> dict:
         """The whole clip; it is the same for every `rng`."""
-        scene = self.scene(index)
-        return {"video": render(scene, self.size), "label": np.int32(scene.label)}
+        video = self._kept.get(index)
+        if video is None:
+            video = render(self.scene(index), self.size)
+            if len(self._kept) < self._most_kept:
+                video.flags.writeable = False  # it is handed out again
+                self._kept[index] = video
+        return {"video": video, "label": np.int32(index % len(self.class_names))}
 
     def image(self, index: int, rng: np.random.Generator) -> dict:
         """One frame of the clip, drawn by `rng`: `video` is `(1, s, s, 3)`."""
