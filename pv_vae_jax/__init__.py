@@ -72,9 +72,9 @@ __all__ = [
 
 def __getattr__(name: str):
     if name == "__version__":
-        from importlib.metadata import version
+        from pv_vae_jax.versions import installed_version
 
-        return version("pv_vae_jax")
+        return installed_version("pv_vae_jax")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -21,6 +21,7 @@ from pv_vae_jax.config import ConfigError, Experiment, Objective, VAEStageConfig
 from pv_vae_jax.evaluation.display import Figure, show_clips, show_curves, show_pictures
 from pv_vae_jax.evaluation.figures import png
 from pv_vae_jax.train import stages
+from pv_vae_jax.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -216,3 +217,8 @@ def test_train_goes_through_the_stages_that_have_steps(monkeypatch, tmp_path):
 def test_the_version_is_that_of_the_distribution():
     assert re.fullmatch(r"\d+\.\d+\.\d+", pv_vae_jax.__version__)
     assert f'version="{pv_vae_jax.__version__}"' in (ROOT / "setup.py").read_text()
+
+
+def test_records_can_be_made_from_a_clone_that_is_not_installed():
+    found = versions(("pv_vae_jax_elsewhere", "numpy"))
+    assert found == {"pv_vae_jax_elsewhere": "not installed", "numpy": np.__version__}

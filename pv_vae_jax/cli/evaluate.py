@@ -26,7 +26,6 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from pv_vae_jax.files import write_json
 from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import Run, reopen_run
+from pv_vae_jax.versions import versions
 
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and in the latent pictures
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
@@ -201,8 +201,7 @@ def _describe(run: Run, split: str, clips: int) -> dict:
         "model": experiment.vae.name,
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "devices": [f"{count} x {kind}" for kind, count in kinds.items()],
-        "versions": {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": versions() | {"python": platform.python_version()},
         "parameters": {},
         "protocol": {
             "source": data.source,

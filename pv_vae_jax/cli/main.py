@@ -31,9 +31,9 @@ def main(argv: Sequence[str]) -> int:
     """Run `argv[1]`; exit status 0, 1 for an error the user can mend, 2 for a wrong call, 130 or 143 if stopped."""
     name = argv[1] if len(argv) > 1 else "--help"
     if name in ("--version", "version"):
-        from importlib.metadata import version
+        from pv_vae_jax.versions import versions
 
-        print(f"pv_vae_jax {version('pv_vae_jax')}, jax {version('jax')}")
+        print(", ".join(f"{name} {found}" for name, found in versions(("pv_vae_jax", "jax")).items()))
         return 0
     if name in ("-h", "--help", "help"):
         print("usage: pv-vae COMMAND [flags]; pv-vae COMMAND --help lists the flags\n")

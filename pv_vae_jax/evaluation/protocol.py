@@ -11,7 +11,6 @@ import datetime
 import hashlib
 import platform
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from pv_vae_jax.evaluation.clip_sets import ClipSet, Window
 from pv_vae_jax.evaluation.distances import Interval
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork
+from pv_vae_jax.versions import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def card(protocol: MetricProtocol, network: FeatureNetwork | None, real: dict, f
             "pixels": network.pixels,
         } | network.facts
     tree |= more
-    tree["library"] = {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "numpy")}
+    tree["library"] = versions()
     tree["library"] |= {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
     tree["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return tree

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.study.plan import Cell
 from pv_vae_jax.train.hand_over import read_state
 from pv_vae_jax.train.run import Run
+from pv_vae_jax.versions import versions
 
 BATCH = 32
 LEAST = 16  # clips of a class that has scores of its own
@@ -205,5 +205,5 @@ def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
         "steps": {s: getattr(cell.experiment, s).steps for s in ("image", "video", "decoder", "diffusion")},
         "networks": {name: net.hash for name, net in networks(i3d).items()},
         "device": f"{device.platform} {device.device_kind}",
-        "versions": {name: version(name) for name in ("pv_vae_jax", "jax", "flax", "optax")},
+        "versions": versions(("pv_vae_jax", "jax", "flax", "optax")),
     }
