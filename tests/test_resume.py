@@ -305,6 +305,19 @@ def test_reads_that_end_after_a_failed_one_are_silent_and_nothing_else_is(monkey
     assert heard == others
 
 
+def test_a_state_saved_out_of_turn_does_not_take_the_place_of_one_saved_in_turn(tmp_path):
+    state, left = jax.device_put({"w": np.zeros(4, np.float32)}), {}
+    for steps in ((2, 4, 6, 8, 9), (2, 3, 4, 6, 7, 8, 9)):  # an uninterrupted stage, and one with two signals
+        folder = tmp_path / str(len(steps))
+        checkpoints = Checkpoints(folder, keep=3, every=2)
+        for step in steps:
+            checkpoints.save(step, state)
+            assert checkpoints.latest() == step
+        checkpoints.close()
+        left[steps] = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    assert set(map(tuple, left.values())) == {(6, 8, 9)}
+
+
 def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):

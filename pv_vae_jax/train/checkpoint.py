@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,29 @@ class CheckpointError(OSError):
     """A state could not be written, most often because the disk is full, or none of those there can be read."""
 
 
+@dataclasses.dataclass(frozen=True)
+class NewestRegular:
+    """Orbax policy: which states stay when another is there, the newest and before it the newest saved in turn.
+
+    A state saved because of a signal is there to go on from. Were it kept longer, a stage that was interrupted would
+    end with other states than one that was not, and a study scores them.
+
+    Attributes:
+      keep: states, at least 1.
+      every: steps from one save in turn to the next.
+    """
+
+    keep: int
+    every: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One answer each for states in the order of their steps."""
+        steps = [info.step for info in checkpoints]
+        regular = [step for step in steps[:-1] if step % self.every == 0]
+        kept = {*regular[max(0, len(regular) - self.keep + 1) :], *steps[-1:]}
+        return [step in kept for step in steps]
+
+
 class Checkpoints:
     """Training states of one stage in `folder/<step>`.
 
@@ -34,18 +58,22 @@ class Checkpoints:
     and any number of processes and devices can read it. `checksums.json` goes into the temporary folder before it is
     renamed, in the thread that writes, so that a byte that flips later is noticed when the state is read.
 
+    Args:
+      folder: of the states.
+      keep, every: which states stay, see `NewestRegular`.
+
     Raises (from `save` and `close`):
       CheckpointError: writing failed; the message names the newest whole state.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep: int = 2, every: int = 1):
         for step in folder.glob("[0-9]*") if is_first() else ():
             if step.name.isdigit() and not (step / "_CHECKPOINT_METADATA").exists():
                 shutil.rmtree(step, ignore_errors=True)  # a copy or a deletion that broke off
         wait_for_all(f"checkpoints of {folder} are clean")
         self._folder, self._saving = folder, -1
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=NewestRegular(keep, every),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums),

@@ -98,7 +98,7 @@ def run_stage(
         check_split(mesh, shapes.params, sharding.params)
     except ValueError as error:
         raise ConfigError(f"stage {name}: {error}") from error
-    checkpoints = Checkpoints(folder / "checkpoints", checkpoints_kept)
+    checkpoints = Checkpoints(folder / "checkpoints", checkpoints_kept, checkpoint_every)
     restored = checkpoints.restore_newest(abstract(shapes, sharding))
     if restored is None:
         places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
