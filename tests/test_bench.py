@@ -277,6 +277,7 @@ def test_lowerings_follow_what_was_fastest(tmp_path, monkeypatch):
     assert set(found["times"]) == {"direct", "sum2d", "im2col", "taps_out", "torch"} and found["auto"] == "taps_out"
     assert default_lowering(64, 64, "cpu") == "im2col" and default_lowering(128, 128, "cpu") == "sum2d"
     assert {default_lowering(3, 3, platform) for platform in ("gpu", "tpu")} == {"direct"}
+    assert default_lowering(128, 128, "gpu") == "sum2d" and default_lowering(128, 128, "tpu") == "direct"
 
 
 def test_attention(tmp_path):

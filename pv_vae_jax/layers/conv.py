@@ -1,8 +1,8 @@
 """Causal 3-D convolution: one op with several lowerings of equal result.
 
-XLA runs a direct 3-D convolution well on TPU and GPU. On CPU its gradient is 2-4 times slower than eager PyTorch while
-2-D convolutions stay fast, so there time is folded into the batch or the channels
-(`pv-vae bench lowerings` measures them all; the tables are in docs/performance.md).
+On CPU the gradient of XLA's direct 3-D convolution is 2-4 times slower than eager PyTorch's, and on GPUs the direct
+form is slower than 2-D ones, so there time is folded into the batch or the channels (`pv-vae bench lowerings` measures
+them all; the tables are in docs/performance.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def causal_conv3d(
       kernel: `(kt, kh, kw, ci, co)`, spatial sizes odd. The last tap sees the current frame.
       bias: `(co,)` or None.
       context: `(b, kt - 1, h, w, ci)`, the frames before `x` where it is a later part of a clip; None pads with zeros.
-      lowering: how to run it; `auto` takes `direct` on TPU and GPU and the fastest folded form on CPU.
+      lowering: how to run it; `auto` takes what `default_lowering` says.
 
     Returns:
       `(b, t, h, w, co)`; frame `i` depends on frames `<= i` only.
@@ -78,8 +78,12 @@ def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
 def default_lowering(ci: int, co: int, platform: str) -> Lowering:
     """What `auto` takes for `ci` input and `co` output channels on `cpu`, `gpu` or `tpu`.
 
-    On CPU few outputs favour taps-out, few inputs im2col; `benchmarks/results/lowerings_cpu.json` holds the times.
+    On CPU few outputs favour taps-out, few inputs im2col. On an H200, with 128 and with 512 channels in bfloat16, a sum
+    of 2-D convolutions took 0.64 and 0.92 of the direct form's time, which cuDNN runs in another layout. The times are
+    in `benchmarks/results/lowerings_*.json`; TPUs, and few channels on GPUs, were not measured.
     """
+    if platform == "gpu" and min(ci, co) >= 64:
+        return "sum2d"
     if platform != "cpu":
         return "direct"
     if co <= 16:
