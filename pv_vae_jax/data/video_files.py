@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -263,11 +264,22 @@ def _frames(path: str | Path, count: int | None) -> Iterator:
     decoded = 0
     with container:
         try:
-            for frame in itertools.islice(container.decode(stream), count):
+            for frame in itertools.islice(_decoded(container, stream), count):
                 yield frame
                 decoded += 1
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise BrokenVideoError(f"{path}: decoding stops at frame {decoded} ({error})") from error
+
+
+def _decoded(container, stream) -> Iterator:
+    """What `container.decode(stream)` yields.
+
+    PyAV's own loses 150 bytes each time it is left before its end, as every window does: the generator of packets in it
+    is dropped unclosed.
+    """
+    with contextlib.closing(container.demux(stream)) as packets:
+        for packet in packets:
+            yield from packet.decode()
 
 
 def _decode(
@@ -295,7 +307,7 @@ def _decode(
                 if start >= len(times):
                     return []
                 container.seek(int(times[start]), stream=stream)  # to the key frame at or before it
-            for frame in container.decode(stream):
+            for frame in _decoded(container, stream):
                 if times is None:
                     position += 1
                 else:
