@@ -214,6 +214,7 @@ SHORTER = {
     "pv-vae evaluate --real=clips": "--clips=8 --nointervals --frames=5",
     "pv-vae analyze": "--clips=4 --frames=5 --size=16",
     "pv-vae prepare": "--min_frames=5",
+    "pv-vae probe": "--clips=8 --test_clips=4 --steps=2",
     "pv-vae inspect --config experiments/demo.py --stage video --config.mesh": "--config.video.batch_size=8",
 }
 # Not run here, and why.
@@ -262,6 +263,8 @@ def workplace(tmp_path_factory) -> Path:
         run_command("pv-vae train --config experiments/demo.py --workdir runs/demo")
     for name in "ab":
         shutil.copytree(place / "runs" / "demo" / "video" / "model", place / "models" / name)
+    for name in ("a", "b", "other"):
+        shutil.copytree(place / "runs" / "demo", place / "runs" / name)
     return place
 
 
