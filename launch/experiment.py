@@ -84,15 +84,24 @@ def grid(sweep: list[str]) -> tuple[dict[str, str], ...]:
     """All combinations of `config.KEY=A,B,C` entries; commas within brackets belong to a value.
 
     Raises:
-      ValueError: an entry of another form.
+      ValueError: an entry of another form, a key or a value twice, or two runs that would share a folder.
     """
-    axes = []
+    axes: list[list[tuple[str, str]]] = []
     for entry in sweep:
         key, equals, values = entry.partition("=")
         if not equals or not values or not key.startswith("config."):
             raise ValueError(f"--sweep takes config.KEY=VALUE,VALUE, got {entry!r}")
-        axes.append([(key, value) for value in re.split(r",(?![^(\[]*[)\]])", values)])
-    return tuple(dict(point) for point in itertools.product(*axes))
+        chosen = re.split(r",(?![^(\[]*[)\]])", values)
+        if "" in chosen:
+            raise ValueError(f"--sweep {entry}: an empty value between its commas")
+        if key in (axis[0][0] for axis in axes):
+            raise ValueError(f"--sweep names {key} twice: give all its values in one")
+        axes.append([(key, value) for value in chosen])
+    points = tuple(dict(point) for point in itertools.product(*axes))
+    names = [name_of(point) for point in points]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"--sweep: two runs would share the folder {twice[0]}")
+    return points
 
 
 def name_of(point: dict[str, str]) -> str:
@@ -163,6 +172,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Experiment,
         sweep = grid(args.sweep)
     except ValueError as error:
         parser.error(str(error))
+    given = {flag.removeprefix("--").partition("=")[0] for flag in flags}
+    if both := sorted(given & set(sweep[0])):
+        parser.error(f"--{both[0]} is swept and given as well: the flag would win in every run")
     name = dns_label(args.name or PurePosixPath(args.workdir).name or "pv-vae")
     experiment = Experiment(name, args.config, args.workdir, tuple(flags), sweep, args.restarts, environment)
     return experiment, args

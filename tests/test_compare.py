@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.compare import SAME
+from pv_vae_jax.cli.compare import SAME, _named, _taken_along
 from pv_vae_jax.evaluation.convergence import arrival, running_mean
 from pv_vae_jax.evaluation.runs_page import PAPER, EvaluatedRun, accuracy_and_generation, write_comparison
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
@@ -114,6 +114,22 @@ def test_command_compares_runs(runs, tmp_path):
     arrivals = tree["convergence"]["video"]
     assert arrivals["a reaches the end of b"]["of"] == 3 and arrivals["a reaches the end of b"]["step"] is None
     assert arrivals["b reaches the end of a"]["step"] <= 3
+
+
+def test_scores_of_other_protocols_or_clips_have_columns_of_their_own(tmp_path):
+    def report(run, **files):
+        (tmp_path / run).mkdir()
+        for name, (protocol, clips, value) in files.items():
+            card = {"protocol": {"name": protocol}, "fake": {"scored": clips}}
+            score = {"name": "FVD", "value": value, "card": card}
+            (tmp_path / run / f"{name}.json").write_text(json.dumps([score, {"name": "none", "value": None}]))
+        return _taken_along(tmp_path / run)
+
+    a, b = report("a", x=("paper", 24, 1.0)), report("b", x=("paper", 24, 2.0))
+    c = report("c", x=("paper", 24, 3.0), y=("stylegan-v", 24, 4.0), z=("paper", 8, 5.0))
+    assert _named({"a": a, "b": b}) == [{"FVD": 1.0}, {"FVD": 2.0}]
+    paper, other, few = "FVD: paper, 24 clips", "FVD: stylegan-v, 24 clips", "FVD: paper, 8 clips"
+    assert _named({"a": a, "c": c}) == [{paper: 1.0}, {paper: 3.0, other: 4.0, few: 5.0}]
 
 
 def test_what_does_not_compare_is_refused(runs, tmp_path):

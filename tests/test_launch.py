@@ -82,6 +82,23 @@ def test_a_sweep_is_the_grid_of_its_axes():
     for wrong in ("seed", "config.seed", "config.seed=", "seed=1"):
         with pytest.raises(ValueError, match="config.KEY=VALUE"):
             description.grid([wrong])
+    for wrong, why in (
+        (["config.seed=0,,1"], "empty value"),
+        (["config.seed=0", "config.seed=1"], "names config.seed twice"),
+        (["config.seed=0,0"], "share the folder seed=0"),
+        (["config.data.source=a/b,a_b"], "share the folder data.source=a_b"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            description.grid(wrong)
+
+
+def test_what_is_swept_is_not_given_as_well(capsys):
+    call = ["--config", "e.py", "--workdir", "w", "--sweep", "config.seed=1,2"]
+    with pytest.raises(SystemExit):
+        description.parse(description.make_parser(""), [*call, "--config.seed=3"])
+    assert "--config.seed is swept and given as well" in capsys.readouterr().err
+    experiment, _ = description.parse(description.make_parser(""), [*call, "--config.seed_of=3"])
+    assert experiment.flags == ("--config.seed_of=3",)
 
 
 @pytest.mark.parametrize("backend", OWN)

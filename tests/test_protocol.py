@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
-from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
+from pv_vae_jax.evaluation.comparison import check_sets, compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.corruptions import corrupt
 from pv_vae_jax.evaluation.distances import frechet_distance
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract
@@ -219,6 +220,27 @@ def test_command_compares_sets_and_writes_cards(arrays, network_folder, tmp_path
     assert [p.name for p in out.parent.iterdir()] == ["scores.json"]
 
 
+def test_pairs_of_files_are_told_by_their_names(tmp_path):
+    """A file that is left out, or other names, would set clips beside others."""
+
+    def folder(name, **lengths):
+        (tmp_path / name).mkdir()
+        for stem, frames in lengths.items():
+            write_video(tmp_path / name / f"{stem}.mp4", CLIPS[0].repeat(2, 0)[:frames], fps=8)
+        return FolderClips(tmp_path / name, Window(5))
+
+    def check(a, b):
+        check_sets(a, b, dataclasses.replace(SHORT, clips=2), paired=True)
+
+    real = folder("real", c1=5, c2=5, c3=5)
+    check(real, folder("same", c1=5, c2=5, c3=5))
+    check(real, folder("reconstructed", c1_reconstruction=5, c2_reconstruction=5, c3_reconstruction=5))
+    with pytest.raises(FeatureError, match="1 videos too short .* shift the pairs"):
+        check(real, folder("shorter", c1=5, c2=5, c25=3, c3=5))
+    with pytest.raises(FeatureError, match="c02.mp4 stands beside c1.mp4"):
+        check(real, folder("renamed", c02=5, c03=5, c1=5))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -230,6 +252,9 @@ def test_command_compares_sets_and_writes_cards(arrays, network_folder, tmp_path
         (["--real=a.npy", "--fake=b.npy", "--lpips=alexnet"], "--lpips_weights and --lpips_heads"),
         (["--real=a.npy", "--fake=b.npy", "--c3d=c.npz"], "--c3d and --c3d_mean"),
         (["--real=a.npy", "--fake=b.npy", "--value_range=1"], "low,high"),
+        (["--real=a.npy", "--fake=b.npy", "--value_range=-inf,inf"], "low,high"),
+        (["--real=a.npy", "--fake=b.npy", "--lpips_heads=h.npz"], "add it, alexnet or"),
+        (["--real=a.npy", "--fake=b.npy", "--splits=3"], "it takes --c3d"),
         (["--real=none.npy", "--fake=none.npy"], "no file none.npy"),
     ],
 )

@@ -50,6 +50,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("pv-vae analyze takes no --config overrides: each model's configuration is its own")
     if not positional:
         raise ConfigError("name at least one model: a shipped name, a model folder or a work directory")
+    if values.frames < 2:
+        raise ConfigError("--frames is 2 at least: what is analysed is how latents change from frame to frame")
     models = _models(positional)
     video, motion, source = _clips(values)
     _, frames, height, width, _ = video.shape

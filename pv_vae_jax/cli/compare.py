@@ -57,7 +57,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     first = next(iter(runs.values()))
     video, _ = read_test_clips(first)
     found = [_gather(name, run, video[:SHOWN]) for name, run in runs.items()]
-    count = _score_generated(found, runs, video)
+    taken = {name: _taken_along(run.workdir / "report") for name, run in runs.items()}
+    count = _score_generated(found, taken, runs, video)
+    found = [EvaluatedRun(**{**vars(run), "scores": scores}) for run, scores in zip(found, _named(taken), strict=True)]
     data = first.experiment.data
     real = f"{data.source}, {data.frames} frames of {data.size} x {data.size}"
     if count:
@@ -92,14 +94,9 @@ def _open(names: Sequence[str]) -> dict[str, Run]:
 def _gather(name: str, run: Run, shown: np.ndarray) -> EvaluatedRun:
     report = run.workdir / "report"
     metrics = _json(report / "metrics.json")
-    if not isinstance(metrics, dict):
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("stages"), dict) or "model" not in metrics:
         raise ConfigError(f"{report / 'metrics.json'} holds no scores by name: evaluate the run again")
     curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
-    scores = {}
-    for path in sorted(report.glob("*.json")):
-        tree = _json(path)
-        if isinstance(tree, list):
-            scores |= {s["name"]: s["value"] for s in tree if isinstance(s, dict) and {"name", "value"} <= s.keys()}
     made = [s for s in VAE_STAGES if run.finished(s) and not getattr(run.experiment, s).images]
     drawn = {}
     if made:
@@ -110,10 +107,39 @@ def _gather(name: str, run: Run, shown: np.ndarray) -> EvaluatedRun:
             dropped = groups // 2
             drawn["observed"] = shown.shape[1] - dropped * model.vae.config.time_factor
             drawn["prediction"] = predict(model.vae, model.vae_params, shown, dropped, batch_size=len(shown))
-    return EvaluatedRun(name, metrics, {s: rows for s, rows in curves.items() if rows}, scores, **drawn)
+    return EvaluatedRun(name, metrics, {s: rows for s, rows in curves.items() if rows}, {}, **drawn)
 
 
-def _score_generated(found: list[EvaluatedRun], runs: dict[str, Run], video: np.ndarray) -> int:
+Taken = dict[tuple[str, str], float]  # a score's name and what it was measured on -> its value
+
+
+def _taken_along(report: Path) -> Taken:
+    """Scores that `pv-vae evaluate --real --fake` left in a run."""
+    found: Taken = {}
+    for path in sorted(report.glob("*.json")):
+        tree = _json(path)
+        for score in tree if isinstance(tree, list) else ():
+            if isinstance(score, dict) and "name" in score and isinstance(score.get("value"), int | float):
+                card = score.get("card") or {}
+                protocol, fake = card.get("protocol") or {}, card.get("fake") or {}
+                told = ", ".join(f"{x}" for x in (protocol.get("name"), fake.get("scored")) if x is not None)
+                found[score["name"], f"{told} clips" if told else path.stem] = float(score["value"])
+    return found
+
+
+def _named(taken: dict[str, Taken]) -> list[dict[str, float]]:
+    """Scores of each run by name; where a name was measured on different things, what on stands behind it."""
+    kinds: dict[str, set[str]] = {}
+    for scores in taken.values():
+        for name, told in scores:
+            kinds.setdefault(name, set()).add(told)
+    label = lambda name, told: name if len(kinds[name]) == 1 else f"{name}: {told}"  # noqa: E731
+    return [{label(*key): value for key, value in scores.items()} for scores in taken.values()]
+
+
+def _score_generated(
+    found: list[EvaluatedRun], taken: dict[str, Taken], runs: dict[str, Run], video: np.ndarray
+) -> int:
     """Add samples and their distances to the runs that have any; the number of clips of each set."""
     samples = {run.name: _samples(runs[run.name].workdir / "report" / "samples.npz") for run in found}
     samples = {name: part for name, part in samples.items() if part is not None}
@@ -131,8 +157,9 @@ def _score_generated(found: list[EvaluatedRun], runs: dict[str, Run], video: np.
     for run in found:
         if run.name in samples:
             fake = extract(network, samples[run.name][0][:count], count=count, label=run.name)
-            run.scores[name_of("frechet", network)] = float(frechet_distance(real, fake))
-            run.scores[name_of("kernel", network)] = float(kernel_distance(real, fake))
+            told = f"{count} test clips"
+            taken[run.name][name_of("frechet", network), told] = float(frechet_distance(real, fake))
+            taken[run.name][name_of("kernel", network), told] = float(kernel_distance(real, fake))
     return count
 
 

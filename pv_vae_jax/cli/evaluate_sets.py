@@ -68,6 +68,12 @@ def run(values: flags.FlagValues) -> list[Score]:
         raise ConfigError("the inception score takes both --c3d and --c3d_mean")
     if values.lpips and not (values.paired and values.lpips_weights and values.lpips_heads):
         raise ConfigError("--lpips compares pairs: it takes --paired, --lpips_weights and --lpips_heads")
+    if (values.lpips_weights or values.lpips_heads) and not values.lpips:
+        raise ConfigError(
+            f"--lpips_weights and --lpips_heads are of --lpips: add it, {' or '.join(sorted(HEAD_NAMES))}"
+        )
+    if values.splits and not values.c3d:
+        raise ConfigError("--splits is of the inception score: it takes --c3d and --c3d_mean")
     protocol, seed = _protocol(values), values.seed or 0
     network = _network(values, protocol)
     read = {"size": values.size, "value_range": _range(values.value_range)}
@@ -114,7 +120,7 @@ def _range(text: str | None) -> tuple[float, float] | None:
         low, high = map(float, text.split(","))
     except ValueError:
         low = high = 0.0
-    if not low < high:
+    if not (low < high and np.isfinite([low, high]).all()):
         raise ConfigError(f"--value_range takes two numbers, low,high; got {text}")
     return low, high
 

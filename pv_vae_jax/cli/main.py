@@ -55,6 +55,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
 
     from pv_vae_jax.config import ConfigError, parse_overrides
     from pv_vae_jax.data.latents import StaleLatentsError
+    from pv_vae_jax.data.pickles import UnsafePickleError
+    from pv_vae_jax.data.shards import BrokenRecordError
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.data.video_files import BrokenVideoError
     from pv_vae_jax.evaluation.moments import FeatureError
@@ -68,7 +70,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
     expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
-    expected += (WeightsError, FeatureError, OSError, ImportError)
+    expected += (WeightsError, FeatureError, UnsafePickleError, BrokenRecordError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")
         return 0

@@ -69,8 +69,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "time", 0.1, "noise in the latents, 0 none to 1", lower_bound=0, upper_bound=1, flag_values=values
     )
-    whole("clips", 512, "synthetic clips to train heads on")
-    whole("test_clips", 128, "synthetic clips to score heads on")
+    whole("clips", 512, "synthetic clips to train heads on", 2)
+    whole("test_clips", 128, "synthetic clips to score heads on", 2)
     whole("frames", None, "of a clip; default what the transformer was trained on, or 17")
     whole("size", None, "side of the picture; default what the transformer was trained on, or 32")
     whole("steps", 800, "training steps of each head")

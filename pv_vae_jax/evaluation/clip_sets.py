@@ -86,7 +86,10 @@ class ArrayClips:
             if not np.issubdtype(self.video.dtype, np.floating):
                 raise FeatureError(f"{path} holds {self.video.dtype}; clips are uint8, or floats with a value range")
             if value_range is None:
-                raise FeatureError(f"{path} holds floats: say on which range, --value_range=0,1 or --value_range=-1,1")
+                raise FeatureError(
+                    f"{path} holds floats: say on which range (--value_range=0,1 or --value_range=-1,1 of pv-vae "
+                    "evaluate), or save them as uint8"
+                )
         self.size = self.video.shape[2:4]
 
     def __len__(self) -> int:
@@ -109,7 +112,9 @@ class ArrayClips:
         return np.clip(np.rint((clip.astype(np.float64) - low) / (high - low) * 255), 0, 255).astype(np.uint8)
 
     def describe(self) -> dict:
-        kind = "uint8 array" if self.value_range is None or self.video.dtype == np.uint8 else "floats rounded to uint8"
+        kind = "uint8 array"
+        if self.value_range is not None and self.video.dtype != np.uint8:
+            kind = "floats on [{:g}, {:g}] rounded to uint8".format(*self.value_range)
         return {"set": str(self.path), "available": len(self), "pixels": kind, "resized": "no", "too short": 0}
 
 
@@ -203,7 +208,7 @@ def _load_array(path: Path) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
             if "video" not in names and len(names) != 1:
-                raise FeatureError(f"{path} holds the arrays {', '.join(names)}: call the clips `video`")
+                raise FeatureError(f"{path} holds the arrays {', '.join(names) or '(none)'}: call the clips `video`")
             return archive["video" if "video" in names else names[0]]
     except FeatureError:
         raise

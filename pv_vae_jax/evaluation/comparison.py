@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pv_vae_jax.evaluation.clip_sets import ClipSet, read_clips
+from pv_vae_jax.evaluation.clip_sets import ClipSet, FolderClips, read_clips
 from pv_vae_jax.evaluation.distances import (
     InceptionScore,
     frechet_distance,
@@ -171,14 +171,33 @@ def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: b
     """Raise `FeatureError` unless both sets have the protocol's clips, of one size."""
     for clips, name in ((real, "real"), (fake, "fake")):
         _enough(clips, protocol, name)
-    if paired and len(real) != len(fake):
-        raise FeatureError(f"pairs need sets of one length, got {len(real)} and {len(fake)} clips")
+    if paired:
+        _check_pairs(real, fake)
     if tuple(real.size) != tuple(fake.size):
         sizes = " and ".join(" x ".join(map(str, c.size)) for c in (real, fake))
         raise FeatureError(
             f"real and generated clips are {sizes}: whatever resizes one of them would be part of the distance. Bring "
             "both to one size first (--size=N for folders of videos)"
         )
+
+
+def _check_pairs(real: ClipSet, fake: ClipSet) -> None:
+    """Clip `i` of one set must be that of the other; names tell where there are any."""
+    for clips in (real, fake):
+        if isinstance(clips, FolderClips) and clips.short:
+            raise FeatureError(
+                f"{clips.folder} has {clips.short} videos too short for a clip; left out, they would shift the pairs: "
+                "take them and their partners away, or give fewer --frames"
+            )
+    if len(real) != len(fake):
+        raise FeatureError(f"pairs need sets of one length, got {len(real)} and {len(fake)} clips")
+    if isinstance(real, FolderClips) and isinstance(fake, FolderClips):
+        for a, b in zip(real.files, fake.files, strict=True):
+            if not b.stem.startswith(a.stem):
+                raise FeatureError(
+                    f"pairs are files of one name, in the order of names: {b.name} stands beside {a.name}. The name of "
+                    "a reconstruction begins with that of its video"
+                )
 
 
 def choose(available: int, count: int, paired: bool, seed: Sequence[int]) -> np.ndarray:
