@@ -67,7 +67,10 @@ def write_latents_shard(path: Path, records: Iterable[dict]) -> None:
 def finish_cache(folder: Path, *, key: dict, total: int, class_names: tuple[str, ...]) -> None:
     """Write the manifest of a cache whose files are all there, with the statistics of their records."""
     shards = _open(folder, total)
-    _write_manifest(folder, map(load, map(shards.__getitem__, range(total))), key, total, class_names)
+    try:
+        _write_manifest(folder, map(load, map(shards.__getitem__, range(total))), key, total, class_names)
+    except BrokenRecordError as error:
+        raise BrokenRecordError(f"{error}. Remove that file: the same command encodes it again") from error
 
 
 def write_latents(

@@ -102,7 +102,7 @@ class FolderVideos(Windowed):
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
         self.crop = crop if random else "centre"
         self.skipped: dict[Path, str] = {}
-        self._log = log or SkipLog()
+        self._log, self._damaged = log or SkipLog(), set[Path]()
         self._lock, self._cache, self._cache_bytes, self._cached = threading.Lock(), OrderedDict(), cache_bytes, 0
         listing = video_folder(folder, split) if listing is None else listing
         self.class_names, self.absent = listing.class_names, listing.absent
@@ -134,13 +134,8 @@ class FolderVideos(Windowed):
         for step in range(len(self.files)):
             i = (file + step) % len(self.files)  # a file that fails is replaced by the next that does not
             path, frames = self.files[i], int(self._lengths[i])
-            # A long file may fail at one window and not at another. What was tried before must not matter, or a resumed
-            # run would see other clips than a straight one.
-            long = frames * self.size**2 * 3 > self._cache_bytes // 8
-            if path in self.skipped and not long:
-                continue
             try:
-                video = (self._part if long else self._slice)(path, start, frames, count)
+                video = self._window(path, start(frames), frames, count)
             except (BrokenVideoError, OSError) as error:
                 self._skip(path, error)
                 continue
@@ -148,17 +143,22 @@ class FolderVideos(Windowed):
             return {"video": video, "label": self._labels[i]}
         raise NoVideosError(f"none of the {len(self.files)} files of {self.folder} can be read: {few_of(self.skipped)}")
 
-    def _part(self, path: Path, start: Callable[[int], int], frames: int, count: int) -> np.ndarray:
-        """A window of a long video, read alone."""
-        return read_video(path, short_side=self.size, start=start(frames), count=count, stride=self.stride)
+    def _window(self, path: Path, first: int, frames: int, count: int) -> np.ndarray:
+        """A window of a video of `frames` frames.
 
-    def _slice(self, path: Path, start: Callable[[int], int], frames: int, count: int) -> np.ndarray:
-        """A window of a video that is kept in memory."""
-        video = self._whole(path)
-        if len(video) < self.span:  # the header promised more than there is
-            raise BrokenVideoError(f"{path}: {len(video)} frames decode, a clip spans {self.span}")
-        first = min(start(len(video)), len(video) - 1 - (count - 1) * self.stride)
-        return video[first : first + (count - 1) * self.stride + 1 : self.stride]
+        A file may fail at one window and not at another, and that alone decides: were it also what was tried before, or
+        how much memory there is, a run that is resumed would see other clips than one that ran through.
+        """
+        if frames * self.size**2 * 3 <= self._cache_bytes // 8 and path not in self._damaged:
+            try:
+                video = self._whole(path)
+            except BrokenVideoError:
+                self._damaged.add(path)  # somewhere; the window may be whole
+            else:
+                if len(video) <= first + (count - 1) * self.stride:  # the header promised more than there is
+                    raise BrokenVideoError(f"{path}: {len(video)} of {frames} frames decode")
+                return video[first : first + (count - 1) * self.stride + 1 : self.stride]
+        return read_video(path, short_side=self.size, start=first, count=count, stride=self.stride)
 
     def _whole(self, path: Path) -> np.ndarray:
         """The whole file, resized, from memory if it was read before."""

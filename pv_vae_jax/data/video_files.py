@@ -17,6 +17,9 @@ import numpy as np
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
 
+# Demuxers of these, by FFmpeg's names. It knows others that read text, and then the files which that names: playlists.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,h264,gif"
+
 TIMED = ("mov,", "matroska,", "gif")  # PyAV's names of containers that store when each frame is shown
 
 
@@ -78,7 +81,8 @@ def _open(path: str | Path | EncodedVideo):
         raise BrokenVideoError(f"{path}: the file is empty")
     try:
         # Absolute: FFmpeg would take what stands before a colon for a protocol.
-        container = av.open(io.BytesIO(path.data) if isinstance(path, EncodedVideo) else os.path.abspath(path))
+        file = io.BytesIO(path.data) if isinstance(path, EncodedVideo) else os.path.abspath(path)
+        container = av.open(file, options={"format_whitelist": CONTAINERS})
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BrokenVideoError(f"{path}: not readable as video ({error})") from error
     if not container.streams.video:
@@ -264,22 +268,29 @@ def _frames(path: str | Path, count: int | None) -> Iterator:
     decoded = 0
     with container:
         try:
-            for frame in itertools.islice(_decoded(container, stream), count):
+            for frame, whole in itertools.islice(_decoded(container, stream), count):
+                if not whole:
+                    raise BrokenVideoError(f"{path}: frame {decoded} is damaged")
                 yield frame
                 decoded += 1
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise BrokenVideoError(f"{path}: decoding stops at frame {decoded} ({error})") from error
 
 
-def _decoded(container, stream) -> Iterator:
-    """What `container.decode(stream)` yields.
+def _decoded(container, stream) -> Iterator[tuple]:
+    """The frames of `container.decode(stream)`, and whether each is whole.
 
-    PyAV's own loses 150 bytes each time it is left before its end, as every window does: the generator of packets in it
-    is dropped unclosed.
+    Damaged parts are drawn from their surroundings, and what follows refers to them, up to the next key frame.
+
+    PyAV's own generator loses 150 bytes each time it is left before its end, as every window does: the generator of
+    packets in it is dropped unclosed.
     """
+    whole = True
     with contextlib.closing(container.demux(stream)) as packets:
         for packet in packets:
-            yield from packet.decode()
+            for frame in packet.decode():
+                whole = not frame.is_corrupt and (whole or frame.key_frame)
+                yield frame, whole
 
 
 def _decode(
@@ -307,7 +318,7 @@ def _decode(
                 if start >= len(times):
                     return []
                 container.seek(int(times[start]), stream=stream)  # to the key frame at or before it
-            for frame in _decoded(container, stream):
+            for frame, whole in _decoded(container, stream):
                 if times is None:
                     position += 1
                 else:
@@ -319,6 +330,8 @@ def _decode(
                     if not known or position > expected or (position >= start and not trusted):
                         return None
                 if position in wanted:
+                    if not whole:
+                        raise BrokenVideoError(f"{path}: frame {position} is damaged")
                     frames.append(convert(frame))
                 if count is not None and len(frames) == count:
                     break
