@@ -58,12 +58,23 @@ def video_folder(folder: str | Path, split: str) -> Listing:
     class was so small that none of its files fell into that tenth.
 
     Raises:
-      NoVideosError: no such folder; or videos that belong to no class, beside the class folders.
+      NoVideosError: no such folder; videos that belong to no class, beside the class folders; or sub-folders that are
+        splits (`train` and `val`, say) and not classes.
     """
     folder = Path(folder)
     check_folder(folder)
     below = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     fixed = below == ["test", "train"]
+    splits = [name for name in below if name in ("test", "train", "val", "valid", "validation")]
+    if len(splits) > 1 and not fixed:
+        others = [name for name in below if name not in splits]
+        beside = f" beside {', '.join(others[:5])}" if others else ""
+        raise NoVideosError(
+            f"{folder} holds {', '.join(splits)}{beside}, which are splits and no classes. If it is Kinetics-400, its "
+            f"lists are missing: they are expected at {folder / 'annotations' / 'train.csv'} and val.csv; images are "
+            "expected in train/CLASS/ and val/CLASS/. In a folder of your own the held-out part is called test, and "
+            "train and test are its only sub-folders"
+        )
     base = folder / split if fixed else folder
     # Classes are those of the training split, so that both splits number them alike.
     training = folder / "train" if fixed else folder
