@@ -5,10 +5,13 @@ import os
 import pickle
 import struct
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pv_vae_jax.cli.inspect import abstract_step
+from pv_vae_jax.config import load_experiment
 from pv_vae_jax.data import datasets, probes
 from pv_vae_jax.data.datasets import imagenet, kinetics400, list_dataset, read_cameras, realestate10k, recognise, ucf101
 from pv_vae_jax.data.images import ImageFiles, read_image
@@ -112,9 +115,26 @@ def test_the_fold_of_ucf101_is_a_setting(ucf, tmp_path_factory):
     assert len({fingerprint(str(ucf), fold) for fold in files}) == 3
     folder = tmp_path_factory.mktemp("clips")
     write_video(folder / "a.mp4", waves(12))
-    for call in (lambda: open_source(str(folder), fold=2, **clip), lambda: fingerprint(str(folder), 2)):
+    for call in (
+        lambda: open_source(str(folder), fold=2, **clip),
+        lambda: fingerprint(str(folder), 2),
+        lambda: class_names(str(folder), 2),
+    ):
         with pytest.raises(NoVideosError, match="data.fold is of UCF101 .* is folder: set data.fold=1"):
             call()
+    for path in (ucf / "ucfTrainTestlist").glob("t*list0[13].txt"):
+        path.unlink()
+    assert class_names(str(ucf), 2) == open_source(str(ucf), fold=2, **clip).class_names
+    with pytest.raises(NoVideosError, match="trainlist01.txt is missing"):
+        class_names(str(ucf))
+
+
+def test_inspect_looks_at_the_fold_that_training_has(ucf):
+    for path in (ucf / "ucfTrainTestlist").glob("t*list0[13].txt"):
+        path.unlink()
+    demo = Path(__file__).parents[1] / "experiments" / "demo.py"
+    step, *_ = abstract_step(load_experiment(demo, {"data.source": str(ucf), "data.fold": "2"}), "diffusion")
+    assert step.model.config.classes == 2
 
 
 # Kinetics-400
@@ -156,6 +176,23 @@ def test_kinetics_says_what_is_missing(tmp_path):
     write(tmp_path / "annotations" / "train.csv", "youtube_id,time_start\nb,1\n")
     with pytest.raises(NoVideosError, match="line 2: expected columns label, youtube_id"):
         kinetics400(tmp_path, "train")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path):
+    mark = "\ufeff"
+    write(
+        tmp_path / "k/annotations/train.csv", f"{mark}label,youtube_id,time_start,time_end,split\ncafé,b,1,11,train\n"
+    )
+    touch(tmp_path / "k/train/b_000001_000011.mp4")
+    assert list_dataset(tmp_path / "k", "train").class_names == ("café",)
+    write(tmp_path / "u/ucfTrainTestlist/classInd.txt", f"{mark}1 A\n")
+    write(tmp_path / "u/ucfTrainTestlist/trainlist01.txt", f"{mark}A/v_A_g01_c01.avi 1\n")
+    touch(tmp_path / "u/UCF-101/A/v_A_g01_c01.avi")
+    assert names(list_dataset(tmp_path / "u", "train")) == ["A/v_A_g01_c01.avi"]
+    write(tmp_path / "r/train/0.txt", mark + camera_file([0]))
+    touch(tmp_path / "r/videos/9vpGX5_LMoo.mp4")
+    assert read_cameras(tmp_path / "r/train/0.txt")[0].startswith("https:")
+    assert names(list_dataset(tmp_path / "r", "train")) == ["train/0"]
 
 
 # RealEstate10K

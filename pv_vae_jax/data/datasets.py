@@ -129,7 +129,7 @@ def read_cameras(path: str | Path) -> tuple[str, np.ndarray, np.ndarray, np.ndar
       NoVideosError: the file is damaged.
     """
     try:
-        url, *rows = Path(path).read_text().strip().splitlines()
+        url, *rows = Path(path).read_text(encoding="utf-8-sig").strip().splitlines()
         table = np.asarray([[float(x) for x in row.split()] for row in rows if row.strip()], np.float64)
         if table.ndim != 2 or table.shape[1] != 19:
             raise ValueError("rows have 19 numbers: time, fx, fy, cx, cy, two zeros, a 3 x 4 matrix")
@@ -258,7 +258,8 @@ def _lines(path: Path, dataset: str) -> list[str]:
     if not path.is_file():
         raise NoVideosError(f"{path} is missing: {dataset} comes with it")
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        # Spreadsheets and Windows editors put a byte order mark before the text.
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise NoVideosError(f"{path} is damaged ({error})") from error
 
