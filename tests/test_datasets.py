@@ -601,6 +601,32 @@ def test_videos_that_belong_to_no_class_are_not_passed_over(tmp_path):
         video_folder(tmp_path / "split", "test")
 
 
+def test_links_to_folders_are_followed_and_end(tmp_path):
+    clips, disk = tmp_path / "clips", tmp_path / "disk"
+    touch(clips / "a" / "1.mp4", clips / "a" / "deep" / "2.mp4", clips / "b" / "1.mp4")
+    touch(disk / "more" / "3.mp4", disk / "more" / "deeper" / "4.mp4", tmp_path / "linked" / "5.mp4")
+    (clips / "c").symlink_to(tmp_path / "linked")  # a class
+    (clips / "a" / "m").symlink_to(disk / "more")
+    (clips / "a" / "n").symlink_to(disk / "more")  # again
+    for link, target in (
+        (clips / "a" / "0", clips / "a" / "deep"),  # what is there without it
+        (clips / "a" / "here", clips / "a"),
+        (clips / "a" / "up", clips),
+        (clips / "a" / "further", tmp_path),
+        (clips / "a" / "nowhere", tmp_path / "gone"),
+        (clips / "a" / "round.mp4", "round.mp4"),
+        (disk / "more" / "deeper" / "loop", disk / "more"),
+        (disk / "more" / "back", clips / "a"),
+    ):
+        link.symlink_to(target)
+    train, test = (video_folder(clips, split) for split in ("train", "test"))
+    assert train.class_names == ("a", "b", "c")
+    assert sorted(names(train) + names(test)) == [
+        *("a/1.mp4", "a/deep/2.mp4", "a/m/3.mp4", "a/m/deeper/4.mp4", "b/1.mp4", "c/5.mp4")
+    ]
+    assert all(item.path == clips / item.name for item in train.items + test.items)
+
+
 def test_a_name_that_is_no_text_is_a_name(tmp_path):
     path = os.fsencode(tmp_path / "clips")
     os.mkdir(path)
