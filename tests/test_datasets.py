@@ -5,10 +5,13 @@ import os
 import pickle
 import struct
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pv_vae_jax.cli.inspect import abstract_step
+from pv_vae_jax.config import load_experiment
 from pv_vae_jax.data import datasets, probes
 from pv_vae_jax.data.datasets import imagenet, kinetics400, list_dataset, read_cameras, realestate10k, recognise, ucf101
 from pv_vae_jax.data.images import ImageFiles, read_image
@@ -112,9 +115,26 @@ def test_the_fold_of_ucf101_is_a_setting(ucf, tmp_path_factory):
     assert len({fingerprint(str(ucf), fold) for fold in files}) == 3
     folder = tmp_path_factory.mktemp("clips")
     write_video(folder / "a.mp4", waves(12))
-    for call in (lambda: open_source(str(folder), fold=2, **clip), lambda: fingerprint(str(folder), 2)):
+    for call in (
+        lambda: open_source(str(folder), fold=2, **clip),
+        lambda: fingerprint(str(folder), 2),
+        lambda: class_names(str(folder), 2),
+    ):
         with pytest.raises(NoVideosError, match="data.fold is of UCF101 .* is folder: set data.fold=1"):
             call()
+    for path in (ucf / "ucfTrainTestlist").glob("t*list0[13].txt"):
+        path.unlink()
+    assert class_names(str(ucf), 2) == open_source(str(ucf), fold=2, **clip).class_names
+    with pytest.raises(NoVideosError, match="trainlist01.txt is missing"):
+        class_names(str(ucf))
+
+
+def test_inspect_looks_at_the_fold_that_training_has(ucf):
+    for path in (ucf / "ucfTrainTestlist").glob("t*list0[13].txt"):
+        path.unlink()
+    demo = Path(__file__).parents[1] / "experiments" / "demo.py"
+    step, *_ = abstract_step(load_experiment(demo, {"data.source": str(ucf), "data.fold": "2"}), "diffusion")
+    assert step.model.config.classes == 2
 
 
 # Kinetics-400
@@ -140,6 +160,10 @@ def test_kinetics_in_both_layouts(tmp_path, flat):
     assert [item.label for item in train.items] == [1, 0] and not train.absent
     assert names(test) == ["val/3E7Jib8Yq5M_000118_000128"] and test.items[0].path.is_file()
     assert list(test.absent) == ["val/gone0000000_000000_000010"]
+    (tmp_path / "val").rename(tmp_path / "elsewhere")
+    assert list_dataset(tmp_path, "train") == train
+    with pytest.raises(NoVideosError, match="none of the 2 videos .*keeps its videos in val/YOUTUBEID_START_END.mp4"):
+        list_dataset(tmp_path, "test")
 
 
 def test_kinetics_says_what_is_missing(tmp_path):
@@ -152,6 +176,23 @@ def test_kinetics_says_what_is_missing(tmp_path):
     write(tmp_path / "annotations" / "train.csv", "youtube_id,time_start\nb,1\n")
     with pytest.raises(NoVideosError, match="line 2: expected columns label, youtube_id"):
         kinetics400(tmp_path, "train")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path):
+    mark = "\ufeff"
+    write(
+        tmp_path / "k/annotations/train.csv", f"{mark}label,youtube_id,time_start,time_end,split\ncafé,b,1,11,train\n"
+    )
+    touch(tmp_path / "k/train/b_000001_000011.mp4")
+    assert list_dataset(tmp_path / "k", "train").class_names == ("café",)
+    write(tmp_path / "u/ucfTrainTestlist/classInd.txt", f"{mark}1 A\n")
+    write(tmp_path / "u/ucfTrainTestlist/trainlist01.txt", f"{mark}A/v_A_g01_c01.avi 1\n")
+    touch(tmp_path / "u/UCF-101/A/v_A_g01_c01.avi")
+    assert names(list_dataset(tmp_path / "u", "train")) == ["A/v_A_g01_c01.avi"]
+    write(tmp_path / "r/train/0.txt", mark + camera_file([0]))
+    touch(tmp_path / "r/videos/9vpGX5_LMoo.mp4")
+    assert read_cameras(tmp_path / "r/train/0.txt")[0].startswith("https:")
+    assert names(list_dataset(tmp_path / "r", "train")) == ["train/0"]
 
 
 # RealEstate10K
@@ -254,6 +295,89 @@ def test_an_image_folder_says_what_is_missing(pictures):
         imagenet(pictures, "test")
     with pytest.raises(ValueError, match="dataset is one of folder, ucf101"):
         list_dataset(pictures, "train", "cifar")
+
+
+def test_what_is_no_image_does_not_decide_what_a_folder_is(pictures):
+    # Each before and after what lies beside it, whatever order the file system has.
+    for split in ("train", "val"):
+        touch(*(pictures / split / "n01440764" / name for name in ("Thumbs.db", ".DS_Store", "0.txt", "zz")))
+        touch(
+            pictures / split / "Thumbs.db", pictures / split / ".cache" / "a.mp4", pictures / split / "a" / "Thumbs.db"
+        )
+    assert recognise(pictures) == "imagenet"
+    touch(*(pictures / "train" / "n01440764" / f"{i}.mp4" for i in range(4)))
+    assert recognise(pictures) == "folder", "thumbnails beside videos"
+
+
+# Halves of published layouts
+
+
+HALVES = {  # files -> what is said, of training unless the key says test
+    "Kinetics, no lists": (["train/a/b_000001_000011.mp4", "val/a/c_000001_000011.mp4"], "{}/annotations/train.csv"),
+    "Kinetics, flat": (["train/b_000001_000011.mp4", "val/c_000001_000011.mp4"], "{}/annotations/train.csv and val"),
+    "Kinetics, all splits": (
+        ["train/a/b.mp4", "val/a/c.mp4", "test/d.mp4"],
+        "holds test, train, val, which are splits",
+    ),
+    "Kinetics, other csv": (
+        ["train/a/b.mp4", "val/a/c.mp4", "annotations/a.json"],
+        "{}/annotations/train.csv is missing",
+    ),
+    "Kinetics, train alone": (["train/a/b.mp4", "annotations/a.json"], "{}/annotations/train.csv is missing"),
+    "Kinetics, no train.csv": (["train/a.mp4", "val/a.mp4", "annotations/val.csv"], "annotations/train.csv is missing"),
+    "own, beside others": (
+        ["train/a/b.mp4", "test/a/c.mp4", "more/d.mp4"],
+        "test, train beside more, which .* only sub",
+    ),
+    "own, validation": (["train/a/b.mp4", "validation/a/c.mp4"], "the held-out part is called test"),
+    "UCF101, no lists": (["UCF-101/A/v_A_g01_c01.avi"], "{}/ucfTrainTestlist/classInd.txt is missing"),
+    "UCF101, no videos": (
+        ["ucfTrainTestlist/classInd.txt", "ucfTrainTestlist/trainlist01.txt"],
+        "none of the 1 videos",
+    ),
+    "RealEstate10K, no cameras": (
+        ["videos/9vpGX5_LMoo.mp4", "videos/0abcdefghi-.mp4"],
+        "{}/train holds no camera files",
+    ),
+    "RealEstate10K, empty train": (["videos/a.mp4", "train/.keep"], "{}/train holds no camera files"),
+    "RealEstate10K, no videos": (
+        ["train/README.txt", "train/0.txt", "test/0.txt"],
+        "put whole YouTube videos into videos/",
+    ),
+    "images, no val": (["train/a/b.JPEG"], "test: {} has no folder val: images are expected"),
+    "images, no train": (["val/a/b.JPEG"], "{} has no folder train: images are expected"),
+    "images, flat": (["train/b.JPEG", "val/b.JPEG"], "images are expected in train/CLASS/ and val/CLASS/"),
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_of_a_published_layout_says_what_is_missing(tmp_path, half):
+    files, message = HALVES[half]
+    text = {"classInd.txt": "1 A\n", "trainlist01.txt": "A/v_A_g01_c01.avi 1\n", "0.txt": camera_file([0])}
+    for name in files:
+        write(tmp_path / name, text.get(name.split("/")[-1], "x"))
+    split = "test" if message.startswith("test: ") else "train"
+    with pytest.raises(NoVideosError, match=message.removeprefix("test: ").format(tmp_path)):
+        list_dataset(tmp_path, split)
+
+
+@pytest.mark.parametrize(
+    "files, classes",
+    [
+        (["train/a/1.mp4", "train/b/1.mp4", "test/a/2.mp4"], ("a", "b")),
+        (["train/1.mp4", "train/1.txt", "test/2.mp4", "test/2.txt"], None),  # captions
+        (["videos/clip_000001.mp4", "videos/clip_000002.mp4"], ("videos",)),
+        (["videos/9vpGX5_LMoo.mp4", "photos/0abcdefghiJ.mp4"], ("photos", "videos")),
+        (["bus/1.mp4", "train/1.mp4", "tram/1.mp4"], ("bus", "train", "tram")),
+        (["train/express/1.mp4", "bus/city/1.mp4"], ("bus", "train")),
+        (["bus/1.mp4", "tram/1.mp4", "annotations/val.csv"], ("bus", "tram")),
+    ],
+)
+def test_a_plain_folder_is_not_taken_for_half_of_anything(tmp_path, files, classes):
+    for name in files:
+        write(tmp_path / name, "https://www.youtube.com/watch?v=9vpGX5_LMoo\n7 trains\n")
+    assert recognise(tmp_path) == "folder"
+    assert list_dataset(tmp_path, "train").class_names == (classes or (tmp_path.name,))
 
 
 # TensorFlow datasets
@@ -475,6 +599,32 @@ def test_videos_that_belong_to_no_class_are_not_passed_over(tmp_path):
     assert len(video_folder(tmp_path / "split", "train").items) == 1
     with pytest.raises(NoVideosError, match="test/c/1.mp4 belongs to no class"):
         video_folder(tmp_path / "split", "test")
+
+
+def test_links_to_folders_are_followed_and_end(tmp_path):
+    clips, disk = tmp_path / "clips", tmp_path / "disk"
+    touch(clips / "a" / "1.mp4", clips / "a" / "deep" / "2.mp4", clips / "b" / "1.mp4")
+    touch(disk / "more" / "3.mp4", disk / "more" / "deeper" / "4.mp4", tmp_path / "linked" / "5.mp4")
+    (clips / "c").symlink_to(tmp_path / "linked")  # a class
+    (clips / "a" / "m").symlink_to(disk / "more")
+    (clips / "a" / "n").symlink_to(disk / "more")  # again
+    for link, target in (
+        (clips / "a" / "0", clips / "a" / "deep"),  # what is there without it
+        (clips / "a" / "here", clips / "a"),
+        (clips / "a" / "up", clips),
+        (clips / "a" / "further", tmp_path),
+        (clips / "a" / "nowhere", tmp_path / "gone"),
+        (clips / "a" / "round.mp4", "round.mp4"),
+        (disk / "more" / "deeper" / "loop", disk / "more"),
+        (disk / "more" / "back", clips / "a"),
+    ):
+        link.symlink_to(target)
+    train, test = (video_folder(clips, split) for split in ("train", "test"))
+    assert train.class_names == ("a", "b", "c")
+    assert sorted(names(train) + names(test)) == [
+        *("a/1.mp4", "a/deep/2.mp4", "a/m/3.mp4", "a/m/deeper/4.mp4", "b/1.mp4", "c/5.mp4")
+    ]
+    assert all(item.path == clips / item.name for item in train.items + test.items)
 
 
 def test_a_name_that_is_no_text_is_a_name(tmp_path):

@@ -193,7 +193,7 @@ def abstract_step(experiment: Experiment, name: str, kind: SizedBatch | None = N
         vae.latent_channels,
     )
     unit = np.ones(vae.latent_channels, np.float32)
-    latte = Latte(conditioned(experiment, len(class_names(data.source))))
+    latte = Latte(conditioned(experiment, len(class_names(data.source, data.fold))))
     rule = optimizer(stage.optimizer, max(stage.steps, 1))
     step = DiTStep(latte, rule, 0 * unit, unit, micro_batches=stage.micro_batches)
     moments = shape((stage.batch_size, *latent), jnp.float32)

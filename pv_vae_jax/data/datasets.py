@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pv_vae_jax.data import images
-from pv_vae_jax.data.listing import Item, Listing, NoVideosError, check_folder, few_of, video_folder, videos_below
+from pv_vae_jax.data.listing import (
+    Item,
+    Listing,
+    NoVideosError,
+    check_folder,
+    few_of,
+    video_folder,
+    videos_below,
+    videos_in,
+)
 from pv_vae_jax.data.records import is_prepared
 from pv_vae_jax.data.tfds_videos import tensorflow_dataset
 from pv_vae_jax.data.video_files import SUFFIXES
@@ -89,7 +99,8 @@ def realestate10k(folder: str | Path, split: str) -> Listing:
     files = sorted((folder / split).glob("*.txt"))
     if not files:
         raise NoVideosError(
-            f"{folder / split} holds no camera files: RealEstate10K.tar.gz unpacks to {split}/SEQUENCE.txt"
+            f"{folder / split} holds no camera files: RealEstate10K.tar.gz unpacks to {split}/SEQUENCE.txt (if the "
+            f"videos are not of RealEstate10K, give their folder itself, {folder / 'videos'})"
         )
     on_disk = {path.stem: path for path in videos_below(folder / "videos")}
     wanted, broken = [], {}
@@ -118,7 +129,7 @@ def read_cameras(path: str | Path) -> tuple[str, np.ndarray, np.ndarray, np.ndar
       NoVideosError: the file is damaged.
     """
     try:
-        url, *rows = Path(path).read_text().strip().splitlines()
+        url, *rows = Path(path).read_text(encoding="utf-8-sig").strip().splitlines()
         table = np.asarray([[float(x) for x in row.split()] for row in rows if row.strip()], np.float64)
         if table.ndim != 2 or table.shape[1] != 19:
             raise ValueError("rows have 19 numbers: time, fx, fy, cx, cy, two zeros, a 3 x 4 matrix")
@@ -157,6 +168,8 @@ def imagenet(folder: str | Path, split: str) -> Listing:
     return Listing("ImageNet", tuple(class_names), tuple(items))
 
 
+_SPLITS = ("train", "test")
+
 # Name, as `pv-vae prepare --dataset` takes it -> the function that lists a split.
 DATASETS: dict[str, Callable[..., Listing]] = {
     "folder": video_folder,
@@ -169,24 +182,61 @@ DATASETS: dict[str, Callable[..., Listing]] = {
 
 
 def recognise(folder: Path) -> str:
-    """What a folder is, by marks that only that kind has: a key of `DATASETS`, or `records`."""
+    """What a folder is, by marks that only that kind has: a key of `DATASETS`, or `records`.
+
+    Half of a published layout is enough where nothing else looks like it: its function then says what is missing.
+    """
+    below = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
     if is_prepared(folder):
         return "records"
     if (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file():
         return "tfds"
-    if (folder / "ucfTrainTestlist").is_dir() or (folder / "UCF-101").is_dir():
+    if below & {"ucfTrainTestlist", "UCF-101"}:
         return "ucf101"
     if (folder / "annotations" / "train.csv").is_file():
         return "kinetics400"
-    if (folder / "videos").is_dir() and any((folder / split).is_dir() for split in ("train", "test")):
-        camera = next((folder / "train").glob("*.txt"), None) or next((folder / "test").glob("*.txt"), None)
-        if camera:
-            return "realestate10k"
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
-        first = next((p for p in (folder / "train").glob("*/*") if not p.name.startswith(".")), None)
-        if first and first.suffix.lower() in images.SUFFIXES:
-            return "imagenet"
+    if _is_realestate10k(folder, below):
+        return "realestate10k"
+    if ("val" in below or below == {"train"}) and _holds_images(folder / "train", folder / "val"):
+        return "imagenet"
+    if "annotations" in below and below & {"train", "val"}:
+        if (folder / "annotations" / "val.csv").is_file() or below <= {"annotations", "train", "val"}:
+            return "kinetics400"
     return "folder"
+
+
+def _is_realestate10k(folder: Path, below: set[str]) -> bool:
+    """Whether there are its camera files, or its videos where those belong."""
+    if "videos" in below and below & {"train", "test"}:
+        return below <= {"videos", "train", "test"} or any(next(_texts(folder, split), None) for split in _SPLITS)
+    if below == {"videos"}:
+        # Other collections keep their videos in such a folder, but seldom as YouTube's eleven letters of both cases.
+        stems = [path.stem for path in videos_in(folder / "videos")]
+        cases = any(stem != stem.lower() and stem != stem.upper() for stem in stems)
+        return cases and all(re.fullmatch(r"[\w-]{11}", stem, re.ASCII) for stem in stems)
+    # Captions beside videos are text as well: camera files begin with an address and a row of numbers.
+    first = (itertools.islice(_texts(folder, split), 20) for split in _SPLITS)
+    return any(map(_is_camera_file, itertools.chain.from_iterable(first)))
+
+
+def _texts(folder: Path, split: str) -> Iterator[Path]:
+    return (path for path in (folder / split).glob("*.txt") if path.is_file() and not path.name.startswith("."))
+
+
+def _is_camera_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.match(rb"(\xef\xbb\xbf)?\s*https?://\S*youtu\S*\s+\d+ +[-\d.]+ ", file.read(256)) is not None
+
+
+def _holds_images(*folders: Path) -> bool:
+    """Whether the first class folder that holds images or videos, of those in `folders`, holds more images."""
+    for folder in folders:
+        for path in sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith(".")):
+            suffixes = [p.suffix.lower() for p in path.iterdir() if not p.name.startswith(".")]
+            pictures, videos = (sum(s in known for s in suffixes) for known in (images.SUFFIXES, SUFFIXES))
+            if pictures or videos:
+                return pictures > videos
+    return False
 
 
 def list_dataset(folder: str | Path, split: str, dataset: str = "", **settings) -> Listing:
@@ -208,7 +258,8 @@ def _lines(path: Path, dataset: str) -> list[str]:
     if not path.is_file():
         raise NoVideosError(f"{path} is missing: {dataset} comes with it")
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        # Spreadsheets and Windows editors put a byte order mark before the text.
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise NoVideosError(f"{path} is damaged ({error})") from error
 

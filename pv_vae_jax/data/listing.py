@@ -58,12 +58,23 @@ def video_folder(folder: str | Path, split: str) -> Listing:
     class was so small that none of its files fell into that tenth.
 
     Raises:
-      NoVideosError: no such folder; or videos that belong to no class, beside the class folders.
+      NoVideosError: no such folder; videos that belong to no class, beside the class folders; or sub-folders that are
+        splits (`train` and `val`, say) and not classes.
     """
     folder = Path(folder)
     check_folder(folder)
     below = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     fixed = below == ["test", "train"]
+    splits = [name for name in below if name in ("test", "train", "val", "valid", "validation")]
+    if len(splits) > 1 and not fixed:
+        others = [name for name in below if name not in splits]
+        beside = f" beside {', '.join(others[:5])}" if others else ""
+        raise NoVideosError(
+            f"{folder} holds {', '.join(splits)}{beside}, which are splits and no classes. If it is Kinetics-400, its "
+            f"lists are missing: they are expected at {folder / 'annotations' / 'train.csv'} and val.csv; images are "
+            "expected in train/CLASS/ and val/CLASS/. In a folder of your own the held-out part is called test, and "
+            "train and test are its only sub-folders"
+        )
     base = folder / split if fixed else folder
     # Classes are those of the training split, so that both splits number them alike.
     training = folder / "train" if fixed else folder
@@ -101,8 +112,30 @@ def check_folder(folder: Path) -> None:
 
 
 def videos_below(folder: Path) -> list[Path]:
-    """Files at any depth whose names end like those of videos, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    """Files at any depth whose names end like those of videos, sorted.
+
+    Links to folders are followed, each folder once, so that loops end. A link to a folder within `folder` is not, whose
+    files are there without it; nor one to `folder` itself or above, whose files are those of other classes as well.
+    """
+    top, seen, found = os.path.realpath(folder), set(), []
+    for path, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # In place: where `os.walk` goes on. Sorted, so that of two links to a folder always the same counts.
+        folders[:] = sorted(name for name in folders if not _leads_back(os.path.join(path, name), top))
+        found += [Path(path, name) for name in files]
+    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def _leads_back(path: str, top: str) -> bool:
+    """Whether `path` is a link to a folder within the real folder `top`, to itself, or to what is above it."""
+    if not os.path.islink(path):
+        return False
+    real = os.path.realpath(path)
+    return os.path.commonpath((real, top)) in (real, top)
 
 
 def videos_in(folder: Path) -> list[Path]:

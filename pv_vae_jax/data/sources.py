@@ -222,22 +222,25 @@ def fingerprint(source: str, fold: int = 1) -> str:
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
 
-def class_names(source: str) -> tuple[str, ...]:
+def class_names(source: str, fold: int = 1) -> tuple[str, ...]:
     """Classes of what `source` names, in label order, without opening a video.
 
+    `fold` as for `open_source`.
+
     Raises:
-      NoVideosError: no such folder, or it is incomplete.
+      NoVideosError: no such folder, it is incomplete, or not what `fold` belongs to.
     """
     if families := families_of(source):
         return families
     folder = Path(source)
     check_folder(folder)
     kind = recognise(folder)
+    own = _settings(folder, kind, fold)
     if kind == "records":
         return tuple(read_manifest(folder / "train")["class_names"])
     if kind == "tfds":
         return classes(folder)
-    return list_dataset(folder, "train", kind).class_names
+    return list_dataset(folder, "train", kind, **own).class_names
 
 
 def open_source(
