@@ -19,6 +19,7 @@ NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
 ALLOWED = {
     "typing": set(),
     "files": set(),
+    "versions": set(),
     "pixels": set(),
     "sharding": {"typing"},
     "layers": {"typing", "sharding"},
@@ -33,12 +34,12 @@ ALLOWED = {
     "data": {"files"},  # numpy only: loader processes must not start JAX, and typing imports it
     "config": NETWORKS | {"files", "losses", "diffusion", "masking", "data"},  # an experiment's dataclasses
     "evaluation": NETWORKS
-    | {"files", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
+    | {"files", "versions", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
     "train": NETWORKS
     | {"files", "convert", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
-    "": NETWORKS | {"masking", "predictive", "streaming", "diffusion", "pretrained"},
+    "": NETWORKS | {"versions", "masking", "predictive", "streaming", "diffusion", "pretrained"},
 }
-ALLOWED["study"] = NETWORKS | {"files", "pretrained", "config", "data", "train", "evaluation"}
+ALLOWED["study"] = NETWORKS | {"files", "versions", "pretrained", "config", "data", "train", "evaluation"}
 ALLOWED["cli"] = set(ALLOWED)
 # Settings of the feature network lie in evaluation, those of a study in study.
 EXPERIMENTS = {"config", "evaluation", "study"}
