@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,23 @@ def write_json(path: Path, tree: Any) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_writable(folder: Path) -> Path:
+    """Make `folder` if it is not there, see that files can be written into it, and return it.
+
+    To be called before the work whose results go there.
+
+    Raises:
+      OSError: they cannot; the message says what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write into {folder} ({error.strerror or error}): name another --out") from error
+    return folder
 
 
 @contextlib.contextmanager

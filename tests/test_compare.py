@@ -137,6 +137,13 @@ def test_what_does_not_compare_is_refused(runs, tmp_path):
     assert "named twice" in fails("compare", runs / "a", runs / "a")
     assert "holds no run" in fails("compare", runs / "a", tmp_path)
     assert "ends in .html" in fails("compare", runs / "a", runs / "b", "--out", tmp_path / "x.pdf")
+    (tmp_path / "file").write_text("")
+    for command in ("compare", "analyze", "probe", "evaluate"):  # told before anything is read or computed
+        named = (
+            ("--real=none", "--fake=none") if command == "evaluate" else ("none", "other")[: 1 + (command == "compare")]
+        )
+        line = fails(command, *named, "--out", tmp_path / "file" / "x.html")
+        assert "cannot write into" in line and "name another --out" in line
     path = runs / "b" / "config.json"
     config = path.read_text()
     path.write_text(config.replace('"size": 16', '"size": 32'))

@@ -24,7 +24,7 @@ from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.analysis import LatentAnalysis, analyze_latents, write_analysis
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
 from pv_vae_jax.evaluation.motion import exact_flow
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import make_writable, write_json
 from pv_vae_jax.pretrained import Pretrained, load
 from pv_vae_jax.typing import check_clip_shape
 
@@ -52,6 +52,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("name at least one model: a shipped name, a model folder or a work directory")
     if values.frames < 2:
         raise ConfigError("--frames is 2 at least: what is analysed is how latents change from frame to frame")
+    out = make_writable(Path(values.out))
     models = _models(positional)
     video, motion, source = _clips(values)
     _, frames, height, width, _ = video.shape
@@ -61,8 +62,6 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         name: analyze_latents(name, model.vae, model.vae_params, video, motion, batch_size=values.batch_size)
         for name, model in models.items()
     }
-    out = Path(values.out)
-    out.mkdir(parents=True, exist_ok=True)
     facts = {"source": source, "clips": len(video), "frames": video.shape[1], "size": list(video.shape[2:4])}
     write_json(out / "analysis.json", facts | {"models": {name: a.numbers for name, a in found.items()}})
     write_analysis(out / "analysis.html", facts, list(found.values()), video)

@@ -31,7 +31,7 @@ from pv_vae_jax.evaluation.prediction import predict
 from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct
 from pv_vae_jax.evaluation.runs_page import CONVERGENCE, SHOWN, EvaluatedRun, arrivals, write_comparison
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import make_writable, write_json
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import Run, reopen_run
 
@@ -53,6 +53,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     out = Path(values.out)
     if out.suffix != ".html":
         raise ConfigError(f"--out is a page, so it ends in .html; got {out}")
+    make_writable(out.parent)
     runs = _open(positional)
     first = next(iter(runs.values()))
     video, _ = read_test_clips(first)
@@ -64,7 +65,6 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     real = f"{data.source}, {data.frames} frames of {data.size} x {data.size}"
     if count:
         real += f"; generated clips against {count} test clips"
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out.with_suffix(".json"), _numbers(found, real))
     write_comparison(out, found, video[:SHOWN], real)
     print("\n".join(_lines(found)))

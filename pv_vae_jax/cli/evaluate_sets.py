@@ -16,7 +16,7 @@ from pv_vae_jax.evaluation.clip_sets import open_clips
 from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, c3d_network, i3d_network, own_network
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, Score
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import make_writable, write_json
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import weights_hash
@@ -74,6 +74,8 @@ def run(values: flags.FlagValues) -> list[Score]:
         )
     if values.splits and not values.c3d:
         raise ConfigError("--splits is of the inception score: it takes --c3d and --c3d_mean")
+    if values.out:
+        make_writable(Path(values.out).parent)
     protocol, seed = _protocol(values), values.seed or 0
     network = _network(values, protocol)
     read = {"size": values.size, "value_range": _range(values.value_range)}
@@ -95,7 +97,6 @@ def run(values: flags.FlagValues) -> list[Score]:
         scores.append(score_inception(fake, classifier, protocol, splits=splits, seed=seed, batch_size=batch))
     print("\n".join(_table(scores)))
     if values.out:
-        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(values.out), [s.to_json() for s in scores])
         print(f"scores and protocol cards: {values.out}")
     return scores

@@ -46,7 +46,7 @@ from pv_vae_jax.evaluation.probing import (
     truth_rows,
     widened,
 )
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import make_writable, write_json
 from pv_vae_jax.pretrained import Pretrained, load, weights_hash
 from pv_vae_jax.typing import check_clip_shape
 
@@ -105,6 +105,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("pv-vae probe takes no --config overrides: the model's configuration is its own")
     if len(positional) != 1:
         raise ConfigError("name one model: a shipped name, a model folder or a work directory")
+    if values.out:
+        make_writable(Path(values.out).parent)
     reader = _reader(load(positional[0]), values)
     sintel = Sintel(values.sintel) if values.sintel else None  # a wrong path is told before anything is computed
     davis = read_tapvid_davis(values.davis) if values.davis else None
@@ -134,7 +136,6 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     for name, part in found.items():
         print("\n".join(_table(f"{name}, {reader.frames} x {reader.size} x {reader.size}", part["rows"])))
     if values.out:
-        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(values.out), facts | found)
         print(f"scores: {values.out}")
 
