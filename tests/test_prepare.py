@@ -17,8 +17,9 @@ from pv_vae_jax.data.datasets import list_dataset
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, Task, finish, plan, prepare_split, run_task
 from pv_vae_jax.data.records import RecordVideos, read_manifest, unpack
-from pv_vae_jax.data.shards import Shards, file_hash
+from pv_vae_jax.data.shards import Shards, file_hash, write_shard
 from pv_vae_jax.data.video_files import EncodedVideo, iterate_at_rate, probe, read_video, write_video
+from pv_vae_jax.files import locked
 from tests.video_fixture import encode, encode_sound, waves
 
 SETTINGS = ClipSettings(short_side=24, frames=20, min_frames=9, gop=4)
@@ -44,6 +45,11 @@ def shards(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".array_record", ".json")}
 
 
+def rest(folder):
+    """Names of what is no shard, in a folder that a whole call has left."""
+    return [p.name for p in folder.iterdir() if p.suffix not in (".array_record", ".json")]
+
+
 def test_the_manifest_accounts_for_every_file(source, tmp_path):
     manifest = prepare_split(listing(source), tmp_path, SETTINGS, files=5)
     assert manifest == read_manifest(tmp_path) and manifest["files"] == 12
@@ -59,7 +65,7 @@ def test_the_manifest_accounts_for_every_file(source, tmp_path):
         path = tmp_path / shard["name"]
         assert shard["sha256"] == file_hash(path) and shard["bytes"] == path.stat().st_size
         assert len(Shards([path], [shard["clips"]])) == len(shard["lengths"]) == shard["clips"]
-    assert not [p for p in tmp_path.iterdir() if p.suffix not in (".array_record", ".json")]
+    assert rest(tmp_path) == [".lock"]
 
 
 def test_clips_look_like_their_videos(source, tmp_path):
@@ -135,7 +141,39 @@ def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
     finally:
         prepare.plan = planned
     assert manifest["skipped"]["2.mp4"] == "the decoder crashed" and manifest["clips"] == 8
-    assert not list(tmp_path.glob("*.at"))
+    assert rest(tmp_path) == [".lock"]
+
+
+def test_a_split_has_one_writer_at_a_time(source, tmp_path, capsys):
+    split = tmp_path / "out" / "train"
+    split.mkdir(parents=True)
+    call = ["pv-vae", "prepare", str(source), "--out", str(tmp_path / "out"), "--split=train", "--min_frames=9"]
+    with locked(split / ".lock"):
+        with pytest.raises(BlockingIOError, match="in use by another process"):
+            prepare_split(listing(source), split, SETTINGS)
+        assert main(call) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"pv-vae prepare: {split} is in use by another")
+    assert rest(split) == [".lock"] and not list(split.glob("*.json")), "the second wrote nothing"
+    for name in ("00000.tmp", ".00000.array_record.ab12.partial"):
+        (split / name).write_bytes(b"left by a writer that was killed")
+    assert prepare_split(listing(source), split, SETTINGS)["clips"] == 9 and rest(split) == [".lock"]
+
+
+def test_two_writers_of_one_shard_leave_it_whole(tmp_path):
+    """As workers of Beam may be, which hold no lock."""
+    path = tmp_path / "00000.array_record"
+
+    def slower():
+        yield b"slow 0"
+        write_shard(path, [b"fast 0", b"fast 1"])
+        assert [Shards([path], [2])[i] for i in range(2)] == [b"fast 0", b"fast 1"]
+        yield b"slow 1"
+
+    write_shard(path, slower())
+    assert [Shards([path], [2])[i] for i in range(2)] == [b"slow 0", b"slow 1"]
+    with pytest.raises(ZeroDivisionError):
+        write_shard(path, (1 / 0 for _ in range(1)))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_processes_that_cannot_start_end_the_run(source, tmp_path):

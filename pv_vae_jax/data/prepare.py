@@ -8,6 +8,7 @@ may run in processes of one machine (`prepare_split`), or on many (`beam`), with
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,10 +25,10 @@ import numpy as np
 from pv_vae_jax.data import images, tfds_videos
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
 from pv_vae_jax.data.records import FORMAT, pack
-from pv_vae_jax.data.shards import file_hash, write_shard
+from pv_vae_jax.data.shards import file_hash, remove_partial_shards, write_shard
 from pv_vae_jax.data.tfds_videos import TFDS
 from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe, resize
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import locked, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,24 @@ class Task:
     def done(self) -> bool:
         """Whether the shard is there, whole."""
         return self.path.with_suffix(".json").is_file()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep the folder of a split, made if it is missing, to this process.
+
+    Raises:
+      BlockingIOError: another process prepares it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock"))
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{folder} is in use by another process that prepares it: wait for it, stop it, or take another --out"
+            ) from error
+        yield
 
 
 def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int = 64) -> list[Task]:
@@ -202,19 +221,31 @@ def prepare_split(
     A shard that is there already stays. A file that crashes its process is found, named and left out.
 
     Raises:
+      BlockingIOError: another process prepares this split.
       NoVideosError: as `plan` and `finish`.
       RuntimeError: processes die before they begin, as they do in a script without `if __name__ == "__main__":`.
     """
-    tasks = plan(listing, folder, settings, files=files)
-    if (folder / "manifest.json").is_file() and all(task.done for task in tasks):
-        return json.loads((folder / "manifest.json").read_text())
-    pending = {task.index: task for task in tasks if not task.done}
+    with held(folder):
+        tasks = plan(listing, folder, settings, files=files)
+        if (folder / "manifest.json").is_file() and all(task.done for task in tasks):
+            return json.loads((folder / "manifest.json").read_text())
+        remove_partial_shards(folder)
+        try:
+            _run_all([task for task in tasks if not task.done], len(tasks), workers, progress)
+        finally:
+            remove_partial_shards(folder)  # of workers that a file killed
+        return finish(listing, tasks)
+
+
+def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable[[int, int], None]) -> None:
+    """Run tasks in processes; those that crash it are tried alone, and the files that do are left out."""
+    pending = {task.index: task for task in tasks}
     crashed: dict[int, list[str]] = {}
-    for task in pending.values():  # left by an earlier call that was killed
+    for task in tasks:  # left by an earlier call that was killed
         task.path.with_suffix(".at").unlink(missing_ok=True)
     alone = workers == 1
     while pending:
-        progress(len(tasks) - len(pending), len(tasks))
+        progress(total - len(pending), total)
         # Spawned: a fork would carry the locks of libraries that run threads.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1 if alone else workers, mp_context=context) as pool:
@@ -223,7 +254,7 @@ def prepare_split(
                 for future in concurrent.futures.as_completed(started):
                     future.result()
                     del pending[started[future]]
-                    progress(len(tasks) - len(pending), len(tasks))
+                    progress(total - len(pending), total)
                 alone = workers == 1
             except BrokenProcessPool as error:
                 pending = {i: task for i, task in pending.items() if not task.done}
@@ -241,7 +272,6 @@ def prepare_split(
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-    return finish(listing, tasks)
 
 
 def _clips(item: Item, settings: ClipSettings, reader: str) -> Iterator[tuple[bytes, int, int]]:
