@@ -159,6 +159,48 @@ def test_a_split_has_one_writer_at_a_time(source, tmp_path, capsys):
     assert prepare_split(listing(source), split, SETTINGS)["clips"] == 9 and rest(split) == [".lock"]
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, 143, "pv-vae prepare: SIGTERM; the same command goes on from there"),
+        (signal.SIGINT, 130, "pv-vae prepare: Ctrl-C; the same command goes on from there"),
+        (signal.SIGKILL, -signal.SIGKILL, None),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_workers_end_with_the_command(source, tmp_path, number, status, said):
+    """Whatever ends it, and however long a file takes; then the same call goes on at once."""
+    script = f"""
+import os, sys, time
+from pv_vae_jax.data import prepare
+
+def endless(item, *_):
+    os.write(1, b"at work\\n")  # one write: lines of two processes do not mix
+    time.sleep(60)
+
+prepare._clips = endless
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import main
+    flags = ["--short_side=24", "--frames=20", "--min_frames=9", "--gop=4", "--shard_files=5", "--split=train"]
+    sys.exit(main(["pv-vae", "prepare", {str(source)!r}, "--out", {str(tmp_path)!r}, "--workers=2", *flags]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    call = [sys.executable, str(tmp_path / "script.py")]
+    with subprocess.Popen(call, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        try:
+            assert [command.stdout.readline() for _ in range(2)] == ["at work\n"] * 2
+            command.send_signal(number)
+            _, err = command.communicate(timeout=20)  # its workers hold these pipes as long as they live
+        finally:
+            command.kill()
+    assert command.returncode == status, err
+    assert said is None or (err.splitlines()[-1] == said and "Traceback" not in err)
+    listed = video_folder(source, "train")
+    manifest = prepare_split(listed, tmp_path / "train", SETTINGS, files=5)
+    assert manifest["clips"] + len(manifest["skipped"]) == len(listed.items) and rest(tmp_path / "train") == [".lock"]
+
+
 def test_two_writers_of_one_shard_leave_it_whole(tmp_path):
     """As workers of Beam may be, which hold no lock."""
     path = tmp_path / "00000.array_record"

@@ -15,8 +15,11 @@ import json
 import math
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
@@ -218,7 +221,8 @@ def prepare_split(
 ) -> dict:
     """Make all shards of a split with `workers` processes and return the manifest.
 
-    A shard that is there already stays. A file that crashes its process is found, named and left out.
+    A shard that is there already stays. A file that crashes its process is found, named and left out. Workers end at
+    once when this call does, by an exception or because its process is killed.
 
     Raises:
       BlockingIOError: another process prepares this split.
@@ -226,14 +230,14 @@ def prepare_split(
       RuntimeError: processes die before they begin, as they do in a script without `if __name__ == "__main__":`.
     """
     with held(folder):
+        remove_partial_shards(folder)
         tasks = plan(listing, folder, settings, files=files)
         if (folder / "manifest.json").is_file() and all(task.done for task in tasks):
             return json.loads((folder / "manifest.json").read_text())
-        remove_partial_shards(folder)
         try:
             _run_all([task for task in tasks if not task.done], len(tasks), workers, progress)
         finally:
-            remove_partial_shards(folder)  # of workers that a file killed
+            remove_partial_shards(folder)  # of workers that a file or a signal ended
         return finish(listing, tasks)
 
 
@@ -248,9 +252,13 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
         progress(total - len(pending), total)
         # Spawned: a fork would carry the locks of libraries that run threads.
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1 if alone else workers, mp_context=context) as pool:
-            started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
+        listening, alive = context.Pipe(duplex=False)
+        processes = concurrent.futures.ProcessPoolExecutor(
+            1 if alone else workers, mp_context=context, initializer=_end_with, initargs=(listening,)
+        )
+        with listening, alive, processes as pool:
             try:
+                started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
                 for future in concurrent.futures.as_completed(started):
                     future.result()
                     del pending[started[future]]
@@ -270,8 +278,21 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
                     at.unlink()
                 alone = True
             except BaseException:
+                alive.close()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+
+def _end_with(listening: Connection) -> None:
+    """In a worker: end as soon as the other end of the pipe is closed, which the system does for a killed process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal: the first one decides
+
+    def wait() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            listening.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _clips(item: Item, settings: ClipSettings, reader: str) -> Iterator[tuple[bytes, int, int]]:
