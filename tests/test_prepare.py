@@ -111,6 +111,30 @@ def test_an_interrupted_split_goes_on_to_the_same_bytes(source, tmp_path, monkey
     assert tasks[1].path.stat().st_mtime_ns == before, "what is there is not made again"
 
 
+def test_a_shard_that_is_lost_is_made_again(source, tmp_path):
+    manifest = prepare_split(listing(source), tmp_path, SETTINGS, files=4)
+    before, records = shards(tmp_path), sorted(tmp_path.glob("*.array_record"))
+    modified = records[2].stat().st_mtime_ns
+    records[0].unlink()
+    os.truncate(records[1], records[1].stat().st_size // 2)
+    assert prepare_split(listing(source), tmp_path, SETTINGS, files=4) == manifest and shards(tmp_path) == before
+    assert records[2].stat().st_mtime_ns == modified, "what is whole is not made again"
+    records[0].with_suffix(".json").write_text('{"name": ')  # a disk's own damage: we write it whole or not at all
+    records[1].unlink()
+    tasks = plan(listing(source), tmp_path, SETTINGS, files=4)
+    assert [task.done for task in tasks] == [False, False, True]
+    assert [task.index for task in prepare.unfinished(tasks)] == [0, 1]
+    with pytest.raises(NoVideosError, match="is unfinished"):  # as long as it is not made
+        read_manifest(tmp_path)
+    assert prepare_split(listing(source), tmp_path, SETTINGS, files=4) == manifest and shards(tmp_path) == before
+    told = json.loads(records[0].with_suffix(".json").read_text())
+    del told["bytes"]
+    records[0].with_suffix(".json").write_text(json.dumps(told))
+    assert tasks[0].done, "where no size is told, being there is enough"
+    records[0].unlink()
+    assert not tasks[0].done
+
+
 def test_processes_write_the_same_bytes(source, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     seen = []

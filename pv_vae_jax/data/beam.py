@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pv_vae_jax.data.listing import Listing
-from pv_vae_jax.data.prepare import ClipSettings, finish, held, plan, run_task
+from pv_vae_jax.data.prepare import ClipSettings, finish, held, plan, run_task, unfinished
 
 
 def prepare_with_beam(
@@ -30,7 +30,7 @@ def prepare_with_beam(
         raise ImportError("--beam needs Apache Beam: pip install apache-beam (the extra [beam] holds it)") from error
     with held(folder):  # the workers hold no lock: each writes under names of its own
         tasks = plan(listing, folder, settings, files=files)
-        pending = [task for task in tasks if not task.done]
+        pending = unfinished(tasks)
         if pending:
             with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
                 # Reshuffle: without it a runner may fuse all tasks into one worker's.

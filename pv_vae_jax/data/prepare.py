@@ -1,8 +1,9 @@
 """From any data set to ArrayRecord shards of short clips (`records`), in parallel, to be taken up again at any moment.
 
 The files of a split are dealt to shards in an order drawn from their names, so that every shard holds all kinds. A
-shard is a task of its own: it depends on its files and the settings alone, and is done when its JSON is there. So tasks
-may run in processes of one machine (`prepare_split`), or on many (`beam`), with the same bytes.
+shard is a task of its own: it depends on its files and the settings alone, and is done when its JSON is there and its
+records have the size that the JSON tells. So tasks may run in processes of one machine (`prepare_split`), or on many
+(`beam`), with the same bytes.
 """
 
 from __future__ import annotations
@@ -80,8 +81,13 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether the shard is there, whole."""
-        return self.path.with_suffix(".json").is_file()
+        """Whether the shard is there, with the size that was written."""
+        try:
+            size = json.loads(self.path.with_suffix(".json").read_text()).get("bytes")
+            found = self.path.stat().st_size
+        except (OSError, ValueError, AttributeError):
+            return False
+        return size is None or size == found
 
 
 @contextlib.contextmanager
@@ -133,6 +139,16 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     reader = "image" if listing.dataset == "ImageNet" else "tfds" if listing.dataset.startswith(TFDS) else "video"
     shards = math.ceil(len(items) / files)
     return [Task(folder, i, tuple(items[i::shards]), settings, reader) for i in range(shards)]
+
+
+def unfinished(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks to run. What tells that they were done before, and of what bytes, is removed: their shards were lost."""
+    left = [task for task in tasks if not task.done]
+    for task in left:
+        task.path.with_suffix(".json").unlink(missing_ok=True)
+    if left:
+        (left[0].folder / "manifest.json").unlink(missing_ok=True)
+    return left
 
 
 def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
@@ -221,8 +237,8 @@ def prepare_split(
 ) -> dict:
     """Make all shards of a split with `workers` processes and return the manifest.
 
-    A shard that is there already stays. A file that crashes its process is found, named and left out. Workers end at
-    once when this call does, by an exception or because its process is killed.
+    A shard that is there already stays; one that was deleted or cut is made again. A file that crashes its process is
+    found, named and left out. Workers end at once when this call does, by an exception or because its process is killed.
 
     Raises:
       BlockingIOError: another process prepares this split.
@@ -232,10 +248,11 @@ def prepare_split(
     with held(folder):
         remove_partial_shards(folder)
         tasks = plan(listing, folder, settings, files=files)
-        if (folder / "manifest.json").is_file() and all(task.done for task in tasks):
+        pending = unfinished(tasks)
+        if (folder / "manifest.json").is_file():
             return json.loads((folder / "manifest.json").read_text())
         try:
-            _run_all([task for task in tasks if not task.done], len(tasks), workers, progress)
+            _run_all(pending, len(tasks), workers, progress)
         finally:
             remove_partial_shards(folder)  # of workers that a file or a signal ended
         return finish(listing, tasks)
