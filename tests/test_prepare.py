@@ -280,9 +280,17 @@ def test_another_source_or_setting_is_refused(source, tmp_path):
     with pytest.raises(NoVideosError, match="no clip came out of 1 files .*empty.mp4: the file is empty"):
         prepare_split(Listing("folder", ("all",), (Item(source / "empty.mp4", "empty.mp4"),)), tmp_path / "e", SETTINGS)
     assert shards(tmp_path) == before
-    for wrong in (dict(short_side=25), dict(gop=0), dict(crf=60), dict(frames=8, min_frames=9), dict(fps=-1)):
+    for wrong in (dict(short_side=25), dict(gop=0), dict(crf=60), dict(frames=8, min_frames=9)):
         with pytest.raises(ValueError, match="short_side|gop|frames"):
             ClipSettings(**wrong)
+
+
+@pytest.mark.parametrize("fps", ["nan", "inf", "-inf", "-1"])
+def test_a_rate_that_is_none_is_refused(source, tmp_path, capsys, fps):
+    assert main(["pv-vae", "prepare", str(source), "--out", str(tmp_path / "out"), f"--fps={fps}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("pv-vae prepare: fps is a finite number") and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # Rates

@@ -58,8 +58,10 @@ class ClipSettings:
     def __post_init__(self):
         if self.short_side < 2 or self.short_side % 2:
             raise ValueError(f"short_side is an even number of pixels, got {self.short_side}")
-        if self.min_frames < 1 or self.gop < 1 or self.fps < 0 or not 0 <= self.crf <= 51:
-            raise ValueError(f"min_frames and gop are at least 1, fps at least 0, crf within 0 to 51, got {self}")
+        if not 0 <= self.fps < math.inf:  # nan is not, either
+            raise ValueError(f"fps is a finite number of pictures per second, or 0 for all of them, got {self.fps}")
+        if self.min_frames < 1 or self.gop < 1 or not 0 <= self.crf <= 51:
+            raise ValueError(f"min_frames and gop are at least 1, crf within 0 to 51, got {self}")
         if self.frames and self.frames < self.min_frames:
             raise ValueError(f"clips of {self.frames} frames would all be shorter than min_frames, {self.min_frames}")
 
