@@ -242,6 +242,29 @@ def test_two_writers_of_one_shard_leave_it_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_names_need_not_be_utf8(source, tmp_path, capsys):
+    folder = tmp_path / "in" / "train" / os.fsdecode(b"gar\xe7on")
+    (tmp_path / "in" / "test").mkdir(parents=True)
+    names = [os.fsdecode(name) for name in (b"caf\xe9.mp4", b"th\xe9.mp4", b"\xff.mp4")]
+    try:
+        folder.mkdir(parents=True)
+        for name in names[:2]:
+            (folder / name).write_bytes((source / "0.mp4").read_bytes())
+        (folder / names[2]).touch()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names in UTF-8 only")
+    call = ["pv-vae", "prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--short_side=24"]
+    assert main([*call, "--workers=1"]) == 0, capsys.readouterr().err
+    told = read_manifest(tmp_path / "out" / "train")
+    assert told["class_names"] == [folder.name] and told["clips"] == 2 and told["files"] == 3
+    assert told["skipped"] == {f"train/{folder.name}/{names[2]}": "the file is empty"}
+    fatal = Killer(folder / names[0], names[0])
+    tasks = [Task(tmp_path, 0, (fatal, Item(folder / names[1], names[1])), SETTINGS)]
+    prepare._run_all(tasks, 1, 1, lambda *_: None)
+    shard = json.loads((tmp_path / "00000.json").read_text())
+    assert shard["skipped"] == {names[0]: "the decoder crashed"} and shard["names"] == [f"{names[1]}#0"]
+
+
 def test_processes_that_cannot_start_end_the_run(source, tmp_path):
     """A script without a main guard starts itself again in every worker, which then dies at once."""
     script = f"""

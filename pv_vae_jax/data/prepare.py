@@ -59,7 +59,7 @@ class ClipSettings:
         if self.short_side < 2 or self.short_side % 2:
             raise ValueError(f"short_side is an even number of pixels, got {self.short_side}")
         if not 0 <= self.fps < math.inf:  # nan is not, either
-            raise ValueError(f"fps is a finite number of pictures per second, or 0 for all of them, got {self.fps}")
+            raise ValueError(f"fps is a finite number, at least 0 (which keeps every frame), got {self.fps}")
         if self.min_frames < 1 or self.gop < 1 or not 0 <= self.crf <= 51:
             raise ValueError(f"min_frames and gop are at least 1, crf within 0 to 51, got {self}")
         if self.frames and self.frames < self.min_frames:
@@ -165,7 +165,7 @@ def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
             if item.name in crashed:
                 skipped[item.name] = "the decoder crashed"
                 continue
-            at_work.write_text(item.name)
+            at_work.write_bytes(os.fsencode(item.name))  # a file's name need not be UTF-8
             try:
                 clips = list(_clips(item, task.settings, task.reader))
             except (BrokenVideoError, OSError) as error:
@@ -240,7 +240,7 @@ def prepare_split(
     """Make all shards of a split with `workers` processes and return the manifest.
 
     A shard that is there already stays; one that was deleted or cut is made again. A file that crashes its process is
-    found, named and left out. Workers end at once when this call does, by an exception or because its process is killed.
+    found, named and left out. Workers end at once when this call does, or its process is killed.
 
     Raises:
       BlockingIOError: another process prepares this split.
@@ -293,7 +293,7 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
                     ) from error
                 for i, at in in_hand.items():
                     if alone:  # then it is the one; with several at work, each is tried again alone
-                        crashed.setdefault(i, []).append(at.read_text())
+                        crashed.setdefault(i, []).append(os.fsdecode(at.read_bytes()))
                     at.unlink()
                 alone = True
             except BaseException:
