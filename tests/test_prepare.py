@@ -225,6 +225,31 @@ if __name__ == "__main__":
     assert manifest["clips"] + len(manifest["skipped"]) == len(listed.items) and rest(tmp_path / "train") == [".lock"]
 
 
+def test_ctrl_c_of_a_terminal_prints_one_line(source, tmp_path):
+    """There it reaches the workers as well, be it while they start."""
+    script = f"""
+import os, sys
+if __name__ != "__main__":
+    os.write(1, b"starts\\n")
+from pv_vae_jax.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main(["pv-vae", "prepare", {str(source)!r}, "--out", {str(tmp_path)!r}, "--workers=1", "--min_frames=9"]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    call = [sys.executable, str(tmp_path / "script.py")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(call, env=env, start_new_session=True, **pipes) as command:
+        try:
+            assert command.stdout.readline() == "starts\n"
+            os.killpg(command.pid, signal.SIGINT)
+            _, err = command.communicate(timeout=20)
+        finally:
+            command.kill()
+    assert command.returncode == 130 and "Traceback" not in err, err
+    assert err.splitlines()[-1] == "pv-vae prepare: Ctrl-C; the same command goes on from there"
+
+
 def test_two_writers_of_one_shard_leave_it_whole(tmp_path):
     """As workers of Beam may be, which hold no lock."""
     path = tmp_path / "00000.array_record"

@@ -277,7 +277,8 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
         )
         with listening, alive, processes as pool:
             try:
-                started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
+                with _ctrl_c_held():  # here processes start
+                    started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
                 for future in concurrent.futures.as_completed(started):
                     future.result()
                     del pending[started[future]]
@@ -302,9 +303,25 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
                 raise
 
 
+@contextlib.contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Context in which Ctrl-C waits; processes started in it never see it, where the system has signal masks.
+
+    It reaches every process of a terminal, but the first one decides; and others would each print where they were.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with(listening: Connection) -> None:
     """In a worker: end as soon as the other end of the pipe is closed, which the system does for a killed process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal: the first one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # see _ctrl_c_held
 
     def wait() -> None:
         with contextlib.suppress(EOFError, OSError):
