@@ -17,8 +17,9 @@ from pv_vae_jax.data.datasets import list_dataset
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, Task, finish, plan, prepare_split, run_task
 from pv_vae_jax.data.records import RecordVideos, read_manifest, unpack
-from pv_vae_jax.data.shards import Shards, file_hash
+from pv_vae_jax.data.shards import Shards, file_hash, write_shard
 from pv_vae_jax.data.video_files import EncodedVideo, iterate_at_rate, probe, read_video, write_video
+from pv_vae_jax.files import locked
 from tests.video_fixture import encode, encode_sound, waves
 
 SETTINGS = ClipSettings(short_side=24, frames=20, min_frames=9, gop=4)
@@ -44,6 +45,11 @@ def shards(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".array_record", ".json")}
 
 
+def rest(folder):
+    """Names of what is no shard, in a folder that a whole call has left."""
+    return [p.name for p in folder.iterdir() if p.suffix not in (".array_record", ".json")]
+
+
 def test_the_manifest_accounts_for_every_file(source, tmp_path):
     manifest = prepare_split(listing(source), tmp_path, SETTINGS, files=5)
     assert manifest == read_manifest(tmp_path) and manifest["files"] == 12
@@ -59,7 +65,7 @@ def test_the_manifest_accounts_for_every_file(source, tmp_path):
         path = tmp_path / shard["name"]
         assert shard["sha256"] == file_hash(path) and shard["bytes"] == path.stat().st_size
         assert len(Shards([path], [shard["clips"]])) == len(shard["lengths"]) == shard["clips"]
-    assert not [p for p in tmp_path.iterdir() if p.suffix not in (".array_record", ".json")]
+    assert rest(tmp_path) == [".lock"]
 
 
 def test_clips_look_like_their_videos(source, tmp_path):
@@ -105,6 +111,30 @@ def test_an_interrupted_split_goes_on_to_the_same_bytes(source, tmp_path, monkey
     assert tasks[1].path.stat().st_mtime_ns == before, "what is there is not made again"
 
 
+def test_a_shard_that_is_lost_is_made_again(source, tmp_path):
+    manifest = prepare_split(listing(source), tmp_path, SETTINGS, files=4)
+    before, records = shards(tmp_path), sorted(tmp_path.glob("*.array_record"))
+    modified = records[2].stat().st_mtime_ns
+    records[0].unlink()
+    os.truncate(records[1], records[1].stat().st_size // 2)
+    assert prepare_split(listing(source), tmp_path, SETTINGS, files=4) == manifest and shards(tmp_path) == before
+    assert records[2].stat().st_mtime_ns == modified, "what is whole is not made again"
+    records[0].with_suffix(".json").write_text('{"name": ')  # a disk's own damage: we write it whole or not at all
+    records[1].unlink()
+    tasks = plan(listing(source), tmp_path, SETTINGS, files=4)
+    assert [task.done for task in tasks] == [False, False, True]
+    assert [task.index for task in prepare.unfinished(tasks)] == [0, 1]
+    with pytest.raises(NoVideosError, match="is unfinished"):  # as long as it is not made
+        read_manifest(tmp_path)
+    assert prepare_split(listing(source), tmp_path, SETTINGS, files=4) == manifest and shards(tmp_path) == before
+    told = json.loads(records[0].with_suffix(".json").read_text())
+    del told["bytes"]
+    records[0].with_suffix(".json").write_text(json.dumps(told))
+    assert tasks[0].done, "where no size is told, being there is enough"
+    records[0].unlink()
+    assert not tasks[0].done
+
+
 def test_processes_write_the_same_bytes(source, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     seen = []
@@ -135,7 +165,129 @@ def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
     finally:
         prepare.plan = planned
     assert manifest["skipped"]["2.mp4"] == "the decoder crashed" and manifest["clips"] == 8
-    assert not list(tmp_path.glob("*.at"))
+    assert rest(tmp_path) == [".lock"]
+
+
+def test_a_split_has_one_writer_at_a_time(source, tmp_path, capsys):
+    split = tmp_path / "out" / "train"
+    split.mkdir(parents=True)
+    call = ["pv-vae", "prepare", str(source), "--out", str(tmp_path / "out"), "--split=train", "--min_frames=9"]
+    with locked(split / ".lock"):
+        with pytest.raises(BlockingIOError, match="in use by another process"):
+            prepare_split(listing(source), split, SETTINGS)
+        assert main(call) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"pv-vae prepare: {split} is in use by another")
+    assert rest(split) == [".lock"] and not list(split.glob("*.json")), "the second wrote nothing"
+    for name in ("00000.tmp", ".00000.array_record.ab12.partial"):
+        (split / name).write_bytes(b"left by a writer that was killed")
+    assert prepare_split(listing(source), split, SETTINGS)["clips"] == 9 and rest(split) == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, 143, "pv-vae prepare: SIGTERM; the same command goes on from there"),
+        (signal.SIGINT, 130, "pv-vae prepare: Ctrl-C; the same command goes on from there"),
+        (signal.SIGKILL, -signal.SIGKILL, None),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_workers_end_with_the_command(source, tmp_path, number, status, said):
+    """Whatever ends it, and however long a file takes; then the same call goes on at once."""
+    script = f"""
+import os, sys, time
+from pv_vae_jax.data import prepare
+
+def endless(item, *_):
+    os.write(1, b"at work\\n")  # one write: lines of two processes do not mix
+    time.sleep(60)
+
+prepare._clips = endless
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import main
+    flags = ["--short_side=24", "--frames=20", "--min_frames=9", "--gop=4", "--shard_files=5", "--split=train"]
+    sys.exit(main(["pv-vae", "prepare", {str(source)!r}, "--out", {str(tmp_path)!r}, "--workers=2", *flags]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    call = [sys.executable, str(tmp_path / "script.py")]
+    with subprocess.Popen(call, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        try:
+            assert [command.stdout.readline() for _ in range(2)] == ["at work\n"] * 2
+            command.send_signal(number)
+            _, err = command.communicate(timeout=20)  # its workers hold these pipes as long as they live
+        finally:
+            command.kill()
+    assert command.returncode == status, err
+    assert said is None or (err.splitlines()[-1] == said and "Traceback" not in err)
+    listed = video_folder(source, "train")
+    manifest = prepare_split(listed, tmp_path / "train", SETTINGS, files=5)
+    assert manifest["clips"] + len(manifest["skipped"]) == len(listed.items) and rest(tmp_path / "train") == [".lock"]
+
+
+def test_ctrl_c_of_a_terminal_prints_one_line(source, tmp_path):
+    """There it reaches the workers as well, be it while they start."""
+    script = f"""
+import os, sys
+if __name__ != "__main__":
+    os.write(1, b"starts\\n")
+from pv_vae_jax.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main(["pv-vae", "prepare", {str(source)!r}, "--out", {str(tmp_path)!r}, "--workers=1", "--min_frames=9"]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    call = [sys.executable, str(tmp_path / "script.py")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(call, env=env, start_new_session=True, **pipes) as command:
+        try:
+            assert command.stdout.readline() == "starts\n"
+            os.killpg(command.pid, signal.SIGINT)
+            _, err = command.communicate(timeout=20)
+        finally:
+            command.kill()
+    assert command.returncode == 130 and "Traceback" not in err, err
+    assert err.splitlines()[-1] == "pv-vae prepare: Ctrl-C; the same command goes on from there"
+
+
+def test_two_writers_of_one_shard_leave_it_whole(tmp_path):
+    """As workers of Beam may be, which hold no lock."""
+    path = tmp_path / "00000.array_record"
+
+    def slower():
+        yield b"slow 0"
+        write_shard(path, [b"fast 0", b"fast 1"])
+        assert [Shards([path], [2])[i] for i in range(2)] == [b"fast 0", b"fast 1"]
+        yield b"slow 1"
+
+    write_shard(path, slower())
+    assert [Shards([path], [2])[i] for i in range(2)] == [b"slow 0", b"slow 1"]
+    with pytest.raises(ZeroDivisionError):
+        write_shard(path, (1 / 0 for _ in range(1)))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_names_need_not_be_utf8(source, tmp_path, capsys):
+    folder = tmp_path / "in" / "train" / os.fsdecode(b"gar\xe7on")
+    (tmp_path / "in" / "test").mkdir(parents=True)
+    names = [os.fsdecode(name) for name in (b"caf\xe9.mp4", b"th\xe9.mp4", b"\xff.mp4")]
+    try:
+        folder.mkdir(parents=True)
+        for name in names[:2]:
+            (folder / name).write_bytes((source / "0.mp4").read_bytes())
+        (folder / names[2]).touch()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names in UTF-8 only")
+    call = ["pv-vae", "prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--short_side=24"]
+    assert main([*call, "--workers=1"]) == 0, capsys.readouterr().err
+    told = read_manifest(tmp_path / "out" / "train")
+    assert told["class_names"] == [folder.name] and told["clips"] == 2 and told["files"] == 3
+    assert told["skipped"] == {f"train/{folder.name}/{names[2]}": "the file is empty"}
+    fatal = Killer(folder / names[0], names[0])
+    tasks = [Task(tmp_path, 0, (fatal, Item(folder / names[1], names[1])), SETTINGS)]
+    prepare._run_all(tasks, 1, 1, lambda *_: None)
+    shard = json.loads((tmp_path / "00000.json").read_text())
+    assert shard["skipped"] == {names[0]: "the decoder crashed"} and shard["names"] == [f"{names[1]}#0"]
 
 
 def test_processes_that_cannot_start_end_the_run(source, tmp_path):
@@ -176,9 +328,17 @@ def test_another_source_or_setting_is_refused(source, tmp_path):
     with pytest.raises(NoVideosError, match="no clip came out of 1 files .*empty.mp4: the file is empty"):
         prepare_split(Listing("folder", ("all",), (Item(source / "empty.mp4", "empty.mp4"),)), tmp_path / "e", SETTINGS)
     assert shards(tmp_path) == before
-    for wrong in (dict(short_side=25), dict(gop=0), dict(crf=60), dict(frames=8, min_frames=9), dict(fps=-1)):
+    for wrong in (dict(short_side=25), dict(gop=0), dict(crf=60), dict(frames=8, min_frames=9)):
         with pytest.raises(ValueError, match="short_side|gop|frames"):
             ClipSettings(**wrong)
+
+
+@pytest.mark.parametrize("fps", ["nan", "inf", "-inf", "-1"])
+def test_a_rate_that_is_none_is_refused(source, tmp_path, capsys, fps):
+    assert main(["pv-vae", "prepare", str(source), "--out", str(tmp_path / "out"), f"--fps={fps}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("pv-vae prepare: fps is a finite number") and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # Rates

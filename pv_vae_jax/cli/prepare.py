@@ -11,8 +11,10 @@ not be used, and why, is listed in each split's `manifest.json`.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -70,6 +72,13 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     own = {"fold": values.fold} if dataset == "ucf101" else {}
     if values.fold != 1 and not own:
         raise ConfigError(f"--fold is of ucf101, and {source} is {dataset}")
+    with _stop_signals():
+        _prepare(source, out, dataset, own, settings, values)
+
+
+def _prepare(
+    source: Path, out: Path, dataset: str, own: dict, settings: ClipSettings, values: flags.FlagValues
+) -> None:
     # All listings first: what is missing shows before hours of work.
     listings = {split: list_dataset(source, split, dataset, **own) for split in dict.fromkeys(values.split)}
     for split, listing in listings.items():
@@ -93,6 +102,35 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         skipped = f", {len(manifest['skipped'])} files skipped" if manifest["skipped"] else ""
         seconds = f"{manifest['clips']} clips, {manifest['frames']} frames, {manifest['bytes'] / 1e6:.1f} MB"
         print(f"{out / split}: {seconds}{skipped}")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, on the way that Ctrl-C takes."""
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Context that SIGTERM and Ctrl-C leave at once, through everything that cleans up.
+
+    Raises:
+      Interrupted: one of them came.
+    """
+    from pv_vae_jax.train.loop import Interrupted
+
+    def terminate(*_) -> None:
+        raise _Terminated
+
+    old = None
+    with contextlib.suppress(ValueError):  # not the main thread: keep the default
+        old = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        name, number = ("SIGTERM", signal.SIGTERM) if isinstance(error, _Terminated) else ("Ctrl-C", signal.SIGINT)
+        raise Interrupted(f"{name}; the same command goes on from there", 128 + number) from error
+    finally:
+        if old is not None:
+            signal.signal(signal.SIGTERM, old)
 
 
 def _locally(listing, folder: Path, settings: ClipSettings, values: flags.FlagValues, split: str) -> dict:

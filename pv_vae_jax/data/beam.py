@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pv_vae_jax.data.listing import Listing
-from pv_vae_jax.data.prepare import ClipSettings, finish, plan, run_task
+from pv_vae_jax.data.prepare import ClipSettings, finish, held, plan, run_task, unfinished
 
 
 def prepare_with_beam(
@@ -21,17 +21,18 @@ def prepare_with_beam(
 
     Raises:
       ImportError: Beam is missing; the message names the extra.
-      NoVideosError: as `prepare_split`.
+      BlockingIOError, NoVideosError: as `prepare_split`.
     """
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise ImportError("--beam needs Apache Beam: pip install apache-beam (the extra [beam] holds it)") from error
-    tasks = plan(listing, folder, settings, files=files)
-    pending = [task for task in tasks if not task.done]
-    if pending:
-        with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-            # Reshuffle: without it a runner may fuse all tasks into one worker's.
-            _ = pipeline | beam.Create(pending) | beam.Reshuffle() | beam.Map(run_task)
-    return finish(listing, tasks)
+    with held(folder):  # the workers hold no lock: each writes under names of its own
+        tasks = plan(listing, folder, settings, files=files)
+        pending = unfinished(tasks)
+        if pending:
+            with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+                # Reshuffle: without it a runner may fuse all tasks into one worker's.
+                _ = pipeline | beam.Create(pending) | beam.Reshuffle() | beam.Map(run_task)
+        return finish(listing, tasks)

@@ -1,21 +1,26 @@
 """From any data set to ArrayRecord shards of short clips (`records`), in parallel, to be taken up again at any moment.
 
 The files of a split are dealt to shards in an order drawn from their names, so that every shard holds all kinds. A
-shard is a task of its own: it depends on its files and the settings alone, and is done when its JSON is there. So tasks
-may run in processes of one machine (`prepare_split`), or on many (`beam`), with the same bytes.
+shard is a task of its own: it depends on its files and the settings alone, and is done when its JSON is there and its
+records have the size that the JSON tells. So tasks may run in processes of one machine (`prepare_split`), or on many
+(`beam`), with the same bytes.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +29,10 @@ import numpy as np
 from pv_vae_jax.data import images, tfds_videos
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
 from pv_vae_jax.data.records import FORMAT, pack
-from pv_vae_jax.data.shards import file_hash, write_shard
+from pv_vae_jax.data.shards import file_hash, remove_partial_shards, write_shard
 from pv_vae_jax.data.tfds_videos import TFDS
 from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe, resize
-from pv_vae_jax.files import write_json
+from pv_vae_jax.files import locked, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +58,10 @@ class ClipSettings:
     def __post_init__(self):
         if self.short_side < 2 or self.short_side % 2:
             raise ValueError(f"short_side is an even number of pixels, got {self.short_side}")
-        if self.min_frames < 1 or self.gop < 1 or self.fps < 0 or not 0 <= self.crf <= 51:
-            raise ValueError(f"min_frames and gop are at least 1, fps at least 0, crf within 0 to 51, got {self}")
+        if not 0 <= self.fps < math.inf:  # nan is not, either
+            raise ValueError(f"fps is a finite number, at least 0 (which keeps every frame), got {self.fps}")
+        if self.min_frames < 1 or self.gop < 1 or not 0 <= self.crf <= 51:
+            raise ValueError(f"min_frames and gop are at least 1, crf within 0 to 51, got {self}")
         if self.frames and self.frames < self.min_frames:
             raise ValueError(f"clips of {self.frames} frames would all be shorter than min_frames, {self.min_frames}")
 
@@ -76,8 +83,31 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether the shard is there, whole."""
-        return self.path.with_suffix(".json").is_file()
+        """Whether the shard is there, with the size that was written."""
+        try:
+            size = json.loads(self.path.with_suffix(".json").read_text()).get("bytes")
+            found = self.path.stat().st_size
+        except (OSError, ValueError, AttributeError):
+            return False
+        return size is None or size == found
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep the folder of a split, made if it is missing, to this process.
+
+    Raises:
+      BlockingIOError: another process prepares it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock"))
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{folder} is in use by another process that prepares it: wait for it, stop it, or take another --out"
+            ) from error
+        yield
 
 
 def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int = 64) -> list[Task]:
@@ -113,6 +143,16 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     return [Task(folder, i, tuple(items[i::shards]), settings, reader) for i in range(shards)]
 
 
+def unfinished(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks to run. What tells that they were done before, and of what bytes, is removed: their shards were lost."""
+    left = [task for task in tasks if not task.done]
+    for task in left:
+        task.path.with_suffix(".json").unlink(missing_ok=True)
+    if left:
+        (left[0].folder / "manifest.json").unlink(missing_ok=True)
+    return left
+
+
 def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
     """Make a shard, unless it is there; `crashed` names items that killed an earlier process. Returns its clips."""
     if task.done:
@@ -125,7 +165,7 @@ def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
             if item.name in crashed:
                 skipped[item.name] = "the decoder crashed"
                 continue
-            at_work.write_text(item.name)
+            at_work.write_bytes(os.fsencode(item.name))  # a file's name need not be UTF-8
             try:
                 clips = list(_clips(item, task.settings, task.reader))
             except (BrokenVideoError, OSError) as error:
@@ -199,31 +239,50 @@ def prepare_split(
 ) -> dict:
     """Make all shards of a split with `workers` processes and return the manifest.
 
-    A shard that is there already stays. A file that crashes its process is found, named and left out.
+    A shard that is there already stays; one that was deleted or cut is made again. A file that crashes its process is
+    found, named and left out. Workers end at once when this call does, or its process is killed.
 
     Raises:
+      BlockingIOError: another process prepares this split.
       NoVideosError: as `plan` and `finish`.
       RuntimeError: processes die before they begin, as they do in a script without `if __name__ == "__main__":`.
     """
-    tasks = plan(listing, folder, settings, files=files)
-    if (folder / "manifest.json").is_file() and all(task.done for task in tasks):
-        return json.loads((folder / "manifest.json").read_text())
-    pending = {task.index: task for task in tasks if not task.done}
+    with held(folder):
+        remove_partial_shards(folder)
+        tasks = plan(listing, folder, settings, files=files)
+        pending = unfinished(tasks)
+        if (folder / "manifest.json").is_file():
+            return json.loads((folder / "manifest.json").read_text())
+        try:
+            _run_all(pending, len(tasks), workers, progress)
+        finally:
+            remove_partial_shards(folder)  # of workers that a file or a signal ended
+        return finish(listing, tasks)
+
+
+def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable[[int, int], None]) -> None:
+    """Run tasks in processes; those that crash it are tried alone, and the files that do are left out."""
+    pending = {task.index: task for task in tasks}
     crashed: dict[int, list[str]] = {}
-    for task in pending.values():  # left by an earlier call that was killed
+    for task in tasks:  # left by an earlier call that was killed
         task.path.with_suffix(".at").unlink(missing_ok=True)
     alone = workers == 1
     while pending:
-        progress(len(tasks) - len(pending), len(tasks))
+        progress(total - len(pending), total)
         # Spawned: a fork would carry the locks of libraries that run threads.
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1 if alone else workers, mp_context=context) as pool:
-            started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
+        listening, alive = context.Pipe(duplex=False)
+        processes = concurrent.futures.ProcessPoolExecutor(
+            1 if alone else workers, mp_context=context, initializer=_end_with, initargs=(listening,)
+        )
+        with listening, alive, processes as pool:
             try:
+                with _ctrl_c_held():  # here processes start
+                    started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
                 for future in concurrent.futures.as_completed(started):
                     future.result()
                     del pending[started[future]]
-                    progress(len(tasks) - len(pending), len(tasks))
+                    progress(total - len(pending), total)
                 alone = workers == 1
             except BrokenProcessPool as error:
                 pending = {i: task for i, task in pending.items() if not task.done}
@@ -235,13 +294,41 @@ def prepare_split(
                     ) from error
                 for i, at in in_hand.items():
                     if alone:  # then it is the one; with several at work, each is tried again alone
-                        crashed.setdefault(i, []).append(at.read_text())
+                        crashed.setdefault(i, []).append(os.fsdecode(at.read_bytes()))
                     at.unlink()
                 alone = True
             except BaseException:
+                alive.close()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-    return finish(listing, tasks)
+
+
+@contextlib.contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Context in which Ctrl-C waits; processes started in it never see it, where the system has signal masks.
+
+    It reaches every process of a terminal, but the first one decides; and others would each print where they were.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with(listening: Connection) -> None:
+    """In a worker: end as soon as the other end of the pipe is closed, which the system does for a killed process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # see _ctrl_c_held
+
+    def wait() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            listening.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _clips(item: Item, settings: ClipSettings, reader: str) -> Iterator[tuple[bytes, int, int]]:

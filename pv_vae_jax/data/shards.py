@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from pv_vae_jax.files import partial
 
 OPEN = 128  # files held open at once
 
@@ -19,19 +22,32 @@ class BrokenRecordError(ValueError):
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> int:
-    """Write `records` to `path`, which appears when the last one is in it; return their number."""
+    """Write `records` to `path`, which appears when the last one is in it; return their number.
+
+    Several writers may make the same file at once: each writes under a name of its own.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_suffix(".tmp")
-    writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0  # one record a chunk, for random access
+    temporary = partial(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
     try:
-        for record in records:
-            writer.write(record)
-            count += 1
+        writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0  # one record a chunk, for random access
+        try:
+            for record in records:
+                writer.write(record)
+                count += 1
+        finally:
+            writer.close()
+        os.replace(temporary, path)
     finally:
-        writer.close()
-    os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)
     return count
+
+
+def remove_partial_shards(folder: Path) -> None:
+    """Remove what killed writers left; one still at work fails, so the caller knows that there is none."""
+    for pattern in (".*.array_record.*.partial", "[0-9]*.tmp"):  # the second is of versions before
+        for temporary in folder.glob(pattern):
+            temporary.unlink(missing_ok=True)
 
 
 class Shards:
