@@ -26,6 +26,7 @@ from pv_vae_jax.data.latents import (
     write_latents_shard,
     write_statistics,
 )
+from pv_vae_jax.data.shards import remove_partial_shards
 from pv_vae_jax.data.sources import VideoSource, fingerprint
 from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.pixels import to_float
@@ -56,6 +57,7 @@ def encode_latents(run: Run, vae_stage: str) -> None:
         wait_for_all("statistics of the latents")
         return
     if is_first():
+        remove_partial_shards(folder)  # of a process that was killed
         begin_cache(folder, key)
     wait_for_all("the latent cache has begun")
     encode_shards(run, vae_stage, source, jax.process_index(), jax.process_count())
