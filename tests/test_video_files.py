@@ -498,7 +498,7 @@ def test_pictures_that_were_guessed_are_not_handed_out(tmp_path):
 def test_a_list_of_files_is_no_video(tmp_path):
     write_video(tmp_path / "a.mp4", waves(5, 32, 32), fps=8)
     (tmp_path / "both.mp4").write_text("ffconcat version 1.0\nfile a.mp4\nfile a.mp4\n")
-    with pytest.raises(BrokenVideoError, match="not readable as video"):
+    with pytest.raises(BrokenVideoError, match="neither a container of video"):
         read_video(tmp_path / "both.mp4")
 
 

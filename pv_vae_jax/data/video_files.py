@@ -19,6 +19,7 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".
 
 # Demuxers of these, by FFmpeg's names. It knows others that read text, and then the files which that names: playlists.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,h264,gif"
+CONTAINERS += ",jpeg_pipe,png_pipe,webp_pipe,bmp_pipe"  # pictures, as clips of one frame
 
 TIMED = ("mov,", "matroska,", "gif")  # PyAV's names of containers that store when each frame is shown
 
@@ -84,7 +85,8 @@ def _open(path: str | Path | EncodedVideo):
         file = io.BytesIO(path.data) if isinstance(path, EncodedVideo) else os.path.abspath(path)
         container = av.open(file, options={"format_whitelist": CONTAINERS})
     except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise BrokenVideoError(f"{path}: not readable as video ({error})") from error
+        reason = "neither a container of video nor a picture" if "not on whitelist" in str(error) else error
+        raise BrokenVideoError(f"{path}: not readable as video ({reason})") from error
     if not container.streams.video:
         container.close()
         raise BrokenVideoError(f"{path}: the file has no video stream")
