@@ -470,7 +470,7 @@ def test_windows_hold_no_memory_after_they_are_read(tmp_path):
     env = os.environ | {"MALLOC_ARENA_MAX": "1"}  # what is told is of the first arena
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 30, "bytes a window"
+    assert float(done.stdout) < 75, "bytes a window; 300 are lost where both generators are left open"
 
 
 def damaged(data: bytes, seed: int, size: int) -> bytes:

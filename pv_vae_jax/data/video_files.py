@@ -99,7 +99,9 @@ def _open(path: str | Path | EncodedVideo):
         container.close()
         raise BrokenVideoError(f"{path}: pictures of {context.height} x {context.width}, more than {MAX_PIXELS} pixels")
     context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change later on
-    stream.thread_type = "SLICE"  # frame threads would hold memory per open file; clips are decoded in parallel anyway
+    # Clips are decoded in parallel anyway. More threads would hold memory for each open file, and with them damage goes
+    # unsaid: what is skipped would depend on the number of cores.
+    context.thread_count = 1
     return container, stream
 
 
