@@ -206,7 +206,7 @@ def test_command_compares_sets_and_writes_cards(arrays, network_folder, tmp_path
     real, fake, _ = arrays
     out = tmp_path / "deep" / "scores.json"
     call = ["--real", str(real), "--fake", str(fake), "--weights", str(network_folder), "--frames=6"]
-    assert run_command("evaluate", [*call, "--clips=12", "--paired", "--out", str(out)]) == 0
+    assert run_command("evaluate", [*call, "--clips=12", "--paired", "--protocol=latte", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     scores = json.loads(out.read_text())
     assert [s["name"].split(" (")[0] for s in scores] == [
@@ -217,6 +217,11 @@ def test_command_compares_sets_and_writes_cards(arrays, network_folder, tmp_path
         "mean_paired_own_sqdist",
     ]
     assert all(s["name"] in printed and s["card"]["protocol"]["frames"] == 6 for s in scores)
+    told = scores[0]["card"]["protocol"]
+    assert told["name"] == "latte with 6 frames and 12 clips" and f"protocol {told['name']}: " in printed
+    assert told["note"].startswith("unchanged it is: ")
+    assert told["stride"] == 1 and told["start"] == "first", "a reconstruction has its clip's own frames"
+    assert not told.keys() & {"resize", "crop"}, "rules of I3D's pixels"
     assert [p.name for p in out.parent.iterdir()] == ["scores.json"]
 
 

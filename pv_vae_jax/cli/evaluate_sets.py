@@ -103,9 +103,16 @@ def run(values: flags.FlagValues) -> list[Score]:
 
 
 def _protocol(values: flags.FlagValues) -> MetricProtocol:
+    """The protocol named, with what the flags change of it in its name: then it is another."""
     chosen = PROTOCOLS[values.protocol]
-    changes = {"frames": values.frames, "clips": values.clips, "start": "first" if values.paired else None}
-    return dataclasses.replace(chosen, **{k: v for k, v in changes.items() if v is not None})
+    given = {"frames": values.frames, "clips": values.clips}
+    changed = {key: n for key, n in given.items() if n is not None and n != getattr(chosen, key)}
+    told = {}
+    if changed:
+        told["name"] = f"{chosen.name} with {' and '.join(f'{n} {key}' for key, n in changed.items())}"
+        told["note"] = f"unchanged it is: {chosen.note}"
+    as_pairs = {"start": "first", "stride": 1} if values.paired else {}  # a reconstruction has its clip's own frames
+    return dataclasses.replace(chosen, **changed, **told, **as_pairs)
 
 
 def _network(values: flags.FlagValues, protocol: MetricProtocol) -> FeatureNetwork:

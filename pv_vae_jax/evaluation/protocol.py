@@ -143,7 +143,10 @@ def set_card(clips: ClipSet, digest: Digest) -> dict:
 
 def card(protocol: MetricProtocol, network: FeatureNetwork | None, real: dict, fake: dict, seed: int, **more) -> dict:
     """The protocol card of a score."""
-    tree = {"protocol": dataclasses.asdict(protocol), "real": real, "fake": fake, "seed": seed}
+    told = dataclasses.asdict(protocol)
+    if network is None or network.name != "i3d":  # rules of I3D's own pixels
+        del told["resize"], told["crop"]
+    tree = {"protocol": told, "real": real, "fake": fake, "seed": seed}
     if network is not None:
         tree["features"] = {
             "network": network.name,
