@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import os
 import platform
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pv_vae_jax.config import ConfigError
+from pv_vae_jax.versions import versions as installed
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -238,13 +239,8 @@ def device() -> dict:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: version for package, version in installed(PACKAGES).items() if version != "not installed"}
+    return {"python": platform.python_version()} | found
 
 
 def code() -> str:

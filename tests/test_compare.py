@@ -127,6 +127,8 @@ def test_scores_of_other_protocols_or_clips_have_columns_of_their_own(tmp_path):
 
     a, b = report("a", x=("paper", 24, 1.0)), report("b", x=("paper", 24, 2.0))
     c = report("c", x=("paper", 24, 3.0), y=("stylegan-v", 24, 4.0), z=("paper", 8, 5.0))
+    again = report("d", x=("paper", 24, 1.0), y=("paper", 24, 2.0))
+    assert _named({"d": again}) == [{"FVD: paper, 24 clips": 1.0, "FVD: paper, 24 clips, y": 2.0}]
     assert _named({"a": a, "b": b}) == [{"FVD": 1.0}, {"FVD": 2.0}]
     paper, other, few = "FVD: paper, 24 clips", "FVD: stylegan-v, 24 clips", "FVD: paper, 8 clips"
     assert _named({"a": a, "c": c}) == [{paper: 1.0}, {paper: 3.0, other: 4.0, few: 5.0}]

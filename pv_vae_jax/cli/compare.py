@@ -123,7 +123,10 @@ def _taken_along(report: Path) -> Taken:
                 card = score.get("card") or {}
                 protocol, fake = card.get("protocol") or {}, card.get("fake") or {}
                 told = ", ".join(f"{x}" for x in (protocol.get("name"), fake.get("scored")) if x is not None)
-                found[score["name"], f"{told} clips" if told else path.stem] = float(score["value"])
+                key = score["name"], f"{told} clips" if told else path.stem
+                if key in found:  # of other sets: the file's name tells which
+                    key = score["name"], f"{key[1]}, {path.stem}"
+                found[key] = float(score["value"])
     return found
 
 
