@@ -130,6 +130,19 @@ def test_cells_that_are_stored_keep_their_names():
     assert [study.cell(row, 0).key for row in study.rows[:2]] == ["7167e9ee", "e3ec8e48"]
 
 
+def test_a_cell_is_named_by_what_its_clips_are_not_by_where_they_lie(tmp_path):
+    def name(folder: str, content: bytes) -> str:
+        for split in ("train", "test"):
+            (tmp_path / folder / split).mkdir(parents=True)
+            (tmp_path / folder / split / "a.mp4").write_bytes(content)
+        source = {"data.source": str(tmp_path / folder)}
+        study = load_study(ROOT / "experiments" / "study_real.py", source)
+        return next(study.cells()).name
+
+    here, elsewhere, others = name("here", b"clip"), name("elsewhere", b"clip"), name("others", b"longer clip")
+    assert here == elsewhere != others
+
+
 def test_plans_that_cannot_work_are_refused(tmp_path):
     study = tiny_study()
     with pytest.raises(ConfigError, match="names of their own"):

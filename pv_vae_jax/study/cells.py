@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pv_vae_jax import pretrained
-from pv_vae_jax.config import Experiment, VAEStageConfig, to_dict
+from pv_vae_jax.config import Experiment, VAEStageConfig
 from pv_vae_jax.files import locked, write_json
 from pv_vae_jax.study.measure import measure_decoder, measure_whole
-from pv_vae_jax.study.plan import Cell, Study, settings_hash
+from pv_vae_jax.study.plan import Cell, Study, deciding, settings_hash
 from pv_vae_jax.study.results import PLAN
 from pv_vae_jax.train.dit_stage import train_diffusion_stage
 from pv_vae_jax.train.latents_stage import encode_latents
@@ -121,8 +121,8 @@ def tidy(cell: Cell, workdir: Path) -> None:
 
 def image_key(experiment: Experiment) -> str:
     """What decides the image stage: rows that agree in it share it."""
-    tree = to_dict(_only(experiment, "image"))
-    for free in ("name", "log_every", "mesh", "checkpoint_every", "checkpoints_kept"):
+    tree = deciding(_only(experiment, "image"))
+    for free in ("checkpoint_every", "checkpoints_kept"):
         del tree[free]
     return settings_hash(tree)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pv_vae_jax.config import ConfigError, Experiment, override, to_dict
+from pv_vae_jax.data.sources import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +131,22 @@ class Cell:
     @property
     def key(self) -> str:
         """First 8 digits of the SHA-256 over all settings that the cell's numbers follow from."""
-        study, tree = self.study, to_dict(self.experiment)
-        for free in ("name", "log_every", "mesh"):
-            del tree[free]
+        study, tree = self.study, deciding(self.experiment)
         if self.row.decoder_of:
             tree["decoder_of"] = study.cell(study.row(self.row.decoder_of), self.seed).key
         tree["score"] = [study.scores, study.clips, study.reference, study.sampling_steps]
         return settings_hash(tree)
+
+
+def deciding(experiment: Experiment) -> dict:
+    """The settings that numbers follow from, with what a folder of clips holds in place of where it lies."""
+    tree = to_dict(experiment)
+    for free in ("name", "log_every", "mesh"):
+        del tree[free]
+    data = experiment.data
+    if Path(data.source).is_dir():
+        tree["data"]["source"] = fingerprint(data.source, data.fold)
+    return tree
 
 
 def settings_hash(tree: dict) -> str:
