@@ -13,19 +13,34 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import re
 import sys
 
 from experiment import AUTO, COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, parse, submit
 
-# Kind -> node label, and chips of a host unless the topology is smaller.
+# Kind -> node label, and dimensions of its topologies.
 TPUS = {
-    "v4": ("tpu-v4-podslice", 4),
-    "v5e": ("tpu-v5-lite-podslice", 4),
-    "v5p": ("tpu-v5p-slice", 4),
-    "v6e": ("tpu-v6e-slice", 4),
+    "v4": ("tpu-v4-podslice", 3),
+    "v5e": ("tpu-v5-lite-podslice", 2),
+    "v5p": ("tpu-v5p-slice", 3),
+    "v6e": ("tpu-v6e-slice", 2),
 }
+CHIPS = 4  # of a host, a square of 2 x 2, unless the topology is smaller
 PORT = 12_355  # of process 0; any that the image leaves alone
+
+
+def unfit(kind: str, topology: str, chips_per_host: int | None) -> str:
+    """Why no slice of a kind of TPU has this topology; "" if one may."""
+    axes = TPUS[kind][1]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)" + f"{{{axes - 1}}}", topology):
+        return f"--tpu {kind} needs --topology with {axes} numbers, such as {'x'.join('4' * axes)}; got {topology!r}"
+    sides = [int(side) for side in topology.split("x")]
+    if topology != "1x1" and (sides[0] % 2 or sides[1] % 2):
+        return f"--topology {topology}: hosts of {kind} have 2 x 2 chips, so its first two numbers are even"
+    if math.prod(sides) % (chips_per_host or 1):
+        return f"--chips-per-host {chips_per_host} does not divide the chips of {topology}"
+    return ""
 
 
 def jobset(experiment: Experiment, run: Run, args) -> dict:
@@ -36,13 +51,13 @@ def jobset(experiment: Experiment, run: Run, args) -> dict:
     name = experiment.label(run)
     environment = [{"name": key, "value": value} for key, value in experiment.environment.items()]
     if args.tpu:
-        label, usual = TPUS[args.tpu]
+        label, _ = TPUS[args.tpu]
         chips = math.prod(map(int, args.topology.split("x")))
-        devices = args.chips_per_host or min(usual, chips)
+        devices = args.chips_per_host or min(CHIPS, chips)
         hosts, resource = chips // devices, "google.com/tpu"
         selector = {"cloud.google.com/gke-tpu-accelerator": label, "cloud.google.com/gke-tpu-topology": args.topology}
     else:
-        hosts, devices, resource = args.nodes, args.gpus_per_node, "nvidia.com/gpu"
+        hosts, devices, resource = args.nodes or 1, args.gpus_per_node or 8, "nvidia.com/gpu"
         selector = {"cloud.google.com/gke-accelerator": args.gpu}
         if hosts > 1:
             index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
@@ -114,22 +129,23 @@ def main(argv: list[str]) -> int:
     kind.add_argument("--tpu", choices=TPUS, help="kind of TPU")
     kind.add_argument("--gpu", help="label of the GPU, such as nvidia-h100-80gb")
     parser.add_argument("--topology", help="of the slice, such as 4x4 or 2x2x2; with --tpu")
-    parser.add_argument("--chips-per-host", type=int, default=0, help="with --tpu (default 4, or the slice if smaller)")
-    parser.add_argument("--nodes", type=int, default=1, help="with --gpu (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="with --gpu (default 8)")
+    parser.add_argument("--chips-per-host", type=int, help="with --tpu (default 4, or the slice if smaller)")
+    parser.add_argument("--nodes", type=int, help="with --gpu (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, help="with --gpu (default 8)")
     parser.add_argument("--namespace", default="default", help="in the cluster (default: default)")
     experiment, args = parse(parser, argv)
     claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim)
     if not claim:
         parser.error(f"--claim takes NAME:/PATH, got {args.claim!r}")
-    if not f"{args.workdir}/".startswith(claim[1].rstrip("/") + "/"):
+    if not f"{posixpath.normpath(args.workdir)}/".startswith(claim[1].rstrip("/") + "/"):
         parser.error(f"--workdir {args.workdir} does not lie in {claim[1]}, and would end with the pods")
-    if args.tpu and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", args.topology or ""):
-        parser.error(f"--tpu needs --topology, such as 4x4 or 2x2x2; got {args.topology!r}")
-    if args.tpu and math.prod(map(int, args.topology.split("x"))) % (args.chips_per_host or 1):
-        parser.error(f"--chips-per-host {args.chips_per_host} does not divide the chips of {args.topology}")
-    if min(args.nodes, args.gpus_per_node) < 1 or args.chips_per_host < 0:
+    other = ("nodes", "gpus_per_node") if args.tpu else ("topology", "chips_per_host")
+    if stray := [f"--{name.replace('_', '-')}" for name in other if getattr(args, name) is not None]:
+        parser.error(f"{stray[0]} is of {'--gpu' if args.tpu else '--tpu'}")
+    if min(n for n in (args.nodes, args.gpus_per_node, args.chips_per_host, 1) if n is not None) < 1:
         parser.error("--nodes, --gpus-per-node and --chips-per-host are at least 1")
+    if args.tpu and (wrong := unfit(args.tpu, args.topology or "", args.chips_per_host)):
+        parser.error(wrong)
     text = "---\n".join(to_yaml(jobset(experiment, run, args)) for run in experiment.runs())
     if args.dry_run:
         print(text, end="")

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from experiment import COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, merged, parse, shell_line
 
@@ -227,6 +228,8 @@ def main(argv: list[str]) -> int:
 
         return processes
 
+    if not Path(experiment.config).is_file():
+        parser.error(f"no experiment file {experiment.config}")
     points = {run.name: make(run) for run in experiment.runs()}
     if args.dry_run:
         for place, processes in enumerate(points.values()):

@@ -47,6 +47,8 @@ def main(argv: list[str]) -> int:
     experiment, args = parse(parser, argv)
     if not re.match(r"v\d|tpu", args.device_type):
         parser.error(f"--device-type {args.device_type} is no TPU: take `launch gke --gpu` for GPUs")
+    if not args.workdir.startswith("/"):
+        parser.error(f"--workdir {args.workdir} lies in the container, and would end with it: name an attached storage")
     lines = [shlex.join(command(experiment, run, args)) for run in experiment.runs()]
     text = "\n".join(["set -eu", *lines, ""])
     if args.dry_run:

@@ -37,6 +37,10 @@ class ConfigError(ValueError):
     """An experiment that cannot run as written; the message says what to change."""
 
 
+class InUseError(ConfigError):
+    """Another process writes there; when it ends, the same call works."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Clips for training and evaluation.
@@ -290,7 +294,7 @@ class Experiment:
             raise ConfigError(f"config.data.source: {error}") from error
         if synthetic and data.stride != 1:
             raise ConfigError("config.data.stride is for videos: the synthetic world is drawn at the speed it has")
-        if data.source == "synthetic" and data.fold != 1:
+        if data.source.partition(":")[0] == "synthetic" and data.fold != 1:
             raise ConfigError("config.data.fold is of UCF101: name its folder in config.data.source")
         if not data.source:
             raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")

@@ -8,6 +8,7 @@ the SHA-256 of both, so that damage is noticed; older folders, without, load as 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -158,9 +159,11 @@ def find_model(name_or_path: str | Path) -> Path:
         if (folder / "config.json").exists() and (folder / "vae.safetensors").exists():
             return folder
     shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
+    near = difflib.get_close_matches(str(name_or_path), shipped, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise FileNotFoundError(
-        f"no model at {name_or_path}: give a model folder, the work directory of a run with a finished stage, or one "
-        f"of the shipped models ({', '.join(shipped) or 'none'})"
+        f"no model at {name_or_path}{hint}: give a model folder, the work directory of a run with a finished stage, or "
+        f"one of the shipped models ({', '.join(shipped) or 'none'})"
     )
 
 

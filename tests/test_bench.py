@@ -73,7 +73,7 @@ def test_wrong_calls_say_what_to_do(arguments, told, capsys, tmp_path):
 def test_a_package_without_its_clone_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("pv_vae_jax.cli.bench.CLONE", tmp_path)
     status, _, error = pv_vae_bench(capsys, "--list")
-    assert status == 1 and "clone it" in error
+    assert status == 2 and "clone it" in error
 
 
 def test_a_missing_package_names_the_extra():

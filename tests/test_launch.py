@@ -147,9 +147,15 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
         ("gke", ["--claim", "runs"], "NAME:/PATH"),
         ("gke", ["--claim", "runs:/mnt/run"], "does not lie in /mnt/run"),
         ("gke", ["--topology", "16"], "--topology"),
+        ("gke", ["--topology", "4x4x4"], "--tpu v5e needs --topology with 2 numbers"),
+        ("gke", ["--topology", "3x3"], "its first two numbers are even"),
         ("gke", ["--chips-per-host", "3"], "does not divide"),
+        ("gke", ["--chips-per-host", "0"], "at least 1"),
+        ("gke", ["--nodes", "2"], "--nodes is of --gpu"),
+        ("gke", ["--workdir", "/mnt/runs/../etc"], "does not lie in /mnt/runs"),
         ("gke", ["--gpu", "nvidia-l4"], "not allowed with"),
         ("xpk", ["--device-type", "h100-80gb-8"], "is no TPU"),
+        ("xpk", ["--workdir", "runs/demo"], "lies in the container"),
         ("xm", ["--vertex", "h100=8"], "--vertex and --image go together"),
         ("xm", ["--vertex", "h100", "--image", "i"], "KIND=COUNT"),
         ("xm", ["--processes", "0"], "--processes is at least 1"),
@@ -362,7 +368,10 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
 
 def test_an_error_of_the_run_is_the_status_of_the_launcher(tmp_path):
     done = launch("local", "--config", tmp_path / "none.py", "--workdir", tmp_path / "w")
-    assert done.returncode == 1 and "no experiment file" in done.stdout
+    assert done.returncode == 2 and "no experiment file" in done.stderr
+    flags = ["--workdir", tmp_path / "w", "--restarts", "3", "--config.image.stepz=1"]
+    done = launch("local", "--config", ROOT / "experiments" / "demo.py", *flags)
+    assert done.returncode == 2 and "did you mean" in done.stdout and "again" not in done.stderr, "wrong stays wrong"
 
 
 # SLURM.
@@ -557,16 +566,22 @@ def test_manifests_have_the_fields_that_kubernetes_requires(own):
 
 @pytest.mark.parametrize(
     ("kind", "topology", "per_host", "hosts", "chips"),
-    [("v5e", "4x4", 0, 4, 4), ("v5e", "1x1", 0, 1, 1), ("v5e", "2x4", 8, 1, 8), ("v5p", "2x2x4", 0, 4, 4)],
+    [("v5e", "4x4", "", 4, 4), ("v5e", "1x1", "", 1, 1), ("v5e", "2x4", 8, 1, 8), ("v5p", "2x2x4", "", 4, 4)],
 )
 def test_a_slice_has_as_many_pods_as_hosts(kind, topology, per_host, hosts, chips):
-    flags = ["--tpu", kind, "--topology", topology, "--chips-per-host", per_host]
+    flags = ["--tpu", kind, "--topology", topology, *(["--chips-per-host", per_host] if per_host else [])]
     manifest = yaml.safe_load(dry("gke", *flags))
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
     assert job["parallelism"] == job["completions"] == hosts
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
+
+
+def test_flags_of_tpus_are_refused_for_gpus(capsys):
+    with pytest.raises(SystemExit):
+        gke.main([*BASE, *GPU, "--topology", "4x4", "--dry-run"])
+    assert "--topology is of --tpu" in capsys.readouterr().err
 
 
 def test_pods_with_gpus_are_told_who_they_are():

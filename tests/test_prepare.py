@@ -335,7 +335,7 @@ def test_another_source_or_setting_is_refused(source, tmp_path):
 
 @pytest.mark.parametrize("fps", ["nan", "inf", "-inf", "-1"])
 def test_a_rate_that_is_none_is_refused(source, tmp_path, capsys, fps):
-    assert main(["pv-vae", "prepare", str(source), "--out", str(tmp_path / "out"), f"--fps={fps}"]) == 1
+    assert main(["pv-vae", "prepare", str(source), "--out", str(tmp_path / "out"), f"--fps={fps}"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("pv-vae prepare: fps is a finite number") and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -399,7 +399,7 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
     assert (
         main([*call[:3], "--out", str(tmp_path / "in" / "x")]) == 1 and "taken for classes" in capsys.readouterr().err
     )
-    assert main(["pv-vae", "prepare", str(tmp_path / "out"), "--out", "x"]) == 1
+    assert main(["pv-vae", "prepare", str(tmp_path / "out"), "--out", "x"]) == 2
     assert "which training reads as it is" in capsys.readouterr().err
     assert main([*call, "--fold=2"]) == 1 and "--fold is of ucf101" in capsys.readouterr().err
     assert main([*call, "--short_side=31"]) == 1 and "even number" in capsys.readouterr().err

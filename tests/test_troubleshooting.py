@@ -21,10 +21,10 @@ DEMO = str(ROOT / "experiments" / "demo.py")
 ENTRIES = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
 
 
-def says(*arguments, status: int = 1) -> str:
+def says(*arguments) -> str:
     """What a command that fails prints, run in this process."""
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
-        assert main(["pv-vae", *map(str, arguments)]) == status, err.getvalue()
+        assert main(["pv-vae", *map(str, arguments)]) in (1, 2), err.getvalue()
     return err.getvalue()
 
 
@@ -33,9 +33,9 @@ def python(code: str, **environment) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
-def train_with(tmp_path, *overrides, status: int = 1) -> str:
+def train_with(tmp_path, *overrides) -> str:
     flags = [f"--config.{setting}" for setting in overrides]
-    return says("train", "--config", DEMO, "--workdir", tmp_path / "run", *flags, status=status)
+    return says("train", "--config", DEMO, "--workdir", tmp_path / "run", *flags)
 
 
 def made(tmp_path):
@@ -196,7 +196,7 @@ PROVOKE = [
     lambda tmp_path: train_with(tmp_path, "video.step=3"),
     lambda tmp_path: train_with(tmp_path, "video.steps=many"),
     lambda tmp_path: says("train", "--config", "experiments/demp.py", "--workdir", tmp_path),
-    lambda tmp_path: says("trian", status=2),
+    lambda tmp_path: says("trian"),
     lambda tmp_path: train_with(tmp_path, "data.frames=16"),
     lambda tmp_path: train_with(tmp_path, "data.size=33"),
     lambda tmp_path: train_with(tmp_path, "vae.latent_channels=32"),

@@ -84,8 +84,10 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
         video = np.stack([source.clip(i)["video"] for i in range(len(source))])
         flow = np.stack([exact_flow(source.scene(i), values.size)[0] for i in range(len(source))])
         return video, np.linalg.norm(flow, axis=-1), "synthetic world; motion: length of exact flow, pixels"
-    size = None if Path(values.data).suffix in (".npy", ".npz") else values.size
-    clips = open_clips(values.data, Window(values.frames), size=size)
+    arrays = Path(values.data).suffix in (".npy", ".npz")
+    if arrays and values["size"].present:
+        raise ConfigError(f"--size is of videos; the clips of {values.data} are taken as they are: leave it out")
+    clips = open_clips(values.data, Window(values.frames), size=None if arrays else values.size)
     video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
     grey = video.astype(np.float32).mean(axis=-1)
     return video, np.abs(np.diff(grey, axis=1)), f"{values.data}; motion: change of brightness, of 255"

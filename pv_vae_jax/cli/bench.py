@@ -124,7 +124,7 @@ def run_all(threads: int, out: Path, fresh: bool) -> None:
         if subprocess.run(command, env=os.environ | {"PYTHONPATH": str(CLONE)}).returncode:
             failed.append(name)
     if failed:
-        raise ConfigError(f"{', '.join(failed)} failed; the same command runs only these again")
+        raise ChildProcessError(f"{', '.join(failed)} failed; the same command runs only these again")
 
 
 def is_of(path: Path, code: str, threads: int) -> bool:

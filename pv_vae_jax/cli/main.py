@@ -53,7 +53,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse the flags of sub-command `name` and run it."""
     from absl import flags
 
-    from pv_vae_jax.config import ConfigError, parse_overrides
+    from pv_vae_jax.config import ConfigError, InUseError, parse_overrides
     from pv_vae_jax.data.latents import StaleLatentsError
     from pv_vae_jax.data.pickles import UnsafePickleError
     from pv_vae_jax.data.shards import BrokenRecordError
@@ -93,7 +93,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         raise
     except expected as error:
         print(f"pv-vae {name}: {error}", file=sys.stderr)
-        return 1
+        # Launchers start again what ends with 1: a disk may come back, a wrong setting stays wrong.
+        return 2 if isinstance(error, ConfigError) and not isinstance(error, InUseError) else 1
     except (RuntimeError, AssertionError) as error:
         advice = advice_on(error)
         if advice is None:

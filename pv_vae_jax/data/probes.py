@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.images import read_image
-from pv_vae_jax.data.listing import NoVideosError, check_folder
+from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.pickles import read_pickle
 
 FLOW_TAG = 202021.25  # of the Middlebury and Sintel formats: reads "PIEH" in a little-endian file
@@ -35,7 +35,8 @@ class Sintel:
     """
 
     def __init__(self, folder: str | Path, *, split: str = "training", render: str = "final"):
-        check_folder(Path(folder))
+        if not Path(folder).is_dir():
+            raise NoVideosError(f"no folder {folder}: MPI-Sintel is the folder that holds training and test")
         self.folder, self.render = Path(folder) / split, render
         base = self.folder / render
         if not base.is_dir():

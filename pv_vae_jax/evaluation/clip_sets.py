@@ -134,7 +134,8 @@ class FolderClips:
     def __init__(self, folder: str | Path, window: Window, size: int | None = None):
         self.folder, self.window, self._size = Path(folder), window, size
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
+            found = f"{folder} is a file: name the folder it lies in" if self.folder.exists() else f"no folder {folder}"
+            raise FileNotFoundError(found)
         found = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
             raise FeatureError(f"{folder} holds no video files ({', '.join(SUFFIXES)})")

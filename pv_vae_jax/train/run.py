@@ -11,7 +11,16 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from pv_vae_jax.config import VAE_STAGES, ConfigError, Experiment, differences, from_dict, save_config, to_dict
+from pv_vae_jax.config import (
+    VAE_STAGES,
+    ConfigError,
+    Experiment,
+    InUseError,
+    differences,
+    from_dict,
+    save_config,
+    to_dict,
+)
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
 from pv_vae_jax.files import locked, partial
@@ -77,16 +86,15 @@ class Run:
         Other stages stay free: the decoder may be fine-tuned while the transformer trains, as the paper suggests.
 
         Raises:
-          ConfigError: another process holds the lock.
+          InUseError: another process holds the lock.
         """
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:  # the processes of one run share the work directory
                 try:
                     stack.enter_context(locked(self.workdir / f".{stage}.lock"))
                 except BlockingIOError as error:
-                    raise ConfigError(
-                        f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
-                    ) from error
+                    said = f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
+                    raise InUseError(said) from error
                 save_config(self.experiment, self.workdir / "config.json")  # with what may change between two starts
             yield
 
