@@ -124,10 +124,19 @@ def test_rows_beyond_the_paper_change_one_setting_of_its_prediction():
     assert len(keys) == len(study.rows), "each trains something else"
 
 
+def test_only_cells_that_tune_a_decoder_are_named_by_how():
+    study = load_study(ROOT / "experiments" / "study_synthetic.py")
+    other = load_study(ROOT / "experiments" / "study_synthetic.py", {"decoder.steps": "7"})
+    for row in study.rows:
+        assert (study.cell(row, 0).key == other.cell(row, 0).key) == (not row.decoder_of), row.name
+    control = study.rows[-1]
+    assert study.row(control.decoder_of) == study.rows[0] and control.settings == study.rows[0].settings
+
+
 def test_cells_that_are_stored_keep_their_names():
     """Days of training are found again by them."""
     study = load_study(ROOT / "experiments" / "study_synthetic.py")
-    assert [study.cell(row, 0).key for row in study.rows[:2]] == ["7167e9ee", "e3ec8e48"]
+    assert [study.cell(row, 0).key for row in study.rows[:2]] == ["ad6c53c1", "3cc241c0"]
 
 
 def test_a_cell_is_named_by_what_its_clips_are_not_by_where_they_lie(tmp_path):
@@ -538,6 +547,11 @@ def test_the_page_in_the_repository_is_that_of_the_stored_scores(tmp_path):
     shutil.copytree(stored, tmp_path / "results", ignore=shutil.ignore_patterns("*.svg"))
     write_page(tmp_path / "results", tmp_path / "results.md")
     assert (tmp_path / "results.md").read_text() == page.read_text(), "run pv-vae study --page=docs/results.md"
+    for part in page.read_text().split("Signs, each row less the one before: ")[1:]:
+        agree, asked, surely = map(int, re.match(r"(\d+) of (\d+) as in the paper, (\d+) of them", part).groups())
+        verdicts = re.findall(r"\| (\**(?:dis)?agrees.*?) \|$", part.split("\n##")[0], re.MULTILINE)
+        told = [said for said in verdicts if said.startswith("agrees")]
+        assert (agree, asked) == (len(told), len(verdicts)) and surely == sum("excludes" in said for said in told)
     for picture in sorted(stored.rglob("*.svg")):
         assert (tmp_path / "results" / picture.relative_to(stored)).read_bytes() == picture.read_bytes(), picture.name
     for notes in stored.rglob("notes.md"):

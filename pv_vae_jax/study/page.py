@@ -90,6 +90,8 @@ def _study(study: Results, paper: dict, folder: Path, link: str) -> list[str]:
     if own:
         lines += ["", "### Rows that the paper does not have", "", *_own_table(study, own), "", *_gains(study, own)]
     several = len(study.rows) > 1
+    if several:
+        lines += ["", f"### Each row less `{study.rows[0]}`", "", *_less_the_first(study)]
     lines += ["", "### Along training", *(["", *_reach(study)] if several else [])]
     for network in study.networks:
         lines += picture(f"training-{network}", f"Frechet distance along training, {network}")
@@ -248,6 +250,22 @@ def _gains(study: Results, own: list[dict]) -> list[str]:
     ]
 
 
+def _less_the_first(study: Results) -> list[str]:
+    """What a row gains on the first one, on every score."""
+    scores = {f"{n}, {net}": f"generation.{net}.{n.lower()}" for net in study.networks for n in ("Frechet", "kernel")}
+    scores |= {f"rFrechet, {network}": f"reconstruction.frechet.{network}" for network in study.networks}
+    scores |= {"PSNR": "reconstruction.psnr", "class probe": "latents.class_probe.accuracy"}
+    first, *others = study.rows
+    found = [[study.difference(row, first, score) for score in scores.values()] for row in others]
+    kept = [i for i in range(len(scores)) if any(gains[i] is not None for gains in found)]
+    body = [[row, *(_said(gains[i], "+") for i in kept)] for row, gains in zip(others, found, strict=True)]
+    return [
+        "Below 0 is better for distances; above it for PSNR and for the class that is read out of the latents.",
+        "",
+        *_markdown(["row", *(name for i, name in enumerate(scores) if i in kept)], body),
+    ]
+
+
 def _generation(study: Results, row: str, network: str, kind: str) -> str:
     estimate = study.measured(row, f"generation.{network}.{kind}")
     if estimate.count > 1:
@@ -282,7 +300,7 @@ def _signs(study: Results, table: dict) -> list[str]:
         return []
     asked = [line for line in body if line[2] != "+0"]
     agree = sum(line[4].startswith("agrees") for line in asked)
-    surely = sum(line[4].startswith("agrees, i") for line in asked)
+    surely = sum(line[4] == "agrees, interval excludes 0" for line in asked)
     return [
         f"Signs, each row less the one before: {agree} of {len(asked)} as in the paper, {surely} of them with an",
         "interval that excludes 0.",
