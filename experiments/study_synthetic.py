@@ -26,7 +26,7 @@ def base() -> Experiment:
     makes noise of them. With 16 channels and a larger weight it makes blobs that move, but with a constant rate and so
     few steps distances still rise again; so it trains longer, and its rate falls, alike for all rows. A thousand steps
     of the VAE on clips are too few to learn prediction and keep the rest; with these a cell takes 50 minutes of a core.
-    The decoder is tuned as long as the VAE trains on clips, as in the paper: with a tenth of it next to nothing changes.
+    The decoder is tuned as long as the VAE trains on clips, as in the paper: with a tenth of it nothing changes.
     """
     objective = Objective(kl=3e-4)
     stage = VAEStageConfig(
