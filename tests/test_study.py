@@ -208,6 +208,12 @@ def test_families_of_a_world_may_be_chosen():
 # What is trained.
 
 
+def tuned_scores(cell, base):
+    """What the fixture below scores of a row that tunes a decoder."""
+    kept = (base.folder("diffusion") / "checkpoints" / "8").exists()
+    return {"cell": cell.name, "base": base.workdir.name, "states": kept}
+
+
 @pytest.fixture
 def stages(monkeypatch):
     """Names of the stages that ran, `<folder>/<stage>`; each only leaves its result, and a score is the cell's name."""
@@ -217,13 +223,13 @@ def stages(monkeypatch):
         ran.append(f"{run.workdir.name.rsplit('-', 1)[0]}/{stage}")
         run.result(stage).parent.mkdir(parents=True, exist_ok=True)
         run.result(stage).write_text("{}")
+        (run.folder(stage) / "checkpoints" / "8").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(cells, "train_vae_stage", lambda r, stage, before: run(r, stage))
     monkeypatch.setattr(cells, "encode_latents", lambda r, stage: run(r, "latents"))
     monkeypatch.setattr(cells, "train_diffusion_stage", lambda r: run(r, "diffusion"))
     monkeypatch.setattr(cells, "measure_whole", lambda cell, r, i3d: {"cell": cell.name})
-    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base, i3d: {"cell": cell.name, "base": str(base)})
-    monkeypatch.setattr(cells.pretrained, "load", lambda folder: Path(folder).relative_to(folder.parents[2]))
+    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base, i3d: tuned_scores(cell, base))
     return ran
 
 
@@ -248,7 +254,9 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     found = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "scores").glob("*-seed*.json")}
     assert set(found) == {cell.name for cell in study.cells()}
     tuned_cell = study.cell(study.rows[2], 1)
-    assert found[tuned_cell.name]["base"] == f"{study.cell(study.rows[1], 1).name}/diffusion/model"
+    base = study.cell(study.rows[1], 1).name
+    assert found[tuned_cell.name] == {"cell": tuned_cell.name, "base": base, "states": True, "seconds": {"decoder": 0.0}}
+    assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "all are scored"
 
     done = len(stages)
     cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
@@ -317,7 +325,7 @@ def test_a_cell_is_trained_and_scored(tmp_path):
     cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
     whole, tuned = (json.loads((tmp_path / "scores" / f"{c.name}.json").read_text()) for c in study.cells())
     assert set(whole["seconds"]) == {"image", "video", "latents", "diffusion"} and set(tuned["seconds"]) == {"decoder"}
-    for cell, steps in ((whole, [2, 4]), (tuned, [4])):
+    for cell, steps in ((whole, [2, 4]), (tuned, [2, 4])):
         for network in ("own", "random"):
             curve = cell["curve"][network]
             assert curve["step"] == steps and np.isfinite(curve["frechet"]).all() and len(curve["kernel"]) == len(steps)
@@ -326,7 +334,11 @@ def test_a_cell_is_trained_and_scored(tmp_path):
     assert whole["latents"]["class_probe"]["clips"] == 8 and 0 <= whole["latents"]["class_probe"]["accuracy"] <= 1
     assert whole["latents"] == tuned["latents"] and whole["reconstruction"] != tuned["reconstruction"]
     assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "states that are scored go"
-    first = study.cell(study.rows[0], 0)
+    first, last = study.cells()
+    (tmp_path / "scores" / f"{last.name}.json").unlink()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    again = json.loads((tmp_path / "scores" / f"{last.name}.json").read_text())
+    assert again["curve"]["own"]["step"] == [4] and again["generation"] == tuned["generation"], "what is left of it"
     (tmp_path / "scores" / f"{first.name}.json").unlink()
     with pytest.raises(ConfigError, match="remove that folder"):  # its states along training are gone
         cells.run_study(study, tmp_path / "runs", tmp_path / "scores")

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pv_vae_jax import pretrained
 from pv_vae_jax.config import Experiment, VAEStageConfig
 from pv_vae_jax.files import locked, write_json
 from pv_vae_jax.study.measure import measure_decoder, measure_whole
@@ -48,7 +47,9 @@ def run_study(study: Study, workdir: Path, results: Path, most: int | None = Non
             number = len(cells) - len(missing) + 1
             print(f"study {study.name}: {cell.row.name}, seed {cell.seed} ({number} of {len(cells)})", file=sys.stderr)
             write_json(_scores(cell, results), run_cell(cell, workdir, i3d))
-            tidy(cell, workdir)
+            for done in (cell, _base(cell)) if cell.row.decoder_of else (cell,):
+                if not any(_waits_for(other, done) and not _scores(other, results).exists() for other in cells):
+                    tidy(done, workdir)
         scored += 1
     else:
         return
@@ -76,6 +77,11 @@ def _take(cell: Cell, workdir: Path, results: Path, stack: contextlib.ExitStack)
     return True
 
 
+def _waits_for(cell: Cell, base: Cell) -> bool:
+    """Whether a cell scores the training states of another."""
+    return cell.seed == base.seed and cell.row.decoder_of == base.row.name
+
+
 def _base(cell: Cell) -> Cell:
     """The cell whose VAE and transformer a cell that tunes the decoder takes over."""
     return cell.study.cell(cell.study.row(cell.row.decoder_of), cell.seed)
@@ -85,11 +91,11 @@ def run_cell(cell: Cell, workdir: Path, i3d: Path | None = None) -> dict:
     """Train what the cell still lacks, and score it."""
     experiment, seconds = cell.experiment, {}
     if cell.row.decoder_of:
-        trained = train_whole(_base(cell), workdir, seconds={}).workdir  # it is there, unless its folder was removed
-        alone = _only(experiment, "decoder", init_from=str(trained / "video" / "model"))
+        base = train_whole(_base(cell), workdir, seconds={})  # it is there, unless its folder was removed
+        alone = _only(experiment, "decoder", init_from=str(base.workdir / "video" / "model"))
         run = open_run(alone, folder(cell, workdir))
         _stage(run, "decoder", lambda: train_vae_stage(run, "decoder", None), seconds)
-        return measure_decoder(cell, run, pretrained.load(trained / "diffusion" / "model"), i3d) | {"seconds": seconds}
+        return measure_decoder(cell, run, base, i3d) | {"seconds": seconds}
     return measure_whole(cell, train_whole(cell, workdir, seconds), i3d) | {"seconds": seconds}
 
 

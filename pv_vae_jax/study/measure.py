@@ -39,28 +39,40 @@ def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
       ConfigError: the states along the transformer's training are not there.
     """
     model = pretrained.load(run.folder("diffusion") / "model")
-    diffusion: Any = model.diffusion
-    shapes = jax.eval_shape(lambda: diffusion.params)
-    states = {int(p.name): p for p in (run.folder("diffusion") / "checkpoints").glob("*") if p.name.isdigit()}
-    steps = sorted(states)
-    if len(steps) != cell.study.scores:
+    states = _states(run, model)
+    if len(states) != cell.study.scores:
         raise ConfigError(
             f"{run.folder('diffusion')} no longer holds the {cell.study.scores} training states that are scored: put "
             f"{cell.name}.json back into the results, or remove that folder to train them again"
         )
+    return _facts(cell, model, i3d) | _scores(cell, run, model, states, i3d)
 
-    def at(step: int) -> Pretrained:
-        params = read_state(states[step], "ema", shapes)
+
+def measure_decoder(cell: Cell, run: Run, base: Run, i3d: Path | None = None) -> dict:
+    """Scores of a row that tuned the decoder of another, whose transformer draws the latents.
+
+    Where that row's training states are gone, the transformer is scored at its end alone.
+    """
+    tuned = pretrained.load(run.folder("decoder") / "model")
+    model = pretrained.load(base.folder("diffusion") / "model")
+    model = dataclasses.replace(model, vae_params=tuned.vae_params)
+    states = _states(base, model)
+    if len(states) != cell.study.scores:
+        states = {cell.experiment.diffusion.steps: lambda: model}
+    return _facts(cell, model, i3d) | _scores(cell, run, model, states, i3d)
+
+
+def _states(run: Run, model: Pretrained) -> dict[int, Callable[[], Pretrained]]:
+    """`model` with the transformer as it was after a step, for each training state that is kept, in their order."""
+    diffusion: Any = model.diffusion
+    shapes = jax.eval_shape(lambda: diffusion.params)
+
+    def at(path: Path) -> Pretrained:
+        params = read_state(path, "ema", shapes)
         return dataclasses.replace(model, diffusion=dataclasses.replace(diffusion, params=params))
 
-    return _facts(cell, model, i3d) | _scores(cell, run, model, steps, at, i3d)
-
-
-def measure_decoder(cell: Cell, run: Run, base: Pretrained, i3d: Path | None = None) -> dict:
-    """Scores of a row that tuned the decoder of another: the transformer is that row's, and so its last state alone."""
-    tuned = pretrained.load(run.folder("decoder") / "model")
-    model = dataclasses.replace(base, vae_params=tuned.vae_params)
-    return _facts(cell, model, i3d) | _scores(cell, run, model, [cell.experiment.diffusion.steps], lambda _: model, i3d)
+    found = {int(p.name): p for p in (run.folder("diffusion") / "checkpoints").glob("*") if p.name.isdigit()}
+    return {step: functools.partial(at, found[step]) for step in sorted(found)}
 
 
 @functools.cache  # one object, so one program, for all cells
@@ -92,7 +104,7 @@ def _random_network() -> FeatureNetwork:
 
 
 def _scores(
-    cell: Cell, run: Run, model: Pretrained, steps: list[int], at: Callable[[int], Pretrained], i3d: Path | None
+    cell: Cell, run: Run, model: Pretrained, states: dict[int, Callable[[], Pretrained]], i3d: Path | None
 ) -> dict:
     study, seed = cell.study, cell.seed
     real, kinds = _clips(run, study.reference, 2 * study.clips)
@@ -107,11 +119,12 @@ def _scores(
     diffusion: Any = model.diffusion
     classes = max(diffusion.model.config.classes, 1)
     labels = np.arange(study.clips) % classes
+    steps = list(states)
     curve = {name: {"step": steps, "frechet": [], "kernel": []} for name in looks}
     final, ends = {}, {}
     for step in steps:
         print(f"  scoring step {step}", file=sys.stderr)
-        drawn = sample_clips(at(step), labels, steps=study.sampling_steps, seed=seed, batch_size=BATCH)
+        drawn = sample_clips(states[step](), labels, steps=study.sampling_steps, seed=seed, batch_size=BATCH)
         for name, net in looks.items():
             features = extract(net, drawn, batch_size=BATCH)
             last = step == steps[-1]
