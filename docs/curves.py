@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> None:
         runs[name if named else ""] = rows
     if len(runs) < len(arguments.runs):
         parser.error("several runs in one figure have a name each: NAME=FOLDER")
-    figure = show_curves(arguments.title, runs, *arguments.terms.split(","), log=arguments.log)
+    terms, known = arguments.terms.split(","), sorted({term for rows in runs.values() for row in rows for term in row})
+    if unknown := [term for term in terms if term not in known]:
+        parser.error(f"no curve {unknown[0]!r}; there are {', '.join(known)}")
+    figure = show_curves(arguments.title, runs, *terms, log=arguments.log)
     figure.save(arguments.out)
 
 

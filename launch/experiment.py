@@ -16,6 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from xla_flags import SETS, VARIABLES
@@ -25,6 +26,7 @@ COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
 COUNT = "JAX_NUM_PROCESSES"
 INDEX = "JAX_PROCESS_ID"
 AUTO = "--coordinator=auto"  # of pv-vae train
+WRONG_CALL = 2  # exit status of pv-vae for a call or a setting that another try cannot mend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +83,17 @@ class Experiment:
 
 
 def grid(sweep: list[str]) -> tuple[dict[str, str], ...]:
-    """All combinations of `config.KEY=A,B,C` entries; commas within brackets belong to a value.
+    """All combinations of `config.KEY=A,B,C` entries; see `values_of`.
 
     Raises:
       ValueError: an entry of another form, a key or a value twice, or two runs that would share a folder.
     """
     axes: list[list[tuple[str, str]]] = []
     for entry in sweep:
-        key, equals, values = entry.partition("=")
-        if not equals or not values or not key.startswith("config."):
+        key, _, values = entry.partition("=")
+        if not values or not re.fullmatch(r"config(\.[A-Za-z_]\w*)+", key):
             raise ValueError(f"--sweep takes config.KEY=VALUE,VALUE, got {entry!r}")
-        chosen = re.split(r",(?![^(\[]*[)\]])", values)
+        chosen = list(values_of(values))
         if "" in chosen:
             raise ValueError(f"--sweep {entry}: an empty value between its commas")
         if key in (axis[0][0] for axis in axes):
@@ -102,6 +104,23 @@ def grid(sweep: list[str]) -> tuple[dict[str, str], ...]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"--sweep: two runs would share the folder {twice[0]}")
     return points
+
+
+def values_of(text: str) -> Iterator[str]:
+    """The values between commas. A comma within brackets or quotes belongs to a value; quotes around one go."""
+    value, depth, quote = "", 0, ""
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            yield value
+            value = ""
+            continue
+        if quote or (letter in "\"'" and not depth):
+            quote, ends = ("", True) if letter == quote else (quote or letter, not quote)
+            if ends:
+                continue
+        depth += 0 if quote else (letter in "([{") - (letter in ")]}")
+        value += letter
+    yield value
 
 
 def name_of(point: dict[str, str]) -> str:
@@ -134,7 +153,14 @@ def make_parser(description: str, *, restarts: int = 0) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(
         description=description, formatter_class=formatter, allow_abbrev=False, fromfile_prefix_chars="@"
     )
-    parser.convert_arg_line_to_args = lambda line: shlex.split(line, comments=True)
+
+    def words(line: str) -> list[str]:
+        try:
+            return shlex.split(line, comments=True)
+        except ValueError as error:
+            parser.error(f"{error} in the line {line!r}")
+
+    parser.convert_arg_line_to_args = words
     parser.add_argument("--config", required=True, help="experiment file")
     parser.add_argument("--workdir", required=True, help="folder of the run, or of all runs of a sweep")
     parser.add_argument("--name", help="of the job (default: the last part of --workdir)")
@@ -153,6 +179,8 @@ def make_parser(description: str, *, restarts: int = 0) -> argparse.ArgumentPars
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Experiment, argparse.Namespace]:
     """The experiment and the back end's own flags; a wrong call ends with status 2 and says why."""
     args, flags = parser.parse_known_args(argv)
+    if empty := [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value == ""]:
+        parser.error(f"{empty[0]} is empty")
     if args.restarts < 0:
         parser.error(f"--restarts is at least 0, got {args.restarts}")
     if "://" in args.workdir:
@@ -172,7 +200,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Experiment,
         sweep = grid(args.sweep)
     except ValueError as error:
         parser.error(str(error))
-    given = {flag.removeprefix("--").partition("=")[0] for flag in flags}
+    given = {flag.lstrip("-").partition("=")[0] for flag in flags if flag.startswith("-")}
     if both := sorted(given & set(sweep[0])):
         parser.error(f"--{both[0]} is swept and given as well: the flag would win in every run")
     name = dns_label(args.name or PurePosixPath(args.workdir).name or "pv-vae")

@@ -17,7 +17,7 @@ import posixpath
 import re
 import sys
 
-from experiment import AUTO, COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, parse, submit
+from experiment import AUTO, COORDINATOR, COUNT, INDEX, WRONG_CALL, Experiment, Run, make_parser, parse, submit
 
 # Kind -> node label, and dimensions of its topologies.
 TPUS = {
@@ -94,8 +94,11 @@ def jobset(experiment: Experiment, run: Run, args) -> dict:
         # A slice is a node pool, and no two runs share one.
         metadata["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"] = "cloud.google.com/gke-nodepool"
     job = {"parallelism": hosts, "completions": hosts, "completionMode": "Indexed", "backoffLimit": 0}
+    wrong = {"containerName": container["name"], "operator": "In", "values": [WRONG_CALL]}
+    job["podFailurePolicy"] = {"rules": [{"action": "FailJob", "onExitCodes": wrong}]}
     workers = {"name": "workers", "replicas": 1, "template": {"spec": {**job, "template": {"spec": pod}}}}
-    spec = {"failurePolicy": {"maxRestarts": experiment.restarts}, "replicatedJobs": [workers]}
+    rule = {"name": "wrong_call", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    spec = {"failurePolicy": {"maxRestarts": experiment.restarts, "rules": [rule]}, "replicatedJobs": [workers]}
     return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
 
 
@@ -134,6 +137,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--gpus-per-node", type=int, help="with --gpu (default 8)")
     parser.add_argument("--namespace", default="default", help="in the cluster (default: default)")
     experiment, args = parse(parser, argv)
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", args.namespace):
+        parser.error(f"--namespace {args.namespace!r} is none: lower case, digits and dashes")
     claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim)
     if not claim:
         parser.error(f"--claim takes NAME:/PATH, got {args.claim!r}")

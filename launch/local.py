@@ -26,9 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiment import COORDINATOR, COUNT, INDEX, Experiment, Run, make_parser, merged, parse, shell_line
-
-WRONG_CALL = 2  # exit status of a command line that another try cannot mend
+from experiment import COORDINATOR, COUNT, INDEX, WRONG_CALL, Experiment, Run, make_parser, merged, parse, shell_line
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import re
 import shlex
 import sys
 
-from experiment import COORDINATOR, COUNT, INDEX, Experiment, make_parser, parse, submit
+from experiment import COORDINATOR, COUNT, INDEX, WRONG_CALL, Experiment, make_parser, parse, submit
 
 # $SLURM_JOB_ID differs between the tasks of an array, so two jobs on one node rarely meet at a port.
 BODY = """\
 set -euo pipefail
+export SRUN_CPUS_PER_TASK={cpus}  # srun no longer takes it from the job
 cd {directory}
 case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 {cases}
@@ -27,8 +28,8 @@ esac
 {environment}{together}
 status=0
 srun --label --kill-on-bad-exit=1 {start} || status=$?
-# Status 2 is a wrong call, which another try cannot mend.
-if ((status != 0 && status != 2 && ${{SLURM_RESTART_COUNT:-0}} < {restarts})); then
+# Another try cannot mend a wrong call.
+if ((status != 0 && status != {wrong} && ${{SLURM_RESTART_COUNT:-0}} < {restarts})); then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
@@ -75,6 +76,8 @@ def script(experiment: Experiment, args) -> str:
         together=together,
         start=start,
         restarts=experiment.restarts,
+        wrong=WRONG_CALL,
+        cpus=args.cpus_per_task,
     )
     return "\n".join(lines) + "\n" + body
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from experiment import AUTO, Experiment, make_parser, parse, shell_line, submit
+from experiment import AUTO, WRONG_CALL, Experiment, make_parser, parse, shell_line, submit
 
 # The images of TPU VMs carry an older Python than this needs; uv brings one along.
 SETUP = (
@@ -34,11 +34,14 @@ gcloud compute tpus tpu-vm scp "$archive" {target}:{folder}.tar.gz {place} --wor
 on_all_workers {setup}
 
 train() {{
+  local status=0 start
   for ((start = 0; start <= {restarts}; start++)); do
     if ((start)); then echo "start $start of {restarts} again, from the newest checkpoint" >&2; fi
-    on_all_workers "$1" && return 0
+    status=0
+    on_all_workers "$1" || status=$?
+    if ((status == 0 || status == {wrong})); then break; fi
   done
-  return 1
+  return "$status"
 }}
 {runs}
 """
@@ -61,6 +64,7 @@ def script(experiment: Experiment, args) -> str:
         folder=folder,
         setup=shlex.quote(setup),
         restarts=experiment.restarts,
+        wrong=WRONG_CALL,
         runs="\n".join(runs),
     )
 

@@ -12,6 +12,7 @@ apart from --dry-run.
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--vertex takes KIND=COUNT, got {args.vertex!r}")
     if bool(args.vertex) != bool(args.image):
         parser.error("--vertex and --image go together")
+    if args.vertex and not posixpath.normpath(args.workdir).startswith("/gcs/"):
+        parser.error(f"--workdir {args.workdir} would end with the container: name a bucket's folder, /gcs/BUCKET/...")
     if args.dry_run:
         where = f"Vertex AI, {args.vertex}, {args.image}" if args.vertex else "this machine"
         for run in experiment.runs():

@@ -32,8 +32,8 @@ def command(experiment: Experiment, run: Run, args) -> list[str]:
         "command": shlex.join(["python", *run.arguments, AUTO]),
     }
     flags = [f"--{name}={value}" for name, value in options.items() if value]
-    # Without this, xpk restarts a run when a machine fails, and not when the run itself does.
-    flags += ["--restart-on-user-code-failure"] if experiment.restarts else []
+    # Beside 42 and 127 to 255, at which xpk restarts a run of itself; 2 is a wrong call.
+    flags += ["--restart-on-exit-codes=1"] if experiment.restarts else []
     return ["xpk", "workload", "create", *flags, *(f"--env={k}={v}" for k, v in experiment.environment.items())]
 
 

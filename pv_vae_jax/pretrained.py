@@ -106,7 +106,11 @@ def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
     """Write a model folder: tensors first, `config.json` last, each file whole or not at all.
 
     `dtype` is that of the stored tensors; `float16` halves a model that is to be shipped. `load` gives float32.
+
+    Raises:
+      ValueError: a VAE of no known kind (`models.kinds`), which `load` could not build.
     """
+    build_vae(model.vae.config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)

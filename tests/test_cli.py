@@ -194,9 +194,20 @@ def test_a_setting_younger_than_the_work_directory_stands_at_its_default(trained
     tree = json.loads((trained / "config.json").read_text())
     del tree["video"]["optimizer"]["name"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
+    (tmp_path / "image").mkdir()
     assert open_run(load_experiment(tiny_experiment), tmp_path).experiment.video.optimizer.name == "adamw"
     with pytest.raises(ConfigError, match="video.optimizer.name: adamw -> muon"):
         open_run(load_experiment(tiny_experiment, {"video.optimizer.name": "muon"}), tmp_path)
+
+
+def test_settings_of_which_no_stage_began_may_change(tiny_experiment, tmp_path):
+    """As after a first try that found no clips."""
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "w", "--stage=image")
+    assert "no folder" in fails(*call, "--config.data.source=/nowhere", status=2)
+    other = load_experiment(tiny_experiment, {"seed": "5"})
+    assert open_run(other, tmp_path / "w").experiment.seed == 5 == reopen_run(tmp_path / "w").experiment.seed
+    with open_run(other, tmp_path / "w").lock("image"), pytest.raises(ConfigError, match="seed: 5 -> 0"):
+        open_run(load_experiment(tiny_experiment), tmp_path / "w")
 
 
 def test_two_processes_do_not_train_one_stage(trained, tiny_experiment, tmp_path):

@@ -401,6 +401,7 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     from pv_vae_jax.data.pipeline import train_batches
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_filled, predict_truncated
+    from pv_vae_jax.pretrained import Pretrained, save
 
     # The dataset feeds the pipeline, and repeats itself.
     source = names["MovingBars"](clips=6, frames=5, size=16)
@@ -423,6 +424,8 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     assert float(jnp.abs(slope["pad"]["token"]).min()) > 0
     with pytest.raises(ShapeError, match="not a multiple of 4"):
         model.apply({"params": params}, video[:, :, :15], method="encode")
+    with pytest.raises(ValueError, match="add it to models/kinds.py"):
+        save(tmp_path, Pretrained(model, params))
     # The metric knows still from moving.
     still = np.full((2, 5, 16, 16, 3), 7, np.uint8)
     moving = still + np.arange(5, dtype=np.uint8)[:, None, None, None] * 3
@@ -522,8 +525,10 @@ def test_curves_are_drawn_from_the_rows_of_runs(tmp_path, monkeypatch, capsys):
     for runs in ([f"{tmp_path}/none"], [f"{tmp_path}/a", f"{tmp_path}/b"]):
         with pytest.raises(SystemExit):
             curves.main([str(out), "Error", "mse", *runs])
+    with pytest.raises(SystemExit):
+        curves.main([str(out), "Error", "msee", f"{tmp_path}/a"])
     said = capsys.readouterr().err
-    assert "holds no metrics.jsonl" in said and "NAME=FOLDER" in said
+    assert "holds no metrics.jsonl" in said and "NAME=FOLDER" in said and "no curve 'msee'; there are mse" in said
 
 
 def test_the_recipes_show_every_figure_with_the_command_that_drew_it():

@@ -97,8 +97,25 @@ def test_what_is_swept_is_not_given_as_well(capsys):
     with pytest.raises(SystemExit):
         description.parse(description.make_parser(""), [*call, "--config.seed=3"])
     assert "--config.seed is swept and given as well" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        description.parse(description.make_parser(""), [*call, "-config.seed=3"])
     experiment, _ = description.parse(description.make_parser(""), [*call, "--config.seed_of=3"])
     assert experiment.flags == ("--config.seed_of=3",)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0.5,1.0", ["0.5", "1.0"]),
+        ("((5,16,4),(5,32,2)),((5,16,1),)", ["((5,16,4),(5,32,2))", "((5,16,1),)"]),
+        ("synthetic,'synthetic:fall,walk'", ["synthetic", "synthetic:fall,walk"]),
+        ('("encoder","pad"),("pad",)', ['("encoder","pad")', '("pad",)']),
+        ('"encoder,pad",it\'s,so', ["encoder,pad", "its,so"]),
+        ("a,,b", ["a", "", "b"]),
+    ],
+)
+def test_values_are_parted_by_commas_outside_brackets_and_quotes(text, values):
+    assert list(description.values_of(text)) == values
 
 
 @pytest.mark.parametrize("backend", OWN)
@@ -126,6 +143,7 @@ def test_every_back_end_runs_the_same_points(backend):
         (["--restarts", "-1"], "--restarts is at least 0"),
         (["stray"], "unknown argument 'stray'"),
         (["--xla-set", "fast"], "invalid choice: 'fast'"),
+        (["--name", ""], "--name is empty"),
     ],
 )
 def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, capsys):
@@ -156,7 +174,9 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
         ("gke", ["--gpu", "nvidia-l4"], "not allowed with"),
         ("xpk", ["--device-type", "h100-80gb-8"], "is no TPU"),
         ("xpk", ["--workdir", "runs/demo"], "lies in the container"),
+        ("gke", ["--namespace", "A B"], "--namespace 'A B' is none"),
         ("xm", ["--vertex", "h100=8"], "--vertex and --image go together"),
+        ("xm", ["--vertex", "h100=8", "--image", "i"], "would end with the container"),
         ("xm", ["--vertex", "h100", "--image", "i"], "KIND=COUNT"),
         ("xm", ["--processes", "0"], "--processes is at least 1"),
     ],
@@ -165,6 +185,13 @@ def test_a_back_end_checks_its_own_flags(backend, flags, says, capsys):
     with pytest.raises(SystemExit) as stopped:
         __import__(backend).main([*BASE, *OWN[backend], *flags, "--dry-run"])
     assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_file_of_flags_with_an_open_quote_is_told(tmp_path, capsys):
+    (tmp_path / "launch.txt").write_text("--env 'A=x\n")
+    with pytest.raises(SystemExit):
+        description.parse(description.make_parser(""), [*BASE, f"@{tmp_path / 'launch.txt'}"])
+    assert "No closing quotation in the line" in capsys.readouterr().err
 
 
 def test_flags_come_from_a_file(tmp_path):
@@ -464,9 +491,13 @@ def test_a_batch_script_starts_its_point_on_every_task_and_requeues(tmp_path, co
 # TPU VM.
 
 
-def test_a_tpu_vm_gets_the_commit_an_installation_and_the_runs(commands):
+def test_a_tpu_vm_gets_the_commit_an_installation_and_the_runs(commands, tmp_path):
     text = dry("tpu_vm", *SWEEP[:2])
     bash_parses(text)
+    calls = commands("gcloud", 'cat > /dev/null; case "$*" in *"seed=0 "*) exit 2 ;; esac')
+    assert launch("tpu_vm", *BASE, *OWN["tpu_vm"], *SWEEP[:2], "--restarts", "2").returncode == 2
+    assert [call[3] for call in calls()] == ["scp", "ssh", "ssh"], "a wrong call is wrong again"
+    (tmp_path / "gcloud.log").unlink()
     calls = commands("gcloud", 'cat > /dev/null; case "$*" in *"seed=0 "*) exit 1 ;; esac')
     archived = commands("git")
     done = launch("tpu_vm", *BASE, *OWN["tpu_vm"], *SWEEP[:2], "--restarts", "2")
@@ -506,11 +537,14 @@ POD = {
         {"name": NAME, "persistentVolumeClaim?": {"claimName": r"[a-z0-9.-]+"}, "emptyDir?": {"medium": "Memory"}}
     ],
 }
+RULE = {"name": r"[A-Za-z]([\w,:]*\w)?", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+EXIT_CODES = {"containerName": NAME, "operator": "In|NotIn", "values": [int]}
 JOB = {
     "parallelism": int,
     "completions": int,
     "completionMode": "Indexed",
     "backoffLimit": int,
+    "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": EXIT_CODES}]},
     "template": {"spec": POD},
 }
 JOBSET = {
@@ -518,7 +552,7 @@ JOBSET = {
     "kind": "JobSet",
     "metadata": {"name": NAME, "labels": {"*": r"[\w.-]*"}, "annotations": {"*": str}},
     "spec": {
-        "failurePolicy": {"maxRestarts": int},
+        "failurePolicy": {"maxRestarts": int, "rules": [RULE]},
         "replicatedJobs": [{"name": NAME, "replicas": int, "template": {"spec": JOB}}],
     },
 }
@@ -618,7 +652,7 @@ def test_xpk_gets_one_workload_a_run(commands):
     for index, call in enumerate(calls()):
         flags = dict(part.partition("=")[::2] for part in call[2:])
         assert call[:2] == ["workload", "create"] and flags["--workload"] == "n" * 33 + f"-{index}"
-        assert flags["--max-restarts"] == "2" and "--restart-on-user-code-failure" in flags
+        assert flags["--max-restarts"] == "2" and flags["--restart-on-exit-codes"] == "1"
         assert flags["--env"] == "A=x y" and flags["--docker-image"] == "repo/image:1"
         assert shlex.split(flags["--command"])[1:4] == ["-m", "pv_vae_jax", "train"]
 
@@ -627,7 +661,8 @@ def test_xpk_gets_one_workload_a_run(commands):
 
 
 def test_xmanager_has_a_work_unit_for_every_run():
-    text = dry("xm", *SWEEP[:2], "--image", "i", "--vertex", "tpu_v5e=4", "--processes", "2", "--restarts", "3")
+    flags = ["--image", "i", "--vertex", "tpu_v5e=4", "--processes", "2", "--restarts", "3"]
+    text = dry("xm", *SWEEP[:2], *flags, "--workdir", "/gcs/bucket/demo")
     assert re.findall("# work unit (.*)", text) == [f"demo-{i} on Vertex AI, tpu_v5e=4, i" for i in (0, 1)]
     # What a work unit calls is a call of `launch local`.
     call = shlex.split(text.splitlines()[1])
@@ -635,7 +670,7 @@ def test_xmanager_has_a_work_unit_for_every_run():
     done = subprocess.run(
         [sys.executable, *call[1:], "--dry-run"], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
-    assert done.stdout.count("-m pv_vae_jax train") == 2 and "/mnt/runs/demo/seed=0 --config.seed=0" in done.stdout
+    assert done.stdout.count("-m pv_vae_jax train") == 2 and "/gcs/bucket/demo/seed=0 --config.seed=0" in done.stdout
 
 
 def test_without_xmanager_the_extra_is_named(monkeypatch, capsys):

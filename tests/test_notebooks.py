@@ -103,17 +103,23 @@ def test_setup_is_the_same_everywhere_and_installs_where_the_package_is_missing(
     calls: list[str] = []
     code = re.sub(r'^( *)%pip install --quiet "(.*)"$', r"\1pip(f'''\2''')", setup, flags=re.MULTILINE)
     assert "%" not in code
-    for devices, tool, clone in ((["/dev/accel0"], None, True), ([], "nvidia-smi", False), ([], None, False)):
+    wheel = ["pv_vae_jax-0.1.0-py3-none-any.whl"]
+    for devices, tool, clone, wheels in (
+        (["/dev/accel0"], None, True, wheel),
+        ([], "nvidia-smi", False, []),
+        ([], None, False, wheel),
+    ):
+        found = {"/dev/accel*": devices, "pv_vae_jax-*.whl": wheels}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(importlib.util, "find_spec", lambda name: None)
-            patch.setattr(glob, "glob", lambda pattern, devices=devices: devices if "accel" in pattern else [])
+            patch.setattr(glob, "glob", lambda pattern, found=found: found.get(pattern, []))
             patch.setattr(shutil, "which", lambda name, tool=tool: tool)
             patch.setattr(os.path, "exists", lambda name, clone=clone: clone)
             exec(code, {"pip": calls.append})
     assert calls == [
         "..[video,tpu]",
         "pv_vae_jax[video,cuda12]",
-        "pv_vae_jax[video]",
+        "pv_vae_jax-0.1.0-py3-none-any.whl[video]",
     ]
     calls.clear()
     exec(code, {"pip": calls.append})  # the package is here

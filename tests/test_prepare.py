@@ -395,16 +395,16 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
     sidecar = json.loads((tmp_path / "out" / "train" / "00000.json").read_text())
     assert {n.split("#")[0]: label for n, label in zip(sidecar["names"], sidecar["labels"], strict=True)} == expected
     assert main([*call, *flags]) == 0 and capsys.readouterr().out == printed, "a second call finds it done"
-    assert main([*call, "--short_side=32"]) == 1 and "prepared otherwise" in capsys.readouterr().err
+    assert main([*call, "--short_side=32"]) == 2 and "prepared otherwise" in capsys.readouterr().err
     assert (
-        main([*call[:3], "--out", str(tmp_path / "in" / "x")]) == 1 and "taken for classes" in capsys.readouterr().err
+        main([*call[:3], "--out", str(tmp_path / "in" / "x")]) == 2 and "taken for classes" in capsys.readouterr().err
     )
     assert main(["pv-vae", "prepare", str(tmp_path / "out"), "--out", "x"]) == 2
     assert "which training reads as it is" in capsys.readouterr().err
-    assert main([*call, "--fold=2"]) == 1 and "--fold is of ucf101" in capsys.readouterr().err
-    assert main([*call, "--short_side=31"]) == 1 and "even number" in capsys.readouterr().err
+    assert main([*call, "--fold=2"]) == 2 and "--fold is of ucf101" in capsys.readouterr().err
+    assert main([*call, "--short_side=31"]) == 2 and "even number" in capsys.readouterr().err
     if importlib.util.find_spec("apache_beam") is None:
-        assert main([*call, *flags, "--beam"]) == 1 and "pip install apache-beam" in capsys.readouterr().err
+        assert main([*call, *flags, "--beam"]) == 2 and "pip install apache-beam" in capsys.readouterr().err
 
 
 def test_beam_writes_the_same_bytes(source, tmp_path):

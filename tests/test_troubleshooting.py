@@ -95,7 +95,7 @@ def in_use(tmp_path) -> str:
 
 
 def other_configuration(tmp_path) -> str:
-    made(tmp_path)
+    made(tmp_path).folder("image").mkdir()
     return train_with(tmp_path, "seed=7")
 
 

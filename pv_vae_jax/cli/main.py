@@ -93,8 +93,9 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         raise
     except expected as error:
         print(f"pv-vae {name}: {error}", file=sys.stderr)
-        # Launchers start again what ends with 1: a disk may come back, a wrong setting stays wrong.
-        return 2 if isinstance(error, ConfigError) and not isinstance(error, InUseError) else 1
+        # Launchers start again what ends with 1: a disk may come back, a wrong call stays wrong.
+        wrong = (ConfigError, ShapeError, NoVideosError, FileNotFoundError, ImportError)
+        return 2 if isinstance(error, wrong) and not isinstance(error, InUseError) else 1
     except (RuntimeError, AssertionError) as error:
         advice = advice_on(error)
         if advice is None:
@@ -115,6 +116,11 @@ def advice_on(error: Exception) -> str | None:
             f"{text or f'no backend for JAX_PLATFORMS={wanted} is installed'}. Install the device's build (pip install "
             "'jax[tpu]', 'jax[cuda13]' or 'jax[cuda12]'), see that its driver runs and that no other process holds the "
             "device, or unset JAX_PLATFORMS to take what there is"
+        )
+    if "Gloo" in text or "coordination service" in text.lower():
+        return (
+            f"{text.splitlines()[0]} Another process of this run ended or cannot be reached: its own last lines say "
+            "why. Start all of them again; they go on from the newest checkpoint"
         )
     if "RESOURCE_EXHAUSTED" in text:
         return (

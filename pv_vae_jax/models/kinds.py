@@ -9,12 +9,19 @@ from pv_vae_jax.models.vae import VAE, VAEConfig
 
 AnyVAEConfig = VAEConfig | TransformerVAEConfig
 # In JSON, `kind` tells them apart. Files that are older than the transformer have none: they hold a CNN.
-KINDS = {"cnn": VAEConfig, "transformer": TransformerVAEConfig}
+KINDS = {"cnn": (VAEConfig, VAE), "transformer": (TransformerVAEConfig, TransformerVAE)}
 
 
 def build_vae(config: AnyVAEConfig) -> VAE:
-    """The network that `config` describes."""
-    return TransformerVAE(config) if isinstance(config, TransformerVAEConfig) else VAE(config)
+    """The network that `config` describes.
+
+    Raises:
+      ValueError: it is none of a known kind.
+    """
+    for known, network in KINDS.values():
+        if type(config) is known:
+            return network(config)
+    raise ValueError(f"{type(config).__name__} is the configuration of no known VAE: add it to models/kinds.py")
 
 
 def vae_config_of(tree: dict) -> tuple[type[AnyVAEConfig], dict]:
@@ -28,5 +35,5 @@ def vae_config_of(tree: dict) -> tuple[type[AnyVAEConfig], dict]:
         near = difflib.get_close_matches(str(kind), KINDS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}"
         raise ValueError(f"there is no VAE of kind {kind!r}; {hint}")
-    cls = KINDS[kind]
+    cls, _ = KINDS[kind]
     return cls, {name: value for name, value in tree.items() if name != "kind" or hasattr(cls, "kind")}

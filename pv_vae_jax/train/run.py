@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from pv_vae_jax.config import (
+    STAGES,
     VAE_STAGES,
     ConfigError,
     Experiment,
@@ -141,10 +142,12 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
         mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from error
+    # A first try that found no clips, say, leaves settings of which nothing was made: those may still change.
+    begun = any((workdir / name).exists() for stage in STAGES for name in (stage, f".{stage}.lock"))
     if path.exists():
         changed = differences(to_dict(read_config(path)), to_dict(experiment))
         changed = [line for line in changed if not line.startswith(FREE_KEYS)]
-        if changed:
+        if changed and begun:
             raise ConfigError(
                 f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
             )
@@ -154,7 +157,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
     try:
         if is_first():
             workdir.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
+            if not begun:
                 save_config(experiment, path)
     except OSError as error:
         raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
