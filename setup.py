@@ -9,7 +9,6 @@ HERE = Path(__file__).parent
 # Bounds are versions that the tests ran with; a package without one takes whatever the others accept.
 CORE = [
     "absl-py",
-    "chex>=0.1.92",
     "einops>=0.8.2",
     "flax>=0.12.8",
     "grain>=0.2.18",
@@ -33,7 +32,7 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2"],
     "test": [
         *("pytest>=9.0", "pytest-timeout>=2.4.0", "pytest-xdist>=3.8.0"),
-        *("ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),
+        *("chex>=0.1.92", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),
         *("ipykernel>=7.4.0", "nbclient>=0.11.0", "nbformat>=5.11.1"),  # notebooks are executed
     ],
     "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7

@@ -12,6 +12,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -347,8 +348,7 @@ def test_the_command_reads_what_torch_saves(tmp_path, name):
     status, out = convert(*flags_of(name), tmp_path / "a.pth", tmp_path / "ours")
     assert status == 0, out
     expected = from_wan(tensors, wan_fixture.CONFIGS[name])
-    for a, b in zip(jax.tree.leaves(load(tmp_path / "ours").vae_params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(load(tmp_path / "ours").vae_params, expected)
 
 
 def test_nothing_is_written_when_a_tensor_is_wrong(tmp_path):

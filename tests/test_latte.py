@@ -5,6 +5,7 @@ import functools
 import json
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,8 +123,7 @@ def test_remat_changes_neither_values_nor_gradients(graded, policy):
     other_value, other, other_program = graded(policy)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
     np.testing.assert_allclose(other_value, value, rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(gradient), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+    chex.assert_trees_all_close(other, gradient, atol=1e-6, rtol=1e-4)
     assert other_program != program
 
 
@@ -183,8 +183,7 @@ def test_splash_equals_xla(qkv):
 
     ours = run(lambda q, k, v: attention._splash(q, k, v, banded, interpret=True))
     theirs = run(lambda q, k, v: dot_product_attention(q, k, v, mask=banded, implementation="xla"))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+    chex.assert_trees_all_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
 
 def test_splash_compiles_to_a_tpu_kernel(monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,8 +91,7 @@ def test_the_gradient_in_pieces_is_the_gradient_of_the_loss(tiny):
         pixels = model.apply({"params": params}, out.features, method="to_pixels")
         return pixel_terms(step.objective, pixels, video)[0] + 1e-2 * kl_divergence(out.posterior, out.observed)
 
-    for a, b in zip(jax.tree.leaves(used), jax.tree.leaves(jax.jit(jax.grad(loss))(params)), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-3)
+    chex.assert_trees_all_close(used, jax.jit(jax.grad(loss))(params), atol=2e-5, rtol=2e-3)
 
 
 def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
@@ -122,8 +122,7 @@ def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
     assert (np.asarray(observed).sum((1, 2, 3)) == 8).all() and not np.asarray(observed).all((2, 3))[:, 1:].any(1).all()
     np.testing.assert_allclose(logs["loss"], value, rtol=1e-5)
     assert -1 <= float(logs["local_correlation"]) < 0.75
-    for a, b in zip(jax.tree.leaves(used), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-3)
+    chex.assert_trees_all_close(used, expected, atol=2e-5, rtol=2e-3)
     with pytest.raises(ValueError, match="'random' needs filled"):
         jax.eval_shape(lambda s: step(s, {"video": video}, dropped=1), state)
 
@@ -223,8 +222,7 @@ def test_a_batch_in_parts_gives_the_mean_of_their_gradients(tiny):
     moved = jax.tree.map(
         jnp.subtract, (state.params, state.discriminator.params), (after.params, after.discriminator.params)
     )
-    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(mean[:2]), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    chex.assert_trees_all_close(moved, mean[:2], atol=1e-5)
     assert all(np.isclose(logs[name], value, rtol=1e-4) for name, value in mean[2].items())
 
 

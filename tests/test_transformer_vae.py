@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,8 +201,7 @@ def test_remat_changes_nothing(tiny):
         return jax.jit(jax.grad(lambda p: jnp.mean(model.apply({"params": p}, video[:1, :3])[0] ** 2)))(params)
 
     saving = gradient(TransformerVAE(dataclasses.replace(TINY, remat="dots_no_batch")))
-    for a, b in zip(jax.tree.leaves(gradient(model)), jax.tree.leaves(saving), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
+    chex.assert_trees_all_close(gradient(model), saving, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("frames", [1, 5])

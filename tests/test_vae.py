@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,8 +137,7 @@ def test_remat_changes_nothing(tiny):
     def gradient(model):
         return jax.jit(jax.grad(lambda p: jnp.mean(model.apply({"params": p}, video[:1, :3])[0] ** 2)))(params)
 
-    for a, b in zip(jax.tree.leaves(gradient(model)), jax.tree.leaves(gradient(saving)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
+    chex.assert_trees_all_close(gradient(model), gradient(saving), atol=1e-5, rtol=1e-4)
 
 
 def test_integer_pixels_are_refused(tiny):
