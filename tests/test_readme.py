@@ -46,3 +46,16 @@ def test_links_and_commands_exist(page):
         assert name in COMMANDS, f"{page} names pv-vae {name}"
     for file in re.findall(r"\b((?:experiments|launch|tests|benchmarks)/\w+\.py)", text):
         assert (ROOT / file).exists(), f"{page} names {file}"
+
+
+def test_the_table_of_the_study_is_that_of_the_results():
+    text = (ROOT / "README.md").read_text().split("## Does prediction help diffusion?")[1].split("\n## ")[0]
+    study = (ROOT / "docs" / "results.md").read_text().split("## Study `synthetic`\n")[1].split("\n## ")[0]
+    gains = study.split("### Each row less `Baseline`")[1].split("###")[0]
+    rows = re.findall(r"^\| (\S[^|]*) \| \d+ \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) >= 4
+    for name, cells in rows:
+        (line,) = (line for line in gains.splitlines() if line.startswith(f"| {name} |"))
+        assert set(cells.split(" | ")) <= set(line.strip("| ").split(" | ")), name
+    share, low = re.search(r"in (\d+ %) of its steps \((\d+ %) to never\)", text).groups()
+    assert f"| + Decoder Fine-tuning | own | {share} | [{low}, not reached] |" in study
