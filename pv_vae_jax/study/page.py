@@ -65,7 +65,7 @@ def write_page(results: Path, page: Path) -> None:
         f"Columns named *paper* are from {paper['source']}.",
         "Data, size and feature network are others, so signs compare and sizes do not.",
         "Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap over clips.",
-        "Differences are taken seed by seed.",
+        "Means are over the seeds that a row has, differences seed by seed over those that both rows have.",
     ]
     if len(studies) > 1:
         lines += ["", "## All studies", "", *_side_by_side(studies)]
