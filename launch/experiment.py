@@ -107,19 +107,27 @@ def grid(sweep: list[str]) -> tuple[dict[str, str], ...]:
 
 
 def values_of(text: str) -> Iterator[str]:
-    """The values between commas. A comma within brackets or quotes belongs to a value; quotes around one go."""
+    """The values between commas. A comma within brackets or quotes belongs to a value; quotes around one go.
+
+    Raises:
+      ValueError: a bracket or a quote stays open.
+    """
     value, depth, quote = "", 0, ""
     for letter in text:
-        if letter == "," and not depth and not quote:
+        if letter == quote:
+            quote = ""
+        elif quote:
+            value += letter
+        elif letter in "\"'" and not depth:
+            quote = letter
+        elif letter == "," and not depth:
             yield value
             value = ""
-            continue
-        if quote or (letter in "\"'" and not depth):
-            quote, ends = ("", True) if letter == quote else (quote or letter, not quote)
-            if ends:
-                continue
-        depth += 0 if quote else (letter in "([{") - (letter in ")]}")
-        value += letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+            value += letter
+    if quote or depth:
+        raise ValueError(f"--sweep: a quote or a bracket of {text} stays open")
     yield value
 
 

@@ -20,6 +20,7 @@ from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data.latents import LatentSource
+from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.pretrained import SHIPPED, init_latte, save
@@ -208,6 +209,17 @@ def test_settings_of_which_no_stage_began_may_change(tiny_experiment, tmp_path):
     assert open_run(other, tmp_path / "w").experiment.seed == 5 == reopen_run(tmp_path / "w").experiment.seed
     with open_run(other, tmp_path / "w").lock("image"), pytest.raises(ConfigError, match="seed: 5 -> 0"):
         open_run(load_experiment(tiny_experiment), tmp_path / "w")
+
+
+def test_clips_that_vanish_are_no_wrong_call(tiny_experiment, tmp_path, monkeypatch):
+    """Launchers start such a run again, and not one whose path was wrong from the start."""
+
+    def vanish(*_):
+        raise NoVideosError("none of the files can be read")
+
+    monkeypatch.setattr("pv_vae_jax.cli.train.train_stage", vanish)
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "w", "--stage=image")
+    assert "none of the files" in fails(*call, status=1)
 
 
 def test_two_processes_do_not_train_one_stage(trained, tiny_experiment, tmp_path):

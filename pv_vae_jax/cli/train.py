@@ -69,7 +69,10 @@ def _train(run: Run, wanted: str) -> None:
             continue
         began = time.time()
         with run.lock(stage):
-            train_stage(run, stage, perceptual)
+            try:
+                train_stage(run, stage, perceptual)
+            except (NoVideosError, FileNotFoundError) as error:
+                raise OSError(str(error)) from error  # it was there at the start: not a wrong path, a disk that went
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
     if wanted == "all" and is_first():
         from pv_vae_jax.cli.evaluate import evaluate_run
