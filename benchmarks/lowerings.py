@@ -23,6 +23,7 @@ CPU_SHAPES = (
     "1x8x64x64x3x64",
     "1x8x64x64x64x3",
     "1x5x4x4x512x512",
+    "4x5x2x2x512x512",
 )
 DEVICE_SHAPES = (
     "4x17x256x256x128x128",

@@ -19,6 +19,8 @@ from pv_vae_jax.sharding.axes import whole
 from pv_vae_jax.typing import Array, sum_of
 
 Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
+# With as few output pixels, 2-D convolutions are matrix products on CPU: below nine XLA falls back to a plain loop.
+FEW_PIXELS = 9
 LOWERINGS = ("auto", "direct", "sum2d", "im2col", "taps_out")
 
 
@@ -58,12 +60,30 @@ def causal_conv3d(
 
 def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: Any = "SAME") -> Array:
     """2-D convolution of every frame: `(..., h, w, ci)`, `(kh, kw, ci, co)` -> `(..., h', w', co)`."""
-    lead = x.shape[:-3]
-    y = jax.lax.conv_general_dilated(
-        x.reshape((-1,) + x.shape[-3:]), kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    lead, x = x.shape[:-3], x.reshape((-1,) + x.shape[-3:])
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
+    height, width = (
+        (side + sum(pad) - size) // stride + 1
+        for side, pad, size in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
     )
+    if height * width <= FEW_PIXELS and jax.default_backend() == "cpu":
+        y = _patches(x, kernel, stride, padding, height, width)
+    else:
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
     y = y.reshape(lead + y.shape[1:])
     return y if bias is None else y + bias
+
+
+def _patches(x: Array, kernel: Array, stride: int, padding: Any, height: int, width: int) -> Array:
+    """`conv2d` of `(n, h, w, ci)` as one matrix product: what every tap sees, side by side."""
+    kh, kw, _, co = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (1 + stride * (n - 1) for n in (height, width))
+    seen = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(kh) for j in range(kw)]
+    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, co)
 
 
 def _delay(x: Array, frames: int, context: Array | None = None) -> Array:

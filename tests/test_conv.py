@@ -1,0 +1,53 @@
+"""A convolution is the same however it runs."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d, conv2d
+
+
+def reference(x, kernel, stride, padding):
+    """XLA's own 2-D convolution."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "stride", "padding"),
+    [
+        ((2, 2), 3, 1, "SAME"),
+        ((1, 4), 3, 1, "SAME"),
+        ((3, 3), 3, 1, "VALID"),
+        ((5, 5), 3, 2, "SAME"),
+        ((4, 4), 3, 2, ((0, 1), (0, 1))),
+        ((6, 4), 4, 2, "SAME"),
+        ((8, 5), 3, 3, ((1, 0), (2, 1))),
+    ],
+)
+def test_few_pixels_are_a_matrix_product_of_equal_result(side, size, stride, padding):
+    k_x, k_kernel, k_y = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(k_x, (3, *side, 4)), jax.random.normal(k_kernel, (size, size, 4, 5))
+    ours = lambda x, kernel: conv2d(x, kernel, stride=stride, padding=padding)  # noqa: E731
+    want, pull_want = jax.vjp(lambda x, kernel: reference(x, kernel, stride, padding), x, kernel)
+    got, pull_got = jax.vjp(ours, x, kernel)
+    cotangent = jax.random.normal(k_y, want.shape)
+    chex.assert_trees_all_close((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), atol=1e-4)
+    if jax.default_backend() == "cpu":
+        assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel))
+
+
+def test_more_pixels_are_a_convolution():
+    jaxpr = jax.make_jaxpr(conv2d)(jnp.zeros((2, 4, 4, 3)), jnp.zeros((3, 3, 3, 3)))
+    assert "conv_general_dilated" in str(jaxpr)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_lowerings_agree(lowering, side):
+    x = jax.random.normal(jax.random.key(0), (2, 3, side, side, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4, 5))
+    chex.assert_trees_all_close(
+        causal_conv3d(x, kernel, lowering=lowering), causal_conv3d(x, kernel, lowering="direct"), atol=1e-4
+    )
