@@ -254,7 +254,7 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     found = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "scores").glob("*-seed*.json")}
     assert set(found) == {cell.name for cell in study.cells()}
     tuned_cell = study.cell(study.rows[2], 1)
-    base = study.cell(study.rows[1], 1).name
+    base = study.cell(study.rows[1], 1).folder
     said = {"cell": tuned_cell.name, "base": base, "states": True}
     assert found[tuned_cell.name] == said | {"seconds": {"decoder": 0.0}}
     assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "all are scored"
@@ -267,12 +267,27 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     assert len(stages) == done, "lost scores are made again from the models"
 
 
+def test_other_scores_need_no_other_training(stages, tmp_path):
+    study = tiny_study()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    done = len(stages)
+    for changed in (dict(clips=2), dict(scores=1), dict(sampling_steps=2), dict(reference="train")):
+        other = dataclasses.replace(study, **changed).validate()
+        cells.run_study(other, tmp_path / "runs", tmp_path / "scores")
+        assert not {c.name for c in other.cells()} & {c.name for c in study.cells()}
+    assert len(stages) == done and len(list((tmp_path / "scores").glob("*-seed*.json"))) == 5 * len(study.rows)
+    longer = dataclasses.replace(study.experiment, diffusion=dataclasses.replace(study.experiment.diffusion, steps=6))
+    assert not {c.folder for c in dataclasses.replace(study, experiment=longer).cells()} & {
+        c.folder for c in study.cells()
+    }
+
+
 def test_processes_share_a_study(stages, tmp_path, capsys):
     """Each takes cells that no other has; the decoder's row waits for the one it tunes."""
     study, runs, scores = tiny_study(), tmp_path / "runs", tmp_path / "scores"
     first, second, tuned = study.cells()
     runs.mkdir()
-    with locked(runs / f".{second.name}.lock"):
+    with locked(runs / f".{second.folder}.lock"):
         cells.run_study(study, runs, scores)
         assert {p.stem for p in scores.glob("*-seed*.json")} == {first.name}
         heard = capsys.readouterr().err
@@ -343,6 +358,11 @@ def test_a_cell_is_trained_and_scored(tmp_path):
     (tmp_path / "scores" / f"{first.name}.json").unlink()
     with pytest.raises(ConfigError, match="remove that folder"):  # its states along training are gone
         cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    ends = dataclasses.replace(study, scores=1).validate()
+    cells.run_study(ends, tmp_path / "runs", tmp_path / "scores")
+    for cell, before in zip(ends.cells(), (whole, tuned), strict=True):
+        end = json.loads((tmp_path / "scores" / f"{cell.name}.json").read_text())
+        assert end["generation"] == before["generation"] and not end["seconds"], "the finished models are enough"
 
 
 # What the scores say.

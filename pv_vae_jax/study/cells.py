@@ -13,7 +13,7 @@ from typing import Any
 from pv_vae_jax.config import Experiment, VAEStageConfig
 from pv_vae_jax.files import locked, write_json
 from pv_vae_jax.study.measure import measure_decoder, measure_whole
-from pv_vae_jax.study.plan import Cell, Study, deciding, settings_hash
+from pv_vae_jax.study.plan import CHECKPOINTS, Cell, Study, deciding, settings_hash
 from pv_vae_jax.study.results import PLAN
 from pv_vae_jax.train.dit_stage import train_diffusion_stage
 from pv_vae_jax.train.latents_stage import encode_latents
@@ -47,7 +47,7 @@ def run_study(study: Study, workdir: Path, results: Path, most: int | None = Non
             number = len(cells) - len(missing) + 1
             print(f"study {study.name}: {cell.row.name}, seed {cell.seed} ({number} of {len(cells)})", file=sys.stderr)
             write_json(_scores(cell, results), run_cell(cell, workdir, i3d))
-            for done in (cell, _base(cell)) if cell.row.decoder_of else (cell,):
+            for done in filter(None, (cell, cell.base)):
                 if not any(_waits_for(other, done) and not _scores(other, results).exists() for other in cells):
                     tidy(done, workdir)
         scored += 1
@@ -66,9 +66,8 @@ def _take(cell: Cell, workdir: Path, results: Path, stack: contextlib.ExitStack)
     """Lock a cell, unless another process has it, has scored it since, or trains what it begins from."""
     with contextlib.ExitStack() as trial:
         try:
-            trial.enter_context(locked(workdir / f".{cell.name}.lock"))
-            if cell.row.decoder_of:
-                trial.enter_context(locked(workdir / f".{_base(cell).name}.lock"))
+            for part in filter(None, (cell, cell.base)):
+                trial.enter_context(locked(workdir / f".{part.folder}.lock"))
         except BlockingIOError:
             return False
         if _scores(cell, results).exists():
@@ -82,16 +81,11 @@ def _waits_for(cell: Cell, base: Cell) -> bool:
     return cell.seed == base.seed and cell.row.decoder_of == base.row.name
 
 
-def _base(cell: Cell) -> Cell:
-    """The cell whose VAE and transformer a cell that tunes the decoder takes over."""
-    return cell.study.cell(cell.study.row(cell.row.decoder_of), cell.seed)
-
-
 def run_cell(cell: Cell, workdir: Path, i3d: Path | None = None) -> dict:
     """Train what the cell still lacks, and score it."""
     experiment, seconds = cell.experiment, {}
-    if cell.row.decoder_of:
-        base = train_whole(_base(cell), workdir, seconds={})  # it is there, unless its folder was removed
+    if cell.base:
+        base = train_whole(cell.base, workdir, seconds={})  # it is there, unless its folder was removed
         alone = _only(experiment, "decoder", init_from=str(base.workdir / "video" / "model"))
         run = open_run(alone, folder(cell, workdir))
         _stage(run, "decoder", lambda: train_vae_stage(run, "decoder", None), seconds)
@@ -116,7 +110,7 @@ def train_whole(cell: Cell, workdir: Path, seconds: dict) -> Run:
 
 def folder(cell: Cell, workdir: Path) -> Path:
     """Work directory of a cell."""
-    return workdir.absolute() / cell.name
+    return workdir.absolute() / cell.folder
 
 
 def tidy(cell: Cell, workdir: Path) -> None:
@@ -128,7 +122,7 @@ def tidy(cell: Cell, workdir: Path) -> None:
 def image_key(experiment: Experiment) -> str:
     """What decides the image stage: rows that agree in it share it."""
     tree = deciding(_only(experiment, "image"))
-    for free in ("checkpoint_every", "checkpoints_kept"):
+    for free in CHECKPOINTS:
         del tree[free]
     return settings_hash(tree)
 

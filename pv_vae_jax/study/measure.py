@@ -39,11 +39,12 @@ def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
       ConfigError: the states along the transformer's training are not there.
     """
     model = pretrained.load(run.folder("diffusion") / "model")
-    states = _states(run, model)
+    states = _states(cell, run, model)
     if len(states) != cell.study.scores:
         raise ConfigError(
             f"{run.folder('diffusion')} no longer holds the {cell.study.scores} training states that are scored: put "
-            f"{cell.name}.json back into the results, or remove that folder to train them again"
+            f"{cell.name}.json back into the results, score the end alone (scores=1), or remove that folder to train "
+            "them again"
         )
     return _facts(cell, model, i3d) | _scores(cell, run, model, states, i3d)
 
@@ -56,14 +57,17 @@ def measure_decoder(cell: Cell, run: Run, base: Run, i3d: Path | None = None) ->
     tuned = pretrained.load(run.folder("decoder") / "model")
     model = pretrained.load(base.folder("diffusion") / "model")
     model = dataclasses.replace(model, vae_params=tuned.vae_params)
-    states = _states(base, model)
+    states = _states(cell, base, model)
     if len(states) != cell.study.scores:
         states = {cell.experiment.diffusion.steps: lambda: model}
     return _facts(cell, model, i3d) | _scores(cell, run, model, states, i3d)
 
 
-def _states(run: Run, model: Pretrained) -> dict[int, Callable[[], Pretrained]]:
-    """`model` with the transformer as it was after a step, for each training state that is kept, in their order."""
+def _states(cell: Cell, run: Run, model: Pretrained) -> dict[int, Callable[[], Pretrained]]:
+    """`model` with the transformer as it was after a step, for each step to score whose training state is kept.
+
+    The last is the finished model, which stays when training states are gone.
+    """
     diffusion: Any = model.diffusion
     shapes = jax.eval_shape(lambda: diffusion.params)
 
@@ -71,8 +75,13 @@ def _states(run: Run, model: Pretrained) -> dict[int, Callable[[], Pretrained]]:
         params = read_state(path, "ema", shapes)
         return dataclasses.replace(model, diffusion=dataclasses.replace(diffusion, params=params))
 
-    found = {int(p.name): p for p in (run.folder("diffusion") / "checkpoints").glob("*") if p.name.isdigit()}
-    return {step: functools.partial(at, found[step]) for step in sorted(found)}
+    last = cell.experiment.diffusion.steps
+    every = last // cell.study.scores
+    kept = {step: run.folder("diffusion") / "checkpoints" / str(step) for step in range(every, last, every)}
+    found: dict[int, Callable[[], Pretrained]] = {
+        step: functools.partial(at, path) for step, path in kept.items() if path.is_dir()
+    }
+    return found | {last: lambda: model}
 
 
 @functools.cache  # one object, so one program, for all cells

@@ -14,6 +14,8 @@ from typing import Any
 from pv_vae_jax.config import ConfigError, Experiment, override, to_dict
 from pv_vae_jax.data.sources import fingerprint
 
+CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # of an experiment: they decide no number
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -132,12 +134,33 @@ class Cell:
     def key(self) -> str:
         """First 8 digits of the SHA-256 over all settings that the cell's numbers follow from."""
         study, tree = self.study, deciding(self.experiment)
-        if self.row.decoder_of:
-            tree["decoder_of"] = study.cell(study.row(self.row.decoder_of), self.seed).key
+        if base := self.base:
+            tree["decoder_of"] = base.key
         else:  # no decoder is tuned
             del tree["decoder"]
         tree["score"] = [study.scores, study.clips, study.reference, study.sampling_steps]
         return settings_hash(tree)
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's work directory: row and seed, and what decides its training.
+
+        Cells that are only scored in different ways share it.
+        """
+        tree = deciding(self.experiment)
+        for free in CHECKPOINTS:
+            del tree[free]
+        if base := self.base:
+            tree["decoder_of"] = base.folder
+        else:
+            del tree["decoder"]
+        return f"{self.row.slug}-seed{self.seed}-{settings_hash(tree)}"
+
+    @property
+    def base(self) -> Cell | None:
+        """The cell whose VAE and transformer a cell that tunes a decoder takes over."""
+        study = self.study
+        return study.cell(study.row(self.row.decoder_of), self.seed) if self.row.decoder_of else None
 
 
 def deciding(experiment: Experiment) -> dict:
