@@ -282,6 +282,15 @@ def test_other_scores_need_no_other_training(stages, tmp_path):
     }
 
 
+def test_a_study_of_ends_leaves_the_states_that_another_scores(stages, tmp_path):
+    study = tiny_study()
+    *_, tuned = study.cells()
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores", most=2)
+    cells.run_study(dataclasses.replace(study, scores=1), tmp_path / "runs", tmp_path / "ends")
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    assert json.loads((tmp_path / "scores" / f"{tuned.name}.json").read_text())["states"]
+
+
 def test_processes_share_a_study(stages, tmp_path, capsys):
     """Each takes cells that no other has; the decoder's row waits for the one it tunes."""
     study, runs, scores = tiny_study(), tmp_path / "runs", tmp_path / "scores"
@@ -451,7 +460,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert study.difference(ROWS[1], ROWS[0], "generation.own.frechet").count == 2
 
 
-def test_reach_compares_with_the_best_of_the_baseline(tmp_path):
+def test_reach_compares_with_the_end_of_the_baseline_or_its_best(tmp_path):
     store(tmp_path, made())
     (study,) = read_results(tmp_path)
     one, two, three = (reach(study, row, ROWS[0], "own") for row in ROWS[:3])
@@ -464,6 +473,11 @@ def test_reach_compares_with_the_best_of_the_baseline(tmp_path):
     (study,) = read_results(tmp_path)
     found = reach(study, ROWS[1], ROWS[0], "own")
     assert found.share == found.low == found.high == float("inf")
+    store(tmp_path, [cell(ROWS[0], 0, [16.0, 4.0, 8.0], 0.9)] + [c for c in worse if c["row"] != ROWS[0] or c["seed"]])
+    (study,) = read_results(tmp_path)
+    end, best = (reach(study, ROWS[0], ROWS[0], "own", target) for target in ("end", "best"))
+    assert end.seeds[0] == pytest.approx(2 ** (2 / 3) / 4) and best.seeds[0] == 0.5
+    assert end.seeds[1:] == best.seeds[1:] == [1, 1], "they end at their best"
 
 
 def test_the_page_says_what_the_scores_say(tmp_path):
