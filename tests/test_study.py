@@ -480,6 +480,19 @@ def test_reach_compares_with_the_end_of_the_baseline_or_its_best(tmp_path):
     assert end.seeds[1:] == best.seeds[1:] == [1, 1], "they end at their best"
 
 
+def test_the_page_of_ends_shows_no_curves(tmp_path):
+    ends = [cell(c["row"], c["seed"], c["curve"]["own"]["frechet"][-1:], 0.5) | {"seconds": {}} for c in made()]
+    store(tmp_path, ends)
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "Along training" not in text and "training-own" not in text and "Seconds a stage" not in text
+    assert not list(tmp_path.glob("made/training-*"))
+    store(tmp_path, made())
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "Along training" in text and "Seconds a stage" in text and list(tmp_path.glob("made/training-*"))
+
+
 def test_the_page_says_what_the_scores_say(tmp_path):
     store(tmp_path, made())
     write_page(tmp_path, tmp_path / "page.md")

@@ -77,8 +77,6 @@ def write_page(results: Path, page: Path) -> None:
 
 def _study(study: Results, paper: dict, folder: Path, link: str) -> list[str]:
     name = study.plan["name"]
-    for network in study.networks:
-        _write(folder / f"training-{network}.svg", _training_chart(study, network))
     _write(folder / "prediction.svg", _prediction_chart(study))
     picture = lambda file, text: ["", f"![{text}]({link}/{name}/{file}.svg)"]  # noqa: E731
     lines = ["", f"## Study `{name}`", "", *_facts(study)]
@@ -91,9 +89,11 @@ def _study(study: Results, paper: dict, folder: Path, link: str) -> list[str]:
     several = len(study.rows) > 1
     if several:
         lines += ["", f"### Each row less `{study.rows[0]}`", "", *_less_the_first(study)]
-    lines += ["", "### Along training", *(["", *_reach(study)] if several else [])]
-    for network in study.networks:
-        lines += picture(f"training-{network}", f"Frechet distance along training, {network}")
+    if any(len(cell["curve"][study.networks[0]]["step"]) > 1 for cell in study.cells.values()):  # not the end alone
+        lines += ["", "### Along training", *(["", *_reach(study)] if several else [])]
+        for network in study.networks:
+            _write(folder / f"training-{network}.svg", _training_chart(study, network))
+            lines += picture(f"training-{network}", f"Frechet distance along training, {network}")
     lines += ["", "### Frames that the encoder did not see", "", *_prediction(study)]
     lines += picture("prediction", "Prediction error over dropped groups")
     if several:
@@ -143,6 +143,7 @@ def _facts(study: Results) -> list[str]:
     versions = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items()) for cell in cells})
     stages = list(dict.fromkeys(stage for cell in cells for stage in cell["seconds"]))
     seconds = {s: [c["seconds"][s] for c in cells if s in c["seconds"]] for s in stages}
+    spent = ", ".join(f"{stage} {number(float(np.mean(values)))}" for stage, values in seconds.items())
     lines = [
         f"World: {study.plan['world']}.",
         "",
@@ -154,9 +155,8 @@ def _facts(study: Results) -> list[str]:
         "- Steps: " + ", ".join(f"{stage} {n}" for stage, n in steps.items()) + ".",
         f"- Clips: {count['latents']} encoded for diffusion, {count['scored']} generated for a score, compared with as "
         f"many real ones of split {count['reference']}.",
-        f"- Device: {'; '.join(devices)}. Seconds a stage, mean of those that ran through: "
-        + ", ".join(f"{stage} {number(float(np.mean(values)))}" for stage, values in seconds.items())
-        + ".",
+        f"- Device: {'; '.join(devices)}."
+        + (f" Seconds a stage, mean of those that ran through: {spent}." if spent else ""),
         f"- Versions: {'; '.join(versions)}.",
         "- Feature networks: " + "; ".join(f"`{n}` is {LOOKS.get(n, n)}" for n in study.networks) + ".",
     ]
