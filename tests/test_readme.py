@@ -57,6 +57,10 @@ def test_the_table_of_the_study_is_that_of_the_results():
     for name, cells in rows:
         (line,) = (line for line in gains.splitlines() if line.startswith(f"| {name} |"))
         assert set(cells.split(" | ")) <= set(line.strip("| ").split(" | ")), name
-    share, low, high = re.search(r"in (\d+ %) of\s+its\s+steps \((\d+ %) to (\d+ %|never)\)", text).groups()
-    interval = f"[{low}, {high.replace('never', 'not reached')}]"
-    assert f"| + Decoder Fine-tuning | own | {share} | {interval} |" in study
+    for distance in ("Frechet", "kernel"):
+        said = rf"in (\d+ %) of\s+its\s+steps\s+\((\d+ %) to\s+(\d+ %|never)\)\s+by\s+the\s+{distance}\s+distance"
+        share, low, high = re.search(said, text).groups()
+        interval = f"[{low}, {high.replace('never', 'not reached')}]"
+        assert f"| + Decoder Fine-tuning | {distance}, own | {share} | {interval} |" in study
+    (line,) = (line for line in study.splitlines() if line.startswith("| + Decoder Fine-tuning | kernel, own |"))
+    assert re.search(r"stays so from (\d+ %) on", text).group(1) == line.split(" | ")[4]

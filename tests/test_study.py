@@ -460,7 +460,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert study.difference(ROWS[1], ROWS[0], "generation.own.frechet").count == 2
 
 
-def test_reach_compares_with_the_end_of_the_baseline_or_its_best(tmp_path):
+def test_reach_compares_with_the_end_of_the_baseline(tmp_path):
     store(tmp_path, made())
     (study,) = read_results(tmp_path)
     one, two, three = (reach(study, row, ROWS[0], "own") for row in ROWS[:3])
@@ -473,11 +473,21 @@ def test_reach_compares_with_the_end_of_the_baseline_or_its_best(tmp_path):
     (study,) = read_results(tmp_path)
     found = reach(study, ROWS[1], ROWS[0], "own")
     assert found.share == found.low == found.high == float("inf")
-    store(tmp_path, [cell(ROWS[0], 0, [16.0, 4.0, 8.0], 0.9)] + [c for c in worse if c["row"] != ROWS[0] or c["seed"]])
+
+
+def test_reach_tells_an_early_dip_from_what_stays(tmp_path):
+    dip = [c if c["row"] != ROWS[1] else cell(ROWS[1], c["seed"], [4.0, 16.0, 2.0], 0.4) for c in made()]
+    for c in dip:
+        c["curve"]["own"]["kernel"] = [2 * d for d in c["curve"]["own"]["frechet"]]
+        c["generation"]["own"] |= {"kernel": 2 * c["generation"]["own"]["frechet"], "kernel_interval": [0.0, 40.0]}
+    store(tmp_path, dip)
     (study,) = read_results(tmp_path)
-    end, best = (reach(study, ROWS[0], ROWS[0], "own", target) for target in ("end", "best"))
-    assert end.seeds[0] == pytest.approx(2 ** (2 / 3) / 4) and best.seeds[0] == 0.5
-    assert end.seeds[1:] == best.seeds[1:] == [1, 1], "they end at their best"
+    first, last = (reach(study, ROWS[1], ROWS[0], "own", stays=stays) for stays in (False, True))
+    assert first.seeds == [0.25] * 3 and first.share == 0.25
+    assert last.seeds[0] == pytest.approx(2 ** (12 / 14) / 2) and 0.5 < last.share < 1 and last.low <= last.share
+    assert reach(study, ROWS[0], ROWS[0], "own", stays=True).share == 1
+    wide = reach(study, ROWS[1], ROWS[0], "own", "kernel", stays=True)
+    assert wide.seeds == last.seeds and wide.high == float("inf"), "its own interval"
 
 
 def test_the_page_of_ends_shows_no_curves(tmp_path):
@@ -497,7 +507,7 @@ def test_the_page_says_what_the_scores_say(tmp_path):
     store(tmp_path, made())
     write_page(tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "12 of 12 planned" in text and "| + Predictive Reconstruction | own | 50 % |" in text
+    assert "12 of 12 planned" in text and "| + Predictive Reconstruction | Frechet, own | 50 % |" in text
     step = "| Baseline → + Predictive Reconstruction |"
     assert f"{step} gFVD, own | -18.48 | -1 [-1, -1] | agrees, interval excludes 0 |" in text
     assert f"{step} PSNR | -1.97 | -0.49 [-0.515, -0.465] | agrees, interval excludes 0 |" in text

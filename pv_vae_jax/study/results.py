@@ -22,6 +22,7 @@ PLAN = "study.json"
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 RESAMPLES = 1_000
 NORMAL = 1.96
+Distance = Literal["frechet", "kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def steps_to_reach(steps: list[int], distances: np.ndarray, target: float) -> fl
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """Steps in which a row reaches a distance of the baseline, over the steps of the whole training.
+    """Steps in which a row reaches the baseline's last distance, over the steps of the whole training.
 
     Attributes:
       share: on the curves averaged over seeds; infinite if it is never reached.
@@ -183,14 +184,20 @@ class Reach:
 
 
 def reach(
-    results: Results, row: str, baseline: str, network: str, target: Literal["end", "best"] = "end"
+    results: Results, row: str, baseline: str, network: str, distance: Distance = "frechet", *, stays: bool = False
 ) -> Reach | None:
-    """Convergence of `row` against `baseline` by the Frechet distance on `network`; None without a seed of both.
+    """Convergence of `row` against the end of `baseline`; None without curves of a seed of both.
 
-    The target is a distance of the baseline's own curve, so the baseline is held to the rule it sets: that at its end,
-    or the best, which chance makes better than it is, for it is the least of several that scatter.
     The interval is a bootstrap: seeds are drawn again, in pairs, and every distance is moved by normal noise as wide as
     its bootstrap interval over clips says; where a step has no interval, it takes the relative width of the last one's.
+
+    Args:
+      results: of a study.
+      row, baseline: names of rows.
+      network: whose features.
+      distance: the Frechet or the kernel distance.
+      stays: count the steps from which on the row stays as near, rather than those in which it is so at first: samples
+        of a network that has hardly begun can be nearer to real clips than those that follow.
     """
     seeds = [seed for seed in results.seeds(row) if (baseline, seed) in results.cells]
     pairs = [(results.cells[baseline, seed], results.cells[row, seed]) for seed in seeds]
@@ -198,11 +205,12 @@ def reach(
     if not pairs:
         return None
     steps = pairs[0][0]["curve"][network]["step"]
-    curves = np.array([[cell["curve"][network]["frechet"] for cell in pair] for pair in pairs])  # seed, which, step
-    noise = np.array([[_deviations(cell, network) for cell in pair] for pair in pairs])
+    curves = np.array([[cell["curve"][network][distance] for cell in pair] for pair in pairs])  # seed, which, step
+    noise = np.array([[_deviations(cell, network, distance) for cell in pair] for pair in pairs])
 
     def share(of: np.ndarray) -> float:
-        return steps_to_reach(steps, of[1], of[0].min() if target == "best" else of[0][-1]) / steps[-1]
+        curve = np.maximum.accumulate(of[1][::-1])[::-1] if stays else of[1]  # the farthest that is still to come
+        return steps_to_reach(steps, curve, of[0][-1]) / steps[-1]
 
     rng, drawn = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
@@ -223,14 +231,13 @@ def prediction_correlation(results: Results, network: str, rows: list[str]) -> t
     return rank_correlation(x, y), len(cells)
 
 
-def _deviations(cell: dict, network: str) -> np.ndarray:
+def _deviations(cell: dict, network: str, distance: Distance) -> np.ndarray:
     """Standard deviations of the distances along training, from the bootstrap over clips."""
     curve, final = cell["curve"][network], cell["generation"][network]
-    distances = np.asarray(curve["frechet"], float)
-    low, high = final["frechet_interval"]
-    relative = (high - low) / (2 * NORMAL * final["frechet"])
-    wide = distances * relative
-    for i, interval in enumerate(curve.get("frechet_interval", [])):
+    distances = np.asarray(curve[distance], float)
+    low, high = final[f"{distance}_interval"]
+    wide = np.abs(distances * (high - low) / (2 * NORMAL * final[distance]))
+    for i, interval in enumerate(curve.get(f"{distance}_interval", [])):
         wide[i] = (interval[1] - interval[0]) / (2 * NORMAL)
     return wide
 
