@@ -63,4 +63,5 @@ def test_the_table_of_the_study_is_that_of_the_results():
         interval = f"[{low}, {high.replace('never', 'not reached')}]"
         assert f"| + Decoder Fine-tuning | {distance}, own | {share} | {interval} |" in study
     (line,) = (line for line in study.splitlines() if line.startswith("| + Decoder Fine-tuning | kernel, own |"))
-    assert re.search(r"stays so from (\d+ %) on", text).group(1) == line.split(" | ")[4]
+    share, low = re.search(r"stays so from (\d+ %) on\s+\((\d+ %) to never\)", text).groups()
+    assert line.split(" | ")[4:6] == [share, f"[{low}, not reached]"]
