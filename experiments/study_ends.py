@@ -2,7 +2,8 @@
 
 pv-vae study --config experiments/study_ends.py --workdir runs/study-synthetic
 
-In the work directory of the synthetic study it trains nothing that is there.
+Run it when that study is finished: what it finds missing in the work directory it trains, and keeps no states for
+scores along training.
 """
 
 import dataclasses

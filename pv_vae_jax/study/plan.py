@@ -133,11 +133,7 @@ class Cell:
     @property
     def key(self) -> str:
         """First 8 digits of the SHA-256 over all settings that the cell's numbers follow from."""
-        study, tree = self.study, deciding(self.experiment)
-        if base := self.base:
-            tree["decoder_of"] = base.key
-        else:  # no decoder is tuned
-            del tree["decoder"]
+        study, tree = self.study, self._settings(self.base and self.base.key)
         tree["score"] = [study.scores, study.clips, study.reference, study.sampling_steps]
         return settings_hash(tree)
 
@@ -147,14 +143,19 @@ class Cell:
 
         Cells that are only scored in different ways share it.
         """
-        tree = deciding(self.experiment)
+        tree = self._settings(self.base and self.base.folder)
         for free in CHECKPOINTS:
             del tree[free]
-        if base := self.base:
-            tree["decoder_of"] = base.folder
-        else:
-            del tree["decoder"]
         return f"{self.row.slug}-seed{self.seed}-{settings_hash(tree)}"
+
+    def _settings(self, base: str | None) -> dict:
+        """The experiment's deciding settings; `base` stands for those of the cell whose decoder is tuned."""
+        tree = deciding(self.experiment)
+        if base:
+            tree["decoder_of"] = base
+        else:  # no decoder is tuned
+            del tree["decoder"]
+        return tree
 
     @property
     def base(self) -> Cell | None:
