@@ -1,10 +1,13 @@
 """A convolution is the same however it runs."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
+from pv_vae_jax.layers import conv
 from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d, conv2d
 
 
@@ -36,6 +39,47 @@ def test_few_pixels_are_a_matrix_product_of_equal_result(side, size, stride, pad
     chex.assert_trees_all_close((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), atol=1e-4)
     if jax.default_backend() == "cpu":
         assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel))
+
+
+@pytest.mark.parametrize("unfolded", [1, 4_000, conv.UNFOLDED], ids=["row by row", "a few rows", "at once"])
+@pytest.mark.parametrize(
+    ("shape", "features", "size", "stride", "padding"),
+    [
+        ((2, 3, 6, 4, 4), 5, (3, 3), 1, "SAME"),
+        ((2, 3, 6, 4, 5), 4, (3, 3), 1, "SAME"),  # more channels come in than go out
+        ((3, 6, 5, 8), 2, (3, 1), 1, "VALID"),
+        ((6, 5, 8), 2, (4, 3), 1, ((3, 1), (0, 2))),
+        ((2, 2, 8, 8, 6), 3, (3, 3), 1, ((3, 4), (1, 1))),  # pads that no tap of the turned form could have
+        ((2, 2, 9, 8, 3), 5, (3, 3), 2, ((0, 1), (0, 1))),
+        ((2, 1, 9, 12, 5), 3, (2, 2), 3, "SAME"),
+    ],
+)
+def test_the_gradient_on_cpu_is_that_of_xla(shape, features, size, stride, padding, unfolded, monkeypatch):
+    monkeypatch.setattr(conv, "UNFOLDED", unfolded)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (*size, shape[-1], features))
+
+    def flat(x, kernel):
+        y = reference(x.reshape(-1, *shape[-3:]), kernel, stride, padding)
+        return y.reshape(*shape[:-3], *y.shape[1:])
+
+    want, pull_want = jax.vjp(flat, x, kernel)
+    got, pull_got = jax.vjp(lambda x, kernel: conv2d(x, kernel, stride=stride, padding=padding), x, kernel)
+    cotangent = jax.random.normal(keys[2], want.shape)
+    chex.assert_trees_all_close((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), atol=1e-4)
+    if jax.default_backend() == "cpu":  # of the kernel's gradient nothing is a convolution
+        assert str(jax.make_jaxpr(pull_got)(cotangent)).count("conv_general_dilated") == 1
+
+
+def test_the_gradient_on_cpu_has_a_gradient_and_maps():
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 3)), jnp.ones((3, 3, 3, 4))
+
+    def steepness(convolve, x):  # as a gradient penalty has it
+        return jnp.sum(jax.grad(lambda kernel: jnp.sum(convolve(x, kernel) ** 3))(kernel) ** 2)
+
+    plain = lambda x, kernel: jax.vmap(partial(reference, stride=1, padding="SAME"), (0, None))(x, kernel)  # noqa: E731
+    got, want = (jax.grad(partial(steepness, convolve))(x) for convolve in (jax.vmap(conv2d, (0, None)), plain))
+    chex.assert_trees_all_close(got, want, rtol=1e-3)
 
 
 def test_more_pixels_are_a_convolution():

@@ -7,6 +7,8 @@ them all; the tables are in docs/performance.md).
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -21,6 +23,7 @@ from pv_vae_jax.typing import Array, sum_of
 Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
 # With as few output pixels, 2-D convolutions are matrix products on CPU: below nine XLA falls back to a plain loop.
 FEW_PIXELS = 9
+UNFOLDED = 2**21  # bytes of a convolution's input that its gradient on CPU lays out at a time: about a core's cache
 LOWERINGS = ("auto", "direct", "sum2d", "im2col", "taps_out")
 
 
@@ -59,31 +62,102 @@ def causal_conv3d(
 
 
 def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: Any = "SAME") -> Array:
-    """2-D convolution of every frame: `(..., h, w, ci)`, `(kh, kw, ci, co)` -> `(..., h', w', co)`."""
-    lead, x = x.shape[:-3], x.reshape((-1,) + x.shape[-3:])
+    """2-D convolution of every frame: `(..., h, w, ci)`, `(kh, kw, ci, co)` -> `(..., h', w', co)`.
+
+    On CPU it has no forward-mode derivative: its backward pass is our own.
+    """
+    lead, sides = x.shape[:-3], x.shape[-3:-1]
     if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
+        padding = jax.lax.padtype_to_pads(sides, kernel.shape[:2], (stride, stride), padding)
+    padding = tuple(tuple(pad) for pad in padding)
     height, width = (
-        (side + sum(pad) - size) // stride + 1
-        for side, pad, size in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
+        (side + sum(pad) - size) // stride + 1 for side, pad, size in zip(sides, padding, kernel.shape[:2], strict=True)
     )
-    if height * width <= FEW_PIXELS and jax.default_backend() == "cpu":
-        y = _patches(x, kernel, stride, padding, height, width)
+    if jax.default_backend() != "cpu":
+        way = _convolve
     else:
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-    y = y.reshape(lead + y.shape[1:])
+        way = _patches if height * width <= FEW_PIXELS else _convolve_on_cpu
+    # Batch and frames stay apart: where the batch is sharded, a loop over frames needs no communication.
+    batch, frames = lead[0] if lead else 1, math.prod(lead[1:])
+    y = way(x.reshape(batch, frames, *x.shape[-3:]), kernel, stride, padding)
+    y = y.reshape(lead + y.shape[2:])
     return y if bias is None else y + bias
 
 
-def _patches(x: Array, kernel: Array, stride: int, padding: Any, height: int, width: int) -> Array:
-    """`conv2d` of `(n, h, w, ci)` as one matrix product: what every tap sees, side by side."""
-    kh, kw, _, co = kernel.shape
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = (1 + stride * (n - 1) for n in (height, width))
-    seen = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(kh) for j in range(kw)]
-    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, co)
+def _convolve(x: Array, kernel: Array, stride: int, padding: Any) -> Array:
+    """`conv2d` of `(b, t, h, w, ci)` by XLA."""
+    frames = x.reshape((-1,) + x.shape[2:])
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(frames, kernel, (stride, stride), padding, dimension_numbers=numbers)
+    return y.reshape(x.shape[:2] + y.shape[1:])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_on_cpu(x: Array, kernel: Array, stride: int, padding: Any) -> Array:
+    """`_convolve`, with a faster gradient of the kernel."""
+    return _convolve(x, kernel, stride, padding)
+
+
+def _convolve_forward(x: Array, kernel: Array, stride: int, padding: Any):
+    return _convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolve_backward(stride: int, padding: Any, saved, dy: Array):
+    x, kernel = saved
+    (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, padding), x)(dy)
+    return dx, _kernel_gradient(x, dy, kernel.shape[:2], stride, padding).astype(kernel.dtype)
+
+
+_convolve_on_cpu.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _kernel_gradient(x: Array, dy: Array, size: tuple[int, int], stride: int, padding: Any) -> Array:
+    """Gradient of `conv2d`'s kernel from `x (b, t, h, w, ci)` and `dy (b, t, h', w', co)`: `(kh, kw, ci, co)`.
+
+    A matrix product over pixels of `dy` and of what every tap sees, a few rows of all clips at a time: what is unfolded
+    stays in the cache. XLA's CPU convolution gathers every pixel of it anew, and takes 2 to 5 times as long.
+    """
+    (kh, kw), (ci, co) = size, (x.shape[-1], dy.shape[-1])
+    turned = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
+    if ci > co and stride == 1 and min(min(pad) for pad in turned) >= 0:  # unfold the side of fewer channels
+        return _kernel_gradient(dy, x, size, 1, turned)[::-1, ::-1].swapaxes(2, 3)
+    x = jnp.pad(x, ((0, 0), (0, 0), *padding, (0, 0)))
+    batch, frames, height, width = dy.shape[:4]
+    most = UNFOLDED // max(x.dtype.itemsize * kh * kw * ci * batch * width, 1)  # rows of all clips
+    rows = _divisor(height, most)
+    several = _divisor(frames, most // height)
+
+    def add(total: Array, i: Array):
+        frame, row = i // (height // rows) * several, i % (height // rows) * rows
+        sees = stride * (rows - 1) + kh, x.shape[3]
+        xs = jax.lax.dynamic_slice(x, (0, frame, stride * row, 0, 0), (batch, several, *sees, ci))
+        dys = jax.lax.dynamic_slice(dy, (0, frame, row, 0, 0), (batch, several, rows, width, co))
+        seen = _seen(xs, size, stride, rows, width).reshape(-1, kh * kw * ci)
+        return total + jnp.matmul(dys.reshape(-1, co).T, seen, preferred_element_type=total.dtype), None
+
+    total = jnp.zeros((co, kh * kw * ci), jnp.promote_types(x.dtype, jnp.float32))
+    total, _ = jax.lax.scan(add, total, jnp.arange(height // rows * (frames // several)))
+    return total.T.reshape(kh, kw, ci, co)
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of `n` that is at most `most`, or 1."""
+    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+
+
+def _seen(x: Array, size: tuple[int, int], stride: int, height: int, width: int) -> Array:
+    """What every tap sees of a padded `(..., h, w, c)`, side by side: `(..., height, width, kh kw c)`."""
+    rows, columns = (stride * (n - 1) + 1 for n in (height, width))
+    taps = [(i, j) for i in range(size[0]) for j in range(size[1])]
+    return jnp.concatenate([x[..., i : i + rows : stride, j : j + columns : stride, :] for i, j in taps], axis=-1)
+
+
+def _patches(x: Array, kernel: Array, stride: int, padding: Any) -> Array:
+    """`conv2d` of `(b, t, h, w, ci)` as one matrix product."""
+    size = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), (0, 0), *padding, (0, 0)))
+    height, width = ((n - k) // stride + 1 for n, k in zip(x.shape[2:4], size, strict=True))
+    return _seen(x, size, stride, height, width) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
