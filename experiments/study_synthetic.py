@@ -1,4 +1,4 @@
-"""The paper's tables 4 to 6 on the synthetic world, at a size that two CPU cores can run.
+"""The paper's table 4 on the synthetic world, at a size that two CPU cores can run.
 
 pv-vae study --config experiments/study_synthetic.py --workdir runs/study-synthetic
 """

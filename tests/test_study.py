@@ -111,15 +111,15 @@ def test_rows_differ_by_their_settings_alone():
         assert tuned.decoder_of == motion.name and len(study.seeds) >= 3
 
 
-def test_rows_beyond_the_paper_change_one_setting_of_its_prediction():
-    study = load_study(ROOT / "experiments" / "study_beyond.py")
-    shared = load_study(ROOT / "experiments" / "study_synthetic.py")
-    for row in study.rows[:2]:
-        assert study.cell(row, 1).name == shared.cell(shared.row(row.name), 1).name, "scores may be copied"
-    predictive = study.rows[1]
-    changed = [set(row.settings.items()) - set(predictive.settings.items()) for row in study.rows[2:]]
-    assert all(len(one) == 1 for one in changed) and len({frozenset(one) for one in changed}) == len(changed)
-    assert {row.compared_with for row in study.rows[2:]} == {predictive.name} and len(study.seeds) >= 3
+def test_ablations_change_one_setting_of_the_row_that_they_are_compared_with():
+    study = load_study(ROOT / "experiments" / "study_ablations.py")
+    assert [row.name for row in study.rows[:3]] == list(ROWS[:3]) and len(study.seeds) >= 3
+    changed = set()
+    for row in study.rows[3:]:
+        (one,) = set(row.settings.items()) - set(study.row(row.compared_with).settings.items())
+        changed.add(one)
+        assert row.compared_with in ROWS[1:3], row.name
+    assert len(changed) == len(study.rows[3:])
     keys = {study.cell(row, 0).key for row in study.rows}
     assert len(keys) == len(study.rows), "each trains something else"
 

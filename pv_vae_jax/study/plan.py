@@ -14,6 +14,8 @@ from typing import Any
 from pv_vae_jax.config import ConfigError, Experiment, override, to_dict
 from pv_vae_jax.data.sources import fingerprint
 
+STILL = {"video.objective.motion": 0.0}
+RECIPE = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
 CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # of an experiment: they decide no number
 
 
@@ -26,7 +28,7 @@ class Row:
       settings: what differs from the study's experiment, `{"video.drop_ratio": 0.0}`.
       decoder_of: name of another row, whose encoder, latents and transformer this row takes; it fine-tunes the decoder
         alone. Empty: the row trains its own VAE on clips and its own transformer.
-      compared_with: name of the row before it that the page takes it from, of rows that no table of the paper has.
+      compared_with: name of the row before it that the page takes it from, where no table of the paper has it.
         Empty: the study's first row. It decides no number of the cell.
     """
 
@@ -181,21 +183,12 @@ def settings_hash(tree: dict) -> str:
 
 
 def paper_rows() -> tuple[Row, ...]:
-    """The rows of tables 4, 5 and 6, in this order; those of `docs/results/paper.json` by name.
-
-    In table 4 each row adds one setting to the row before. Rows of tables 5 and 6 change one setting of `+ Motion-
-    aware Objective`, which stands for r = 1 and the learnable token there: unlike the paper's, no decoder is tuned.
-    """
-    still = {"video.objective.motion": 0.0}
-    recipe = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
+    """The rows of table 4, each of which adds one setting to the row before; in `docs/results/paper.json` by name."""
     return (
-        Row("Baseline", {"video.drop_ratio": 0.0} | still),
-        Row("+ Predictive Reconstruction", {"video.drop_ratio": 1.0} | still),
-        Row("+ Motion-aware Objective", recipe),
-        Row("+ Decoder Fine-tuning", recipe, decoder_of="+ Motion-aware Objective"),
-        Row("r = 0.50", recipe | {"video.drop_ratio": 0.5}),
-        Row("r = 0.75", recipe | {"video.drop_ratio": 0.75}),
-        Row("Gaussian padding", recipe | {"vae.pad": "gaussian"}),
+        Row("Baseline", {"video.drop_ratio": 0.0} | STILL),
+        Row("+ Predictive Reconstruction", {"video.drop_ratio": 1.0} | STILL),
+        Row("+ Motion-aware Objective", RECIPE),
+        Row("+ Decoder Fine-tuning", RECIPE, decoder_of="+ Motion-aware Objective"),
     )
 
 
@@ -205,22 +198,24 @@ def control_row() -> Row:
     return Row("Baseline, decoder tuned", baseline.settings, decoder_of=baseline.name, compared_with=baseline.name)
 
 
-def beyond_rows() -> tuple[Row, ...]:
-    """What the paper does not compare: each changes one setting of `+ Predictive Reconstruction`.
+def ablation_rows() -> tuple[Row, ...]:
+    """What else can be chosen: tables 5 and 6 after the rows that they vary, then what the paper does not compare.
 
-    Other patterns of what is withheld, a ratio that rises from 0 in the first half of the stage, SSVAE's regulariser of
-    the latents beside prediction (its weight is a guess, not tuned), and one `k` for a whole batch. The first two rows
-    are the paper's, under its names and settings, so their cells are those of a study of `paper_rows()` that is alike
-    otherwise.
+    Rows of the paper change one setting of `+ Motion-aware Objective`, which stands for r = 1 and the learnable token:
+    unlike the paper's, no decoder is tuned. Ours change one of `+ Predictive Reconstruction`: other patterns of what is
+    withheld, a ratio that rises from 0 in the first half of the stage, SSVAE's regulariser of the latents beside
+    prediction (its weight is a guess, not tuned), and one `k` for a whole batch.
     """
-    baseline, predictive, *_ = paper_rows()
+    baseline, predictive, motion, _ = paper_rows()
 
-    def row(name: str, settings: dict) -> Row:
-        return Row(name, predictive.settings | settings, compared_with=predictive.name)
+    def row(name: str, setting: dict, of: Row = predictive) -> Row:
+        return Row(name, of.settings | setting, compared_with=of.name)
 
     return (
-        baseline,
-        predictive,
+        *(baseline, predictive, motion),
+        row("r = 0.50", {"video.drop_ratio": 0.5}, motion),
+        row("r = 0.75", {"video.drop_ratio": 0.75}, motion),
+        row("Gaussian padding", {"vae.pad": "gaussian"}, motion),
         row("Infilling", {"video.drop_pattern": "infill"}),
         row("Blocks in space and time", {"video.drop_pattern": "block"}),
         row("Tubes through time", {"video.drop_pattern": "tube"}),
