@@ -10,13 +10,15 @@ from pv_vae_jax.study.plan import Study, ablation_rows, load_study
 
 
 def get_study() -> Study:
-    """The synthetic study's networks, with half its batch and fewer steps: a quarter of an hour of a core a cell."""
+    """The synthetic study with narrower networks, half its batch and fewer steps: cells of a quarter of an hour."""
     study = load_study(Path(__file__).with_name("study_synthetic.py"))
     base = study.experiment
     experiment = dataclasses.replace(
         base,
+        vae=dataclasses.replace(base.vae, encoder_widths=(32, 32), decoder_widths=(32, 48)),
         video=dataclasses.replace(base.video, batch_size=8, steps=3_000),
         latents=dataclasses.replace(base.latents, clips=4_096),
+        latte=dataclasses.replace(base.latte, depth=4),
         diffusion=dataclasses.replace(base.diffusion, batch_size=16, steps=2_500),
     )
     return dataclasses.replace(
