@@ -104,8 +104,13 @@ def _convolve_forward(x: Array, kernel: Array, stride: int, padding: Any):
 
 def _convolve_backward(stride: int, padding: Any, saved, dy: Array):
     x, kernel = saved
+    size, pixels = kernel.shape[:2], math.prod(dy.shape[:-1])
     (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, padding), x)(dy)
-    return dx, _kernel_gradient(x, dy, kernel.shape[:2], stride, padding).astype(kernel.dtype)
+    if pixels * math.prod(size) * min(kernel.shape[2:]) * x.dtype.itemsize > UNFOLDED:
+        return dx, _kernel_gradient(x, dy, size, stride, padding).astype(kernel.dtype)
+    # XLA's way is no slower where all of it stays in the cache, and compiles sooner.
+    (dkernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel, stride, padding), kernel)(dy)
+    return dx, dkernel
 
 
 _convolve_on_cpu.defvjp(_convolve_forward, _convolve_backward)
