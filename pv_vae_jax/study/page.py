@@ -140,7 +140,9 @@ def _side_by_side(studies: Sequence[Results]) -> list[str]:
 def _facts(study: Results) -> list[str]:
     cells = list(study.cells.values())
     first, planned = cells[0], len(study.plan["rows"]) * len(study.plan["seeds"])
-    steps, count = first["steps"], first["clips"]
+    tuned = any(row.get("decoder_of") for row in study.plan["rows"])
+    steps = {stage: n for stage, n in first["steps"].items() if stage != "decoder" or tuned}
+    count = first["clips"]
     devices = sorted({cell["device"] for cell in cells})
     versions = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items()) for cell in cells})
     stages = list(dict.fromkeys(stage for cell in cells for stage in cell["seconds"]))
