@@ -503,6 +503,16 @@ def test_the_page_of_ends_shows_no_curves(tmp_path):
     assert "Along training" in text and "Seconds a stage" in text and list(tmp_path.glob("made/training-*"))
 
 
+def test_the_page_tells_the_decoders_steps_where_a_row_tunes_one(tmp_path):
+    plan = store(tmp_path, [c | {"steps": c["steps"] | {"decoder": 7}} for c in made()])
+    write_page(tmp_path, tmp_path / "page.md")
+    assert "decoder 7" not in (tmp_path / "page.md").read_text()
+    plan["rows"][-1]["decoder_of"] = ROWS[2]
+    write_json(tmp_path / "made" / "study.json", plan)
+    write_page(tmp_path, tmp_path / "page.md")
+    assert "decoder 7" in (tmp_path / "page.md").read_text()
+
+
 def test_the_page_says_what_the_scores_say(tmp_path):
     store(tmp_path, made())
     write_page(tmp_path, tmp_path / "page.md")

@@ -8,6 +8,7 @@ them all; the tables are in docs/performance.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -73,9 +74,8 @@ def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 
     height, width = (
         (side + sum(pad) - size) // stride + 1 for side, pad, size in zip(sides, padding, kernel.shape[:2], strict=True)
     )
-    if jax.default_backend() != "cpu":
-        way = _convolve
-    else:
+    way: Callable[..., Any] = _convolve
+    if jax.default_backend() == "cpu":
         way = _patches if height * width <= FEW_PIXELS else _convolve_on_cpu
     # Batch and frames stay apart: where the batch is sharded, a loop over frames needs no communication.
     batch, frames = lead[0] if lead else 1, math.prod(lead[1:])
@@ -116,11 +116,11 @@ def _convolve_backward(stride: int, padding: Any, saved, dy: Array):
 _convolve_on_cpu.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _kernel_gradient(x: Array, dy: Array, size: tuple[int, int], stride: int, padding: Any) -> Array:
+def _kernel_gradient(x: Array, dy: Array, size: tuple[int, ...], stride: int, padding: Any) -> Array:
     """Gradient of `conv2d`'s kernel from `x (b, t, h, w, ci)` and `dy (b, t, h', w', co)`: `(kh, kw, ci, co)`.
 
     A matrix product over pixels of `dy` and of what every tap sees, a few rows of all clips at a time: what is unfolded
-    stays in the cache. XLA's CPU convolution gathers every pixel of it anew, and takes 2 to 5 times as long.
+    stays in the cache. XLA computes it as a convolution whose window is the whole picture, which is far slower on CPU.
     """
     (kh, kw), (ci, co) = size, (x.shape[-1], dy.shape[-1])
     turned = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
@@ -150,7 +150,7 @@ def _divisor(n: int, most: int) -> int:
     return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
 
 
-def _seen(x: Array, size: tuple[int, int], stride: int, height: int, width: int) -> Array:
+def _seen(x: Array, size: tuple[int, ...], stride: int, height: int, width: int) -> Array:
     """What every tap sees of a padded `(..., h, w, c)`, side by side: `(..., height, width, kh kw c)`."""
     rows, columns = (stride * (n - 1) + 1 for n in (height, width))
     taps = [(i, j) for i in range(size[0]) for j in range(size[1])]
