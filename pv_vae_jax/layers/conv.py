@@ -8,9 +8,8 @@ them all; the tables are in docs/performance.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -74,12 +73,12 @@ def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 
     height, width = (
         (side + sum(pad) - size) // stride + 1 for side, pad, size in zip(sides, padding, kernel.shape[:2], strict=True)
     )
-    way: Callable[..., Any] = _convolve
+    way = _convolve
     if jax.default_backend() == "cpu":
         way = _patches if height * width <= FEW_PIXELS else _convolve_on_cpu
     # Batch and frames stay apart: where the batch is sharded, a loop over frames needs no communication.
     batch, frames = lead[0] if lead else 1, math.prod(lead[1:])
-    y = way(x.reshape(batch, frames, *x.shape[-3:]), kernel, stride, padding)
+    y = cast(Array, way(x.reshape(batch, frames, *x.shape[-3:]), kernel, stride, padding))
     y = y.reshape(lead + y.shape[2:])
     return y if bias is None else y + bias
 
