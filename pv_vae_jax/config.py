@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import math
 import os
+import re
 import traceback
 import types
 import typing
@@ -39,6 +40,23 @@ class ConfigError(ValueError):
 
 class InUseError(ConfigError):
     """Another process writes there; when it ends, the same call works."""
+
+
+def check_local(name: str, path: str | Path) -> None:
+    """Refuse the address of a bucket: as a path it would name a folder `gs:` of this machine, and end with it.
+
+    Args:
+      name: of the setting, for the message.
+      path: what it was set to; a `Path` has lost one of the slashes.
+
+    Raises:
+      ConfigError: it is an address.
+    """
+    if re.match(r"\w[\w+.-]+:/", str(path)):
+        raise ConfigError(
+            f"{name} is a folder, got {path}: mount the bucket (gcsfuse, a persistent volume) and name the mounted "
+            "folder"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +316,7 @@ class Experiment:
             raise ConfigError("config.data.fold is of UCF101: name its folder in config.data.source")
         if not data.source:
             raise ConfigError("config.data.source is empty: name a folder, or 'synthetic'")
+        check_local("config.data.source", data.source)
         if self.latte.latent_channels != self.vae.latent_channels:
             raise ConfigError(
                 f"latte.latent_channels is {self.latte.latent_channels}, vae.latent_channels "

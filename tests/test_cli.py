@@ -419,6 +419,25 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_bucket_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
+    """`Path("gs://bucket/run")` is a folder `gs:` of this machine, whose disk goes with it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    calls = (
+        ("--workdir", "train", "--config", tiny_experiment),
+        ("--workdir", "evaluate"),
+        ("--out", "prepare", "in"),
+        ("--out", "sample"),
+        ("--out", "reconstruct", "a.mp4"),
+    )
+    for flag, *call in calls:
+        assert f"{flag} is a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
+    for address in ("gs://b/run", Path("s3://b/run")):
+        with pytest.raises(ConfigError, match="directory is a folder, got (gs://|s3:/)b/run: mount the bucket"):
+            open_run(load_experiment(tiny_experiment), address)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
 def test_a_missing_or_damaged_model_is_named(trained, tmp_path):
     clip = tmp_path / "a.mp4"
     write_video(clip, waves(5, 16, 16))

@@ -288,6 +288,8 @@ def test_a_file_that_defines_no_experiment_is_refused(tmp_path, monkeypatch):
     (tmp_path / "good.py").write_text(GET + "Experiment(seed=3)\n")
     with pytest.raises(ConfigError, match="data.stride is for videos"):
         load_experiment(tmp_path / "good.py", {"data.stride": "2"})
+    with pytest.raises(ConfigError, match="config.data.source is a folder, got gs://b/clips: mount the bucket"):
+        override(Experiment(), {"data.source": "gs://b/clips"}).validate()
     with pytest.raises(ConfigError, match="data.source is empty"):
         load_experiment(tmp_path / "good.py", {"data.source": ""})
     (tmp_path / "clips").mkdir()

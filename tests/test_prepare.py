@@ -407,6 +407,23 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
         assert main([*call, *flags, "--beam"]) == 2 and "pip install apache-beam" in capsys.readouterr().err
 
 
+def test_workers_of_beam_get_whole_paths(source, tmp_path, monkeypatch):
+    """They run in folders of their own, where `out` would be another one."""
+    from pv_vae_jax.data import beam
+
+    found = []
+
+    def prepare_with_beam(listing, folder, settings, **_):
+        found.extend([folder, *(item.path for item in listing.items)])
+        return {"clips": 0, "frames": 0, "bytes": 0, "skipped": {}}
+
+    monkeypatch.setattr(beam, "prepare_with_beam", prepare_with_beam)
+    monkeypatch.chdir(source.parent)
+    assert main(["pv-vae", "prepare", source.name, "--out", "out", "--beam", "--split=train"]) == 0
+    assert found[0] == source.parent / "out" / "train" and len(found) > 1
+    assert all(path.is_relative_to(source) for path in found[1:])
+
+
 def test_beam_writes_the_same_bytes(source, tmp_path):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
     from pv_vae_jax.data.beam import prepare_with_beam

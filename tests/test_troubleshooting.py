@@ -215,6 +215,7 @@ PROVOKE = [
     old_torch_file,
     launch(*FAR, "/shared/run", PATH="/nowhere"),
     launch(*FAR, "gs://bucket/run"),
+    lambda tmp_path: says("train", "--config", DEMO, "--workdir", "gs://bucket/run"),
 ]
 
 

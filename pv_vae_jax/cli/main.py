@@ -53,7 +53,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse the flags of sub-command `name` and run it."""
     from absl import flags
 
-    from pv_vae_jax.config import ConfigError, InUseError, parse_overrides
+    from pv_vae_jax.config import ConfigError, InUseError, check_local, parse_overrides
     from pv_vae_jax.data.latents import StaleLatentsError
     from pv_vae_jax.data.pickles import UnsafePickleError
     from pv_vae_jax.data.shards import BrokenRecordError
@@ -77,6 +77,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     try:
         rest, overrides = parse_overrides(argv)
         positional = values([f"pv-vae {name}", *rest])[1:]
+        for folder in {"out", "workdir"} & set(values):
+            check_local(f"--{folder}", values[folder].value or "")
     except (flags.Error, ConfigError) as error:
         print(f"pv-vae {name}: {error}", file=sys.stderr)
         return 2

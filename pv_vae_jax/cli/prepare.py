@@ -56,6 +56,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if values.beam_option and not values.beam:
         raise ConfigError("--beam_option goes with --beam")
     source, out = Path(positional[0]), Path(values.out)
+    if values.beam:  # whose workers run in folders of their own
+        source, out = source.absolute(), out.absolute()
     try:
         fields = ("short_side", "fps", "frames", "min_frames", "gop", "crf")
         settings = ClipSettings(**{name: values[name].value for name in fields})

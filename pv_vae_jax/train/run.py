@@ -17,6 +17,7 @@ from pv_vae_jax.config import (
     ConfigError,
     Experiment,
     InUseError,
+    check_local,
     differences,
     from_dict,
     save_config,
@@ -136,6 +137,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
       ConfigError: the folder belongs to another configuration (the differences are listed), to something else, or
         cannot be written; or the devices do not make the mesh.
     """
+    check_local("the work directory", workdir)
     workdir = Path(workdir)
     path = workdir / "config.json"
     try:
