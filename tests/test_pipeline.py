@@ -1,7 +1,10 @@
 """Batches of prepared videos and of mixtures: (seed, step) decides them, whoever reads and whenever it starts."""
 
 import dataclasses
+import itertools
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +25,10 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.pretrained import Pretrained
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import batch_sharding, put_batch
+from pv_vae_jax.train import latents_stage
 from pv_vae_jax.train.latents_stage import cache_key, encode_latents, encode_shards, open_latents
 from pv_vae_jax.train.run import Run
+from pv_vae_jax.train.stop import Interrupted
 from tests.video_fixture import waves
 
 AUGMENTED = dict(batch_size=4, seed=11, flip=0.5, reverse=0.5, max_dropped=3)
@@ -261,6 +266,30 @@ def test_processes_and_devices_share_the_work_of_a_cache(run, monkeypatch):
         assert found["label"] == record["label"]
         for name in ("mean", "logvar"):
             np.testing.assert_allclose(found[name], record[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_whole_files_of_a_cache(run, monkeypatch, number, status):
+    """It comes while the second of five files is encoded, and then as the statistics of an online run are."""
+    monkeypatch.setattr(latents_file, "SHARD", 4)
+    real, clips = latents_stage._clip, itertools.count()
+
+    def clip(*arguments):
+        if next(clips) == 6:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    for config, there in ((run(), ["00000"]), (run(online=True), [])):
+        folder, clips = config.folder("latents"), itertools.count()
+        monkeypatch.setattr(latents_stage, "_clip", clip)
+        with pytest.raises(Interrupted, match="latents: .*; the same command goes on from there") as stopped:
+            encode_latents(config, "video")
+        assert stopped.value.status == status and not config.finished("latents")
+        assert [p.stem for p in folder.iterdir() if p.suffix != ".json"] == there
+        monkeypatch.setattr(latents_stage, "_clip", real)
+        encode_latents(config, "video")
+        assert config.finished("latents")
+        shutil.rmtree(folder)
 
 
 def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, folders):

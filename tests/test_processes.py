@@ -1,5 +1,6 @@
 """Several real processes on this machine run one program, and what they leave fits any other number of devices."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -142,6 +143,70 @@ def test_sigterm_to_one_process_stops_all_and_one_process_goes_on(tiny_experimen
     saved = max(int(p.name) for p in (workdir / "video" / "checkpoints").iterdir() if p.name.isdigit())
     status, _, error = pv_vae("train", "--workdir", workdir, *flags)
     assert status == 0 and f"video: resumed at step {saved} of 400" in error
+
+
+@contextlib.contextmanager
+def two_processes(code: str):
+    """Two processes that join each other and run `code`, in which `index` is their number."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    join = "import sys; from pv_vae_jax.sharding.processes import start_processes; index = int(sys.argv[1])\n"
+    join += f"start_processes('localhost:{port}', 2, index)\n"
+    command = [sys.executable, "-c", join + code]
+    with contextlib.ExitStack() as stack:
+        processes = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
+        for process in processes:
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        yield processes
+
+
+def next_line(process: subprocess.Popen) -> str:
+    return next(line for line in process.stdout if not line.startswith("[Gloo]"))
+
+
+def test_processes_with_unequal_shares_stop_together():
+    """The first has nothing to do and waits for the second, until SIGTERM comes to one of them."""
+    code = (
+        "import itertools, time\n"
+        "from pv_vae_jax.train.stop import Interrupted, stop_signal\n"
+        "with stop_signal() as stop:\n"
+        "    print(list(stop.between(range(3 * index), 'short')), flush=True)\n"
+        "    try:\n"
+        "        for _ in stop.between(itertools.count() if index else (), 'endless'):\n"
+        "            time.sleep(0.05)\n"
+        "    except Interrupted as stopped:\n"
+        "        print(stopped, flush=True)\n"
+        "        sys.exit(stopped.status)\n"
+    )
+    with two_processes(code) as processes:
+        assert [next_line(process) for process in processes] == ["[]\n", "[0, 1, 2]\n"]
+        processes[0].send_signal(signal.SIGTERM)
+        for process in processes:
+            assert process.wait(timeout=60) == 143
+            assert next_line(process) == "endless: SIGTERM; the same command goes on from there\n"
+
+
+def test_sigterm_ends_processes_that_report():
+    """The first makes the report and the second waits for it: neither asks whether the signal came."""
+    code = (
+        "import pathlib, time, types\n"
+        "from pv_vae_jax.cli import evaluate, train\n"
+        "def report(_):\n"
+        "    print('reporting', flush=True)\n"
+        "    time.sleep(60)\n"
+        "evaluate.evaluate_run = train.wait_for_all = report\n"
+        "train.perceptual_term = lambda run: None\n"
+        "none = dict(steps=lambda stage: 0, finished=lambda stage: False)\n"
+        "run = types.SimpleNamespace(workdir=pathlib.Path('none'), **none)\n"
+        "train._train(run, 'all')\n"
+    )
+    with two_processes(code) as processes:
+        assert [next_line(process) for process in processes] == ["reporting\n"] * 2
+        for process in processes[::-1]:
+            process.send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=30) for process in processes] == [-signal.SIGTERM] * 2
 
 
 def test_processes_that_do_not_fit_together_are_refused(monkeypatch):

@@ -61,7 +61,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     from pv_vae_jax.data.video_files import BrokenVideoError
     from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.guard import NonFiniteError
-    from pv_vae_jax.train.loop import Interrupted
+    from pv_vae_jax.train.stop import Interrupted
     from pv_vae_jax.typing import ShapeError, WeightsError
 
     module = importlib.import_module(f"pv_vae_jax.cli.{name}")

@@ -117,7 +117,7 @@ def _stop_signals() -> Iterator[None]:
     Raises:
       Interrupted: one of them came.
     """
-    from pv_vae_jax.train.loop import Interrupted
+    from pv_vae_jax.train.stop import Interrupted
 
     def terminate(*_) -> None:
         raise _Terminated

@@ -21,7 +21,7 @@ from absl import flags
 
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
 from pv_vae_jax.data.sources import NoVideosError, describe
-from pv_vae_jax.sharding.processes import is_first, start_processes, wait_for_all
+from pv_vae_jax.sharding.processes import heed_sigterm, is_first, start_processes, wait_for_all
 from pv_vae_jax.train.hand_over import find_start
 from pv_vae_jax.train.run import Run, check_mesh, open_run
 from pv_vae_jax.train.sizes import sized_batches
@@ -74,6 +74,7 @@ def _train(run: Run, wanted: str) -> None:
             except (NoVideosError, FileNotFoundError) as error:
                 raise OSError(str(error)) from error  # it was there at the start: not a wrong path, a disk that went
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
+    heed_sigterm()  # what is left is the report: killed, it is made again
     if wanted == "all" and is_first():
         from pv_vae_jax.cli.evaluate import evaluate_run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,14 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def heed_sigterm() -> None:
+    """Let SIGTERM end this process from here on. JAX catches it where there are several, for loops that ask: see
+    `train.stop`. Work that never asks and has nothing to save would go on regardless.
+    """
+    if jax.process_count() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def wait_for_all(name: str) -> None:
     """Return when every process has come to the place called `name`; alone, at once."""
     if jax.process_count() > 1:
@@ -73,6 +82,15 @@ def from_first(text: Callable[[], str]) -> str:
         found = text().encode()[: len(data)]
         data[: len(found)] = np.frombuffer(found, np.uint8)
     return bytes(multihost_utils.broadcast_one_to_all(data)).rstrip(b"\0").decode(errors="replace")
+
+
+def anywhere(here: bool) -> bool:
+    """Whether `here` is true in any process; all must call it, and wait here for each other."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(here)).any())
 
 
 def to_host(tree: Any) -> Any:

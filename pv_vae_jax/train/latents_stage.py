@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -36,6 +37,7 @@ from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import from_host, is_first, wait_for_all
 from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
 from pv_vae_jax.train.run import Run
+from pv_vae_jax.train.stop import stop_signal
 from pv_vae_jax.typing import Params
 
 PRECISION = "float32"  # in which clips are encoded
@@ -47,13 +49,17 @@ def encode_latents(run: Run, vae_stage: str) -> None:
     Every process of a run calls this. Each encodes files of its own, on all of its devices; the first writes what says
     that the cache is finished. Record `i` depends on the seed and `i` alone, so an interrupted run goes on with the
     files that are not there. Of a run with `latents.online` the first process writes the statistics, and nothing else.
+
+    Raises:
+      Interrupted: after SIGTERM or the first Ctrl-C, in all processes; files that are whole stay.
     """
     config, folder, key = run.experiment.latents, run.folder("latents"), cache_key(run, vae_stage)
     source = run.source("train", random=True)
     if config.online:
-        if is_first():
-            records = _posteriors(run, vae_stage, source)(range(config.clips))
-            write_statistics(folder, _shown(records, config.clips), key=key, class_names=source.class_names)
+        rows = [range(config.clips)] if is_first() else []
+        with _encoded(run, vae_stage, source, rows) as records:
+            if is_first():
+                write_statistics(folder, records, key=key, class_names=source.class_names)
         wait_for_all("statistics of the latents")
         return
     if is_first():
@@ -72,9 +78,7 @@ def encode_shards(run: Run, vae_stage: str, source: VideoSource, process: int, p
     shards = cache_shards(run.folder("latents"), run.experiment.latents.clips)
     mine = {path: rows for i, (path, rows) in enumerate(shards.items()) if i % processes == process}
     missing = {path: rows for path, rows in mine.items() if not path.exists()}
-    if missing:
-        posteriors, total = _posteriors(run, vae_stage, source), sum(map(len, mine.values()))
-        records = _shown((item for rows in missing.values() for item in posteriors(rows)), total)
+    with _encoded(run, vae_stage, source, list(missing.values())) as records:
         for path, rows in missing.items():
             write_latents_shard(path, itertools.islice(records, len(rows)))
 
@@ -177,8 +181,38 @@ def open_latents(run: Run, vae_stage: str) -> LatentSource | OnlineLatents:
     return LatentSource(run.folder("latents"), cache_key(run, vae_stage))
 
 
-def _posteriors(run: Run, vae_stage: str, source: VideoSource) -> Callable[[range], Iterator[dict]]:
-    """A function from numbers of records to the records: `mean`, `logvar` `(g, h, w, z)` float32 and `label`."""
+@contextlib.contextmanager
+def _encoded(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range]) -> Iterator[Iterator[dict]]:
+    """The records of `rows`, encoded as they are taken, with a bar on stderr of the first process.
+
+    A record is `mean`, `logvar` `(g, h, w, z)` float32 and `label`. All processes encode side by side, a batch each, so
+    that SIGTERM stops all of them; one that has no more waits for the others as the context ends.
+
+    Raises:
+      Interrupted: SIGTERM or Ctrl-C came.
+    """
+    shown, interval = is_first() and len(rows) > 0, 1 if sys.stderr.isatty() else 20
+    total = sum(map(len, rows))
+    with (
+        stop_signal() as stop,
+        tqdm(total=total, desc="latents", unit="clip", mininterval=interval, disable=not shown) as bar,
+    ):
+        batches = stop.between(_batches(run, vae_stage, source, rows), "latents")
+
+        def records() -> Iterator[dict]:
+            for batch in batches:
+                bar.update(len(batch))
+                yield from batch
+
+        yield records()
+        for _ in batches:
+            pass
+
+
+def _batches(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range]) -> Iterator[list[dict]]:
+    """Records of `rows`, as many as are encoded at once."""
+    if not rows:
+        return  # and read no model
     config, seed = run.experiment.latents, run.experiment.seed
     encode, params = _encoder(run, vae_stage)
     encode = jax.jit(encode)
@@ -186,29 +220,17 @@ def _posteriors(run: Run, vae_stage: str, source: VideoSource) -> Callable[[rang
     at_once = config.batch_size + -config.batch_size % mesh.size
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 
-    def posteriors(rows: range) -> Iterator[dict]:
-        for first in range(rows.start, rows.stop, at_once):
+    for part in rows:
+        for first in range(part.start, part.stop, at_once):
             items = [
                 _clip(source, i % len(source), np.random.default_rng([seed, i]), config.flip)
-                for i in range(first, min(first + at_once, rows.stop))
+                for i in range(first, min(first + at_once, part.stop))
             ]
             video = np.stack([item["video"] for item in items])
             filled = np.concatenate([video, np.repeat(video[:1], at_once - len(items), 0)])  # one compiled shape
             batch = jax.device_put(filled, batch_sharding(mesh, filled.shape))
             mean, logvar = jax.device_get(encode(params, batch))
-            for j, item in enumerate(items):
-                yield {"mean": mean[j], "logvar": logvar[j], "label": item["label"]}
-
-    return posteriors
-
-
-def _shown(records: Iterable[dict], total: int) -> Iterator[dict]:
-    """The records, with a bar on stderr: of the first process, whose share is `total`."""
-    interval = 1 if sys.stderr.isatty() else 20
-    with tqdm(total=total, desc="latents", unit="clip", mininterval=interval, disable=not is_first()) as bar:
-        for item in records:
-            yield item
-            bar.update()
+            yield [{"mean": mean[j], "logvar": logvar[j], "label": item["label"]} for j, item in enumerate(items)]
 
 
 def _encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -24,20 +21,9 @@ from pv_vae_jax.train.guard import check_finite, check_finite_params
 from pv_vae_jax.train.metrics import MetricWriter, Silent
 from pv_vae_jax.train.roofline import Clock, model_flops, peak, utilisation
 from pv_vae_jax.train.state import TrainState
+from pv_vae_jax.train.stop import Interrupted, stop_signal
 
 Batch = dict[str, np.ndarray]
-
-
-class Interrupted(RuntimeError):
-    """SIGTERM or Ctrl-C came: the state is saved, and the same command goes on from there.
-
-    Attributes:
-      status: that a process ended by this signal exits with.
-    """
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
 
 
 def run_stage(
@@ -158,7 +144,7 @@ def run_stage(
         bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed}", refresh=False)
         counted, worked = 0, 0.0
 
-    with _stop_signal() as stop, jax.set_mesh(mesh):  # to the end of saving: a second signal must not break it off
+    with stop_signal() as stop, jax.set_mesh(mesh):  # to the end of saving: a second signal must not break it off
         number, stopping = start, False
         try:
             for number in range(start, steps):
@@ -200,48 +186,3 @@ def run_stage(
             if hasattr(stream, "close"):
                 stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     return state
-
-
-class _stop_signal:
-    """Context in which SIGTERM or Ctrl-C only leaves a mark, which `came` reports after each step.
-
-    A second Ctrl-C stops at once. With several processes, JAX catches SIGTERM wherever it arrives, and `came` answers
-    yes on all of them after the same step; Ctrl-C is left alone.
-
-    Attributes:
-      number: of the signal that came.
-    """
-
-    NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-
-    _calls = itertools.count()  # over all stages of this process: the steps that processes agree on only ever grow
-
-    def __enter__(self) -> _stop_signal:
-        self._mark, self._old, self.number = False, {}, signal.SIGTERM
-        if jax.process_count() == 1:
-            try:
-                self._old = {number: signal.signal(number, self._set) for number in self.NAMES}
-            except ValueError:  # not the main thread (a notebook's worker): keep the default
-                pass
-        return self
-
-    def _set(self, number: int, _: Any) -> None:
-        if number == signal.SIGINT:
-            if self._mark:
-                raise KeyboardInterrupt
-            print("\nsaving after this step, then stopping; Ctrl-C again stops at once", file=sys.stderr)
-        self._mark, self.number = True, number
-
-    def came(self) -> bool:
-        """Whether to stop after this step."""
-        if jax.process_count() == 1:
-            return self._mark
-        return multihost_utils.reached_preemption_sync_point(next(self._calls))
-
-    def late(self) -> bool:
-        """Whether the signal came after the last step's `came`; with several processes the next stage hears of it."""
-        return self._mark
-
-    def __exit__(self, *_: Any) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
