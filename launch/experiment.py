@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from xla_flags import SETS, VARIABLES
 
@@ -214,6 +214,12 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Experiment,
     name = dns_label(args.name or PurePosixPath(args.workdir).name or "pv-vae")
     experiment = Experiment(name, args.config, args.workdir, tuple(flags), sweep, args.restarts, environment)
     return experiment, args
+
+
+def require_config(parser: argparse.ArgumentParser, experiment: Experiment) -> None:
+    """End the call with status 2 unless the experiment file is here; for runs that would read it from here."""
+    if not Path(experiment.config).is_file():
+        parser.error(f"no experiment file {experiment.config}")
 
 
 def shell_line(environment: dict[str, str], command: list[str] | tuple[str, ...]) -> str:

@@ -24,9 +24,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from experiment import COORDINATOR, COUNT, INDEX, WRONG_CALL, Experiment, Run, make_parser, merged, parse, shell_line
+from experiment import (
+    COORDINATOR,
+    COUNT,
+    INDEX,
+    WRONG_CALL,
+    Experiment,
+    Run,
+    make_parser,
+    merged,
+    parse,
+    require_config,
+    shell_line,
+)
 
 
 @dataclass(frozen=True)
@@ -226,8 +237,7 @@ def main(argv: list[str]) -> int:
 
         return processes
 
-    if not Path(experiment.config).is_file():
-        parser.error(f"no experiment file {experiment.config}")
+    require_config(parser, experiment)
     points = {run.name: make(run) for run in experiment.runs()}
     if args.dry_run:
         for place, processes in enumerate(points.values()):

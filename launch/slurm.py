@@ -4,9 +4,9 @@
       --time 24:00:00 --sweep config.seed=0,1,2
 
 One process a GPU, on all nodes; --gpus-per-node 0 is one process a node, on CPUs. Two minutes before the time is up,
-SLURM sends SIGTERM, at which the run saves its state, and the job goes back into the queue as often as --restarts says.
-The work directory must be on a file system that all nodes share. Options that a cluster wants besides:
---sbatch=--partition=gpu --sbatch=--account=me
+the batch script sends SIGTERM, at which the run saves its state, and puts the job back into the queue, as often as
+--restarts says. The work directory must be on a file system that all nodes share. Options that a cluster wants besides:
+--sbatch=--partition=gpu --sbatch=--account=me --sbatch='--comment=a b'
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 
-from experiment import COORDINATOR, COUNT, INDEX, WRONG_CALL, Experiment, make_parser, parse, submit
+from experiment import COORDINATOR, COUNT, INDEX, WRONG_CALL, Experiment, make_parser, parse, require_config, submit
 
 # $SLURM_JOB_ID differs between the tasks of an array, so two jobs on one node rarely meet at a port.
 BODY = """\
@@ -26,11 +26,29 @@ case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 {cases}
 esac
 {environment}{together}
+# With the number of an array alone, all of its tasks would be meant.
+job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
+job=${{job:-$SLURM_JOB_ID}}
+# SLURM warns this script alone. A step that does not listen, in a compilation say, is killed: at the limit this script
+# would be, and could not queue the job again.
+warned() {{
+  scancel --signal=TERM "$job.0" || true
+  for ((second = 0; second < 90; second++)); do
+    kill -0 "$step" 2> /dev/null || return 0
+    sleep 1
+  done
+  scancel --signal=KILL "$job.0" || true
+}}
 status=0
-srun --label --kill-on-bad-exit=1 {start} || status=$?
+# Bash hears of signals while it waits, not while a command runs.
+srun --label --kill-on-bad-exit=1 {start} &
+step=$!
+trap warned USR1  # TERM is left alone: it is what cancels a job
+while kill -0 "$step" 2> /dev/null; do wait "$step" || true; done
+wait "$step" || status=$?
 # Another try cannot mend a wrong call.
 if ((status != 0 && status != {wrong} && ${{SLURM_RESTART_COUNT:-0}} < {restarts})); then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$job"
 fi
 exit "$status"
 """
@@ -43,6 +61,31 @@ export {COUNT}="$SLURM_NTASKS\""""
 # Each task knows its number only within srun. JAX reads which of the node's GPUs is its own from the second variable.
 START = f'bash -c \'{INDEX}=$SLURM_PROCID JAX_LOCAL_DEVICE_IDS=$SLURM_LOCALID exec "$@"\' bash "${{command[@]}}"'
 START_CPU = f'bash -c \'{INDEX}=$SLURM_PROCID exec "$@"\' bash "${{command[@]}}"'
+
+
+# Options of sbatch that would break the script.
+OURS = {
+    "--array": "give the values to --sweep, which makes the array",
+    "--signal": "the script waits for the one it asks for",
+    "--wrap": "sbatch gets a script already",
+}
+
+
+def directive(option: str) -> str:
+    """An option as sbatch reads it in a script: grouped by `"`, with `\\` before a character that is meant itself.
+
+    Raises:
+      ValueError: it is no option, or one that the script needs for itself.
+    """
+    found = re.fullmatch(r"(--?[a-zA-Z][\w-]*)(?:([= ])(.+))?", option)
+    if not found:
+        raise ValueError(f"--sbatch takes an option of sbatch, such as --sbatch=--partition=gpu; got {option!r}")
+    name, between, value = found.groups(default="")
+    if why := OURS.get("--array" if re.match("-a", name) else name):
+        raise ValueError(f"--sbatch={option} breaks the script: {why}")
+    if not re.fullmatch(r"[\w.,:/%=@+-]*", value):
+        value = '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+    return name + between + value
 
 
 def script(experiment: Experiment, args) -> str:
@@ -58,12 +101,12 @@ def script(experiment: Experiment, args) -> str:
         "time": args.time,
         "output": f"{experiment.name}-%A_%a.log" if len(runs) > 1 else f"{experiment.name}-%j.log",
         "open-mode": "append",
-        "signal": "TERM@120",
+        "signal": "B:USR1@120",
         "array": f"0-{len(runs) - 1}%{args.parallel}" if len(runs) > 1 else None,
     }
     lines = ["#!/bin/bash", *(f"#SBATCH --{name}={value}" for name, value in options.items() if value)]
     lines += ["#SBATCH --requeue"] if experiment.restarts else ["#SBATCH --no-requeue"]
-    lines += [f"#SBATCH {option}" for option in args.sbatch]
+    lines += [f"#SBATCH {directive(option)}" for option in args.sbatch]
     cases = [f"  {run.index}) command=({shlex.join([args.python, *run.arguments])}) ;;" for run in runs]
     together, start = "", '"${command[@]}"'
     if args.nodes * tasks > 1:
@@ -98,9 +141,12 @@ def main(argv: list[str]) -> int:
             parser.error(f"--{name.replace('_', '-')} is at least {least}")
     if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", args.time):
         parser.error(f"--time is MINUTES, HH:MM:SS or DAYS-HH:MM:SS, got {args.time!r}")
-    if wrong := [option for option in args.sbatch if not re.fullmatch(r"--?[a-zA-Z][\w-]*([= ]\S+)?", option)]:
-        parser.error(f"--sbatch takes an option of sbatch, such as --sbatch=--partition=gpu; got {wrong[0]!r}")
-    text = script(experiment, args)
+    if not args.directory:  # which may be on the nodes alone
+        require_config(parser, experiment)
+    try:
+        text = script(experiment, args)
+    except ValueError as error:
+        parser.error(str(error))
     if args.dry_run:
         print(text, end="")
         return 0

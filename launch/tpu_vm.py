@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import PurePosixPath
 
-from experiment import AUTO, WRONG_CALL, Experiment, make_parser, parse, shell_line, submit
+from experiment import AUTO, WRONG_CALL, Experiment, make_parser, parse, require_config, shell_line, submit
 
 # The images of TPU VMs carry an older Python than this needs; uv brings one along.
 SETUP = (
@@ -77,6 +78,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--python", default="3.12", help="version to install there (default 3.12)")
     parser.add_argument("--extras", default="tpu,video", help="of the installation (default tpu,video)")
     experiment, args = parse(parser, argv)
+    if not PurePosixPath(experiment.config).is_absolute():  # that of the clone, which travels
+        require_config(parser, experiment)
     text = script(experiment, args)
     if args.dry_run:
         print(text, end="")

@@ -164,6 +164,14 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
         ("slurm", ["--nodes", "0"], "--nodes is at least 1"),
         ("slurm", ["--time", "a day"], "--time is"),
         ("slurm", ["--sbatch", "partition"], "--sbatch takes an option"),
+        ("slurm", ["--sbatch=--comment=a\nb"], "--sbatch takes an option"),
+        ("slurm", ["--sbatch=--array=0-3"], "--sbatch=--array=0-3 breaks the script: give the values to --sweep"),
+        ("slurm", ["--sbatch=-a 0-3"], "breaks the script"),
+        ("slurm", ["--sbatch=-a0-3"], "breaks the script"),
+        ("slurm", ["--sbatch=--wrap=hostname"], "sbatch gets a script already"),
+        ("slurm", ["--sbatch=--signal=TERM@60"], "the script waits for the one it asks for"),
+        ("slurm", ["--config", "none.py"], "no experiment file none.py"),
+        ("tpu_vm", ["--config", "none.py"], "no experiment file none.py"),
         ("gke", ["--claim", "runs"], "NAME:/PATH"),
         ("gke", ["--claim", "runs:/mnt/run"], "does not lie in /mnt/run"),
         ("gke", ["--topology", "16"], "--topology"),
@@ -484,10 +492,60 @@ def test_a_batch_script_starts_its_point_on_every_task_and_requeues(tmp_path, co
     assert started.read_text().splitlines() == [f"node7:20041 2 {i} {i} {wanted}" for i in (0, 1)]
     assert not [call for call in requeued() if call[0] == "requeue"]
     assert sbatch(STATUS="143") == 143 and requeued()[-1] == ["requeue", "41"]
+    assert sbatch(STATUS="143", SLURM_ARRAY_JOB_ID="40") == 143 and requeued()[-1] == ["requeue", "40_1"]
     before = len(requeued())
     for more in ({"STATUS": "2"}, {"STATUS": "1", "SLURM_RESTART_COUNT": "1"}):
         assert sbatch(**more) == int(more["STATUS"])
     assert not [call for call in requeued()[before:] if call[0] == "requeue"]
+
+
+@pytest.mark.parametrize(("deaf", "status", "signals"), [(False, 143, ["TERM"]), (True, 137, ["TERM", "KILL"])])
+def test_a_batch_script_that_is_warned_ends_its_step_and_requeues(tmp_path, commands, deaf, status, signals):
+    """SLURM warns it alone; a step that does not listen is killed before the limit."""
+    up = tmp_path / "up"
+    trap = "trap '' TERM" if deaf else "trap 'exit 143' TERM"
+    wait = "for ((i = 0; i < 600; i++)); do sleep 0.1; done"
+    commands("srun", f"{trap}\necho $$ > {up}.part\nmv {up}.part {up}\n{wait}")
+    requeued, signalled = commands("scontrol"), commands("scancel", f'kill "-${{1#--signal=}}" "$(cat {up})"')
+    path = tmp_path / "job.sh"
+    text = dry("slurm", "--nodes", "1", "--gpus-per-node", "1")
+    assert "second < 90" in text and "#SBATCH --signal=B:USR1@120\n" in text
+    path.write_text(text.replace("second < 90", "second < 2"))
+    env = {**os.environ, "SLURM_JOB_ID": "41", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    with subprocess.Popen(["bash", path], env=env) as job:
+        until = time.monotonic() + 60
+        while not up.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=60) == status
+    assert signalled() == [[f"--signal={name}", "41.0"] for name in signals]
+    assert requeued() == [["requeue", "41"]]
+
+
+def read_by_slurm(line: str) -> list[str]:
+    """Words of a line of options as sbatch parts them: quotes group, a backslash escapes, a bare `#` ends the line."""
+    assert line.startswith("#SBATCH ")
+    return shlex.split(line.removeprefix("#SBATCH "), comments=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--partition=gpu", ["--partition=gpu"]),
+        ("-p gpu", ["-p", "gpu"]),
+        ("--exclusive", ["--exclusive"]),
+        ("--comment=a b", ["--comment=a b"]),
+        ("--comment=a#b", ["--comment=a#b"]),
+        ("--comment='x", ["--comment='x"]),
+        ('--comment="x\\', ['--comment="x\\']),
+        ("--constraint=a&(b|c)", ["--constraint=a&(b|c)"]),
+        ("--comment a b", ["--comment", "a b"]),
+    ],
+)
+def test_sbatch_reads_an_option_as_it_was_given(option, words):
+    lines = dry("slurm", f"--sbatch={option}").splitlines()
+    first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    assert read_by_slurm(lines[first - 1]) == words
 
 
 # TPU VM.
