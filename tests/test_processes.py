@@ -219,6 +219,21 @@ def test_processes_that_do_not_fit_together_are_refused(monkeypatch):
         start_processes("localhost:1")
 
 
+def test_who_is_told_everything_does_not_ask_the_cluster():
+    """In a shell of `srun --pty` JAX would take the GPU that SLURM's variables name, the first, in each process."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    code = "from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES\n"
+    code += "from pv_vae_jax.sharding.processes import start_processes\n"
+    code += f"start_processes('localhost:{port}', 1, 0); print(CUDA_VISIBLE_DEVICES.value)"
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    slurm |= {"SLURM_JOBID": "7", "SLURM_STEP_NODELIST": "n", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_NUM_NODES": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | slurm, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "all\n", done.stderr
+
+
 def state_shapes(experiment):
     """Abstract state of stage video."""
     from pv_vae_jax.cli.inspect import abstract_step

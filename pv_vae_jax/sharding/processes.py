@@ -40,7 +40,9 @@ def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> N
             f"process {index} of {count} with coordinator {coordinator or 'nowhere'}: give all of --coordinator "
             f"host:port, --processes and --process (0 to processes - 1), or {COORDINATOR}, {COUNT} and {INDEX}"
         )
-    jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
+    # Left to look around, JAX gives a process in a SLURM shell the node's first GPU alone, whatever was said here.
+    method = "deactivate"
+    jax.distributed.initialize(coordinator, num_processes=count, process_id=index, cluster_detection_method=method)
 
 
 def _number(name: str, default: int) -> int:
