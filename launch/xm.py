@@ -1,7 +1,7 @@
 """Run an experiment through xmanager: work units on this machine, or on Vertex AI.
 
   python launch xm --config experiments/demo.py --workdir runs/ratio --sweep config.seed=0,1,2
-  python launch xm --image gcr.io/PROJECT/pv_vae_jax --vertex h100=8 \\
+  python launch xm --image gcr.io/PROJECT/pv_vae_jax --vertex a100=8 \\
       --config experiments/demo.py --workdir /gcs/BUCKET/runs
 
 A point of the sweep is a work unit, and all of them run at once. Each is `launch local` with its point, so --restarts
@@ -20,6 +20,18 @@ from pathlib import Path
 from experiment import Experiment, Run, make_parser, parse, shell_line
 
 MISSING = "this back end needs xmanager: pip install '.[xm]', or use the others, such as `python launch local`"
+
+# Accelerators for which xmanager 0.8.5 finds a machine of Vertex AI (get_machine_spec), and its names for them. Of
+# others it knows the names alone: an H100 would be asked for on a machine that has none.
+VERTEX = {
+    "a100": "a100",
+    "l4": "l4_24th",
+    "v100": "v100",
+    "p100": "p100",
+    "t4": "t4",
+    "tpu_v2": "tpu_v2",
+    "tpu_v3": "tpu_v3",
+}
 
 
 def arguments(experiment: Experiment, run: Run, args) -> list[str]:
@@ -47,7 +59,7 @@ async def start(experiment: Experiment, args) -> None:
         flags.FLAGS([sys.argv[0]])  # xmanager reads flags of its own: they stand at their defaults
     if args.vertex:
         kind, _, count = args.vertex.partition("=")
-        executor = xm_local.Vertex(xm.JobRequirements(**{kind: int(count)}))
+        executor = xm_local.Vertex(xm.JobRequirements(**{VERTEX[kind]: int(count)}))
         spec = xm.Container(image_path=args.image)
     else:
         executor, spec = xm_local.Local(), xm.Binary(path=sys.executable)
@@ -66,7 +78,7 @@ async def start(experiment: Experiment, args) -> None:
 
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--vertex", metavar="KIND=COUNT", help="accelerators on Vertex AI, such as h100=8 or tpu_v5e=4")
+    parser.add_argument("--vertex", metavar="KIND=COUNT", help="accelerators on Vertex AI, such as a100=8 or tpu_v3=8")
     parser.add_argument("--image", help="container image, with --vertex")
     parser.add_argument("--processes", type=int, default=1, help="of every run (default 1)")
     experiment, args = parse(parser, argv)
@@ -74,6 +86,8 @@ def main(argv: list[str]) -> int:
         parser.error("--processes is at least 1")
     if args.vertex and not re.fullmatch(r"[a-z]\w*=[1-9]\d*", args.vertex):
         parser.error(f"--vertex takes KIND=COUNT, got {args.vertex!r}")
+    if args.vertex and (kind := args.vertex.partition("=")[0]) not in VERTEX:
+        parser.error(f"--vertex {kind}: xmanager finds machines for {', '.join(VERTEX)}; take `launch gke` for others")
     if bool(args.vertex) != bool(args.image):
         parser.error("--vertex and --image go together")
     if args.vertex and not posixpath.normpath(args.workdir).startswith("/gcs/"):

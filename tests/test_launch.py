@@ -185,9 +185,11 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
         ("xpk", ["--device-type", "h100-80gb-8"], "is no TPU"),
         ("xpk", ["--workdir", "runs/demo"], "lies in the container"),
         ("gke", ["--namespace", "A B"], "--namespace 'A B' is none"),
-        ("xm", ["--vertex", "h100=8"], "--vertex and --image go together"),
-        ("xm", ["--vertex", "h100=8", "--image", "i"], "would end with the container"),
-        ("xm", ["--vertex", "h100", "--image", "i"], "KIND=COUNT"),
+        ("xm", ["--vertex", "a100=8"], "--vertex and --image go together"),
+        ("xm", ["--vertex", "a100=8", "--image", "i"], "would end with the container"),
+        ("xm", ["--vertex", "a100", "--image", "i"], "KIND=COUNT"),
+        ("xm", ["--vertex", "h100=8", "--image", "i"], "--vertex h100: xmanager finds machines for a100, l4,"),
+        ("xm", ["--vertex", "tpu_v5e=4", "--image", "i"], "take `launch gke` for others"),
         ("xm", ["--processes", "0"], "--processes is at least 1"),
     ],
 )
@@ -721,9 +723,9 @@ def test_xpk_gets_one_workload_a_run(commands):
 
 
 def test_xmanager_has_a_work_unit_for_every_run():
-    flags = ["--image", "i", "--vertex", "tpu_v5e=4", "--processes", "2", "--restarts", "3"]
+    flags = ["--image", "i", "--vertex", "tpu_v3=8", "--processes", "2", "--restarts", "3"]
     text = dry("xm", *SWEEP[:2], *flags, "--workdir", "/gcs/bucket/demo")
-    assert re.findall("# work unit (.*)", text) == [f"demo-{i} on Vertex AI, tpu_v5e=4, i" for i in (0, 1)]
+    assert re.findall("# work unit (.*)", text) == [f"demo-{i} on Vertex AI, tpu_v3=8, i" for i in (0, 1)]
     # What a work unit calls is a call of `launch local`.
     call = shlex.split(text.splitlines()[1])
     assert call[:2] == ["python", "launch/local.py"]
@@ -731,6 +733,19 @@ def test_xmanager_has_a_work_unit_for_every_run():
         [sys.executable, *call[1:], "--dry-run"], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.stdout.count("-m pv_vae_jax train") == 2 and "/gcs/bucket/demo/seed=0 --config.seed=0" in done.stdout
+
+
+def test_xmanager_finds_machines_for_what_is_offered():
+    vertex = pytest.importorskip("xmanager.cloud.vertex", reason="xmanager is not installed: pip install -e '.[xm]'")
+    import xm as backend
+    from xmanager import xm, xm_local
+
+    machines = {"a100": "a2-highgpu-8g", "l4": "g2-standard-96", "tpu_v2": "cloud-tpu", "tpu_v3": "cloud-tpu"}
+    for kind, name in backend.VERTEX.items():
+        executor = xm_local.Vertex(xm.JobRequirements(**{name: 8}))
+        spec = vertex.get_machine_spec(xm.Job(executable=None, executor=executor))
+        assert spec["accelerator_count"] == 8
+        assert spec["machine_type"] == machines.get(kind, "n1-standard-4")
 
 
 def test_without_xmanager_the_extra_is_named(monkeypatch, capsys):
