@@ -138,6 +138,9 @@ def test_what_does_not_fit_is_told_with_the_amount(topology):
 def test_an_unknown_topology_is_refused(topology):
     with pytest.raises(ValueError, match="no TPU topology 'v9:2x2'; names are like v5e:4x4"):
         topology_devices("v9:2x2")
+    code = "from pv_vae_jax.sharding.topology import topology_devices; topology_devices('nope')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.startswith("Traceback"), "libtpu says something of its own"
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch, tiny_experiment):  # noqa: F811

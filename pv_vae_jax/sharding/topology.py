@@ -77,6 +77,7 @@ def topology_devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportIn
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # of this machine; it warns that it finds none
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # its lock protects chips, and we use none
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
