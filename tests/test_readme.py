@@ -57,11 +57,13 @@ def test_the_table_of_the_study_is_that_of_the_results():
     for name, cells in rows:
         (line,) = (line for line in gains.splitlines() if line.startswith(f"| {name} |"))
         assert set(cells.split(" | ")) <= set(line.strip("| ").split(" | ")), name
-    for distance in ("Frechet", "kernel"):
-        said = rf"in (\d+ %) of\s+its\s+steps\s+\((\d+ %) to\s+(\d+ %|never)\)\s+by\s+the\s+{distance}\s+distance"
-        share, low, high = re.search(said, text).groups()
-        interval = f"[{low}, {high.replace('never', 'not reached')}]"
-        assert f"| + Decoder Fine-tuning | {distance}, own | {share} | {interval} |" in study
-    (line,) = (line for line in study.splitlines() if line.startswith("| + Decoder Fine-tuning | kernel, own |"))
-    share, low = re.search(r"stays so from (\d+ %) on\s+\((\d+ %) to never\)", text).groups()
-    assert line.split(" | ")[4:6] == [share, f"[{low}, not reached]"]
+    said = re.search(
+        r"in (\d+ % of its steps \[.*?\]) by the\s+kernel distance, in (\d+ % \[.*?\]) by the Frechet", text
+    )
+    for distance, share in zip(("kernel", "Frechet"), said.groups(), strict=True):
+        (line,) = (x for x in study.splitlines() if x.startswith(f"| + Decoder Fine-tuning | {distance}, own | "))
+        assert line.split(" | ")[3] == share.replace(" of its steps", "")
+    (line,) = (
+        x for x in gains.splitlines() if x.startswith("| + Decoder Fine-tuning, both on one device: 3 of 5 seeds |")
+    )
+    assert line.split(" | ")[2] == re.search(r"hold 0 \(kernel (.*?)\)", text).group(1)

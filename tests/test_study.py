@@ -33,6 +33,7 @@ from pv_vae_jax.study.plan import Row, Study, load_study
 from pv_vae_jax.study.results import (
     Estimate,
     against,
+    curves,
     over_seeds,
     prediction_correlation,
     reach,
@@ -454,40 +455,103 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert difference.mean == pytest.approx(-1) and difference.high == pytest.approx(-1), "what seeds share cancels"
     assert study.estimate(ROWS[0], against("copying")).mean == pytest.approx(0.9)
     assert study.estimate(ROWS[0], "generation.i3d.frechet") is None
-    assert prediction_correlation(study, "own", ROWS[:2]) == (pytest.approx(0.8, abs=0.15), 6)
     (tmp_path / "made" / "1-2.json").unlink()
     (study,) = read_results(tmp_path)
     assert study.difference(ROWS[1], ROWS[0], "generation.own.frechet").count == 2
+
+
+def test_differences_of_one_device_leave_the_others_out(tmp_path):
+    found = made()
+    found[4]["device"] = found[6]["device"] = "gpu"  # the baseline of seed 1, and the motion term's
+    store(tmp_path, found)
+    (study,) = read_results(tmp_path)
+    count = lambda row, **only: study.difference(row, ROWS[0], "generation.own.frechet", **only).count  # noqa: E731
+    assert count(ROWS[1]) == 3 and count(ROWS[1], one_device=True) == 2 and count(ROWS[2], one_device=True) == 3
+    write_page(tmp_path, tmp_path / "page.md")
+    less = (tmp_path / "page.md").read_text().split("### Each row less")[1].split("###")[0]
+    assert f"| {ROWS[1]}, both on one device: 2 of 3 seeds | -1 [-1, -1] |" in less
+    assert f"{ROWS[2]}, both" not in less, "all of its seeds are"
+
+
+def test_correlation_is_told_within_seeds_and_over_all(tmp_path):
+    """Seeds that differ in both make a correlation that no seed has."""
+    store(tmp_path, [])
+    shape = {0: (0.0, 0.0), 1: (1.0, 2.0), 2: (2.0, 1.0)}  # falls within a seed: farther with less error
+    for seed, (error, distance) in shape.items():
+        for i, row in enumerate(ROWS[:3]):
+            c = cell(row, seed, [8.0, 5.0, 3 + distance - 0.1 * i], 0.5 + error + 0.1 * i)
+            write_json(tmp_path / "made" / f"{i}-{seed}.json", c)
+    (study,) = read_results(tmp_path)
+    found = prediction_correlation(study, "own", ROWS[:3])
+    assert found.within == pytest.approx(-1) and found.pooled > 0 and (found.cells, found.seeds) == (9, 3)
+    few = prediction_correlation(study, "own", ROWS[:2])
+    assert np.isnan(few.within) and few.seeds == 0 and few.cells == 6
+    plan = json.loads((tmp_path / "made" / "study.json").read_text())
+    plan["rows"][0]["settings"] = {"video.drop_ratio": 0.0}
+    write_json(tmp_path / "made" / "study.json", plan)
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| all rows | own | -1.00 | 3 |" in text and "| rows that withhold frames | own | - | 0 |" in text
 
 
 def test_reach_compares_with_the_end_of_the_baseline(tmp_path):
     store(tmp_path, made())
     (study,) = read_results(tmp_path)
     one, two, three = (reach(study, row, ROWS[0], "own") for row in ROWS[:3])
-    assert one.share == 1 and two.share == pytest.approx(0.5) and two.earliest == 0.25
-    assert 0.25 < three.share < 0.5 and three.seeds[0] == pytest.approx(2 ** (2 / 3) / 4)
+    assert one.seeds == [1, 1, 1] == pytest.approx([one.mean.mean, one.mean.low, one.mean.high])
+    assert two.mean.mean == pytest.approx(0.5) and two.earliest == 0.25
+    assert 0.25 < three.mean.mean < 0.5 and three.seeds[0] == pytest.approx(2 ** (2 / 3) / 4)
     assert reach(study, ROWS[3], ROWS[0], "own") is None, "its end alone is scored"
-    assert two.low < 0.5 < two.high < 1 < one.high, "noise may take the baseline out of its own reach"
-    worse = [c if c["row"] != ROWS[1] else cell(ROWS[1], c["seed"], [20.0, 10.0, 9.0], 0.4) for c in made()]
-    store(tmp_path, worse)
+    apart = [c if c["row"] != ROWS[1] else cell(ROWS[1], c["seed"], shape(c["seed"]), 0.4) for c in made()]
+    store(tmp_path, apart)
     (study,) = read_results(tmp_path)
     found = reach(study, ROWS[1], ROWS[0], "own")
-    assert found.share == found.low == found.high == float("inf")
+    assert found.seeds == pytest.approx([0.25, 0.5, 1]) and found.mean.mean == pytest.approx(0.5)
+    half = 4.303 * np.log(2) / 3**0.5
+    assert (found.mean.low, found.mean.high) == pytest.approx((0.5 * np.exp(-half), 0.5 * np.exp(half)), rel=1e-3)
+    never = [c if (c["row"], c["seed"]) != (ROWS[1], 2) else cell(ROWS[1], 2, [20.0, 10.0, 9.0], 0.4) for c in apart]
+    store(tmp_path, never)
+    (study,) = read_results(tmp_path)
+    found = reach(study, ROWS[1], ROWS[0], "own")
+    assert found.seeds == [pytest.approx(0.25), pytest.approx(0.5), float("inf")] and found.mean is None
+    write_page(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert f"| {ROWS[1]} | Frechet, own | 2 of 3 seeds | 2 of 3 seeds | 25 %, 50 %, not reached |" in page
+
+
+def shape(seed: int) -> list[float]:
+    """A curve that gets to the baseline's end of `made` at the first, second or third score."""
+    end = 4 + 0.1 * seed
+    return [end if step >= seed else 30.0 - step for step in range(3)]
 
 
 def test_reach_tells_an_early_dip_from_what_stays(tmp_path):
     dip = [c if c["row"] != ROWS[1] else cell(ROWS[1], c["seed"], [4.0, 16.0, 2.0], 0.4) for c in made()]
-    for c in dip:
-        c["curve"]["own"]["kernel"] = [2 * d for d in c["curve"]["own"]["frechet"]]
-        c["generation"]["own"] |= {"kernel": 2 * c["generation"]["own"]["frechet"], "kernel_interval": [0.0, 40.0]}
     store(tmp_path, dip)
     (study,) = read_results(tmp_path)
     first, last = (reach(study, ROWS[1], ROWS[0], "own", stays=stays) for stays in (False, True))
-    assert first.seeds == [0.25] * 3 and first.share == 0.25
-    assert last.seeds[0] == pytest.approx(2 ** (12 / 14) / 2) and 0.5 < last.share < 1 and last.low <= last.share
-    assert reach(study, ROWS[0], ROWS[0], "own", stays=True).share == 1
-    wide = reach(study, ROWS[1], ROWS[0], "own", "kernel", stays=True)
-    assert wide.seeds == last.seeds and wide.high == float("inf"), "its own interval"
+    assert first.seeds == [0.25] * 3 and first.mean.mean == pytest.approx(0.25)
+    assert last.seeds[0] == pytest.approx(2 ** (12 / 14) / 2) and 0.5 < last.mean.mean < 1
+    assert reach(study, ROWS[0], ROWS[0], "own", stays=True).seeds == [1, 1, 1]
+
+
+def test_cells_scored_at_other_steps_share_a_chart(tmp_path):
+    """A cell that was interrupted, and one of which the end alone is left."""
+    found = made()
+    found[0]["curve"]["own"] = {"step": [200, 400], "frechet": [8.0, 4.0], "kernel": [8.0, 4.0]}
+    found[4] = cell(ROWS[0], 1, [4.1], 0.9)
+    store(tmp_path, found)
+    (study,) = read_results(tmp_path)
+    steps, values = curves(study, ROWS[0], "own")
+    assert steps == [200, 400] and values == pytest.approx(np.array([[8, 4], [8.2, 4.2]]))
+    assert curves(study, ROWS[3], "own")[0] == [400]
+    found[0]["curve"]["own"]["step"] = [150, 400]
+    store(tmp_path, found)
+    (study,) = read_results(tmp_path)
+    steps, values = curves(study, ROWS[0], "own")
+    assert steps == [150, 200, 400] and values[1] == pytest.approx([16.2 + np.log2(1.5) * -8, 8.2, 4.2])
+    assert len(reach(study, ROWS[0], ROWS[0], "own").seeds) == 2
+    write_page(tmp_path, tmp_path / "page.md")
 
 
 def test_the_page_of_ends_shows_no_curves(tmp_path):
@@ -517,11 +581,11 @@ def test_the_page_says_what_the_scores_say(tmp_path):
     store(tmp_path, made())
     write_page(tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "12 of 12 planned" in text and "| + Predictive Reconstruction | Frechet, own | 50 % |" in text
+    assert "12 of 12 planned" in text and "| + Predictive Reconstruction | Frechet, own | 50 % [50 %, 50 %] |" in text
     step = "| Baseline → + Predictive Reconstruction |"
-    assert f"{step} gFVD, own | -18.48 | -1 [-1, -1] | agrees, interval excludes 0 |" in text
-    assert f"{step} PSNR | -1.97 | -0.49 [-0.515, -0.465] | agrees, interval excludes 0 |" in text
-    assert f"{step} rFVD, own | +2.63 | -0.49 [-0.515, -0.465] | **disagrees**, interval excludes 0 |" in text
+    assert f"{step} Frechet, own | gFVD -18.48 | -1 [-1, -1] | agrees, interval excludes 0 |" in text
+    assert f"{step} PSNR | PSNR -1.97 | -0.49 [-0.515, -0.465] | agrees, interval excludes 0 |" in text
+    assert f"{step} rFrechet, own | rFVD +2.63 | -0.49 [-0.515, -0.465] | **disagrees**, interval excludes 0 |" in text
     assert "| 15 % |" not in text and "174.8" in text
     for picture in re.findall(r"\]\((.*?\.svg)\)", text):
         svg = (tmp_path / picture).read_text()
@@ -601,7 +665,7 @@ def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path):
     text = (tmp_path / "page.md").read_text()
     assert "2 of 12 planned" in text and "agrees, one seed" in text
     assert "| + Motion-aware Objective | 0 | - |" in text
-    assert "3 [2.7, 3.3]" in text, "one seed: the interval over clips"
+    assert "3 [2.7, 3.3] clips" in text, "one seed: the interval over clips"
 
 
 def test_damaged_and_doubled_scores_are_refused(tmp_path):
@@ -615,6 +679,12 @@ def test_damaged_and_doubled_scores_are_refused(tmp_path):
     write_json(tmp_path / "made" / "stale.json", stale | {"row": "Other"})
     with pytest.raises(ConfigError, match="does not have"):
         read_results(tmp_path)
+    plan = json.loads((tmp_path / "made" / "study.json").read_text())
+    names = [p.stem for p in (tmp_path / "made").glob("?-?.json")]
+    write_json(tmp_path / "made" / "study.json", plan | {"cells": names})
+    write_json(tmp_path / "made" / "stale.json", stale)
+    with pytest.raises(ConfigError, match="stale.json was made with other settings"):
+        read_results(tmp_path)
     (tmp_path / "made" / "stale.json").write_text('{"row": ')
     with pytest.raises(ConfigError, match="damaged"):
         read_results(tmp_path)
@@ -627,11 +697,13 @@ def test_the_page_in_the_repository_is_that_of_the_stored_scores(tmp_path):
     shutil.copytree(stored, tmp_path / "results", ignore=shutil.ignore_patterns("*.svg"))
     write_page(tmp_path / "results", tmp_path / "results.md")
     assert (tmp_path / "results.md").read_text() == page.read_text(), "run pv-vae study --page=docs/results.md"
-    for part in page.read_text().split("Signs, each row less the one before: ")[1:]:
-        agree, asked, surely = map(int, re.match(r"(\d+) of (\d+) as in the paper, (\d+) of them", part).groups())
-        verdicts = re.findall(r"\| (\**(?:dis)?agrees.*?) \|$", part.split("\n##")[0], re.MULTILINE)
-        told = [said for said in verdicts if said.startswith("agrees")]
-        assert (agree, asked) == (len(told), len(verdicts)) and surely == sum("excludes" in said for said in told)
+    for part in page.read_text().split("Signs, each row less the one before")[1:]:
+        summary, table = part.split("\n##")[0].split("| step |")
+        for sign, said in (("agrees", "as in the paper"), ("**disagrees**", "against it")):
+            verdicts = [line.split(" | ")[-1] for line in table.splitlines() if f"| {sign}, " in line]
+            told = re.findall(rf"(\d+) \((\d+) surely\) {said}", summary)
+            assert sum(int(n) for n, _ in told) == len(verdicts)
+            assert sum(int(n) for _, n in told) == sum("excludes 0" in verdict for verdict in verdicts)
     for picture in sorted(stored.rglob("*.svg")):
         assert (tmp_path / "results" / picture.relative_to(stored)).read_bytes() == picture.read_bytes(), picture.name
     for notes in stored.rglob("notes.md"):

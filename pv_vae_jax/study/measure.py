@@ -116,15 +116,9 @@ def _scores(
     cell: Cell, run: Run, model: Pretrained, states: dict[int, Callable[[], Pretrained]], i3d: Path | None
 ) -> dict:
     study, seed = cell.study, cell.seed
-    real, kinds = _clips(run, study.reference, 2 * study.clips)
-    test, test_kinds = _clips(run, "test", study.clips)
-    if len(real) < 2 * study.clips:
-        raise ConfigError(f"study {study.name} wants {2 * study.clips} real clips, there are {len(real)}: lower clips")
     looks = networks(i3d)
-    # The second half is another draw of the same world: its distance to the first is the least one can hope for.
-    seen = {name: extract(net, real, batch_size=BATCH) for name, net in looks.items()}
-    first = {name: features[: study.clips] for name, features in seen.items()}
-    floor = {name: _distances(first[name], features[study.clips :]) for name, features in seen.items()}
+    first, kinds, floor = _real(cell, run, looks)
+    test, test_kinds = _clips(run, "test", study.clips)
     diffusion: Any = model.diffusion
     classes = max(diffusion.model.config.classes, 1)
     labels = np.arange(study.clips) % classes
@@ -153,13 +147,11 @@ def _scores(
     by_class = {}
     for label, name in enumerate(names):
         mine = test[test_kinds == label]
-        if min(len(mine), np.sum(kinds[: study.clips] == label), np.sum(labels == label)) < LEAST:
+        if min(len(mine), np.sum(kinds == label), np.sum(labels == label)) < LEAST:
             continue
         found = score_prediction(model.vae, model.vae_params, mine, batch_size=BATCH, label=f"prediction, {name}")
         by_class[name] = {guess: found.average(guess) for guess in GUESSES} | {
-            "frechet": {
-                n: frechet_distance(first[n][kinds[: study.clips] == label], ends[n][labels == label]) for n in looks
-            }
+            "frechet": {n: frechet_distance(first[n][kinds == label], ends[n][labels == label]) for n in looks}
         }
     moved = temporal_distance(scores.means)
     probe = _class_probe(run, model, 2 * study.clips, scores.means, test_kinds)
@@ -177,6 +169,25 @@ def _scores(
             **({} if probe is None else {"class_probe": probe}),
         },
     }
+
+
+def _real(cell: Cell, run: Run, looks: dict[str, FeatureNetwork]) -> tuple[dict, np.ndarray, dict]:
+    """Features of the real clips that generated ones are compared with, their classes, and the floor of the distances.
+
+    The floor is the distance of the other split: of what a generator makes that repeats clips of it. Two halves of one
+    split would do for an endless world, but of footage they show the same scenes, and come too near.
+    """
+    study = cell.study
+    sides = {}
+    for split in (study.reference, "test" if study.reference == "train" else "train"):
+        video, kinds = _clips(run, split, study.clips)
+        if len(video) < study.clips:
+            raise ConfigError(
+                f"{study.clips} real clips of split {split} are wanted, there are {len(video)}: lower clips"
+            )
+        sides[split] = {name: extract(net, video, batch_size=BATCH) for name, net in looks.items()}, kinds
+    (first, kinds), (other, _) = sides.values()
+    return first, kinds, {name: _distances(first[name], other[name]) for name in looks}
 
 
 def _class_probe(run: Run, model: Pretrained, most: int, means: np.ndarray, label: np.ndarray) -> dict | None:
@@ -225,6 +236,7 @@ def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
         "parameters": {"vae": count(model.vae_params), "transformer": count(diffusion.params)},
         "clips": {"scored": study.clips, "latents": cell.experiment.latents.clips, "reference": study.reference},
         "steps": {s: getattr(cell.experiment, s).steps for s in ("image", "video", "decoder", "diffusion")},
+        "transformer": weights_hash(diffusion.params),
         "networks": {name: net.hash for name, net in networks(i3d).items()},
         "device": f"{device.platform} {device.device_kind}",
         "versions": versions(("pv_vae_jax", "jax", "flax", "optax")),

@@ -20,21 +20,24 @@ from pv_vae_jax.study.charts import Curve, chart
 from pv_vae_jax.study.results import (
     Distance,
     Estimate,
+    Reach,
     Results,
     against,
+    curves,
     prediction_correlation,
     prediction_error,
     reach,
     read_results,
 )
 
-# Paper's column -> our score, and whether more is better. Distances are taken on each feature network.
+# Paper's column -> what of, our name of it, our score. Distances are taken on each feature network.
 COLUMNS = {
-    "gFVD": "generation.{network}.frechet",
-    "rFVD": "reconstruction.frechet.{network}",
-    "PSNR": "reconstruction.psnr",
-    "SSIM": "reconstruction.ssim",
+    "gFVD": ("generation", "Frechet, {network}", "generation.{network}.frechet"),
+    "rFVD": ("reconstruction", "rFrechet, {network}", "reconstruction.frechet.{network}"),
+    "PSNR": ("reconstruction", "PSNR", "reconstruction.psnr"),
+    "SSIM": ("reconstruction", "SSIM", "reconstruction.ssim"),
 }
+FLOOR = "real against real"
 DISTANCES: dict[str, Distance] = {"Frechet": "frechet", "kernel": "kernel"}
 LOOKS = {
     "own": "the feature network that ships with the library",
@@ -65,8 +68,12 @@ def write_page(results: Path, page: Path) -> None:
         "",
         f"Columns named *paper* are from {paper['source']}.",
         "Data, size and feature network are others, so signs compare and sizes do not.",
-        "Brackets hold 95 % intervals: Student's t over seeds where there are several, else a bootstrap over clips.",
-        "Means are over the seeds that a row has, differences seed by seed over those that both rows have.",
+        "Brackets hold 95 % intervals: Student's t over seeds; of one seed a bootstrap over clips, marked *clips*,",
+        "which knows nothing of how seeds differ. Each is of one number alone: of many, some exclude 0 by chance.",
+        "Means are over the seeds that a row has, differences seed by seed over those that both rows have: where a row",
+        "has fewer seeds than another, compare by the difference.",
+        "*Real against real* is the distance of real clips of the other split, which a generator gets that repeats",
+        "them; in older cells of an endless world, of other clips of the same split.",
     ]
     if len(studies) > 1:
         lines += ["", "## All studies", "", *_side_by_side(studies)]
@@ -123,8 +130,10 @@ def _side_by_side(studies: Sequence[Results]) -> list[str]:
     body = []
     for study in studies:
         first = study.plan["rows"][0]["name"]
+        most = max(len(study.seeds(row)) for row in study.rows)
         for row in study.rows:
-            cells = [f"`{study.plan['name']}`", row, str(len(study.seeds(row)))]
+            count = len(study.seeds(row))
+            cells = [f"`{study.plan['name']}`", row, str(count) if count == most else f"{count} of {most}"]
             for network in networks:
                 score = f"generation.{network}.frechet"
                 gain = study.difference(row, first, score) if row != first else None
@@ -164,9 +173,17 @@ def _facts(study: Results) -> list[str]:
         f"- Versions: {'; '.join(versions)}.",
         "- Feature networks: " + "; ".join(f"`{n}` is {LOOKS.get(n, n)}" for n in study.networks) + ".",
     ]
-    different = {json.dumps(cell["steps"]) + json.dumps(cell["clips"]) for cell in cells}
-    if len(different) > 1:
-        lines.append("- **Cells of this study differ in steps or clips: they are not comparable.**")
+    for what in ("steps", "clips", "networks"):
+        if len({json.dumps(cell.get(what)) for cell in cells}) > 1:
+            lines.append(f"- **Cells of this study differ in {what}: they are not comparable.**")
+    for row in study.plan["rows"]:
+        for seed in study.seeds(row["name"]):
+            both = study.cells[row["name"], seed], study.cells.get((row.get("decoder_of", ""), seed), {})
+            if len({cell["transformer"] for cell in both if "transformer" in cell}) > 1:
+                lines.append(
+                    f"- **{row['name']}, seed {seed}, took another transformer than the one scored as "
+                    f"{row['decoder_of']}: that was trained anew.**"
+                )
     return lines
 
 
@@ -180,13 +197,13 @@ def _table(study: Results, table: dict) -> list[str]:
         named = row["name"] if row["name"] == ours else f"{row['name']} ({ours})"
         paper = [number(row[column]) for column in table["columns"]]
         body.append([named, str(len(study.seeds(ours))), *_row_scores(study, ours), *paper])
-    floor = ["real half against real half", "", *_floor(study)]
+    floor = [FLOOR, "", *_floor(study)]
     body.append(floor + ["-"] * (len(header) - len(floor)))
     return _markdown(header, body)
 
 
 def _score_header(study: Results) -> list[str]:
-    generation = [f"{kind}, {network}" for network in study.networks for kind in ("Frechet", "kernel")]
+    generation = [f"{kind}, {network}" for network in study.networks for kind in DISTANCES]
     return generation + [f"rFrechet, {network}" for network in study.networks] + ["PSNR", "SSIM"]
 
 
@@ -225,14 +242,14 @@ def _own_table(study: Results, own: list[dict]) -> list[str]:
             settings = "; ".join(f"`{key}={value}`" for key, value in row.get("settings", {}).items())
             seeds = str(len(study.seeds(row["name"])))
             body.append([row["name"], settings, seeds, *_row_scores(study, row["name"])])
-    floor = ["real half against real half", "", "", *_floor(study)]
+    floor = [FLOOR, "", "", *_floor(study)]
     body.append(floor + ["-"] * (len(header) - len(floor)))
     return _markdown(header, body)
 
 
 def _gains(study: Results, own: list[dict]) -> list[str]:
     """Each of these rows less the row it is compared with."""
-    names = {f"Frechet, {n}": f"generation.{n}.frechet" for n in study.networks}
+    names = {f"{kind}, {n}": f"generation.{n}.{kind.lower()}" for n in study.networks for kind in DISTANCES}
     names |= {f"rFrechet, {n}": f"reconstruction.frechet.{n}" for n in study.networks}
     names |= {"PSNR": "reconstruction.psnr", "prediction error": prediction_error}
     body = []
@@ -255,13 +272,22 @@ def _gains(study: Results, own: list[dict]) -> list[str]:
 
 def _less_the_first(study: Results) -> list[str]:
     """What a row gains on the first one, on every score."""
-    scores = {f"{n}, {net}": f"generation.{net}.{n.lower()}" for net in study.networks for n in ("Frechet", "kernel")}
+    scores = {f"{n}, {net}": f"generation.{net}.{n.lower()}" for net in study.networks for n in DISTANCES}
     scores |= {f"rFrechet, {network}": f"reconstruction.frechet.{network}" for network in study.networks}
     scores |= {"PSNR": "reconstruction.psnr", "class probe": "latents.class_probe.accuracy"}
     first, *others = study.rows
-    found = [[study.difference(row, first, score) for score in scores.values()] for row in others]
-    kept = [i for i in range(len(scores)) if any(gains[i] is not None for gains in found)]
-    body = [[row, *(_said(gains[i], "+") for i in kept)] for row, gains in zip(others, found, strict=True)]
+    found = {}
+    for row in others:
+        shared = set(study.seeds(row)) & set(study.seeds(first))
+        same = sum(study.cells[row, seed]["device"] == study.cells[first, seed]["device"] for seed in shared)
+        for one_device, count in ((False, len(shared)), (True, same)):
+            if one_device and same in (0, len(shared)):
+                continue
+            gains = [study.difference(row, first, score, one_device=one_device) for score in scores.values()]
+            named = f"{row}, both on one device: {same} of {len(shared)} seeds" if one_device else row
+            found[named] = gains, count
+    kept = [i for i in range(len(scores)) if any(gains[i] is not None for gains, _ in found.values())]
+    body = [[name, *(_counted(gains[i], n, "+") for i in kept)] for name, (gains, n) in found.items()]
     return [
         "Below 0 is better for distances; above it for PSNR and for the class that is read out of the latents.",
         "",
@@ -274,42 +300,43 @@ def _generation(study: Results, row: str, network: str, kind: str) -> str:
     if estimate.count > 1:
         return _said(estimate)
     (seed,) = study.seeds(row)
-    return _span(estimate.mean, *study.cells[row, seed]["generation"][network][f"{kind}_interval"])
+    return _span(estimate.mean, *study.cells[row, seed]["generation"][network][f"{kind}_interval"]) + " clips"
 
 
 def _signs(study: Results, table: dict) -> list[str]:
     """Each row less the one before, in the paper and here."""
-    body = []
+    body, said = [], {"generation": [], "reconstruction": []}
     for before, row in zip(table["rows"], table["rows"][1:], strict=False):
         for column in table["columns"]:
             delta = round(row[column] - before[column], 6)
-            scores = dict.fromkeys(COLUMNS[column].format(network=n) for n in study.networks)
-            for score in scores:
+            of, name, path = COLUMNS[column]
+            for named, score in dict.fromkeys((name.format(network=n), path.format(network=n)) for n in study.networks):
                 ours = study.difference(row["row"], before["row"], score)
                 if ours is None:
                     continue
-                network = f", {score.split('.')[-1] if column == 'rFVD' else score.split('.')[1]}"
-                named = f"{column}{network if 'frechet' in score else ''}"
-                body.append(
-                    [
-                        f"{before['name']} → {row['name']}",
-                        named,
-                        f"{delta:+.4g}",
-                        _said(ours, "+"),
-                        _verdict(delta, ours),
-                    ]
-                )
+                verdict = _verdict(delta, ours)
+                said[of].append(verdict)
+                step = f"{before['name']} → {row['name']}"
+                body.append([step, named, f"{column} {delta:+.4g}", _said(ours, "+"), verdict])
     if not body:
         return []
-    asked = [line for line in body if line[2] != "+0"]
-    agree = sum(line[4].startswith("agrees") for line in asked)
-    surely = sum(line[4] == "agrees, interval excludes 0" for line in asked)
+    counts = [
+        f"{of}: {_count(verdicts, 'agrees')} as in the paper, {_count(verdicts, '**disagrees**')} against it"
+        for of, verdicts in said.items()
+        if verdicts
+    ]
     return [
-        f"Signs, each row less the one before: {agree} of {len(asked)} as in the paper, {surely} of them with an",
-        "interval that excludes 0.",
+        "Signs, each row less the one before; surely: by an interval that excludes 0.",
+        f"{'; '.join(counts).capitalize()}.",
         "",
         *_markdown(["step", "score", "paper", "here", "sign"], body),
     ]
+
+
+def _count(verdicts: list[str], sign: str) -> str:
+    """`3 (2 surely)` of these verdicts."""
+    found = [verdict for verdict in verdicts if verdict.startswith(sign)]
+    return f"{len(found)} ({sum('excludes 0' in verdict for verdict in found)} surely)"
 
 
 def _verdict(delta: float, ours: Estimate) -> str:
@@ -331,21 +358,30 @@ def _reach(study: Results) -> list[str]:
                 last = reach(study, row, baseline, network, distance, stays=True)
                 if first is None or last is None:
                     continue
-                line = [row, f"{name}, {network}"]
-                for r in (first, last):
-                    line += [_percent(r.share), f"[{_percent(r.low)}, {_percent(r.high)}]"]
+                line = [row, f"{name}, {network}", _reached(first), _reached(last)]
                 body.append([*line, ", ".join(_percent(s) for s in last.seeds)])
-                earliest = first.earliest
+                earliest = max(earliest, first.earliest)
     if not body:
         return ["No two curves to compare yet."]
     return [
         f"Share of all steps after which a row is as near to real clips as `{baseline}` at its end: at first, and for",
-        "good. Curves are averaged over seeds, on straight lines over the logarithm of the step; intervals are",
-        f"bootstraps over seeds and clips. The first score is at {_percent(earliest)}: what is reached there may have",
-        "been reached sooner.",
+        "good. Seed by seed, on straight lines over the logarithm of the step; the mean is geometric, with Student's",
+        f"t interval, where every seed gets there. First scores are at up to {_percent(earliest)} of the steps: what",
+        f"is reached there may have been reached sooner. `{baseline}` against itself says how much of a share below",
+        "100 % is chance, or samples that get worse again.",
         "",
-        *_markdown(["row", "distance", "at first", "interval", "for good", "interval", "for good, by seed"], body),
+        *_markdown(["row", "distance", "at first", "for good", "for good, by seed"], body),
     ]
+
+
+def _reached(found: Reach) -> str:
+    """The mean with its interval, or how many seeds get there."""
+    if found.mean is None:
+        there = int(np.isfinite(found.seeds).sum())
+        return f"{there} of {len(found.seeds)} seeds" if there else "not reached"
+    if found.mean.low is None or found.mean.high is None:
+        return _percent(found.mean.mean)
+    return f"{_percent(found.mean.mean)} [{_percent(found.mean.low)}, {_percent(found.mean.high)}]"
 
 
 def _prediction(study: Results) -> list[str]:
@@ -368,20 +404,22 @@ def _prediction(study: Results) -> list[str]:
 
 
 def _correlation(study: Results) -> list[str]:
-    trained = [r["name"] for r in study.plan["rows"] if r["name"] in study.rows and r["name"] != study.rows[0]]
+    blind = {row["name"] for row in study.plan["rows"] if row.get("settings", {}).get("video.drop_ratio") == 0}
     body = []
     for named, rows in (
         ("all rows", study.rows),
-        (f"without {study.rows[0]}, which never learned to predict", trained),
+        ("rows that withhold frames", [row for row in study.rows if row not in blind]),
     ):
         for network in study.networks:
-            value, count = prediction_correlation(study, network, rows)
-            body.append([named, network, "-" if math.isnan(value) else f"{value:+.2f}", str(count)])
+            found = prediction_correlation(study, network, rows)
+            pooled, within = ("-" if math.isnan(v) else f"{v:+.2f}" for v in (found.pooled, found.within))
+            body.append([named, network, within, str(found.seeds), pooled, str(found.cells)])
     return [
-        "Spearman's coefficient of prediction error and final Frechet distance over cells; positive is the paper's",
-        "direction. Cells of one seed or one encoder are not independent, so it is a description and not a test.",
+        "Spearman's coefficient of prediction error and final Frechet distance; positive is the paper's direction.",
+        "Within seeds: the mean of one coefficient a seed, over its rows. Pooled: over all cells, where seeds differ",
+        "as well, as their clips do. Rows that share an encoder are not independent: descriptions, not tests.",
         "",
-        *_markdown(["cells", "network", "coefficient", "count"], body),
+        *_markdown(["cells", "network", "within seeds", "seeds", "pooled", "cells"], body),
     ]
 
 
@@ -408,21 +446,25 @@ def _latents(study: Results) -> list[str]:
 
 def _measured(study: Results, row: str, score: str) -> str:
     """A score that not every cell has."""
-    found, seeds = study.estimate(row, score), len(study.seeds(row))
-    if found is None:
-        return "not measured"
-    return _said(found) if found.count == seeds else f"{_said(found)} ({found.count} of {seeds} seeds)"
+    found = study.estimate(row, score)
+    return "not measured" if found is None else _counted(found, len(study.seeds(row)))
+
+
+def _counted(found: Estimate | None, seeds: int, sign: str = "") -> str:
+    """With how many of the seeds it is of, where it is not of all."""
+    said = _said(found, sign)
+    return said if found is None or found.count == seeds else f"{said} ({found.count} of {seeds} seeds)"
 
 
 def _classes(study: Results) -> list[str]:
-    names = list(next(cell["classes"] for cell in study.cells.values() if "classes" in cell))
+    names = dict.fromkeys(name for cell in study.cells.values() for name in cell.get("classes", {}))
     body = []
     for row in study.rows:
         for name in names:
             found = study.estimate(row, f"classes.{name}.predicted")
             if found is None:
                 continue
-            share = study.estimate(row, lambda c, n=name: _share(c["classes"][n]))
+            share = study.estimate(row, lambda c, n=name: _share(c.get("classes", {}).get(n)))
             distances = [study.estimate(row, f"classes.{name}.frechet.{n}") for n in study.networks]
             body.append(
                 [row, name, _said(found), "-" if share is None else _percent(share.mean), *map(_said, distances)]
@@ -431,31 +473,24 @@ def _classes(study: Results) -> list[str]:
     return ["Fewer clips than above, so distances compare within a class only.", "", *_markdown(header, body)]
 
 
-def _share(scores: dict) -> float | None:
-    return scores["predicted"] / scores["copying"] if scores["copying"] else None  # what stands still is copied exactly
+def _share(scores: dict | None) -> float | None:
+    """Of copying; None without scores, or of what stands still, which copying draws exactly."""
+    return scores["predicted"] / scores["copying"] if scores and scores["copying"] else None
 
 
 def _training_chart(study: Results, network: str) -> str:
-    curves = []
+    drawn = []
     for row in study.rows:
-        cells = [study.cells[row, seed]["curve"][network] for seed in study.seeds(row)]
-        values = np.array([cell["frechet"] for cell in cells])
-        style = "line" if values.shape[1] > 1 else "points"
+        steps, values = curves(study, row, network)
+        style = "line" if len(steps) > 1 else "points"
         band = {"low": values.min(axis=0), "high": values.max(axis=0)} if len(values) > 1 else {}
-        curves.append(
-            Curve(
-                f"{row} ({len(cells)} {'seeds' if band else 'seed'})",
-                cells[0]["step"],
-                values.mean(axis=0),
-                style=style,
-                **band,
-            )
-        )
+        name = f"{row} ({len(values)} {'seeds' if band else 'seed'})"
+        drawn.append(Curve(name, steps, values.mean(axis=0), style=style, **band))
     floor = study.measured(study.rows[0], f"floor.{network}.frechet").mean
-    last = curves[0].x
-    curves.append(Curve("real half against real half", (last[0], last[-1]), (floor, floor), style="dashed"))
+    every = [step for curve in drawn for step in curve.x]
+    drawn.append(Curve(FLOOR, (min(every), max(every)), (floor, floor), style="dashed"))
     title = f"{study.plan['name']}: generation along training, {network}"
-    return chart(title, curves, x_label="diffusion steps (band: all seeds)", y_label="Frechet distance", log=True)
+    return chart(title, drawn, x_label="diffusion steps (band: all seeds)", y_label="Frechet distance", log=True)
 
 
 def _prediction_chart(study: Results) -> str:
@@ -464,21 +499,21 @@ def _prediction_chart(study: Results) -> str:
     def mean(row: str, name: str) -> list[float]:
         return np.mean([study.cells[row, seed]["prediction"][name] for seed in study.seeds(row)], axis=0).tolist()
 
-    curves = [Curve(row, groups, mean(row, "predicted")) for row in study.rows]
+    drawn = [Curve(row, groups, mean(row, "predicted")) for row in study.rows]
     guesses = ("copying", "extrapolation")
-    curves += [Curve(guess, groups, mean(study.rows[0], guess), style="dashed") for guess in guesses]
+    drawn += [Curve(guess, groups, mean(study.rows[0], guess), style="dashed") for guess in guesses]
     title = f"{study.plan['name']}: error of frames that were withheld"
-    return chart(title, curves, x_label="withheld groups k", y_label="squared error", log=True)
+    return chart(title, drawn, x_label="withheld groups k", y_label="squared error", log=True)
 
 
 def _correlation_chart(study: Results, network: str) -> str:
-    curves = []
+    drawn = []
     for row in study.rows:
         cells = [study.cells[row, seed] for seed in study.seeds(row)]
         distances = [cell["generation"][network]["frechet"] for cell in cells]
-        curves.append(Curve(row, [prediction_error(cell) for cell in cells], distances, style="points"))
+        drawn.append(Curve(row, [prediction_error(cell) for cell in cells], distances, style="points"))
     title = f"{study.plan['name']}: prediction and generation"
-    return chart(title, curves, x_label="prediction error, mean over k", y_label=f"final Frechet distance, {network}")
+    return chart(title, drawn, x_label="prediction error, mean over k", y_label=f"final Frechet distance, {network}")
 
 
 def _said(estimate: Estimate | None, sign: str = "") -> str:

@@ -111,7 +111,8 @@ class Study:
     def plan(self) -> dict:
         """What is to be run, as JSON: the scores of a part of it say how large a part they are."""
         rows = [dataclasses.asdict(row) for row in self.rows]
-        return {"name": self.name, "world": self.world, "rows": rows, "seeds": list(self.seeds)}
+        cells = [cell.name for cell in self.cells()]  # of these settings: scores made with others do not mix with them
+        return {"name": self.name, "world": self.world, "rows": rows, "seeds": list(self.seeds), "cells": cells}
 
     def row(self, name: str) -> Row:
         """The row of this name."""
@@ -194,8 +195,8 @@ def paper_rows() -> tuple[Row, ...]:
 
 def control_row() -> Row:
     """The baseline's decoder tuned as long: what of the last row of table 4 is longer training alone."""
-    baseline = paper_rows()[0]
-    return Row("Baseline, decoder tuned", baseline.settings, decoder_of=baseline.name, compared_with=baseline.name)
+    baseline, *_, tuned = paper_rows()
+    return Row("Baseline, decoder tuned", baseline.settings, decoder_of=baseline.name, compared_with=tuned.name)
 
 
 def ablation_rows() -> tuple[Row, ...]:

@@ -20,8 +20,6 @@ from pv_vae_jax.evaluation.spectra import rank_correlation
 PLAN = "study.json"
 # 97.5 % point of Student's t with 1, 2, ... degrees of freedom; beyond the last, the last: rather too wide.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-RESAMPLES = 1_000
-NORMAL = 1.96
 Distance = Literal["frechet", "kernel"]
 
 
@@ -106,23 +104,27 @@ class Results:
         """
         return over_seeds(list(self.values(row, score).values()))
 
-    def difference(self, row: str, other: str, score: str | Callable[[dict], float | None]) -> Estimate | None:
-        """`row` less `other`, over the seeds that both have."""
+    def difference(
+        self, row: str, other: str, score: str | Callable[[dict], float | None], *, one_device: bool = False
+    ) -> Estimate | None:
+        """`row` less `other`, over the seeds that both have; `one_device`: those that ran on one kind of device."""
         a, b = self.values(row, score), self.values(other, score)
-        values = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-        return over_seeds(values) if values else None
+        device = lambda name, seed: self.cells[name, seed]["device"]  # noqa: E731
+        seeds = [s for s in sorted(a.keys() & b.keys()) if not one_device or device(row, s) == device(other, s)]
+        return over_seeds([a[seed] - b[seed] for seed in seeds]) if seeds else None
 
 
 def read_results(folder: Path) -> list[Results]:
     """The studies of `folder`, one folder each, by name; those without a finished cell are left out.
 
     Raises:
-      ConfigError: a file is damaged, belongs to no row of its plan, or there are two for one row and seed.
+      ConfigError: a file is damaged, belongs to no row of its plan or to other settings than it plans, or there are two
+        for one row and seed.
     """
     studies = []
     for plan in sorted(folder.glob(f"*/{PLAN}")):
         found = Results(_read(plan), {})
-        known = {row["name"] for row in found.plan["rows"]}
+        known, planned = {row["name"] for row in found.plan["rows"]}, found.plan.get("cells")
         for path in sorted(plan.parent.glob("*.json")):
             if path.name == PLAN:
                 continue
@@ -130,6 +132,8 @@ def read_results(folder: Path) -> list[Results]:
             key: Any = cell.get("row"), cell.get("seed")
             if key[0] not in known:
                 raise ConfigError(f"{path} is a cell of row {key[0]!r}, which {plan} does not have: remove one of them")
+            if planned is not None and path.stem not in planned:
+                raise ConfigError(f"{path} was made with other settings than {plan} plans: remove one of them")
             if key in found.cells:
                 raise ConfigError(f"{path} is a second cell of row {key[0]!r}, seed {key[1]}: remove the stale one")
             found.cells[key] = cell
@@ -170,26 +174,20 @@ class Reach:
     """Steps in which a row reaches the baseline's last distance, over the steps of the whole training.
 
     Attributes:
-      share: on the curves averaged over seeds; infinite if it is never reached.
-      seeds: the same, seed by seed.
-      low, high: 95 % interval of `share`.
-      earliest: share of the first scored step: no smaller one can be told.
+      seeds: the share of each seed that both have; infinite where it is never reached.
+      mean: geometric mean of `seeds` with Student's t interval; None if one seed never reaches it.
+      earliest: the largest share that a first scored step is: no smaller one can be told of every seed.
     """
 
-    share: float
     seeds: list[float]
-    low: float
-    high: float
+    mean: Estimate | None
     earliest: float
 
 
 def reach(
     results: Results, row: str, baseline: str, network: str, distance: Distance = "frechet", *, stays: bool = False
 ) -> Reach | None:
-    """Convergence of `row` against the end of `baseline`; None without curves of a seed of both.
-
-    The interval is a bootstrap: seeds are drawn again, in pairs, and every distance is moved by normal noise as wide as
-    its bootstrap interval over clips says; where a step has no interval, it takes the relative width of the last one's.
+    """Convergence of `row` against the end of `baseline`, seed by seed; None without curves of a seed of both.
 
     Args:
       results: of a study.
@@ -199,47 +197,69 @@ def reach(
       stays: count the steps from which on the row stays as near, rather than those in which it is so at first: samples
         of a network that has hardly begun can be nearer to real clips than those that follow.
     """
-    seeds = [seed for seed in results.seeds(row) if (baseline, seed) in results.cells]
-    pairs = [(results.cells[baseline, seed], results.cells[row, seed]) for seed in seeds]
-    pairs = [p for p in pairs if len(p[1]["curve"][network]["step"]) > 1]  # a row that scores its end only has no curve
-    if not pairs:
+    shares, first = [], []
+    for seed in results.seeds(row):
+        curve = results.cells[row, seed]["curve"][network]
+        steps, distances = curve["step"], np.asarray(curve[distance], float)
+        if (baseline, seed) not in results.cells or len(steps) < 2:  # a row that scores its end alone has no curve
+            continue
+        if stays:
+            distances = np.maximum.accumulate(distances[::-1])[::-1]  # the farthest that is still to come
+        target = results.cells[baseline, seed]["curve"][network][distance][-1]
+        shares.append(steps_to_reach(steps, distances, target) / steps[-1])
+        first.append(steps[0] / steps[-1])
+    if not shares:
         return None
-    steps = pairs[0][0]["curve"][network]["step"]
-    curves = np.array([[cell["curve"][network][distance] for cell in pair] for pair in pairs])  # seed, which, step
-    noise = np.array([[_deviations(cell, network, distance) for cell in pair] for pair in pairs])
-
-    def share(of: np.ndarray) -> float:
-        curve = np.maximum.accumulate(of[1][::-1])[::-1] if stays else of[1]  # the farthest that is still to come
-        return steps_to_reach(steps, curve, of[0][-1]) / steps[-1]
-
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        again = rng.integers(len(pairs), size=len(pairs))
-        drawn.append(share((curves[again] + noise[again] * rng.standard_normal(curves.shape)).mean(axis=0)))
-    drawn = np.sort(drawn)
-    low, high = (float(drawn[int(q * (RESAMPLES - 1))]) for q in (0.025, 0.975))  # of numbers that may be infinite
-    return Reach(share(curves.mean(axis=0)), [share(c) for c in curves], low, high, steps[0] / steps[-1])
+    logs = over_seeds([float(np.log(share)) for share in shares]) if np.isfinite(shares).all() else None
+    turned = logs and [None if v is None else float(np.exp(v)) for v in (logs.low, logs.high)]
+    return Reach(shares, logs and Estimate(float(np.exp(logs.mean)), logs.count, *turned), max(first))
 
 
-def prediction_correlation(results: Results, network: str, rows: list[str]) -> tuple[float, int]:
-    """Rank correlation of prediction error and final Frechet distance over the cells of `rows`, and their number."""
-    cells = [results.cells[row, seed] for row in rows for seed in results.seeds(row)]
-    if len(cells) < 3:
-        return float("nan"), len(cells)
-    x = np.array([prediction_error(cell) for cell in cells])
-    y = np.array([cell["generation"][network]["frechet"] for cell in cells])
-    return rank_correlation(x, y), len(cells)
+def curves(results: Results, row: str, network: str) -> tuple[list[int], np.ndarray]:
+    """Steps and Frechet distances `(seeds, steps)` of a row along training.
+
+    Cells that are scored at other steps are read off their own lines, straight over the logarithm of the step, and
+    those of which the end alone is scored are left out where others have more.
+    """
+    found = [results.cells[row, seed]["curve"][network] for seed in results.seeds(row)]
+    found = [curve for curve in found if len(curve["step"]) > 1] or found
+    begin = max(curve["step"][0] for curve in found)
+    end = min(curve["step"][-1] for curve in found)
+    steps = sorted({step for curve in found for step in curve["step"] if begin <= step <= end})
+    read = [np.interp(np.log(steps), np.log(curve["step"]), curve["frechet"]) for curve in found]
+    return steps, np.array(read)
 
 
-def _deviations(cell: dict, network: str, distance: Distance) -> np.ndarray:
-    """Standard deviations of the distances along training, from the bootstrap over clips."""
-    curve, final = cell["curve"][network], cell["generation"][network]
-    distances = np.asarray(curve[distance], float)
-    low, high = final[f"{distance}_interval"]
-    wide = np.abs(distances * (high - low) / (2 * NORMAL * final[distance]))
-    for i, interval in enumerate(curve.get(f"{distance}_interval", [])):
-        wide[i] = (interval[1] - interval[0]) / (2 * NORMAL)
-    return wide
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Rank correlation of prediction error and final Frechet distance.
+
+    Attributes:
+      pooled: over all cells; between seeds as well, which differ in their clips.
+      within: mean over seeds of the coefficient over one seed's cells.
+      cells, seeds: how many each is of; NaN of too few.
+    """
+
+    pooled: float
+    within: float
+    cells: int
+    seeds: int
+
+
+def prediction_correlation(results: Results, network: str, rows: list[str]) -> Correlation:
+    """Over the cells of `rows`; a coefficient takes three cells."""
+
+    def coefficient(seeds: list[int]) -> tuple[float, int]:
+        cells = [results.cells[row, seed] for row in rows for seed in seeds if (row, seed) in results.cells]
+        if len(cells) < 3:
+            return float("nan"), len(cells)
+        x = np.array([prediction_error(cell) for cell in cells])
+        return rank_correlation(x, np.array([c["generation"][network]["frechet"] for c in cells])), len(cells)
+
+    seeds = sorted({seed for row in rows for seed in results.seeds(row)})
+    pooled, count = coefficient(seeds)
+    within = [value for value, _ in (coefficient([seed]) for seed in seeds) if np.isfinite(value)]
+    return Correlation(pooled, float(np.mean(within)) if within else float("nan"), count, len(within))
 
 
 def _at(tree: dict, path: str):
