@@ -96,7 +96,7 @@ class OptimizerConfig:
     Attributes:
       name: `adamw`, or `muon` (ours): orthogonalised momentum for kernels, Nesterov AdamW for the rest.
       learning_rate: the peak.
-      warmup_steps: linear from 0; the paper does not give its length.
+      warmup_steps: linear from 0, at most half of the stage; the paper does not give its length.
       final_fraction: of the peak, at the last step.
       weight_decay: decoupled, on matrices and kernels only.
       b1, b2: decays of AdamW's moments; Muon's momentum is 0.95.
@@ -331,6 +331,11 @@ class Experiment:
             stage: VAEStageConfig = getattr(self, name)
             if stage.drop_per_example and stage.drop_form != "filled":
                 raise ConfigError(f"{name}.drop_per_example needs {name}.drop_form=filled")
+            if stage.objective.gan and stage.objective.gan_start >= stage.steps > 0:
+                raise ConfigError(
+                    f"{name}.objective.gan_start is {stage.objective.gan_start}, but {name} ends at step {stage.steps} "
+                    "and would never have a GAN: lower it, or set gan=0"
+                )
             if stage.objective.gan and "decoder" in stage.frozen:
                 raise ConfigError(f"{name}.objective.gan moves the decoder, which {name}.frozen holds: change one")
             if stage.images and stage.drop_ratio_max:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from pv_vae_jax.masking import DropFrom
 from pv_vae_jax.masking import max_dropped as max_dropped  # part of this interface since before there were patterns
 from pv_vae_jax.models.vae import VAE, Posterior
-from pv_vae_jax.typing import Array, Params, PRNGKey, check_clip_shape
+from pv_vae_jax.typing import Array, Params, PRNGKey, ShapeError, check_clip_shape
 
 
 @flax.struct.dataclass
@@ -75,11 +75,12 @@ def predict_truncated(model: VAE, params: Params, video: Array, dropped: int, ke
 def predict_filled(model: VAE, params: Params, video: Array, dropped: Array, key: PRNGKey | None) -> Prediction:
     """Encode every frame, overwrite the last `dropped` latent frames with pads, decode to all frames.
 
-    `dropped` is an int array: scalar, or `(b,)` for a `k` per example. Gaussian pads are drawn for all `g` frames, so
-    their values differ from the truncated form's; with a learnable token the two forms agree to rounding.
+    `dropped` is an int array: scalar, or `(b,)` for a `k` per example; what is more than `g - 1` is taken as that, for
+    group 0 is always kept. Gaussian pads are drawn for all `g` frames, so their values differ from the truncated
+    form's; with a learnable token the two forms agree to rounding.
     """
     groups = model.config.latent_frames(video.shape[1])
-    dropped = jnp.broadcast_to(jnp.asarray(dropped), (video.shape[0],))
+    dropped = jnp.broadcast_to(jnp.clip(jnp.asarray(dropped), 0, groups - 1), (video.shape[0],))
     observed = jnp.arange(groups)[None, :] < (groups - dropped)[:, None]
     # A causal encoder has kept the last frames out of the observed latents; their pixels need not be touched.
     return predict_masked(model, params, video, observed, key, drop_from="latents")
@@ -131,10 +132,13 @@ def predict_clip(model: VAE, params: Params, video: Array, observed: int, key: P
     """See the first `observed` frames and draw the whole clip: `(b, 1 + T, H, W, 3)`, clamped to [-1, 1].
 
     Raises:
-      ShapeError: `observed` is not `1 + n p_t`.
+      ShapeError: the clip's frames or `observed` are not `1 + n p_t`, or more are observed than there are.
     """
     p_t = model.config.time_factor
-    check_clip_shape(observed, video.shape[2], video.shape[3], p_t, model.config.space_factor)
+    for frames in (video.shape[1], observed):
+        check_clip_shape(frames, video.shape[2], video.shape[3], p_t, model.config.space_factor)
+    if observed > video.shape[1]:
+        raise ShapeError(f"{observed} frames cannot be observed of a clip of {video.shape[1]}")
     dropped = (video.shape[1] - observed) // p_t
     if model.config.pad == "gaussian" and key is None:
         raise ValueError("gaussian padding needs a random key")

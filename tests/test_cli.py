@@ -509,6 +509,11 @@ def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_that_are_no_class_are_refused(trained):
+    with pytest.raises(ValueError, match=r"labels are classes 0 to \d, got \[-1, 9\]"):
+        sample.sample_clips(load(trained), np.array([0, -1, 9]))
+
+
 def test_sample_of_a_model_without_classes_needs_no_flag(trained, tmp_path, monkeypatch):
     model = load(trained)
     latte = Latte(dataclasses.replace(model.diffusion.model.config, classes=0))

@@ -180,6 +180,11 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
             ConfigError,
             "discriminator.levels 6 halves pictures to a 64th, which video cannot do to 32 pixels",
         ),
+        (
+            {"video.objective.gan": "1.0", "video.steps": "5000"},
+            ConfigError,
+            "video.objective.gan_start is 5000, but video ends at step 5000 and would never have a GAN",
+        ),
         ({"video.batch_multiple": "4"}, ConfigError, "video.batch_multiple is for video.sizes"),
         (
             {"video.sizes": "((17, 32),)", "video.batch_multiple": "3"},

@@ -11,6 +11,12 @@ from pv_vae_jax.layers import conv
 from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d, conv2d
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """As on one device: the tests' several share a CPU, and there the gradient is XLA's."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
 def reference(x, kernel, stride, padding):
     """XLA's own 2-D convolution."""
     numbers = ("NHWC", "HWIO", "NHWC")
@@ -27,6 +33,7 @@ def reference(x, kernel, stride, padding):
         ((4, 4), 3, 2, ((0, 1), (0, 1))),
         ((6, 4), 4, 2, "SAME"),
         ((8, 5), 3, 3, ((1, 0), (2, 1))),
+        ((5, 3), 3, 1, ((-1, 1), (1, 1))),
     ],
 )
 def test_few_pixels_are_a_matrix_product_of_equal_result(side, size, stride, padding):
@@ -52,9 +59,10 @@ def test_few_pixels_are_a_matrix_product_of_equal_result(side, size, stride, pad
         ((2, 2, 8, 8, 6), 3, (3, 3), 1, ((3, 4), (1, 1))),  # pads that no tap of the turned form could have
         ((2, 2, 9, 8, 3), 5, (3, 3), 2, ((0, 1), (0, 1))),
         ((2, 1, 9, 12, 5), 3, (2, 2), 3, "SAME"),
+        ((2, 1, 6, 7, 2), 3, (3, 3), 1, ((-1, 1), (1, 0))),
     ],
 )
-def test_the_gradient_on_cpu_is_that_of_xla(shape, features, size, stride, padding, unfolded, monkeypatch):
+def test_the_gradient_on_cpu_is_that_of_xla(shape, features, size, stride, padding, unfolded, alone, monkeypatch):
     monkeypatch.setattr(conv, "UNFOLDED", unfolded)
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (*size, shape[-1], features))
@@ -74,7 +82,7 @@ def test_the_gradient_on_cpu_is_that_of_xla(shape, features, size, stride, paddi
         assert str(jax.make_jaxpr(pull_small)(cotangent)).count("conv_general_dilated") == 2
 
 
-def test_the_gradient_on_cpu_has_a_gradient_and_maps(monkeypatch):
+def test_the_gradient_on_cpu_has_a_gradient_and_maps(alone, monkeypatch):
     monkeypatch.setattr(conv, "UNFOLDED", 1)
     x, kernel = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 3)), jnp.ones((3, 3, 3, 4))
 
@@ -84,6 +92,29 @@ def test_the_gradient_on_cpu_has_a_gradient_and_maps(monkeypatch):
     plain = lambda x, kernel: jax.vmap(partial(reference, stride=1, padding="SAME"), (0, None))(x, kernel)  # noqa: E731
     got, want = (jax.grad(partial(steepness, convolve))(x) for convolve in (jax.vmap(conv2d, (0, None)), plain))
     chex.assert_trees_all_close(got, want, rtol=1e-3)
+
+
+def test_the_gradient_on_several_devices_is_xlas(monkeypatch):
+    """In chunks, what a split batch adds up would cross devices once a chunk."""
+    monkeypatch.setattr(conv, "UNFOLDED", 1)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
+    gradient = jax.grad(lambda kernel, x: jnp.sum(conv2d(x, kernel) ** 2))
+    compiled = jax.jit(gradient, in_shardings=(whole, split)).lower(jnp.ones((3, 3, 3, 4)), jnp.ones((8, 4, 4, 3)))
+    text = compiled.compile().as_text()
+    assert "all-reduce" in text and "while" not in text
+
+
+def test_a_convolution_that_cannot_be_says_why():
+    x, kernel = jnp.ones((1, 3, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))
+    with pytest.raises(ValueError, match="sizes of a causal convolution are odd, got 4 x 3"):
+        causal_conv3d(x, jnp.ones((3, 4, 3, 2, 2)))
+    for frames in (1, 3):
+        with pytest.raises(ValueError, match=f"a context of 2, got {frames}"):
+            causal_conv3d(x, kernel, context=x[:, :frames])
+    for side in (2, 4):  # on CPU two ways of computing it
+        with pytest.raises(TypeError, match="bfloat16 takes a kernel of that type, got float32"):
+            conv2d(x[..., :side, :side, :].astype("bfloat16"), kernel[0])
 
 
 def test_more_pixels_are_a_convolution():

@@ -28,6 +28,10 @@ def test_euler_follows_a_straight_path_exactly_in_one_step():
         euler(lambda x, t: x, noise, 0)
 
 
+def test_euler_keeps_the_type_of_the_noise():
+    assert euler(lambda x, t: x.astype(jnp.float32), jnp.ones((1, 2), jnp.bfloat16), 2).dtype == jnp.bfloat16
+
+
 def test_euler_converges_at_first_order():
     exact = float(jnp.exp(-1.0))  # dx/dt = x from t = 1 to 0
     errors = [abs(float(euler(lambda x, t: x, jnp.ones((1, 1)), n)[0, 0]) - exact) for n in (50, 100)]

@@ -86,6 +86,8 @@ def test_without_labels_the_null_class_is_meant(latte):
     null = model.apply({"params": params}, latents, t, jnp.full((2,), TINY.classes))
     np.testing.assert_array_equal(model.apply({"params": params}, latents, t), null)
     assert float(jnp.abs(null - velocity).max()) > 1e-3
+    wrong = model.apply({"params": params}, latents, t, jnp.array([0, TINY.classes + 1]))
+    assert np.isfinite(wrong[0]).all() and np.isnan(wrong[1]).all(), "no class, and not the null class either"
 
 
 def test_every_token_reaches_every_frame_and_place(latte):

@@ -12,6 +12,7 @@ from pv_vae_jax.losses.objective import Objective, latent_terms, pixel_terms
 from pv_vae_jax.losses.reconstruction import motion_error, squared_error
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.vae import Posterior
+from pv_vae_jax.typing import ShapeError
 
 
 def test_motion_error_ignores_a_static_background():
@@ -50,6 +51,26 @@ def test_the_perceptual_slot_is_used_and_never_ignored():
         Objective(perceptual=2.0, motion=0.0), output, target, lambda a, b: jnp.abs(a - b).mean(axis=(1, 2, 3))
     )
     assert float(terms["perceptual"]) == 1.0 and float(total) == pytest.approx(1.0 + 2.0)
+
+
+def test_clips_that_are_compared_have_one_shape_and_sum_in_float32():
+    clip = jnp.zeros((2, 5, 4, 4, 3))
+    with pytest.raises(ValueError, match="one shape"):
+        squared_error(clip, clip[:, :1])
+    half = jnp.ones((2, 5, 4, 4, 3), jnp.bfloat16)
+    assert squared_error(half, half).dtype == motion_error(half, half).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4, 6, 7])
+def test_the_discriminator_of_clips_sees_every_frame(frames):
+    model = Discriminator(DiscriminatorConfig(kinds=("3d",), width=2, levels=2, lowering="direct"))
+    video = jax.random.normal(jax.random.key(1), (1, frames, 4, 4, 3))
+    params = model.init(jax.random.key(0), video)["params"]
+    params = jax.tree.map(lambda p: p + 0.1, params)  # the taps of earlier frames start at zero
+    seen = jax.grad(lambda video: model.apply({"params": params}, video)[0].sum())(video)
+    assert (jnp.abs(seen).max(axis=(0, 2, 3, 4)) > 0).all()
+    with pytest.raises(ShapeError, match="3 x 3 does not halve"):
+        model.apply({"params": params}, jnp.zeros((1, frames, 6, 6, 3)))
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])

@@ -111,12 +111,23 @@ def test_kl_counts_observed_frames_only(tiny):
     )
 
 
+def test_group_0_is_kept_whatever_is_to_be_dropped(tiny):
+    model, params, video = tiny
+    some, all_of_them = (predict_filled(model, params, video, jnp.array(k), None) for k in ([-1, 3], [-5, 9]))
+    np.testing.assert_array_equal(some.observed, [[1, 1, 1, 1], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(some.observed, all_of_them.observed)
+
+
 def test_predicting_a_clip_names_the_lengths_that_can_be_observed(tiny):
     model, params, video = tiny
     output = predict_clip(model, params, video, 3)
     assert output.shape == video.shape and float(jnp.abs(output).max()) <= 1.0
     with pytest.raises(ValueError, match="use 3 or 5 frames"):
         predict_clip(model, params, video, 4)
+    with pytest.raises(ValueError, match="6 frames do not fit"):
+        predict_clip(model, params, video[:, :6], 1)
+    with pytest.raises(ValueError, match="9 frames cannot be observed of a clip of 7"):
+        predict_clip(model, params, video, 9)
 
 
 def test_a_traced_number_of_groups_says_what_to_do(tiny):

@@ -203,6 +203,18 @@ def test_schedule_warms_up_and_decays_to_a_tenth():
     rate = schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10), 100)
     assert float(rate(0)) == pytest.approx(0.1) and float(rate(10)) == pytest.approx(1.0)
     assert float(rate(100)) == pytest.approx(0.1)
+    short = schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=1_000), 20)
+    assert float(short(10)) == pytest.approx(1.0) and float(short(20)) == pytest.approx(0.1), "half of it falls"
+
+
+def test_a_step_that_cannot_be_says_why(tiny):
+    step, state = vae_step(tiny)
+    with pytest.raises(TypeError, match="pixels are uint8 in .*, got float32"):
+        step(state, {"video": BATCH["video"] / np.float32(255), "dropped": BATCH["dropped"]}, dropped=None)
+    with pytest.raises(ValueError, match="the GAN needs a discriminator"):
+        dataclasses.replace(step, discriminator=None)(state, BATCH, dropped=None, gan=True)
+    with pytest.raises(ValueError, match="3 equal parts do not divide"):
+        dataclasses.replace(step, micro_batches=3)(state, BATCH, dropped=None)
 
 
 @pytest.mark.slow

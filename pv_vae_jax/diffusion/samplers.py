@@ -17,6 +17,7 @@ def euler(velocity: Velocity, noise: Array, steps: int) -> Array:
 
     def step(x, pair):
         now, then = pair
-        return x + (then - now) * velocity(x, jnp.full((x.shape[0],), now)), None
+        change = (then - now) * velocity(x, jnp.full((x.shape[0],), now))
+        return (x + change).astype(x.dtype), None  # the carry keeps its type, whatever the network's
 
     return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]

@@ -38,7 +38,7 @@ def sample_clips(
       `(n, 1 + T, H, W, 3)` uint8.
 
     Raises:
-      ValueError: no transformer, or guidance without classes.
+      ValueError: no transformer, guidance without classes, or a label that is no class.
     """
     if model.diffusion is None:
         raise ValueError("this model has no diffusion transformer")
@@ -46,6 +46,8 @@ def sample_clips(
     classes = d.model.config.classes
     if not classes and guidance != 1.0:
         raise ValueError(f"guidance {guidance} needs a class-conditional transformer; set it to 1")
+    if classes and len(wrong := np.setdiff1d(labels, np.arange(classes))):
+        raise ValueError(f"labels are classes 0 to {classes - 1}, got {wrong.tolist()}")
 
     @jax.jit
     def draw(vae_params, params, index, label):

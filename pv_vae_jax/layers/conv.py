@@ -42,12 +42,18 @@ def causal_conv3d(
     Returns:
       `(b, t, h, w, co)`; frame `i` depends on frames `<= i` only.
 
+    On one CPU device it has no forward-mode derivative, see `conv2d`.
+
     Raises:
-      ValueError: unknown lowering.
+      ValueError: unknown lowering, an even spatial size, or a context of another length.
     """
     kt, kh, kw, ci, co = kernel.shape
     if lowering not in LOWERINGS:
         raise ValueError(f"unknown lowering {lowering!r}; choose one of {', '.join(LOWERINGS)}")
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"spatial sizes of a causal convolution are odd, got {kh} x {kw}")
+    if context is not None and context.shape[1] != kt - 1:
+        raise ValueError(f"a kernel of {kt} frames has a context of {kt - 1}, got {context.shape[1]}")
     if kernel.shape[:3] == (1, 1, 1):
         y = x @ kernel[0, 0, 0]
     elif (kh, kw) == (1, 1):
@@ -64,8 +70,14 @@ def causal_conv3d(
 def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: Any = "SAME") -> Array:
     """2-D convolution of every frame: `(..., h, w, ci)`, `(kh, kw, ci, co)` -> `(..., h', w', co)`.
 
-    On CPU it has no forward-mode derivative: its backward pass is our own.
+    On one CPU device its backward pass is our own, so there it has no forward-mode derivative (`jax.jvp`,
+    `jax.linearize`); forward over reverse (`jax.hessian`) works.
+
+    Raises:
+      TypeError: `x` and `kernel` are of two types.
     """
+    if x.dtype != kernel.dtype:
+        raise TypeError(f"a convolution of {x.dtype} takes a kernel of that type, got {kernel.dtype}")
     lead, sides = x.shape[:-3], x.shape[-3:-1]
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(sides, kernel.shape[:2], (stride, stride), padding)
@@ -75,7 +87,9 @@ def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 
     )
     way = _convolve
     if jax.default_backend() == "cpu":
-        way = _patches if height * width <= FEW_PIXELS else _convolve_on_cpu
+        # On several devices the batch may be split, and every chunk of our gradient would be summed across them.
+        large = _convolve_on_cpu if jax.device_count() == 1 else _convolve
+        way = _patches if height * width <= FEW_PIXELS else large
     # Batch and frames stay apart: where the batch is sharded, a loop over frames needs no communication.
     batch, frames = lead[0] if lead else 1, math.prod(lead[1:])
     y = cast(Array, way(x.reshape(batch, frames, *x.shape[-3:]), kernel, stride, padding))
@@ -125,7 +139,7 @@ def _kernel_gradient(x: Array, dy: Array, size: tuple[int, ...], stride: int, pa
     turned = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(size, padding, strict=True))
     if ci > co and stride == 1 and min(min(pad) for pad in turned) >= 0:  # unfold the side of fewer channels
         return _kernel_gradient(dy, x, size, 1, turned)[::-1, ::-1].swapaxes(2, 3)
-    x = jnp.pad(x, ((0, 0), (0, 0), *padding, (0, 0)))
+    x = _padded(x, padding)
     batch, frames, height, width = dy.shape[:4]
     most = UNFOLDED // max(x.dtype.itemsize * kh * kw * ci * batch * width, 1)  # rows of all clips
     rows = _divisor(height, most)
@@ -159,9 +173,14 @@ def _seen(x: Array, size: tuple[int, ...], stride: int, height: int, width: int)
 def _patches(x: Array, kernel: Array, stride: int, padding: Any) -> Array:
     """`conv2d` of `(b, t, h, w, ci)` as one matrix product."""
     size = kernel.shape[:2]
-    x = jnp.pad(x, ((0, 0), (0, 0), *padding, (0, 0)))
+    x = _padded(x, padding)
     height, width = ((n - k) // stride + 1 for n, k in zip(x.shape[2:4], size, strict=True))
     return _seen(x, size, stride, height, width) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _padded(x: Array, padding: Any) -> Array:
+    """Both sides of `(b, t, h, w, c)` padded with zeros, or cropped where a pad is below zero, as XLA does."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)))
 
 
 def _delay(x: Array, frames: int, context: Array | None = None) -> Array:

@@ -56,4 +56,4 @@ class ClassEmbedding(nn.Module):
     @nn.compact
     def __call__(self, label: Array) -> Array:
         table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.features))
-        return table[label]
+        return table.at[label].get(mode="fill", fill_value=jnp.nan)  # clamped, a wrong label would be the null class

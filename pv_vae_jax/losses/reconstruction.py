@@ -8,8 +8,14 @@ from pv_vae_jax.typing import Array
 
 
 def squared_error(output: Array, target: Array) -> Array:
-    """Mean squared error of two clips `(b, t, h, w, 3)`."""
-    return jnp.mean(jnp.square(output - target))
+    """Mean squared error of two clips `(b, t, h, w, 3)`, float32.
+
+    Raises:
+      ValueError: clips of two shapes.
+    """
+    if output.shape != target.shape:
+        raise ValueError(f"clips that are compared have one shape, got {output.shape} and {target.shape}")
+    return jnp.mean(jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
 def motion_error(output: Array, target: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pv_vae_jax.layers.conv import CausalConv3D, Conv2D, Lowering
 from pv_vae_jax.layers.norm import RMSNorm
-from pv_vae_jax.typing import Array, check_sizes
+from pv_vae_jax.typing import Array, ShapeError, check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +61,19 @@ class PatchDiscriminator(nn.Module):
 
 
 def _halve(x: Array, time: bool) -> Array:
-    """Average 2x2 pixels and, if `time`, keep frame 0 and average later pairs: no strided 3-D convolution."""
+    """Average 2x2 pixels and, if `time`, keep frame 0 and average later pairs: no strided 3-D convolution.
+
+    An odd frame at the end is kept as it is, so that no frame of a clip goes unseen.
+    """
     b, t, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ShapeError(f"a discriminator halves sides once a level, {h} x {w} does not halve: take fewer levels")
     x = x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean(axis=(3, 5))
     if not time or t == 1:
         return x
     n = (t - 1) // 2
     pairs = x[:, 1 : 1 + 2 * n].reshape(b, n, 2, h // 2, w // 2, c).mean(axis=2)
-    return jnp.concatenate([x[:, :1], pairs], axis=1)
+    return jnp.concatenate([x[:, :1], pairs, x[:, 1 + 2 * n :]], axis=1)
 
 
 class Discriminator(nn.Module):

@@ -35,9 +35,10 @@ TOKEN_AXES = ("batch", "time", "tokens", "channels")
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:
     """Ask the compiler to keep `x` split by its logical `axes`; without a mesh of ours in context, return it as it is.
 
-    Layers can therefore be used in a foreign codebase, under no mesh or under one with other axis names. A mesh axis
-    that does not divide what is left of a dimension is left out there: networks run at any size, and whether a stage's
-    batch and picture fit its mesh is checked where the stage begins.
+    Layers can therefore be used in a foreign codebase, under no mesh or under one with other axis names. Its axes are
+    of type Auto: the reshapes of these networks are not defined under Explicit ones (`jax.make_mesh`'s default). A mesh
+    axis that does not divide what is left of a dimension is left out there: networks run at any size, and whether a
+    stage's batch and picture fit its mesh is checked where the stage begins.
     """
     mesh = jax.sharding.get_abstract_mesh().shape
     spec = [

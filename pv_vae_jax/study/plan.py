@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from pv_vae_jax.data.sources import fingerprint
 STILL = {"video.objective.motion": 0.0}
 RECIPE = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
 CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # of an experiment: they decide no number
+
+
+def slug_of(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Row:
     @property
     def slug(self) -> str:
         """The name as part of a file name."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
+        return slug_of(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +112,22 @@ class Study:
         for seed in self.seeds:
             for row in self.rows:
                 yield self.cell(row, seed)
+
+    def part(self, rows: Sequence[str] = (), seeds: Sequence[str] = ()) -> list[Cell]:
+        """The cells of these rows, by name or slug, and seeds; none named are all.
+
+        Raises:
+          ConfigError: there is no such row or seed; those that are there are listed.
+        """
+        slugs = [slug_of(name) for name in rows]
+        for what, wanted, known in (
+            ("row", slugs, [row.slug for row in self.rows]),
+            ("seed", seeds, [str(seed) for seed in self.seeds]),
+        ):
+            if unknown := [name for name in wanted if name not in known]:
+                raise ConfigError(f"study {self.name} has no {what} {unknown[0]!r}: there are {', '.join(known)}")
+        cells = [cell for cell in self.cells() if not slugs or cell.row.slug in slugs]
+        return [cell for cell in cells if not seeds or str(cell.seed) in seeds]
 
     def plan(self) -> dict:
         """What is to be run, as JSON: the scores of a part of it say how large a part they are."""

@@ -14,8 +14,8 @@ from pv_vae_jax.typing import Array, Params, PRNGKey
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate at a step of a stage of `steps` steps."""
-    warmup = min(config.warmup_steps, max(steps - 1, 0))
+    """Learning rate at a step of a stage of `steps` steps, of which at most half warm up: the rest is to fall."""
+    warmup = min(config.warmup_steps, max(steps, 0) // 2)
     return optax.warmup_cosine_decay_schedule(
         init_value=config.learning_rate / max(warmup, 1),
         peak_value=config.learning_rate,
@@ -86,9 +86,14 @@ def accumulated(gradients: Callable[[Any, Array], Any], batch: dict, key: PRNGKe
       batch: arrays `(b, ...)`, and scalars, which every part gets.
       key: each part draws from its own, made of this one.
       parts: must divide `b`; 1 calls `gradients` once, with `key`.
+
+    Raises:
+      ValueError: it does not.
     """
     if parts == 1:
         return gradients(batch, key)
+    if uneven := {name: a.shape for name, a in batch.items() if a.ndim and a.shape[0] % parts}:
+        raise ValueError(f"{parts} equal parts do not divide the batch: {uneven}")
 
     # Part `i` takes rows `i, i + parts, ...`: every device cuts its own rows, and nothing is sent.
     def cut(a: Array) -> Array:

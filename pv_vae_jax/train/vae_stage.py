@@ -57,7 +57,8 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         objective=stage.objective,
         optimizer=optimizer(stage.optimizer, stage.steps),
         discriminator=discriminator,
-        discriminator_optimizer=optimizer(stage.discriminator_optimizer, stage.steps),
+        # It counts its own updates, which begin with the GAN.
+        discriminator_optimizer=optimizer(stage.discriminator_optimizer, stage.steps - stage.objective.gan_start),
         # A gaussian pad has no parameter, so there is nothing to hold.
         frozen=tuple(part for part in stage.frozen if part != "pad" or experiment.vae.pad == "learnable"),
         ema_decay=stage.ema_decay,

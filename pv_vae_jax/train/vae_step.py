@@ -84,8 +84,11 @@ class VAEStep:
           New state, and float32 scalars: every term unweighted, `loss`, gradient norm.
 
         Raises:
-          ValueError: the truncated form with a pattern that is not the end of a clip.
+          ValueError: the truncated form with a pattern that is not the end of a clip, or the GAN without discriminator.
+          TypeError: a `video` that is not uint8.
         """
+        if gan and (self.discriminator is None or state.discriminator is None):
+            raise ValueError("the GAN needs a discriminator: give one, its optimizer, and its parameters to `create`")
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         trained, frozen = split_frozen(state.params, self.frozen)
 
