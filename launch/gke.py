@@ -1,7 +1,8 @@
 """Run an experiment on Google Kubernetes Engine: one JobSet a run, TPU slices or nodes with GPUs.
 
   python launch gke --image REGION-docker.pkg.dev/PROJECT/REPO/pv_vae_jax --tpu v5e --topology 4x4 \\
-      --claim runs:/mnt/runs --config experiments/demo.py --workdir /mnt/runs/demo --dry-run
+      --claim runs:/mnt/runs --config experiments/paper_vae.py --workdir /mnt/runs/vae \\
+      --config.data.source=/mnt/runs/clips --dry-run
   python launch gke --image IMAGE --gpu nvidia-h100-80gb --nodes 2 --gpus-per-node 8 --claim runs:/mnt/runs ...
 
 The image is built from launch/Dockerfile. --claim mounts a volume that all pods may write (ReadWriteMany); the work

@@ -1,7 +1,7 @@
 """Run an experiment as a SLURM job; a sweep becomes a job array.
 
-  python launch slurm --config experiments/demo.py --workdir /shared/runs/ratio --nodes 2 --gpus-per-node 8 \\
-      --time 24:00:00 --sweep config.seed=0,1,2
+  python launch slurm --config experiments/paper_vae.py --workdir /shared/runs/seeds --nodes 2 --gpus-per-node 8 \\
+      --time 24:00:00 --config.data.source=/shared/clips --sweep config.seed=0,1,2
 
 One process a GPU, on all nodes; --gpus-per-node 0 is one process a node, on CPUs. Two minutes before the time is up,
 the batch script sends SIGTERM, at which the run saves its state, and puts the job back into the queue, as often as

@@ -1,6 +1,7 @@
 """Run an experiment on all workers of a Cloud TPU VM, over ssh.
 
-  python launch tpu_vm --tpu my-v5e-16 --zone us-west4-a --config experiments/demo.py --workdir /mnt/runs/demo
+  python launch tpu_vm --tpu my-v5e-16 --zone us-west4-a --config experiments/paper_vae.py --workdir /mnt/runs/vae \\
+      --config.data.source=/mnt/clips
 
 Copies the commit that is checked out to every worker, installs it there into an environment of its own, and starts one
 process a worker; JAX lets them find each other. Points of a sweep run one after the other. On several workers the work

@@ -1,7 +1,7 @@
 """Run an experiment on TPUs of a cluster made by xpk: one workload a run.
 
   python launch xpk --cluster my-cluster --zone us-west4-a --device-type v5litepod-16 --image IMAGE \\
-      --config experiments/demo.py --workdir /mnt/runs/demo
+      --config experiments/paper_vae.py --workdir /mnt/runs/vae --config.data.source=/mnt/runs/clips
 
 The image is built from launch/Dockerfile. Attach the storage that the work directory lies in with `xpk storage attach`
 first. For GPUs take `launch gke`, which tells the processes who they are.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import re
 import runpy
@@ -120,6 +121,30 @@ def check_launch(words: list[str]) -> None:
     assert "--workdir" in out.getvalue()
     for run in experiments[0].runs():
         check_pv_vae(list(run.arguments[2:]))
+        check_batches(run.arguments, devices(words))
+
+
+def devices(words: list[str]) -> int:
+    """How many a launch command asks for, as far as its words say."""
+    said = {word: int(n) for word, n in itertools.pairwise(words) if word.startswith("--") and n.isdigit()}
+    each = said.get("--gpus-per-node", 8 if "--gpu" in words else said.get("--cpu-devices", said.get("--gpus", 1)))
+    count = each * said.get("--nodes", 1) * said.get("--processes", 1)
+    for flag, word in itertools.pairwise(words):
+        if flag == "--topology":
+            count = math.prod(map(int, word.split("x")))
+        elif flag in ("--tpu", "--device-type") and (chips := re.search(r"-(\d+)$", word)):
+            count = int(chips.group(1))
+        elif flag == "--vertex":
+            count = int(word.split("=")[1])
+    return count
+
+
+def check_batches(arguments, count: int) -> None:
+    """The run would not end on its devices with a batch that they cannot split."""
+    (config,) = (value for flag, value in itertools.pairwise(arguments) if flag == "--config")
+    experiment = load_experiment(ROOT / config, parse_overrides([a for a in arguments if a.startswith("--config.")])[1])
+    for stage in ("image", "video", "decoder"):
+        assert getattr(experiment, stage).batch_size % count == 0, f"{config} on {count} devices"
 
 
 def check_pip(words: list[str]) -> None:
@@ -190,6 +215,7 @@ def test_wrong_commands_are_noticed():
         "python launch local --config c --workdir w --sweep seed=1",
         "python launch local --config experiments/demo.py --workdir w --parallell 3",
         "python launch slurm --config experiments/demo.py --workdir w --config.video.step=3",
+        "python launch slurm --config experiments/demo.py --workdir /w --nodes 2 --gpus-per-node 8 --time 1:00:00",
         "docker build --file launch/Dockerfile.tpu",
         "wget x",
     ):
