@@ -85,6 +85,8 @@ def test_ucf101_says_what_is_missing(ucf):
     gone.path.unlink()
     listing = ucf101(ucf, "train")
     assert len(listing.items) == 5 and listing.absent == {gone.name: f"expected at {gone.path}"}
+    gone.path.symlink_to("nowhere")
+    assert gone.name in ucf101(ucf, "train").absent
     (ucf / "ucfTrainTestlist" / "testlist01.txt").unlink()
     with pytest.raises(NoVideosError, match="testlist01.txt is missing: UCF101 comes with it"):
         ucf101(ucf, "test")
@@ -262,7 +264,7 @@ def test_images_are_clips_of_one_frame(pictures):
         source.clip(0, rng())
 
 
-def test_broken_images_are_named_and_replaced(pictures, capsys):
+def test_broken_images_are_named_and_replaced(pictures, capsys, monkeypatch):
     folder = pictures / "train" / "n01440764"
     whole = (folder / "0.JPEG").read_bytes()
     (folder / "0.JPEG").write_bytes(whole[: len(whole) // 3])
@@ -275,6 +277,10 @@ def test_broken_images_are_named_and_replaced(pictures, capsys):
         assert len(source) == 7 and set(images) == {(1, size, size, 3)}
         assert {p.name for p in source.skipped} == {"0.JPEG", "8.png", "9.JPEG"}
     assert capsys.readouterr().err.count("not readable as image") == 3, "once for both sizes"
+    with monkeypatch.context() as patch:
+        patch.setattr(image, "open", lambda *_, **__: os.stat("/nowhere"))
+        with pytest.raises(FileNotFoundError):  # the system's own errors stay
+            read_image(folder / "2.png")
     image.new("1", (9_000, 9_000)).save(folder / "huge.png")
     with pytest.raises(BrokenVideoError, match="9000 x 9000 pixels, more than"):
         read_image(folder / "huge.png")

@@ -1,5 +1,6 @@
 """`pv-vae prepare`: any start, number of processes and interruption give the same shards; nothing is lost silently."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ from pv_vae_jax.data.listing import Item, Listing, NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, Task, finish, plan, prepare_split, run_task
 from pv_vae_jax.data.records import RecordVideos, read_manifest, unpack
 from pv_vae_jax.data.shards import Shards, file_hash, write_shard
-from pv_vae_jax.data.video_files import EncodedVideo, iterate_at_rate, probe, read_video, write_video
+from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video, write_video
 from pv_vae_jax.files import locked
 from tests.video_fixture import encode, encode_sound, waves
 
@@ -166,6 +167,49 @@ def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
         prepare.plan = planned
     assert manifest["skipped"]["2.mp4"] == "the decoder crashed" and manifest["clips"] == 8
     assert rest(tmp_path) == [".lock"]
+
+
+def test_a_source_that_goes_away_ends_the_run_and_loses_nothing(source, tmp_path):
+    """A video that the disk does not give is no broken one: skipped, it would be missing for good."""
+    whole = prepare_split(listing(source), tmp_path / "straight", SETTINGS, files=4)
+    here, away = tmp_path / "here", tmp_path / "away"
+    here.mkdir()
+    for path in source.iterdir():
+        (here / path.name).write_bytes(path.read_bytes())
+
+    run_task(plan(listing(here), tmp_path / "out", SETTINGS, files=4)[1])
+    unmount = lambda done, total: here.rename(away)  # noqa: E731, first called before any process starts
+    with pytest.raises(OSError, match=r"mp4 cannot be read now .*Nothing is lost: .* run the same command again"):
+        prepare_split(listing(here), tmp_path / "out", SETTINGS, files=4, progress=unmount)
+    assert rest(tmp_path / "out") == [".lock"] and len(list((tmp_path / "out").glob("*.array_record"))) == 1
+    away.rename(here)
+    assert prepare_split(listing(here), tmp_path / "out", SETTINGS, files=4) == whole
+
+
+def test_a_disk_that_fails_is_no_broken_video(source, tmp_path, monkeypatch):
+    """FFmpeg tells some errors of the disk as damage of the file."""
+    (task,) = plan(listing(source), tmp_path, SETTINGS)
+    clips, opened, failures = prepare._clips, Path.open, 0
+
+    def damaged(item, *given):
+        nonlocal failures
+        failures += 1
+        if failures == 2:  # a disk that was away for a moment
+            return clips(item, *given)
+        raise BrokenVideoError(f"{item.path}: decoding stops at frame 6")
+
+    def failing(path, *given, **named):
+        if path.parent == source:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_clips", damaged)
+        assert len(prepare._all_clips(listing(source).items[0], SETTINGS, "video")) == 1 and failures == 2
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(OSError, match=r"cannot be read now \(Input/output error\).*run the same command again"):
+            run_task(task)
+    assert not task.done and not task.path.with_suffix(".json").exists()
 
 
 def test_a_split_has_one_writer_at_a_time(source, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Video files and folders of them: exact frames whatever the container; files that cannot be read cost nothing else."""
 
 import ctypes
+import errno
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pv_vae_jax.data.video_files import (
 )
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import SizedBatch
-from tests.video_fixture import encode, encode_sound, waves
+from tests.video_fixture import av, encode, encode_sound, waves
 
 
 def assert_seeks(path, starts, counts=(1, 5), strides=(1, 3)):
@@ -195,6 +196,19 @@ def test_a_broken_file_says_why(tmp_path):
         probe(tmp_path / "absent.mp4")
     with pytest.raises(FileNotFoundError, match="no video file .*absent.mp4"):
         read_video(tmp_path / "absent.mp4", start=3)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EIO])
+def test_a_system_that_fails_is_no_broken_file(tmp_path, monkeypatch, number):
+    """But for EIO, which FFmpeg says of a file that was cut, too."""
+    write_video(tmp_path / "a.mp4", waves(5))
+
+    def fail(*_, **__):
+        raise av.error.OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(BrokenVideoError if number == errno.EIO else OSError, match=os.strerror(number)):
+        read_video(tmp_path / "a.mp4")
 
 
 def test_a_recording_without_length_is_counted(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -276,8 +277,11 @@ def _kinetics_rows(path: Path) -> list[dict]:
 
 def _present(dataset: str, class_names: list[str], wanted: list[Item], where: str) -> Listing:
     """A listing of the files that are there. Raises NoVideosError if none of them is."""
-    # Which folders hold what is asked once each: a list may name hundreds of thousands of files.
-    there = functools.lru_cache(maxsize=None)(lambda f: {p.name for p in f.iterdir()} if f.is_dir() else set())
+    # Which folders hold what is asked once each: a list may name hundreds of thousands of files. A link to nothing is
+    # not there, either.
+    there = functools.lru_cache(maxsize=None)(
+        lambda folder: {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
+    )
     items = tuple(item for item in wanted if item.path.name in there(item.path.parent))
     absent = {item.name: f"expected at {item.path}" for item in wanted if item.path.name not in there(item.path.parent)}
     if not items:

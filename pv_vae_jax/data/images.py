@@ -21,6 +21,7 @@ def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray
 
     Raises:
       FileNotFoundError: no such file.
+      OSError: the system cannot read it.
       BrokenVideoError: it is no image, is cut off, or has more than `MAX_PIXELS` pixels.
     """
     try:
@@ -46,6 +47,8 @@ def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray
                     )
                 return np.array(image)
     except Exception as error:  # Pillow's plug-ins raise whatever parsing damaged bytes raises (struct.error, ...)
+        if isinstance(error, OSError) and error.errno:  # the system's; Pillow's own have no number
+            raise
         raise BrokenVideoError(f"{path}: not readable as image ({type(error).__name__}: {error})") from error
 
 

@@ -123,7 +123,7 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     items = sorted(listing.items, key=lambda item: hashlib.sha256(os.fsencode(item.name)).digest())
     sizes = "\n".join(
         f"{item.name}\t{item.label}\t{item.start}\t{item.stop}\t"
-        f"{item.path.stat().st_size if item.path.is_file() else None}"
+        f"{None if item.path.is_dir() else item.path.stat().st_size}"
         for item in items  # not where they lie: a data set may move
     )
     key = {
@@ -154,7 +154,11 @@ def unfinished(tasks: Sequence[Task]) -> list[Task]:
 
 
 def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
-    """Make a shard, unless it is there; `crashed` names items that killed an earlier process. Returns its clips."""
+    """Make a shard, unless it is there; `crashed` names items that killed an earlier process. Returns its clips.
+
+    Raises:
+      OSError: a source file cannot be read now, or the shard cannot be written; then it is not there.
+    """
     if task.done:
         return 0
     lengths, names, labels, skipped = [], [], [], {}
@@ -167,10 +171,15 @@ def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
                 continue
             at_work.write_bytes(os.fsencode(item.name))  # a file's name need not be UTF-8
             try:
-                clips = list(_clips(item, task.settings, task.reader))
-            except (BrokenVideoError, OSError) as error:
+                clips = _all_clips(item, task.settings, task.reader)
+            except BrokenVideoError as error:
                 skipped[item.name] = str(error).removeprefix(f"{item.path}: ")
                 continue
+            except OSError as error:  # says nothing about the video, which would be missing for good
+                raise OSError(
+                    f"{item.path} cannot be read now ({error.strerror or error}). Nothing is lost: see that its disk "
+                    "is there, and run the same command again"
+                ) from error
             for number, (video, length, label) in enumerate(clips):
                 lengths.append(length)
                 names.append(f"{item.name}#{number}")
@@ -264,8 +273,6 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
     """Run tasks in processes; those that crash it are tried alone, and the files that do are left out."""
     pending = {task.index: task for task in tasks}
     crashed: dict[int, list[str]] = {}
-    for task in tasks:  # left by an earlier call that was killed
-        task.path.with_suffix(".at").unlink(missing_ok=True)
     alone = workers == 1
     while pending:
         progress(total - len(pending), total)
@@ -329,6 +336,25 @@ def _end_with(listening: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _all_clips(item: Item, settings: ClipSettings, reader: str) -> list[tuple[bytes, int, int]]:
+    """All of `_clips`.
+
+    Raises:
+      BrokenVideoError: as `_clips`, of a file that the disk gives whole.
+      OSError: the disk fails.
+    """
+    try:
+        return list(_clips(item, settings, reader))
+    except BrokenVideoError:
+        # Decoders take a disk that fails for a damaged file. So it is read to its end, which raises what the disk says;
+        # and if that was over already, the second try finds the video whole.
+        if not item.path.is_dir():  # where the examples of a TensorFlow dataset lie
+            with item.path.open("rb") as file:
+                while file.read(1 << 20):
+                    pass
+        return list(_clips(item, settings, reader))
 
 
 def _clips(item: Item, settings: ClipSettings, reader: str) -> Iterator[tuple[bytes, int, int]]:

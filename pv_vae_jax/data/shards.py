@@ -45,7 +45,8 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
 
 def remove_partial_shards(folder: Path) -> None:
     """Remove what killed writers left; one still at work fails, so the caller knows that there is none."""
-    for pattern in (".*.array_record.*.partial", "[0-9]*.tmp"):  # the second is of versions before
+    # The second says what `prepare.run_task` was at, the third is of versions before.
+    for pattern in (".*.array_record.*.partial", "[0-9]*.at", "[0-9]*.tmp"):
         for temporary in folder.glob(pattern):
             temporary.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import itertools
@@ -76,7 +77,7 @@ def _bytes(path: str | Path | EncodedVideo) -> int:
 
 
 def _open(path: str | Path | EncodedVideo):
-    """`(container, video stream)`; raises FileNotFoundError or BrokenVideoError."""
+    """`(container, video stream)`; raises BrokenVideoError, or OSError if the system is to blame, not the file."""
     av = _av()
     if not _bytes(path):
         raise BrokenVideoError(f"{path}: the file is empty")
@@ -85,6 +86,8 @@ def _open(path: str | Path | EncodedVideo):
         file = io.BytesIO(path.data) if isinstance(path, EncodedVideo) else os.path.abspath(path)
         container = av.open(file, options={"format_whitelist": CONTAINERS})
     except (av.error.FFmpegError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EIO:  # which FFmpeg says of cut files as well
+            raise
         reason = "neither a container of video nor a picture" if "not on whitelist" in str(error) else error
         raise BrokenVideoError(f"{path}: not readable as video ({reason})") from error
     if not container.streams.video:
