@@ -286,6 +286,21 @@ def test_broken_images_are_named_and_replaced(pictures, capsys, monkeypatch):
         read_image(folder / "huge.png")
 
 
+def test_a_picture_starts_no_other_program(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    (tmp_path / "gs").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/ran\n')
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # what it found before
+    write(tmp_path / "x.jpg", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(BrokenVideoError, match="not readable as image"):
+        read_image(tmp_path / "x.jpg", short_side=32)
+    assert not (tmp_path / "ran").exists()
+    for suffix in ("jpg", "png", "bmp", "webp"):
+        image.fromarray(waves(1)[0]).save(tmp_path / f"y.{suffix}")
+        assert read_image(tmp_path / f"y.{suffix}").shape == (32, 48, 3)
+
+
 def test_an_image_folder_says_what_is_missing(pictures):
     for path in (pictures / "val" / "n01440764").iterdir():
         path.rename(pictures / "val" / "ILSVRC2012_val_00000001.JPEG")

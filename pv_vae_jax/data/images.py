@@ -14,6 +14,7 @@ from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.video_files import MAX_PIXELS, BrokenVideoError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # by content. Pillow knows others, of which EPS starts Ghostscript
 
 
 def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray:
@@ -33,7 +34,7 @@ def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken files are reported by us, once
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.height} x {image.width} pixels, more than {MAX_PIXELS}")
                 if short_side:
