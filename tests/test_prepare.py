@@ -169,6 +169,30 @@ def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
     assert rest(tmp_path) == [".lock"]
 
 
+def test_after_a_crash_all_processes_go_on(source, tmp_path, monkeypatch):
+    """Those tasks alone that were at work are tried one at a time."""
+    pools, real = [], prepare.concurrent.futures.ProcessPoolExecutor
+
+    class Pool(real):
+        def __init__(self, workers, **given):
+            super().__init__(workers, **given)
+            pools.append([workers, 0])
+
+        def submit(self, *given):
+            pools[-1][1] += 1
+            return super().submit(*given)
+
+    files = [Item(source / f"{i % 9}.mp4", f"{i}.mp4") for i in range(12)]
+    files[0] = Killer(files[0].path, files[0].name)
+    tasks = [Task(tmp_path, i, (item,), SETTINGS) for i, item in enumerate(files)]
+    monkeypatch.setattr(prepare.concurrent.futures, "ProcessPoolExecutor", Pool)
+    prepare._run_all(tasks, 12, 2, lambda *_: None)
+    assert all(task.done for task in tasks)
+    assert pools[0] == [2, 12] and pools[-1][0] == 2 and pools[-1][1] >= 2
+    assert pools[1:-1] and all(workers == 1 and count <= 2 for workers, count in pools[1:-1]), pools
+    assert json.loads((tmp_path / "00000.json").read_text())["skipped"] == {"0.mp4": "the decoder crashed"}
+
+
 def test_a_source_that_goes_away_ends_the_run_and_loses_nothing(source, tmp_path):
     """A video that the disk does not give is no broken one: skipped, it would be missing for good."""
     whole = prepare_split(listing(source), tmp_path / "straight", SETTINGS, files=4)

@@ -270,11 +270,14 @@ def prepare_split(
 
 
 def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable[[int, int], None]) -> None:
-    """Run tasks in processes; those that crash it are tried alone, and the files that do are left out."""
+    """Run tasks in processes; those at work in a crash are tried alone, and the files that do it are left out."""
     pending = {task.index: task for task in tasks}
     crashed: dict[int, list[str]] = {}
-    alone = workers == 1
+    suspects: set[int] = set()
     while pending:
+        # One at a time, so that a crash has one author; the others wait until all of these have run.
+        alone = workers == 1 or bool(suspects)
+        now = {i: pending[i] for i in suspects} or pending
         progress(total - len(pending), total)
         # Spawned: a fork would carry the locks of libraries that run threads.
         context = multiprocessing.get_context("spawn")
@@ -285,16 +288,16 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
         with listening, alive, processes as pool:
             try:
                 with _ctrl_c_held():  # here processes start
-                    started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in pending.items()}
+                    started = {pool.submit(run_task, task, crashed.get(i, ())): i for i, task in now.items()}
                 for future in concurrent.futures.as_completed(started):
                     future.result()
                     del pending[started[future]]
+                    suspects.discard(started[future])
                     progress(total - len(pending), total)
-                alone = workers == 1
             except BrokenProcessPool as error:
                 pending = {i: task for i, task in pending.items() if not task.done}
                 in_hand = {i: at for i, task in pending.items() if (at := task.path.with_suffix(".at")).is_file()}
-                if alone and pending and not in_hand:  # no file is to blame, and it would go on forever
+                if alone and now.keys() & pending and not in_hand:  # no file is to blame, and it would go on forever
                     raise RuntimeError(
                         "worker processes die before they read a file: "
                         'a script that calls this keeps its own calls below if __name__ == "__main__":'
@@ -303,7 +306,8 @@ def _run_all(tasks: Sequence[Task], total: int, workers: int, progress: Callable
                     if alone:  # then it is the one; with several at work, each is tried again alone
                         crashed.setdefault(i, []).append(os.fsdecode(at.read_bytes()))
                     at.unlink()
-                alone = True
+                # If none was at work, any of them shows whether processes begin at all.
+                suspects = suspects & pending.keys() | in_hand.keys() or set(list(pending)[:1])
             except BaseException:
                 alive.close()
                 pool.shutdown(wait=True, cancel_futures=True)
