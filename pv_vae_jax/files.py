@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
+import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +14,27 @@ from typing import Any
 
 
 def partial(path: Path) -> Path:
-    """The name under which `path` is written until its last byte is there."""
-    return path.with_name(f".{path.name}.partial")
+    """A name, no other writer's, under which `path` is written until its last byte is there."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+
+
+def partials(path: Path) -> list[Path]:
+    """What writers of `path` that were killed have left."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*partial"))  # versions before put nothing for the star
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write `tree` to `path`, whole or not at all.
+    """Write `tree` to `path`, whole or not at all, however many write it at once or if the power fails.
 
     Raises:
       ValueError: a number is NaN or infinite, which JSON has not.
     """
     temporary = partial(path)
     try:
-        temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
+        with temporary.open("w") as file:
+            file.write(json.dumps(tree, indent=1, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or the name may reach the disk before the bytes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

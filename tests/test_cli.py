@@ -371,7 +371,8 @@ def test_a_kill_while_the_configuration_is_written_does_not_block_the_work_direc
     from pv_vae_jax.config import Experiment
     from pv_vae_jax.train.run import open_run
 
-    (tmp_path / ".config.json.partial").write_text('{"na')
+    for name in (".config.json.ab12.partial", ".config.json.partial"):  # the second is of versions before
+        (tmp_path / name).write_text('{"na')
     open_run(Experiment(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 

@@ -246,7 +246,7 @@ def test_a_split_has_one_writer_at_a_time(source, tmp_path, capsys):
         assert main(call) == 1
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"pv-vae prepare: {split} is in use by another")
     assert rest(split) == [".lock"] and not list(split.glob("*.json")), "the second wrote nothing"
-    for name in ("00000.tmp", ".00000.array_record.ab12.partial"):
+    for name in ("00000.tmp", "00000.at", ".00000.array_record.ab12.partial", ".00000.json.ab12.partial"):
         (split / name).write_bytes(b"left by a writer that was killed")
     assert prepare_split(listing(source), split, SETTINGS)["clips"] == 9 and rest(split) == [".lock"]
 
@@ -470,6 +470,7 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
     assert main(["pv-vae", "prepare", str(tmp_path / "out"), "--out", "x"]) == 2
     assert "which training reads as it is" in capsys.readouterr().err
     assert main([*call, "--fold=2"]) == 2 and "--fold is of ucf101" in capsys.readouterr().err
+    assert main([*call, "--beam", "--workers=2"]) == 2 and "--workers is of this machine" in capsys.readouterr().err
     assert main([*call, "--short_side=31"]) == 2 and "even number" in capsys.readouterr().err
     if importlib.util.find_spec("apache_beam") is None:
         assert main([*call, *flags, "--beam"]) == 2 and "pip install apache-beam" in capsys.readouterr().err
@@ -498,8 +499,10 @@ def test_beam_writes_the_same_bytes(source, tmp_path):
 
     here = prepare_split(listing(source), tmp_path / "here", SETTINGS, files=4)
     options = ["--runner=DirectRunner"]
+    (tmp_path / "beam").mkdir()
+    (tmp_path / "beam" / ".00000.array_record.ab12.partial").write_bytes(b"left by a worker that was lost")
     assert prepare_with_beam(listing(source), tmp_path / "beam", SETTINGS, files=4, options=options) == here
-    assert shards(tmp_path / "beam") == shards(tmp_path / "here")
+    assert shards(tmp_path / "beam") == shards(tmp_path / "here") and rest(tmp_path / "beam") == [".lock"]
 
 
 def test_images_become_clips_of_one_frame(tmp_path):

@@ -55,6 +55,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("pv-vae prepare takes one folder: pv-vae prepare SOURCE --out DIR")
     if values.beam_option and not values.beam:
         raise ConfigError("--beam_option goes with --beam")
+    if values["workers"].present and values.beam:
+        raise ConfigError("--workers is of this machine; how many Beam has, its runner says, through --beam_option")
     source, out = Path(positional[0]), Path(values.out)
     if values.beam:  # whose workers run in folders of their own
         source, out = source.absolute(), out.absolute()

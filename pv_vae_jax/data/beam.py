@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pv_vae_jax.data.listing import Listing
 from pv_vae_jax.data.prepare import ClipSettings, finish, held, plan, run_task, unfinished
+from pv_vae_jax.data.shards import remove_partial_shards
 
 
 def prepare_with_beam(
@@ -32,7 +33,10 @@ def prepare_with_beam(
         tasks = plan(listing, folder, settings, files=files)
         pending = unfinished(tasks)
         if pending:
-            with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-                # Reshuffle: without it a runner may fuse all tasks into one worker's.
-                _ = pipeline | beam.Create(pending) | beam.Reshuffle() | beam.Map(run_task)
+            try:
+                with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+                    # Reshuffle: without it a runner may fuse all tasks into one worker's.
+                    _ = pipeline | beam.Create(pending) | beam.Reshuffle() | beam.Map(run_task)
+            finally:
+                remove_partial_shards(folder)  # of workers that were lost, and whose tasks others made
         return finish(listing, tasks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = partial(path.with_name(f"{path.name}.{secrets.token_hex(8)}"))
+    temporary = partial(path)
     try:
         writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0  # one record a chunk, for random access
         try:
@@ -46,7 +45,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
 def remove_partial_shards(folder: Path) -> None:
     """Remove what killed writers left; one still at work fails, so the caller knows that there is none."""
     # The second says what `prepare.run_task` was at, the third is of versions before.
-    for pattern in (".*.array_record.*.partial", "[0-9]*.at", "[0-9]*.tmp"):
+    for pattern in (".*.partial", "[0-9]*.at", "[0-9]*.tmp"):
         for temporary in folder.glob(pattern):
             temporary.unlink(missing_ok=True)
 

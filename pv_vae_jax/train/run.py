@@ -25,7 +25,7 @@ from pv_vae_jax.config import (
 )
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
-from pv_vae_jax.files import locked, partial
+from pv_vae_jax.files import locked, partials
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import is_first, wait_for_all
@@ -153,13 +153,15 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
             raise ConfigError(
                 f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
             )
-    elif workdir.is_dir() and {p.name for p in workdir.iterdir()} - {partial(path).name}:  # which a kill may leave
+    elif workdir.is_dir() and set(workdir.iterdir()) - set(partials(path)):  # which a kill may leave
         raise ConfigError(f"{workdir} is not empty and holds no run of pv_vae_jax; use another --workdir")
     wait_for_all("work directory looked at")
     try:
         if is_first():
             workdir.mkdir(parents=True, exist_ok=True)
             if not begun:
+                for left in partials(path):
+                    left.unlink(missing_ok=True)
                 save_config(experiment, path)
     except OSError as error:
         raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
