@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pv_vae_jax.cli.evaluate import _left_out, _read_clips
 from pv_vae_jax.config import DataConfig, Experiment
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import FolderVideos, NoVideosError, open_source
@@ -401,6 +402,25 @@ def test_a_file_that_breaks_off_is_replaced_while_reading(tmp_path, one_video, c
     with pytest.raises(NoVideosError, match="none of the 2 files"):
         next(stream)
     stream.close()
+
+
+def test_an_evaluation_leaves_out_what_it_cannot_read(tmp_path):
+    """Clips that stand in for others would count twice; a shorter file that stands in is no broken one."""
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for name, frames in (("a", 30), ("b", 12), ("c", 30)):
+            write_video(tmp_path / split / f"{name}.mp4", waves(frames, 32, 32, seed=ord(name)))
+    path = tmp_path / "test" / "a.mp4"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    whole = FolderVideos(tmp_path, split="test", random=False, **SHAPE)
+    video, _ = _read_clips(whole, 64)
+    assert len(whole) == 7 and whole.replaced and len(video) == 7 - len(whole.replaced)
+    assert len({clip.tobytes() for clip in video}) == len(video) >= 4
+    assert list(whole.skipped) == [path]
+    (line,) = _left_out(whole)
+    assert f"{len(whole.replaced)} clips that cannot be read; skipped: 1 files (a.mp4: " in line
+    intact = FolderVideos(tmp_path, random=False, **SHAPE)
+    assert len(_read_clips(intact, 64)[0]) == 7 and not _left_out(intact) and not intact.replaced
 
 
 def test_the_cache_stays_within_its_bytes(tmp_path, one_video):

@@ -37,7 +37,8 @@ from tqdm import tqdm
 from pv_vae_jax import pretrained
 from pv_vae_jax.cli import evaluate_sets
 from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
-from pv_vae_jax.data.sources import NoVideosError, VideoSource
+from pv_vae_jax.data.listing import NoVideosError, few_of
+from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
@@ -113,9 +114,12 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
         )
     source, split, notes = _open_clips(run, clips)
     video, names = _read_clips(source, clips or run.experiment.data.test_clips)
+    left_out = _left_out(source)
     if clips and len(video) < clips:
         notes.append(f"{clips} clips were asked for, the {split} split has {len(video)}.")
-    metrics: dict[str, Any] = _describe(run, split, len(video)) | {"notes": notes}
+    metrics: dict[str, Any] = _describe(run, split, len(video)) | {"notes": notes + left_out}
+    if left_out:
+        metrics["protocol"]["left_out"] = left_out[0]
     unfinished = [stage for stage in STAGES if run.steps(stage) and stage not in finished]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
     metrics["stages"] = {}
@@ -183,11 +187,31 @@ def _open_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str
 
 
 def _read_clips(source: VideoSource, most: int) -> tuple[np.ndarray, list[str]]:
-    """`(n, t, h, w, 3)` uint8 and the class of every clip."""
+    """`(n, t, h, w, 3)` uint8 and the class of every clip that can be read.
+
+    The source gives another for one that cannot, which trains well, but here would count twice.
+
+    Raises:
+      NoVideosError: none can.
+    """
     interval = 1 if sys.stderr.isatty() else 20
     index = tqdm(range(min(most, len(source))), desc="clips", unit="clip", mininterval=interval)
     items = [source.clip(i, np.random.default_rng(0)) for i in index]
+    replaced = getattr(source, "replaced", set())
+    items = [item for i, item in enumerate(items) if i not in replaced]
+    if not items:
+        why = few_of(getattr(source, "skipped", {}))
+        raise NoVideosError(f"none of the {len(index)} clips to score can be read: {why}")
     return np.stack([item["video"] for item in items]), [source.class_names[item["label"]] for item in items]
+
+
+def _left_out(source: VideoSource) -> list[str]:
+    """A line on what of the data could not be scored; none if all of it was."""
+    replaced, skipped = getattr(source, "replaced", set()), getattr(source, "skipped", {})
+    if not skipped:
+        return []
+    lost = f"{len(replaced)} clips that cannot be read; skipped: {len(skipped)} files ({few_of(skipped, 2)})"
+    return [f"Left out: {lost}."]
 
 
 def _describe(run: Run, split: str, clips: int) -> dict:

@@ -97,6 +97,7 @@ class RecordVideos(Windowed):
         self.manifest = read_manifest(self.folder)
         self.class_names = tuple(self.manifest["class_names"])
         self.skipped: dict[str, str] = {}
+        self.replaced = set()
         self._lock, self._log = threading.Lock(), log or SkipLog()
         shards = self.manifest["shards"]
         self._shards = Shards([self.folder / shard["name"] for shard in shards], [s["clips"] for s in shards])
@@ -113,7 +114,7 @@ class RecordVideos(Windowed):
                 + (f" ({few_of(self.skipped)})" if self.skipped else "")
             )
 
-    def _read(self, record: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
+    def _read(self, record: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> tuple[dict, int]:
         corner = rng.random(2)  # drawn before reading: which record replaces a broken one changes no draw
         for step in range(len(self._lengths)):
             i = (record + step) % len(self._lengths)
@@ -130,7 +131,7 @@ class RecordVideos(Windowed):
                 self._skip(f"record {i}", error)
                 continue
             video = crop(video, self.size, corner if self.crop == "random" and self.random else None)
-            return {"video": np.ascontiguousarray(video), "label": np.int32(label)}
+            return {"video": np.ascontiguousarray(video), "label": np.int32(label)}, i
         raise NoVideosError(
             f"none of the {len(self._lengths)} clips of {self.folder} can be read: {few_of(self.skipped)}"
         )

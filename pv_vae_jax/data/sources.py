@@ -102,6 +102,7 @@ class FolderVideos(Windowed):
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
         self.crop = crop if random else "centre"
         self.skipped: dict[Path, str] = {}
+        self.replaced = set()
         self._log, self._damaged = log or SkipLog(), set[Path]()
         self._lock, self._cache, self._cache_bytes, self._cached = threading.Lock(), OrderedDict(), cache_bytes, 0
         listing = video_folder(folder, split) if listing is None else listing
@@ -128,19 +129,20 @@ class FolderVideos(Windowed):
             found = len(self.skipped) + len(self.files)
             self._log.say(f"{self.folder}: {len(self.skipped)} of {found} files skipped")
 
-    def _read(self, file: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
-        """`count` frames of a file, `start` giving the first from the number of frames there are."""
+    def _read(self, file: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> tuple[dict, int]:
         corner = rng.random(2) if self.crop == "random" else None
         for step in range(len(self.files)):
             i = (file + step) % len(self.files)  # a file that fails is replaced by the next that does not
             path, frames = self.files[i], int(self._lengths[i])
             try:
-                video = self._window(path, start(frames), frames, count)
+                # A shorter file that stands in has no such window: then its last.
+                first = min(start(frames), frames - 1 - (count - 1) * self.stride)
+                video = self._window(path, first, frames, count)
             except (BrokenVideoError, OSError) as error:
                 self._skip(path, error)
                 continue
             video = np.array(crop(video, self.size, corner))  # a copy: the cache keeps its own
-            return {"video": video, "label": self._labels[i]}
+            return {"video": video, "label": self._labels[i]}, i
         raise NoVideosError(f"none of the {len(self.files)} files of {self.folder} can be read: {few_of(self.skipped)}")
 
     def _window(self, path: Path, first: int, frames: int, count: int) -> np.ndarray:

@@ -27,6 +27,7 @@ class TFDSVideos:
     Attributes:
       class_names: of the feature `label`; the dataset's name if there is none.
       skipped: example -> why it could not be used.
+      replaced: as of `windows.Windowed`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class TFDSVideos:
         total = len(self._examples)
         self._length = total if random or clips is None else min(clips, total)
         self.skipped: dict[str, str] = {}
+        self.replaced = set[int]()
         self._lock, self._log = threading.Lock(), log or SkipLog()
 
     @property
@@ -83,6 +85,8 @@ class TFDSVideos:
             except BrokenVideoError as error:
                 self._skip(f"example {i}", error)
                 continue
+            if i != index and not self.random:
+                self.replaced.add(index)
             first = start(len(video))
             video = np.stack([resize(frame, self.size) for frame in video[first : first + span : self.stride]])
             video = np.ascontiguousarray(crop(video, self.size, corner))

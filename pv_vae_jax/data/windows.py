@@ -13,11 +13,13 @@ class Windowed:
     Attributes:
       frames, stride: of a clip.
       random: windows start anywhere (training) instead of one after the other (evaluation).
+      replaced: of a source that is not random, clips that cannot be read and for which `clip` gave another.
     """
 
     frames: int
     stride: int
     random: bool
+    replaced: set[int]
     _windows: list[tuple[int, int]]  # what `_order` gives
 
     def _order(self, lengths: np.ndarray, clips: int | None) -> list[tuple[int, int]]:
@@ -45,13 +47,19 @@ class Windowed:
         window, video = self._windows[index]
         place = rng.random()
         start = lambda n: int(place * (n - self.span + 1)) if self.random else window * self.span  # noqa: E731
-        return self._read(video, start, self.frames, rng)
+        item, found = self._read(video, start, self.frames, rng)
+        if found != video and not self.random:
+            self.replaced.add(index)
+        return item
 
     def image(self, index: int, rng: np.random.Generator) -> dict:
         """A random frame of one video."""
         place = rng.random()
-        return self._read(self._windows[index][1], lambda n: int(place * n), 1, rng)
+        return self._read(self._windows[index][1], lambda n: int(place * n), 1, rng)[0]
 
-    def _read(self, video: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> dict:
-        """`count` frames of a video; `start` gives the first of them from the number of frames there are."""
+    def _read(self, video: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> tuple[dict, int]:
+        """`count` frames of a video, or of the next that can be read, and which that is.
+
+        `start` gives the first of them from the number of frames there are.
+        """
         raise NotImplementedError
