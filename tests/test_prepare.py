@@ -136,6 +136,31 @@ def test_a_shard_that_is_lost_is_made_again(source, tmp_path):
     assert not tasks[0].done
 
 
+@pytest.mark.parametrize("damage", ["", '{"form', "[]", '{"format": "pv_vae_jax clips 1", "shards": [{}]}'])
+def test_a_damaged_manifest_is_written_again(source, tmp_path, damage):
+    manifest = prepare_split(listing(source), tmp_path, SETTINGS)
+    (shard,) = tmp_path.glob("*.array_record")
+    before = shard.stat().st_mtime_ns
+    (tmp_path / "manifest.json").write_text(damage)
+    with pytest.raises(NoVideosError, match="is damaged .*: run the same pv-vae prepare again, it keeps the shards"):
+        read_manifest(tmp_path)
+    assert prepare_split(listing(source), tmp_path, SETTINGS) == manifest == read_manifest(tmp_path)
+    assert shard.stat().st_mtime_ns == before
+
+
+def test_a_full_disk_is_told_as_one(tmp_path):
+    """ArrayRecord raises RuntimeError, which no command expects."""
+    resource = pytest.importorskip("resource", reason="this system limits no files")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*00000.array_record \(.*File too large\): make room"):
+            write_shard(tmp_path / "00000.array_record", [np.random.default_rng(0).bytes(30_000)] * 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_processes_write_the_same_bytes(source, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     seen = []

@@ -219,7 +219,7 @@ def test_a_folder_that_is_not_finished_says_what_to_do(prepared, tmp_path):
     with pytest.raises(NoVideosError, match="no clip of .* has the 25 frames asked for, the longest has 20"):
         open_source(str(folder), split="train", frames=25, size=16)
     (folder / "train" / "manifest.json").write_text("{")
-    with pytest.raises(NoVideosError, match="manifest.json is damaged .* prepare it again"):
+    with pytest.raises(NoVideosError, match="manifest.json is damaged .* run the same pv-vae prepare again"):
         open_source(str(folder), split="train", **SHAPE)
     (folder / "train" / "manifest.json").write_text('{"format": "pv_vae_jax clips 9"}')
     with pytest.raises(NoVideosError, match="has format 'pv_vae_jax clips 9', this version reads"):

@@ -28,7 +28,7 @@ import numpy as np
 
 from pv_vae_jax.data import images, tfds_videos
 from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
-from pv_vae_jax.data.records import FORMAT, pack
+from pv_vae_jax.data.records import FORMAT, pack, read_manifest
 from pv_vae_jax.data.shards import file_hash, remove_partial_shards, write_shard
 from pv_vae_jax.data.tfds_videos import TFDS
 from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe, resize
@@ -260,8 +260,9 @@ def prepare_split(
         remove_partial_shards(folder)
         tasks = plan(listing, folder, settings, files=files)
         pending = unfinished(tasks)
-        if (folder / "manifest.json").is_file():
-            return json.loads((folder / "manifest.json").read_text())
+        if not pending:
+            with contextlib.suppress(NoVideosError):  # it is not there, or damaged: then it is written below
+                return read_manifest(folder)
         try:
             _run_all(pending, len(tasks), workers, progress)
         finally:

@@ -24,6 +24,7 @@ from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, read_vid
 from pv_vae_jax.data.windows import Windowed
 
 FORMAT = "pv_vae_jax clips 1"
+MANIFEST_KEYS, SHARD_KEYS = {"class_names", "hash", "shards"}, {"name", "clips", "bytes", "lengths"}
 
 
 def pack(video: bytes, label: int) -> bytes:
@@ -61,11 +62,22 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads(path.read_text())
         found = manifest.get("format")
-    except (ValueError, AttributeError) as error:
-        raise NoVideosError(f"{path} is damaged ({error}): remove {folder} and prepare it again") from error
+        if found == FORMAT:
+            _check(manifest)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise NoVideosError(
+            f"{path} is damaged ({error}): run the same pv-vae prepare again, it keeps the shards and writes this anew"
+        ) from error
     if found != FORMAT:
         raise NoVideosError(f"{path} has format {found!r}, this version reads {FORMAT!r}: prepare {folder} again")
     return manifest
+
+
+def _check(manifest: dict) -> None:
+    """Raise ValueError, or whatever its parts raise, unless a manifest has the keys that are read here."""
+    for part, keys in ((manifest, MANIFEST_KEYS), *((shard, SHARD_KEYS) for shard in manifest.get("shards", ()))):
+        if lost := keys - part.keys():
+            raise ValueError(f"no {', '.join(sorted(lost))}")
 
 
 class RecordVideos(Windowed):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +25,38 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
     """Write `records` to `path`, which appears when the last one is in it; return their number.
 
     Several writers may make the same file at once: each writes under a name of its own.
+
+    Raises:
+      OSError: it cannot be written, as the disk is full.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     temporary = partial(path)
     try:
-        writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0  # one record a chunk, for random access
+        with _system_errors(path):
+            writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0  # a record a chunk, for random access
         try:
             for record in records:
-                writer.write(record)
+                with _system_errors(path):
+                    writer.write(record)
                 count += 1
         finally:
-            writer.close()
+            with _system_errors(path):
+                writer.close()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Context that raises as OSError what ArrayRecord tells of the system as RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split("; writing")[0]
+        raise OSError(f"cannot write {path} ({reason}): make room, and run the same command again") from error
 
 
 def remove_partial_shards(folder: Path) -> None:
