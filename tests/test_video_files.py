@@ -12,7 +12,11 @@ import pytest
 
 from pv_vae_jax.cli.evaluate import _left_out, _read_clips
 from pv_vae_jax.config import DataConfig, Experiment
+from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+from pv_vae_jax.data.records import RecordVideos
+from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import FolderVideos, NoVideosError, open_source
 from pv_vae_jax.data.video_files import (
     BrokenVideoError,
@@ -421,6 +425,23 @@ def test_an_evaluation_leaves_out_what_it_cannot_read(tmp_path):
     assert f"{len(whole.replaced)} clips that cannot be read; skipped: 1 files (a.mp4: " in line
     intact = FolderVideos(tmp_path, random=False, **SHAPE)
     assert len(_read_clips(intact, 64)[0]) == 7 and not _left_out(intact) and not intact.replaced
+
+
+def test_enlarging_is_told_once(tmp_path, capsys):
+    for name, side in (("a", 32), ("b", 48), ("c", 48)):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "test").mkdir(exist_ok=True)
+        write_video(tmp_path / "train" / f"{name}.mp4", waves(12, side, 64))
+    log = SkipLog()
+    for size in (32, 40, 40):
+        FolderVideos(tmp_path, frames=9, size=size, log=log)
+    assert capsys.readouterr().err == f"{tmp_path}: 1 of 3 files are enlarged to data.size 40\n"
+    settings = ClipSettings(short_side=32, min_frames=9)
+    prepare_split(video_folder(tmp_path, "train"), tmp_path / "out" / "train", settings)
+    for size in (32, 40, 40):
+        RecordVideos(tmp_path / "out", frames=9, size=size, log=log)
+    told = f"{tmp_path / 'out' / 'train'}: clips prepared with --short_side=32 are enlarged to data.size 40\n"
+    assert capsys.readouterr().err == told
 
 
 def test_the_cache_stays_within_its_bytes(tmp_path, one_video):

@@ -108,9 +108,12 @@ class RecordVideos(Windowed):
             raise NoVideosError(f"{folder} was prepared without the split {split}: there is no {self.folder}")
         self.manifest = read_manifest(self.folder)
         self.class_names = tuple(self.manifest["class_names"])
+        side = self.manifest.get("settings", {}).get("short_side", size)
         self.skipped: dict[str, str] = {}
         self.replaced = set()
         self._lock, self._log = threading.Lock(), log or SkipLog()
+        if side < size:
+            self._log.say(f"{self.folder}: clips prepared with --short_side={side} are enlarged to data.size {size}")
         shards = self.manifest["shards"]
         self._shards = Shards([self.folder / shard["name"] for shard in shards], [s["clips"] for s in shards])
         lengths = []

@@ -108,7 +108,7 @@ class FolderVideos(Windowed):
         listing = video_folder(folder, split) if listing is None else listing
         self.class_names, self.absent = listing.class_names, listing.absent
         self.files: list[Path] = []
-        labels, lengths = [], []
+        labels, lengths, small = [], [], 0
         for item in listing.items:
             try:
                 info = probe(item.path)
@@ -120,6 +120,7 @@ class FolderVideos(Windowed):
             self.files.append(item.path)
             labels.append(item.label)
             lengths.append(info.frames)
+            small += min(info.height, info.width) < size
         if not self.files:
             raise NoVideosError(self._nothing(split, len(listing.items)))
         self._labels = np.asarray(labels, np.int32)
@@ -128,6 +129,8 @@ class FolderVideos(Windowed):
         if self.skipped:
             found = len(self.skipped) + len(self.files)
             self._log.say(f"{self.folder}: {len(self.skipped)} of {found} files skipped")
+        if small:
+            self._log.say(f"{self.folder}: {small} of {len(self.files)} files are enlarged to data.size {size}")
 
     def _read(self, file: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> tuple[dict, int]:
         corner = rng.random(2) if self.crop == "random" else None
