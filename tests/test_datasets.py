@@ -73,6 +73,7 @@ def test_ucf101_has_its_three_splits(ucf):
         train, test = (ucf101(ucf, split, fold=fold) for split in ("train", "test"))
         assert len(train.items) == 6 and len(test.items) == 2 and not set(names(train)) & set(names(test))
         assert {n.split("_g")[1][:2] for n in names(test)} == {f"0{fold}"}
+        assert train.dataset == test.dataset == ("UCF101", "UCF101 split 2", "UCF101 split 3")[fold - 1]
         for item in train.items + test.items:
             assert item.path == ucf / "UCF-101" / item.name and item.path.is_file()
             assert item.label == train.class_names.index(item.name.split("/")[0])
@@ -620,6 +621,16 @@ def test_videos_that_belong_to_no_class_are_not_passed_over(tmp_path):
     assert len(video_folder(tmp_path / "split", "train").items) == 1
     with pytest.raises(NoVideosError, match="test/c/1.mp4 belongs to no class"):
         video_folder(tmp_path / "split", "test")
+
+
+def test_what_is_hidden_is_no_video(tmp_path):
+    """macOS leaves `._x.mp4` beside `x.mp4`, and desktops what was deleted in `.Trash`."""
+    touch(*(tmp_path / "a" / name for name in ("x.mp4", "y.mp4", "._x.mp4", ".Trash/old.mp4", "b/z.mp4", "b/.w.mp4")))
+    found = names(video_folder(tmp_path, "train")) + names(video_folder(tmp_path, "test"))
+    assert sorted(found) == ["a/b/z.mp4", "a/x.mp4", "a/y.mp4"]
+    for split in ("train", "val"):
+        touch(tmp_path / "images" / split / "c" / "x.png", tmp_path / "images" / split / "c" / "._x.png")
+    assert names(imagenet(tmp_path / "images", "train")) == ["train/c/x.png"]
 
 
 def test_links_to_folders_are_followed_and_end(tmp_path):

@@ -389,7 +389,8 @@ def test_processes_that_cannot_start_end_the_run(source, tmp_path):
 from pathlib import Path
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-prepare_split(video_folder({str(source)!r}, "train"), Path({str(tmp_path)!r}), ClipSettings(min_frames=9), workers=2)
+out = Path({str(tmp_path)!r}) / "out"
+prepare_split(video_folder({str(source)!r}, "train"), out, ClipSettings(min_frames=9), workers=2)
 """
     (tmp_path / "script.py").write_text(script)
     root = Path(__file__).parents[1]
@@ -424,6 +425,26 @@ def test_another_source_or_setting_is_refused(source, tmp_path):
     for wrong in (dict(short_side=25), dict(gop=0), dict(crf=60), dict(frames=8, min_frames=9)):
         with pytest.raises(ValueError, match="short_side|gop|frames"):
             ClipSettings(**wrong)
+
+
+def test_a_split_that_was_not_made_here_or_goes_with_another_is_refused(source, tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "mine.mp4").touch()
+    with pytest.raises(NoVideosError, match="test holds mine.mp4 and no key.json, .*: take another --out"):
+        plan(listing(source), tmp_path / "test", SETTINGS)
+    (tmp_path / "test" / "mine.mp4").unlink()
+    plan(listing(source), tmp_path / "train", SETTINGS)
+    other = ClipSettings(short_side=16, frames=20, min_frames=9, gop=4)
+    with pytest.raises(NoVideosError, match=r"train was prepared otherwise \(short_side: 24, now 16\): remove it"):
+        plan(listing(source), tmp_path / "test", other)
+    fold = Listing("folder split 2", ("all",), listing(source).items)
+    with pytest.raises(NoVideosError, match="prepared otherwise .dataset: 'folder', now 'folder split 2'"):
+        plan(fold, tmp_path / "test", SETTINGS)
+    fewer = Listing("folder", ("all",), listing(source).items[:5])
+    assert plan(fewer, tmp_path / "test", SETTINGS, files=2)
+    key = json.loads((tmp_path / "test" / "key.json").read_text())
+    (tmp_path / "test" / "key.json").write_text(json.dumps(key | {"settings": vars(other)}))
+    assert plan(fewer, tmp_path / "test", other, files=2), "what was begun before goes on"
 
 
 @pytest.mark.parametrize("fps", ["nan", "inf", "-inf", "-1"])

@@ -59,7 +59,8 @@ def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> Listing:
         if name.split("/")[0] not in labels:
             raise NoVideosError(f"{lists / f'{split}list0{fold}.txt'}: {line!r} is of no class in classInd.txt")
         wanted.append(Item(folder / "UCF-101" / name, name, labels[name.split("/")[0]]))
-    return _present("UCF101", class_names, wanted, "UCF101 keeps its videos in UCF-101/CLASS/v_CLASS_gXX_cYY.avi")
+    name = "UCF101" if fold == 1 else f"UCF101 split {fold}"  # as shards of split 1 have always been called
+    return _present(name, class_names, wanted, "UCF101 keeps its videos in UCF-101/CLASS/v_CLASS_gXX_cYY.avi")
 
 
 def kinetics400(folder: str | Path, split: str) -> Listing:
@@ -162,7 +163,7 @@ def imagenet(folder: str | Path, split: str) -> Listing:
         Item(path, path.relative_to(folder).as_posix(), label)
         for label, c in enumerate(class_names)
         for path in sorted((folder / name / c).glob("*"))
-        if path.suffix.lower() in images.SUFFIXES and path.is_file()
+        if path.suffix.lower() in images.SUFFIXES and path.is_file() and not path.name.startswith(".")
     ]
     if not items:
         raise NoVideosError(f"{folder / name} holds no images ({', '.join(images.SUFFIXES)}) in sub-folders of classes")

@@ -112,7 +112,7 @@ def check_folder(folder: Path) -> None:
 
 
 def videos_below(folder: Path) -> list[Path]:
-    """Files at any depth whose names end like those of videos, sorted.
+    """Files at any depth whose names end like those of videos, sorted; none that is hidden, or in a hidden folder.
 
     Links to folders are followed, each folder once, so that loops end. A link to a folder within `folder` is not, whose
     files are there without it; nor one to `folder` itself or above, whose files are those of other classes as well.
@@ -125,8 +125,9 @@ def videos_below(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         # In place: where `os.walk` goes on. Sorted, so that of two links to a folder always the same counts.
-        folders[:] = sorted(name for name in folders if not _leads_back(os.path.join(path, name), top))
-        found += [Path(path, name) for name in files]
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in shown if not _leads_back(os.path.join(path, name), top))
+        found += [Path(path, name) for name in files if not name.startswith(".")]
     return sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
 
 

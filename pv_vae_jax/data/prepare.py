@@ -114,7 +114,8 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
     """Deal a split to shards of about `files` source files, and write `key.json`: what the folder is made of.
 
     Raises:
-      NoVideosError: there is no file, or the folder holds shards of others or with other settings, which are named.
+      NoVideosError: there is no file, or the folder holds shards of others or with other settings, which are named, or
+        something else; or the other split beside it is of another data set or settings.
     """
     if not listing.items:
         raise NoVideosError(f"{listing.dataset}: there is no file to prepare")
@@ -136,7 +137,10 @@ def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int =
         "settings": dataclasses.asdict(settings),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _check_key(folder / "key.json", key)
+    if (folder / "key.json").is_file():
+        _check_key(folder / "key.json", key)
+    else:
+        _check_new(folder, key)
     write_json(folder / "key.json", key)
     reader = "image" if listing.dataset == "ImageNet" else "tfds" if listing.dataset.startswith(TFDS) else "video"
     shards = math.ceil(len(items) / files)
@@ -413,11 +417,26 @@ def _flat(key: dict) -> dict:
     return {name: value for name, value in key.items() if name != "settings"} | key.get("settings", {})
 
 
-def _check_key(path: Path, key: dict) -> None:
+def _check_new(folder: Path, key: dict) -> None:
+    """Raise NoVideosError if the folder of a new split holds anything, or does not go with the other split's."""
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if found:
+        raise NoVideosError(
+            f"{folder} holds {', '.join(found[:3])} and no key.json, so it was not made here: take another --out"
+        )
+    other = {"train": "test", "test": "train"}.get(folder.name)
+    if other:  # a model would be scored on clips of its training, say: folds of UCF101 share videos
+        same = ("dataset", "class_names", "settings")
+        _check_key(folder.parent / other / "key.json", {name: key[name] for name in same}, only=same)
+
+
+def _check_key(path: Path, key: dict, only: Sequence[str] = ()) -> None:
+    """Raise NoVideosError unless the split of `path` was made as `key` says; `only` these of its entries, if given."""
     if not path.is_file():
         return
     try:
-        found = _flat(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        found = _flat({name: found.get(name, {}) for name in only or found})
         key = _flat(key)
         names = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
     except (ValueError, AttributeError) as error:
