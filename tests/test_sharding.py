@@ -206,7 +206,7 @@ def test_meshes_are_refused_with_the_counts():
     assert dict(make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1, "space": 1, "context": 1}
     with pytest.raises(ValueError, match="needs 16 devices, there are 8"):
         make_mesh(data=8, space=2)
-    with pytest.raises(ValueError, match="only one mesh axis may be -1"):
+    with pytest.raises(ValueError, match="only one mesh axis may be -1, not data and space: set --config.mesh.data=1"):
         make_mesh(space=-1)
     with pytest.raises(ValueError, match="needs 0 devices"):
         make_mesh(data=1, fsdp=0)

@@ -1,6 +1,7 @@
 """Every message that docs/troubleshooting.md explains is provoked here, in the way a newcomer meets it."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pv_vae_jax.cli.main import main
-from pv_vae_jax.config import load_experiment
+from pv_vae_jax.cli.main import advice_on, main
+from pv_vae_jax.config import load_experiment, parse_overrides
+from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train.run import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +89,16 @@ def out_of_memory(tmp_path) -> str:
         message = says("inspect", "--config", DEMO)
     assert "batch_size" in message and "Traceback" not in message
     return message
+
+
+def test_the_advice_on_memory_is_taken_by_the_demo():
+    """The page's flags and the message's, each set of them together."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().split("### `RESOURCE_EXHAUSTED")[1].split("###")[0]
+    for text in (page, advice_on(RuntimeError("RESOURCE_EXHAUSTED: out of memory"))):
+        flags = re.findall(r"--config\.[\w.]+=[-\w]+", text)
+        _, overrides = parse_overrides(flags)
+        mesh = make_mesh(**dataclasses.asdict(load_experiment(DEMO, overrides).mesh))
+        assert mesh.shape["fsdp"] == jax.device_count(), text
 
 
 def in_use(tmp_path) -> str:

@@ -127,7 +127,8 @@ def advice_on(error: Exception) -> str | None:
     if "RESOURCE_EXHAUSTED" in text:
         return (
             f"{text.splitlines()[0]} The device has too little memory: lower the stage's batch_size, data.size or "
-            "data.frames, or split over more devices with --config.mesh.fsdp; pv-vae inspect shows what a step needs"
+            "data.frames, or split over several devices with --config.mesh.data=1 --config.mesh.fsdp=-1; pv-vae "
+            "inspect shows what a step needs"
         )
     return None
 

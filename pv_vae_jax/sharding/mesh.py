@@ -31,7 +31,8 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp, tensor, space, context]
     if shape.count(-1) > 1:
-        raise ValueError(f"only one mesh axis may be -1, got {dict(zip(MESH_AXES, shape, strict=True))}")
+        axes = [axis for axis, n in zip(MESH_AXES, shape, strict=True) if n == -1]
+        raise ValueError(f"only one mesh axis may be -1, not {' and '.join(axes)}: set --config.mesh.{axes[0]}=1")
     fixed = int(np.prod([n for n in shape if n != -1]))
     shape = [max(len(devices) // max(fixed, 1), 1) if n == -1 else n for n in shape]
     count = int(np.prod(shape))
