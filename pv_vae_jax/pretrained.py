@@ -3,6 +3,8 @@
 A folder holds `config.json` (written last: without it the folder is not a model), `vae.safetensors`, and, after
 diffusion training, `latte.safetensors`. Both are tensors only, so opening one never runs code. The configuration holds
 the SHA-256 of both, so that damage is noticed; older folders, without, load as well.
+
+The training state of a VAE stage is read as a model too, so that one can look at a stage before it is finished.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from pv_vae_jax.files import write_json
 from pv_vae_jax.models.kinds import build_vae, vae_config_of
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.states import find_state, read_state
 from pv_vae_jax.typing import Params, WeightsError
 
 SHIPPED = Path(__file__).parent / "weights"
 # The stage whose model a work directory offers: the last that is finished.
-STAGE_ORDER = ("diffusion", "decoder", "video", "image")
+VAE_STAGES = ("decoder", "video", "image")
+STAGE_ORDER = ("diffusion", *VAE_STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +68,20 @@ class Pretrained:
 
 
 def load(name_or_path: str | Path) -> Pretrained:
-    """Load a shipped model by name, a model folder, or the newest finished model of a work directory.
+    """Load a shipped model by name, a model folder, or the newest finished model of a work directory or a stage.
+
+    A training state, `runs/a/video/checkpoints/9000`, or the folder of a VAE stage that is not finished, for its newest
+    one, gives the VAE with the moving average of its weights.
 
     Raises:
       FileNotFoundError: no such model; the shipped names are listed.
       WeightsError: tensors are missing, left over, misshapen or not finite (all are named), or a file is damaged.
     """
-    folder = find_model(name_or_path)
+    path = Path(name_or_path)
+    state = None if (path / "model" / "config.json").exists() else find_state(path)
+    folder = state or find_model(path)
     try:
-        return _load(folder)
+        return _load_state(state) if state else _load(folder)
     except WeightsError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -100,6 +109,19 @@ def _load(folder: Path) -> Pretrained:
                 raise ValueError(f"latents.{name} is not a finite number for each channel")
         diffusion = Diffusion(latte, params, mean, std, shape, tuple(config["latents"]["class_names"]))
     return Pretrained(vae, vae_params, diffusion, config.get("meta", {}))
+
+
+def _load_state(state: Path) -> Pretrained:
+    """The VAE in `<workdir>/<stage>/checkpoints/<step>`."""
+    stage, workdir = state.absolute().parents[1].name, state.absolute().parents[2]
+    if stage not in VAE_STAGES:
+        raise FileNotFoundError(f"{state} is a training state of {stage}, which holds no VAE: give one of a VAE stage")
+    config = json.loads((workdir / "config.json").read_text())
+    cls, fields = vae_config_of(config["vae"])
+    vae = build_vae(cls(**_tuples(fields)))
+    params = read_state(state, "ema", jax.eval_shape(lambda: _init_vae(vae)))
+    meta = {"experiment": config["name"], "stage": stage, "images": config[stage]["images"], "steps": int(state.name)}
+    return Pretrained(vae, jax.tree.map(jax.numpy.asarray, params), meta=meta)
 
 
 def save(folder: str | Path, model: Pretrained, dtype: str = "float32") -> None:
@@ -152,16 +174,21 @@ def _init_vae(model: VAE) -> Params:
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """The folder that `load` reads.
+    """The folder of the finished model that `load` reads.
 
     Raises:
-      FileNotFoundError: no such model; the shipped names are listed.
+      FileNotFoundError: no such model; a stage that is not finished is named, or else the shipped models.
     """
     path = Path(name_or_path)
-    candidates = [SHIPPED / path, path] + [path / stage / "model" for stage in STAGE_ORDER]
+    candidates = [SHIPPED / path, path, path / "model"] + [path / stage / "model" for stage in STAGE_ORDER]
     for folder in candidates:
         if (folder / "config.json").exists() and (folder / "vae.safetensors").exists():
             return folder
+    for state in filter(None, (find_state(path / stage) for stage in VAE_STAGES)):
+        raise FileNotFoundError(
+            f"no model at {path}: its stage {state.parents[1].name} is not finished. The command that began it goes on "
+            f"from step {state.name}; give {state} to take the weights of that step"
+        )
     shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
     near = difflib.get_close_matches(str(name_or_path), shipped, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""

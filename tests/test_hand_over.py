@@ -1,6 +1,7 @@
 """What a stage starts from: models and training states, whole or in parts, without reading the rest."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from pv_vae_jax.config import ConfigError, DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.models.vae import VAE, VAEConfig
-from pv_vae_jax.pretrained import Pretrained, save
+from pv_vae_jax.pretrained import Pretrained, find_model, load, save
 from pv_vae_jax.train.checkpoint import Checkpoints
 from pv_vae_jax.train.hand_over import first_parameters, read_model, read_state
 from pv_vae_jax.train.optim import optimizer
@@ -79,6 +80,24 @@ def test_from_a_training_state(other, tmp_path):
     assert same(begin(tmp_path / "b", init_from=str(workdir / "video")), ema), "the newest state of a stage"
     assert same(begin(tmp_path / "c", init_from=str(state), init_weights="params"), params)
     assert same(begin(tmp_path / "d", init_from=str(state.parent / "1")), params), "not the newest"
+
+
+def test_a_stage_loads_before_it_is_finished_and_after(other, tmp_path):
+    workdir, state, params, ema = other
+    for path in (state, workdir / "video"):
+        found = load(path)
+        assert same(found.vae_params, ema) and found.vae.config == TINY
+        assert found.meta == {"experiment": EXPERIMENT.name, "stage": "video", "images": False, "steps": 2}
+    assert same(load(state.parent / "1").vae_params, params)
+    with pytest.raises(FileNotFoundError, match=f"stage video is not finished.* from step 2; give {state}"):
+        load(workdir)
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(workdir / "video", tmp_path / "run" / "diffusion")
+    with pytest.raises(FileNotFoundError, match="is a training state of diffusion, which holds no VAE"):
+        load(tmp_path / "run" / "diffusion")
+    save(tmp_path / "run" / "video" / "model", Pretrained(VAE(TINY), params, meta={"finished": True}))
+    assert load(tmp_path / "run" / "video").meta == load(tmp_path / "run").meta == {"finished": True}
+    assert find_model(tmp_path / "run" / "video") == tmp_path / "run" / "video" / "model"
 
 
 def test_the_encoder_alone_fits_another_decoder(other, tmp_path):

@@ -19,6 +19,7 @@ NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
 ALLOWED = {
     "typing": set(),
     "files": set(),
+    "states": {"typing"},
     "versions": set(),
     "pixels": set(),
     "sharding": {"typing"},
@@ -29,17 +30,17 @@ ALLOWED = {
     "convert": {"typing", "layers", "models"},
     "predictive": NETWORKS | {"masking"},
     "streaming": NETWORKS,
-    "pretrained": NETWORKS | {"files"},
+    "pretrained": NETWORKS | {"files", "states"},
     "diffusion": {"typing"},
     "data": {"files"},  # numpy only: loader processes must not start JAX, and typing imports it
     "config": NETWORKS | {"files", "losses", "diffusion", "masking", "data"},  # an experiment's dataclasses
     "evaluation": NETWORKS
     | {"files", "versions", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
     "train": NETWORKS
-    | {"files", "convert", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
+    | {"files", "states", "convert", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
     "": NETWORKS | {"versions", "masking", "predictive", "streaming", "diffusion", "pretrained"},
 }
-ALLOWED["study"] = NETWORKS | {"files", "versions", "pretrained", "config", "data", "train", "evaluation"}
+ALLOWED["study"] = NETWORKS | {"files", "states", "versions", "pretrained", "config", "data", "train", "evaluation"}
 ALLOWED["cli"] = set(ALLOWED)
 # Settings of the feature network lie in evaluation, those of a study in study.
 EXPERIMENTS = {"config", "evaluation", "study"}

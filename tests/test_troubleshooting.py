@@ -16,6 +16,7 @@ import pytest
 from pv_vae_jax.cli.main import advice_on, main
 from pv_vae_jax.config import load_experiment, parse_overrides
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.states import STATE_MARK
 from pv_vae_jax.train.run import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +162,13 @@ def without_pyav(tmp_path) -> str:
         return says("reconstruct", "--frames=17", "--size=32", "--out", tmp_path / "out", tmp_path / "a.mp4")
 
 
+def unfinished(tmp_path) -> str:
+    state = tmp_path / "run" / "image" / "checkpoints" / "41"
+    state.mkdir(parents=True)
+    (state / STATE_MARK).touch()
+    return says("reconstruct", "--model", tmp_path / "run", "a.mp4")
+
+
 def misfit(tmp_path) -> str:
     import shutil
 
@@ -223,6 +231,7 @@ PROVOKE = [
     broken_video,
     without_pyav,
     lambda tmp_path: says("sample", "--model", tmp_path / "none", "--out", tmp_path),
+    unfinished,
     misfit,
     old_torch_file,
     launch(*FAR, "/shared/run", PATH="/nowhere"),

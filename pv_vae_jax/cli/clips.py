@@ -19,7 +19,8 @@ from pv_vae_jax.typing import check_clip_shape
 
 def define_model_flags(values: flags.FlagValues) -> None:
     """`--model`, `--out`, `--size`, `--frames`."""
-    flags.DEFINE_string("model", "tiny-synthetic", "shipped name, model folder or work directory", flag_values=values)
+    model = "shipped name, model folder, work directory, or a stage in one, finished or not"
+    flags.DEFINE_string("model", "tiny-synthetic", model, flag_values=values)
     flags.DEFINE_string("out", "out", "folder for the results", flag_values=values)
     size, frames = (
         "resize the short side to this, crop the centre square; 0 keeps it",

@@ -22,8 +22,8 @@ from pv_vae_jax.evaluation.prediction import score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.evaluation.sampling import sample_clips
 from pv_vae_jax.pretrained import Pretrained, weights_hash
+from pv_vae_jax.states import read_state
 from pv_vae_jax.study.plan import Cell
-from pv_vae_jax.train.hand_over import read_state
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.versions import versions
 

@@ -18,9 +18,10 @@ import orbax.checkpoint as ocp
 
 from pv_vae_jax.files import write_json
 from pv_vae_jax.sharding.processes import from_first, is_first, wait_for_all
+from pv_vae_jax.states import STATE_MARK, ignore_abandoned_reads
 
 CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
-UNCHECKED = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # written by Orbax after the files of a state
+UNCHECKED = {CHECKSUMS, STATE_MARK, "commit_success.txt"}  # written by Orbax after the files of a state
 
 
 class CheckpointError(OSError):
@@ -68,7 +69,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
         for step in folder.glob("[0-9]*") if is_first() else ():
-            if step.name.isdigit() and not (step / "_CHECKPOINT_METADATA").exists():
+            if step.name.isdigit() and not (step / STATE_MARK).exists():
                 shutil.rmtree(step, ignore_errors=True)  # a copy or a deletion that broke off
         wait_for_all(f"checkpoints of {folder} are clean")
         self._folder, self._saving = folder, -1
@@ -156,7 +157,7 @@ class Checkpoints:
             yield
         except Exception as error:  # what Orbax and TensorStore raise for a full disk is not one type
             steps = [p for p in self._folder.iterdir() if p.name.isdigit()]  # others are being written
-            whole = [int(p.name) for p in steps if (p / "_CHECKPOINT_METADATA").exists()]
+            whole = [int(p.name) for p in steps if (p / STATE_MARK).exists()]
             newest = f"the state of step {max(whole)} is whole" if whole else "there is none from before"
             reason = " ".join(str(error).split())[:500]
             raise CheckpointError(
@@ -200,25 +201,6 @@ def _crc32(path: Path) -> int:
 def _is_news(record: logging.LogRecord) -> bool:
     """Not an error that Orbax logs with its traceback, from every thread that meets it, and raises as well."""
     return not (record.exc_info and "orbax" in record.pathname)
-
-
-def ignore_abandoned_reads() -> None:
-    """Keep what is left of a failed read silent.
-
-    When one of a state's arrays cannot be read, Orbax closes its event loop while others are still under way. Each of
-    them, often hundreds, would then print "Event loop is closed" after the error that says what to do.
-    """
-    previous = sys.unraisablehook
-    if getattr(previous, "ignores_abandoned_reads", False):
-        return
-
-    def hook(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            previous(unraisable)
-
-    hook.ignores_abandoned_reads = True
-    sys.unraisablehook = hook
 
 
 def abstract(state: Any, sharding: Any) -> Any:

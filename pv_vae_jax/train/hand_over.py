@@ -5,15 +5,11 @@ Of a file only the tensors that were asked for are read, so the encoder of a lar
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
 
 from pv_vae_jax import pretrained
@@ -21,12 +17,12 @@ from pv_vae_jax.config import ConfigError, VAEStageConfig
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.kinds import vae_config_of
 from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.states import find_state, read_state
 from pv_vae_jax.train.run import Run, read_config
 from pv_vae_jax.typing import Params, WeightsError
 
 # Fields of a VAE's configuration that decide how it is computed, and not what.
 COMPUTED = ("remat", "remat_levels", "remat_blocks", "lowering", "attention", "dtype")
-STATE_MARK = "_CHECKPOINT_METADATA"  # which Orbax writes last
 
 
 def first_parameters(run: Run, name: str, before: str | None, model: VAE, shapes: Params) -> Params | None:
@@ -53,7 +49,7 @@ def first_parameters(run: Run, name: str, before: str | None, model: VAE, shapes
     if absent := [part for part in parts if part not in shapes]:
         raise ConfigError(f"{name}.init_parts names {absent[0]}, which this VAE has not: it has {', '.join(shapes)}")
     wanted = {part: shapes[part] for part in parts}
-    state = _training_state(Path(stage.init_from)) if stage.init_from else None
+    state = find_state(Path(stage.init_from)) if stage.init_from else None
     if state is not None:
         config, images = _config_of_state(state)
         params = read_state(state, stage.init_weights, wanted)
@@ -79,7 +75,7 @@ def find_start(path: str | Path) -> Path:
     Raises:
       FileNotFoundError: it is neither; the shipped models are named.
     """
-    return _training_state(Path(path)) or pretrained.find_model(path)
+    return find_state(Path(path)) or pretrained.find_model(path)
 
 
 def read_model(folder: Path, shapes: Params) -> Params:
@@ -93,60 +89,6 @@ def read_model(folder: Path, shapes: Params) -> Params:
         return pretrained.read_params(path, shapes, whole=False)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
-
-
-def read_state(folder: Path, weights: str, shapes: Params) -> Params:
-    """The parameters of a training state (a folder `.../checkpoints/<step>`) that `shapes` names; no other is read.
-
-    Args:
-      folder: the state.
-      weights: `ema` for the moving average, `params` for what the optimiser moves.
-      shapes: tree of what to read.
-
-    Raises:
-      WeightsError: tensors are missing, misshapen or not finite: all are named; or the state is damaged.
-    """
-    import orbax.checkpoint as ocp
-
-    from pv_vae_jax.train.checkpoint import ignore_abandoned_reads
-
-    ignore_abandoned_reads()
-    wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
-    item = {weights: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)}
-    to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    place: Any = (folder / "default").absolute()  # Orbax's own type of paths takes ours
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        try:
-            there = reader.metadata(place).tree[weights]
-            flat: dict[str, Any] = flatten_dict(there, sep="/")
-            found = {name: tuple(leaf.shape) for name, leaf in flat.items() if name in wanted}
-            faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-            faults += [
-                f"{name} has shape {shape}, expected {wanted[name].shape}"
-                for name, shape in sorted(found.items())
-                if shape != wanted[name].shape
-            ]
-            if faults:
-                raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
-            args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
-            tree = reader.restore(place, args=args)[weights]
-        except WeightsError:
-            raise
-        except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
-            reason = " ".join(str(error).split())[:300]
-            raise WeightsError(f"the training state {folder} is damaged: {reason}") from error
-    values: dict[str, Any] = flatten_dict(tree, sep="/")
-    if faults := [name for name, value in values.items() if not np.isfinite(value).all()]:
-        raise WeightsError(f"{folder} does not fit: " + "; ".join(f"{name} is not finite" for name in faults))
-    return tree
-
-
-def _training_state(path: Path) -> Path | None:
-    """The state that `path` means: itself, or the newest of a stage's folder that has no model yet."""
-    if (path / STATE_MARK).exists():
-        return path
-    steps = [p for p in path.glob("checkpoints/*") if p.name.isdigit() and (p / STATE_MARK).exists()]
-    return max(steps, key=lambda step: int(step.name), default=None)
 
 
 def _config_of_state(state: Path) -> tuple[Any, bool]:
