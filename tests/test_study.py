@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from pv_vae_jax.cli.main import main
 from pv_vae_jax.config import (
     ConfigError,
     DataConfig,
@@ -180,6 +181,43 @@ def test_settings_of_the_command_reach_every_row(tmp_path):
         load_study(path, {"video.stepz": "7"})
 
 
+def test_a_part_of_a_study_is_named_by_rows_and_seeds():
+    study = load_study(ROOT / "experiments" / "study_synthetic.py")
+    names = lambda *part: [(cell.row.name, cell.seed) for cell in study.part(*part)]  # noqa: E731
+    assert names() == [(cell.row.name, cell.seed) for cell in study.cells()]
+    assert names(["baseline", "+ Motion-aware Objective"], ["3"]) == [(ROWS[0], 3), (ROWS[2], 3)]
+    assert names((), ["1", "0"]) == [(row.name, seed) for seed in (0, 1) for row in study.rows]
+    with pytest.raises(ConfigError, match="has no row 'mine': there are baseline, predictive-reconstruction, motion-"):
+        study.part(["Mine"])
+    with pytest.raises(ConfigError, match="has no seed '7': there are 0, 1, 2, 3, 4"):
+        study.part((), ["7"])
+
+
+def test_a_trial_does_not_land_among_the_published_scores(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(
+        cells, "run_study", lambda study, workdir, results, most, i3d, part: ran.append((results, part))
+    )
+    call = ["pv-vae", "study", "--config", str(ROOT / "experiments" / "study_real.py"), "--workdir", str(tmp_path)]
+    call += [f"--config.data.source={tmp_path}", "--rows=baseline", "--seeds=0,2"]
+    assert main([*call, "--config.video.steps=7"]) == 2
+    assert f"add --results={tmp_path}/results" in capsys.readouterr().err and not ran
+    assert main([*call, "--config.video.steps=7", f"--results={tmp_path}/results"]) == main(call) == 0
+    assert [results for results, _ in ran] == [tmp_path / "results" / "real", Path("docs/results/real")]
+    assert [[(c.row.name, c.seed) for c in part] for _, part in ran] == 2 * [[(ROWS[0], 0), (ROWS[0], 2)]]
+
+
+def test_the_study_of_the_guide_is_valid(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.py").write_text(block)
+    monkeypatch.chdir(ROOT)
+    study = load_study(tmp_path / "mine.py")
+    (slug,) = re.findall(r"--config mine.py .*--rows=(\S+)", page)
+    (cell,) = study.part([slug], ["0"])
+    assert cell.experiment.video.drop_ratio == 0.5 and len(study.rows) == 3
+
+
 # Worlds.
 
 
@@ -266,6 +304,18 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     (tmp_path / "scores" / f"{tuned_cell.name}.json").unlink()
     cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
     assert len(stages) == done, "lost scores are made again from the models"
+
+
+def test_a_part_of_a_study_leaves_the_states_that_the_rest_scores(stages, tmp_path):
+    """A row that tunes a decoder, run first, trains what it tunes and does not score it."""
+    study, runs, scores = tiny_study(), tmp_path / "runs", tmp_path / "scores"
+    _, second, tuned = study.cells()
+    cells.run_study(study, runs, scores, part=study.part([tuned.row.slug]))
+    assert {p.stem for p in scores.glob("*-seed*.json")} == {tuned.name}
+    assert (cells.folder(second, runs) / "diffusion" / "checkpoints").exists()
+    assert json.loads((scores / "study.json").read_text())["cells"] == [cell.name for cell in study.cells()]
+    cells.run_study(study, runs, scores)
+    assert not list(runs.glob("*/diffusion/checkpoints")) and len(stages) == len(set(stages))
 
 
 def test_other_scores_need_no_other_training(stages, tmp_path):
@@ -674,7 +724,7 @@ def test_damaged_and_doubled_scores_are_refused(tmp_path):
     store(tmp_path, made())
     stale = copy.deepcopy(made()[0])
     write_json(tmp_path / "made" / "stale.json", stale)
-    with pytest.raises(ConfigError, match="second cell"):
+    with pytest.raises(ConfigError, match="second cell .* too old to say which"):
         read_results(tmp_path)
     write_json(tmp_path / "made" / "stale.json", stale | {"row": "Other"})
     with pytest.raises(ConfigError, match="does not have"):
@@ -683,8 +733,13 @@ def test_damaged_and_doubled_scores_are_refused(tmp_path):
     names = [p.stem for p in (tmp_path / "made").glob("?-?.json")]
     write_json(tmp_path / "made" / "study.json", plan | {"cells": names})
     write_json(tmp_path / "made" / "stale.json", stale)
-    with pytest.raises(ConfigError, match="stale.json was made with other settings"):
+    with pytest.raises(ConfigError, match="stale.json was made with other settings.* of this row and seed is none"):
         read_results(tmp_path)
+    write_json(tmp_path / "made" / "study.json", plan | {"cells": [*names, "stale-seed0-11111111"]})
+    (tmp_path / "made" / "stale.json").rename(tmp_path / "made" / "stale-seed0-00000000.json")
+    with pytest.raises(ConfigError, match="is stale-seed0-11111111: remove stale-seed0-00000000.json, or start"):
+        read_results(tmp_path)
+    (tmp_path / "made" / "stale-seed0-00000000.json").rename(tmp_path / "made" / "stale.json")
     (tmp_path / "made" / "stale.json").write_text('{"row": ')
     with pytest.raises(ConfigError, match="damaged"):
         read_results(tmp_path)

@@ -2,6 +2,7 @@
 
   pv-vae study --config experiments/study_synthetic.py --workdir runs/study-synthetic
   pv-vae study --config experiments/study_real.py --workdir runs/study-real --config.data.source=clips
+  pv-vae study --config mine.py --workdir runs/mine --rows=my-row,baseline --seeds=0     # a part of it first
   pv-vae study --page docs/results.md                    # tables and figures again, from the stored scores
 
 Every cell (a row with a seed) that is finished leaves one file in --results; the same command goes on with the others.
@@ -26,6 +27,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("config", None, "study file with get_study()", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the runs", flag_values=values)
     flags.DEFINE_string("results", "docs/results", "folder of the scores, one folder in it a study", flag_values=values)
+    flags.DEFINE_list("rows", [], "train and score these rows alone, by name or as files name them", flag_values=values)
+    flags.DEFINE_list("seeds", [], "train and score these seeds alone", flag_values=values)
     flags.DEFINE_integer("cells", 0, "train and score so many cells; 0 is all", lower_bound=0, flag_values=values)
     flags.DEFINE_string(
         "i3d", None, "file of I3D's weights, to score with it as well (slow on CPU)", flag_values=values
@@ -50,9 +53,13 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError("pv-vae study needs --config and --workdir, or --page")
     from pv_vae_jax.study.cells import run_study
 
+    if overrides.keys() - {"data.source"} and values["results"].using_default_value:
+        own = Path(values.workdir) / "results"
+        raise ConfigError(f"scores of other settings do not belong to those in {results}: add --results={own}")
     study = load_study(values.config, overrides)
+    part = study.part(values.rows, values.seeds)
     i3d = Path(values.i3d) if values.i3d else None
-    run_study(study, Path(values.workdir), results / study.name, values.cells or None, i3d)
+    run_study(study, Path(values.workdir), results / study.name, values.cells or None, i3d, part)
 
 
 if __name__ == "__main__":

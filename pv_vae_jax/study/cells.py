@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.vae_stage import train_vae_stage
 
 
-def run_study(study: Study, workdir: Path, results: Path, most: int | None = None, i3d: Path | None = None) -> None:
+def run_study(
+    study: Study,
+    workdir: Path,
+    results: Path,
+    most: int | None = None,
+    i3d: Path | None = None,
+    part: Sequence[Cell] | None = None,
+) -> None:
     """Train and score every cell that has no file in `results` yet.
 
     Several processes may share the two folders, on one machine or on several: each takes cells that no other has begun.
@@ -32,24 +40,27 @@ def run_study(study: Study, workdir: Path, results: Path, most: int | None = Non
       results: folder of the scores: `study.json` with the plan, and `<cell>.json`, each when it is whole.
       most: cells in this call.
       i3d: file of I3D's weights, to score with it as well; cells that have their scores keep them.
+      part: of the study's cells, which alone are run; None is all.
     """
     results.mkdir(parents=True, exist_ok=True)
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir / ".plan.lock", wait=True):
         write_json(results / PLAN, study.plan())
     cells, scored = list(study.cells()), 0
+    part = cells if part is None else part
     while scored != most:
-        missing = [cell for cell in cells if not _scores(cell, results).exists()]
+        missing = [cell for cell in part if not _scores(cell, results).exists()]
         with contextlib.ExitStack() as stack:
             cell = next((cell for cell in missing if _take(cell, workdir, results, stack)), None)
             if cell is None:
                 break
-            number = len(cells) - len(missing) + 1
-            print(f"study {study.name}: {cell.row.name}, seed {cell.seed} ({number} of {len(cells)})", file=sys.stderr)
+            number = len(part) - len(missing) + 1
+            print(f"study {study.name}: {cell.row.name}, seed {cell.seed} ({number} of {len(part)})", file=sys.stderr)
             write_json(_scores(cell, results), run_cell(cell, workdir, i3d))
             # A study that scores the end alone may leave states that another one waits for: they are not its own.
             for done in filter(None, (cell, cell.base) if study.scores > 1 else ()):
-                if not any(_waits_for(other, done) and not _scores(other, results).exists() for other in cells):
+                users = [done, *(other for other in cells if _waits_for(other, done))]
+                if all(_scores(user, results).exists() for user in users):
                     tidy(done, workdir)
         scored += 1
     else:

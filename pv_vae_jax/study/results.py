@@ -133,9 +133,16 @@ def read_results(folder: Path) -> list[Results]:
             if key[0] not in known:
                 raise ConfigError(f"{path} is a cell of row {key[0]!r}, which {plan} does not have: remove one of them")
             if planned is not None and path.stem not in planned:
-                raise ConfigError(f"{path} was made with other settings than {plan} plans: remove one of them")
+                own = [name for name in planned if name.rpartition("-")[0] == path.stem.rpartition("-")[0]]
+                raise ConfigError(
+                    f"{path} was made with other settings than {plan} plans, whose cell of this row and seed is "
+                    f"{own[0] if own else 'none'}: remove {path.name}, or start the study with its settings again"
+                )
             if key in found.cells:
-                raise ConfigError(f"{path} is a second cell of row {key[0]!r}, seed {key[1]}: remove the stale one")
+                raise ConfigError(
+                    f"{path} is a second cell of row {key[0]!r}, seed {key[1]}, and {plan} is too old to say which is "
+                    "its own: remove the stale one, or start the study again, which writes the plan"
+                )
             found.cells[key] = cell
         if found.cells:
             studies.append(found)
