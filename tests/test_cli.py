@@ -18,6 +18,7 @@ from pv_vae_jax import load
 from pv_vae_jax.cli import main as cli_main
 from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
+from pv_vae_jax.cli.train import check_stages
 from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.listing import NoVideosError
@@ -259,12 +260,23 @@ def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_ex
     assert error.count("bad.mp4: ") == error.count("lying.mp4: decoding stops") == 1, (
         "once for what looks and what trains"
     )
-    assert f"data: {clips}: 12 clips of 4 classes (jump, run, walk, wave), 1 skipped" in error
+    found = "13 videos of 4 classes (jump, run, walk, wave): 9 for training (12 windows of 5 frames), 4 held out"
+    assert f"data: {clips}: {found}, 1 skipped" in error
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "video" / "metrics.jsonl")] == [1, 2, 3, 4]
     assert pv_vae(*call, "--stage=latents")[0] == 0
     cache = LatentSource(tmp_path / "run" / "latents")
     assert cache.class_names == ("jump", "run", "walk", "wave")
     assert {int(cache.record(i)["label"]) for i in range(len(cache))} == {0, 1, 2, 3}
+
+
+def test_what_is_found_in_a_folder_is_told_in_videos_and_windows(tmp_path, tiny_experiment, capsys):
+    (tmp_path / "clips").mkdir()
+    for i in range(3):
+        write_video(tmp_path / "clips" / f"{i}.mp4", waves(11, 16, 16, seed=i), fps=12)
+    experiment = load_experiment(tiny_experiment, {"data.source": str(tmp_path / "clips")})
+    check_stages(open_run(experiment, tmp_path / "run"), ["latents"])  # a stage of which nothing is checked
+    found = "3 videos of one class (clips): 2 for training (4 windows of 5 frames), 1 held out"
+    assert f"data: {tmp_path / 'clips'}: {found}\n" in capsys.readouterr().err
 
 
 def test_a_folder_without_videos_is_refused(tmp_path, tiny_experiment):

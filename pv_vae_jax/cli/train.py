@@ -113,7 +113,11 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"stage {stage} cannot run: {error}") from error
     if stages and is_first():
-        say("data: " + describe(run.source("train", random=True), run.experiment.data.source))
+        try:
+            held_out = run.source("test", random=True)
+        except NoVideosError:
+            held_out = None
+        say("data: " + describe(run.source("train", random=True), run.experiment.data.source, held_out))
 
 
 def say(text: str) -> None:

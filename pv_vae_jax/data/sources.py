@@ -195,14 +195,18 @@ class FolderVideos(Windowed):
         return f"{self.folder} holds no video files ({', '.join(SUFFIXES)}), neither directly nor in sub-folders"
 
 
-def describe(source: VideoSource, name: str) -> str:
-    """What was found in the data called `name`, in one line."""
+def describe(source: VideoSource, name: str, held_out: VideoSource | None = None) -> str:
+    """What was found in the data called `name`, in one line; `held_out` is its test split, where that has a clip."""
     names, skipped, absent = source.class_names, getattr(source, "skipped", {}), getattr(source, "absent", {})
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     classes = f"{len(names)} classes ({shown})" if len(names) > 1 else f"one class ({shown})"
     lost = f", {len(skipped)} skipped" if skipped else ""
     lost += f", {len(absent)} that its lists name are not there" if absent else ""
-    return f"{name}: {len(source):,} clips of {classes}{lost}"
+    if not isinstance(source, Windowed):
+        return f"{name}: {len(source):,} clips of {classes}{lost}"
+    train, test = source.videos, held_out.videos if isinstance(held_out, Windowed) else 0
+    windows = f"{len(source):,} windows of {source.frames} frames"
+    return f"{name}: {train + test:,} videos of {classes}: {train:,} for training ({windows}), {test:,} held out{lost}"
 
 
 def fingerprint(source: str, fold: int = 1) -> str:

@@ -35,6 +35,11 @@ class Windowed:
         """Source frames from the first to the last frame of a clip."""
         return (self.frames - 1) * self.stride + 1
 
+    @property
+    def videos(self) -> int:
+        """How many videos have a window."""
+        return len({video for _, video in self._windows})
+
     def __len__(self) -> int:
         return len(self._windows)
 
