@@ -519,6 +519,8 @@ def run_config(path: str | Path, kind: type[T]) -> T:
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
+            if callable(getattr(module, "get_study", None)):
+                raise ConfigError(f"{path} is a study: pv-vae study --config {path} --workdir runs/{path.stem}")
             raise ConfigError(f"{path} defines no get_config()")
         config = module.get_config()
     except ConfigError:

@@ -196,7 +196,7 @@ def test_a_setting_younger_than_the_work_directory_stands_at_its_default(trained
     tree = json.loads((trained / "config.json").read_text())
     del tree["video"]["optimizer"]["name"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
-    (tmp_path / "image").mkdir()
+    (tmp_path / "video").mkdir()
     assert open_run(load_experiment(tiny_experiment), tmp_path).experiment.video.optimizer.name == "adamw"
     with pytest.raises(ConfigError, match="video.optimizer.name: adamw -> muon"):
         open_run(load_experiment(tiny_experiment, {"video.optimizer.name": "muon"}), tmp_path)
@@ -210,6 +210,34 @@ def test_settings_of_which_no_stage_began_may_change(tiny_experiment, tmp_path):
     assert open_run(other, tmp_path / "w").experiment.seed == 5 == reopen_run(tmp_path / "w").experiment.seed
     with open_run(other, tmp_path / "w").lock("image"), pytest.raises(ConfigError, match="seed: 5 -> 0"):
         open_run(load_experiment(tiny_experiment), tmp_path / "w")
+
+
+def test_settings_of_stages_to_come_may_change(tiny_experiment, tmp_path):
+    first = open_run(load_experiment(tiny_experiment), tmp_path / "w")
+    first.folder("image").mkdir()
+    changes = {"video.steps": "9", "diffusion.batch_size": "8", "latents.clips": "12"}
+    other = open_run(load_experiment(tiny_experiment, changes), tmp_path / "w")
+    with pytest.raises(ConfigError, match=r"or undo: image.steps: 3 -> 7$"):
+        open_run(load_experiment(tiny_experiment, changes | {"image.steps": "7"}), tmp_path / "w")
+    with other.lock("video"):
+        pass
+    assert reopen_run(tmp_path / "w").experiment.video.steps == 9
+    with pytest.raises(ConfigError, match="or undo: video.steps: 9 -> 4"), first.lock("video"):
+        pass  # a process that was started before would go on from states of other settings
+    with pytest.raises(ConfigError, match="or undo: video.steps: 9 -> 4"):
+        open_run(load_experiment(tiny_experiment), tmp_path / "w")
+
+
+def test_videos_shorter_than_a_clip_name_a_length_that_would_do(tiny_experiment, tmp_path):
+    (tmp_path / "clips").mkdir()
+    for i in range(2):
+        write_video(tmp_path / "clips" / f"{i}.mp4", waves(6, 16, 16, seed=i), fps=12)
+    source = f"--config.data.source={tmp_path / 'clips'}"
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "w", source, "--stage=image")
+    line = fails(*call, "--config.data.frames=9")
+    assert "6 frames, a clip spans 9" in line and line.endswith(": --config.data.frames=5 would do")
+    assert fails(*call, "--config.data.stride=2").endswith(": --config.data.frames=3 would do")
+    assert "would do" not in fails(*call, "--config.data.stride=8")
 
 
 def test_clips_that_vanish_are_no_wrong_call(tiny_experiment, tmp_path, monkeypatch):
@@ -418,7 +446,17 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     assert status == 2 and error == "pv-vae: unknown command 'trian'; did you mean 'train'?\n"
     status, _, error = pv_vae("xyz")
     assert status == 2 and "there are train, prepare, encode" in error
-    assert "--config" in fails("train", "--workdir", tmp_path / "x", status=2)
+    assert fails("train", "--workdir", tmp_path / "x", status=2).startswith(
+        "pv-vae train: needs --config: experiment file"
+    )
+    needs = fails("train", "--config", tiny_experiment, status=2)
+    assert needs == "pv-vae train: needs --workdir: folder of the run, such as runs/demo"
+    study = tmp_path / "mine.py"
+    study.write_text("def get_study(): pass")
+    call = ("--config", study, "--workdir", tmp_path / "x")
+    assert f"is a study: pv-vae study --config {study} --workdir runs/mine" in fails("train", *call, status=2)
+    call = ("--config", tiny_experiment, "--workdir", tmp_path / "x")
+    assert f"is no study: pv-vae train --config {tiny_experiment} --workdir" in fails("study", *call, status=2)
     assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "x")
     assert "did you mean 'steps'?" in fails(*call, "--config.video.stepz=3")

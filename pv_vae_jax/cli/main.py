@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,7 +81,9 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         for folder in {"out", "workdir"} & set(values):
             check_local(f"--{folder}", values[folder].value or "")
     except (flags.Error, ConfigError) as error:
-        print(f"pv-vae {name}: {error}", file=sys.stderr)
+        missing = re.match(r"flag --(\w+)=None: ", str(error))
+        said = f"needs --{missing[1]}: {values[missing[1]].help}" if missing else error
+        print(f"pv-vae {name}: {said}", file=sys.stderr)
         return 2
     try:
         enable_compilation_cache()

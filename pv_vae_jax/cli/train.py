@@ -30,8 +30,8 @@ from pv_vae_jax.train.stages import perceptual_term, train_stage
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae train`."""
-    flags.DEFINE_string("config", None, "experiment file with get_config()", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("config", None, "experiment file, such as experiments/demo.py", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run, such as runs/demo", flag_values=values)
     flags.DEFINE_enum("stage", "all", ("all", *STAGES), "what to train", flag_values=values)
     flags.DEFINE_string(
         "coordinator", "", "host:port of process 0, or 'auto' on a cluster that JAX knows", flag_values=values

@@ -12,7 +12,15 @@ from pv_vae_jax.data.video_files import SUFFIXES
 
 
 class NoVideosError(ValueError):
-    """A folder from which no clip can be read; the message says what was found and what is expected."""
+    """A folder from which no clip can be read; the message says what was found and what is expected.
+
+    Attributes:
+      longest: frames of the longest video, where all are too short for a clip; else 0.
+    """
+
+    def __init__(self, message: str, longest: int = 0):
+        super().__init__(message)
+        self.longest = longest
 
 
 @dataclasses.dataclass(frozen=True)

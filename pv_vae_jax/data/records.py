@@ -126,7 +126,8 @@ class RecordVideos(Windowed):
             longest = int(self._lengths.max(initial=0))
             raise NoVideosError(
                 f"no clip of {self.folder} has the {self.span} frames asked for, the longest has {longest}"
-                + (f" ({few_of(self.skipped)})" if self.skipped else "")
+                + (f" ({few_of(self.skipped)})" if self.skipped else ""),
+                longest,
             )
 
     def _read(self, record: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> tuple[dict, int]:

@@ -108,10 +108,11 @@ class FolderVideos(Windowed):
         listing = video_folder(folder, split) if listing is None else listing
         self.class_names, self.absent = listing.class_names, listing.absent
         self.files: list[Path] = []
-        labels, lengths, small = [], [], 0
+        labels, lengths, small, longest = [], [], 0, 0
         for item in listing.items:
             try:
                 info = probe(item.path)
+                longest = max(longest, info.frames)
                 if info.frames < self.span:
                     raise BrokenVideoError(f"{item.path}: {info.frames} frames, a clip spans {self.span}")
             except (BrokenVideoError, OSError) as error:
@@ -122,7 +123,7 @@ class FolderVideos(Windowed):
             lengths.append(info.frames)
             small += min(info.height, info.width) < size
         if not self.files:
-            raise NoVideosError(self._nothing(split, len(listing.items)))
+            raise NoVideosError(self._nothing(split, len(listing.items)), longest)
         self._labels = np.asarray(labels, np.int32)
         self._lengths = np.asarray(lengths)
         self._windows = self._order(self._lengths, clips)

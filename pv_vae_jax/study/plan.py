@@ -260,6 +260,8 @@ def load_study(path: str | Path, overrides: dict[str, str] | None = None) -> Stu
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not callable(getattr(module, "get_study", None)):
+        if callable(getattr(module, "get_config", None)):
+            raise ConfigError(f"{path} is no study: pv-vae train --config {path} --workdir runs/{path.stem}")
         raise ConfigError(f"{path} defines no get_study()")
     study = module.get_study()
     if not isinstance(study, Study):

@@ -23,6 +23,7 @@ from pv_vae_jax.config import (
     save_config,
     to_dict,
 )
+from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
 from pv_vae_jax.files import locked, partials
@@ -88,10 +89,12 @@ class Run:
         Other stages stay free: the decoder may be fine-tuned while the transformer trains, as the paper suggests.
 
         Raises:
+          ConfigError: another process has since begun a stage with other settings.
           InUseError: another process holds the lock.
         """
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:  # the processes of one run share the work directory
+                refuse_changes(self.experiment, self.workdir)
                 try:
                     stack.enter_context(locked(self.workdir / f".{stage}.lock"))
                 except BlockingIOError as error:
@@ -109,24 +112,34 @@ class Run:
           kind: size of the clips, if it is not that of the configuration. An image is a frame of a clip as long as the
             configuration's, so that images come from what clips come from.
           sources: that share the memory for decoded videos.
+
+        Raises:
+          NoVideosError: there is none; where all videos are too short, a `data.frames` for which they are not.
         """
         data = self.experiment.data
         frames, size = (data.frames, data.size) if kind is None else (kind.frames, kind.side)
         images = kind is not None and kind.images
-        source = open_source(
-            data.source,
-            frames=data.frames if images else frames,
-            size=size,
-            split=split,
-            seed=self.experiment.seed,
-            clips=data.clips if split == "train" else data.test_clips,
-            stride=data.stride,
-            random=random,
-            cache_bytes=data.cache_bytes // sources,
-            crop=data.crop,
-            fold=data.fold,
-            log=self.skips,
-        )
+        try:
+            source = open_source(
+                data.source,
+                frames=data.frames if images else frames,
+                size=size,
+                split=split,
+                seed=self.experiment.seed,
+                clips=data.clips if split == "train" else data.test_clips,
+                stride=data.stride,
+                random=random,
+                cache_bytes=data.cache_bytes // sources,
+                crop=data.crop,
+                fold=data.fold,
+                log=self.skips,
+            )
+        except NoVideosError as error:
+            groups = ((error.longest - 1) // data.stride) // self.experiment.vae.time_factor
+            if groups < 1:
+                raise
+            fitting = 1 + groups * self.experiment.vae.time_factor
+            raise NoVideosError(f"{error}: --config.data.frames={fitting} would do") from error
         return ImageFrames(source) if images else source
 
 
@@ -144,22 +157,15 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
         mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from error
-    # A first try that found no clips, say, leaves settings of which nothing was made: those may still change.
-    begun = any((workdir / name).exists() for stage in STAGES for name in (stage, f".{stage}.lock"))
     if path.exists():
-        changed = differences(to_dict(read_config(path)), to_dict(experiment))
-        changed = [line for line in changed if not line.startswith(FREE_KEYS)]
-        if changed and begun:
-            raise ConfigError(
-                f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
-            )
+        refuse_changes(experiment, workdir)
     elif workdir.is_dir() and set(workdir.iterdir()) - set(partials(path)):  # which a kill may leave
         raise ConfigError(f"{workdir} is not empty and holds no run of pv_vae_jax; use another --workdir")
     wait_for_all("work directory looked at")
     try:
         if is_first():
             workdir.mkdir(parents=True, exist_ok=True)
-            if not begun:
+            if not begun_stages(workdir):
                 for left in partials(path):
                     left.unlink(missing_ok=True)
                 save_config(experiment, path)
@@ -169,6 +175,31 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
     if not path.exists():
         raise ConfigError(f"process {jax.process_index()} sees no {path}: all processes share one work directory")
     return Run(experiment, workdir, mesh)
+
+
+def begun_stages(workdir: Path) -> list[str]:
+    """Stages of which something was made, or is being made."""
+    return [stage for stage in STAGES if any((workdir / name).exists() for name in (stage, f".{stage}.lock"))]
+
+
+def refuse_changes(experiment: Experiment, workdir: Path) -> None:
+    """Refuse settings other than those that the stages which have begun were given.
+
+    Settings of a stage after them may still change; all may, if none has begun, as after a try that found no clips.
+
+    Raises:
+      ConfigError: there are such settings; the differences are listed.
+    """
+    changed = differences(to_dict(read_config(workdir / "config.json")), to_dict(experiment))
+    begun = begun_stages(workdir)
+    if not begun:
+        return
+    later = STAGES[STAGES.index(begun[-1]) + 1 :]
+    free = FREE_KEYS + tuple(f"{stage}." for stage in later)
+    if changed := [line for line in changed if not line.startswith(free)]:
+        raise ConfigError(
+            f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
+        )
 
 
 def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
