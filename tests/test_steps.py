@@ -1,6 +1,7 @@
 """Training steps: frozen means frozen, forms agree, GAN and EMA move what they should, sharded = single."""
 
 import dataclasses
+import time
 
 import chex
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tqdm import tqdm
 
 from pv_vae_jax.config import OptimizerConfig, VAEStageConfig
 from pv_vae_jax.losses.objective import Objective
@@ -286,6 +288,27 @@ def test_nothing_crosses_to_the_device_unasked_inside_the_loop(tmp_path, monkeyp
     monkeypatch.setattr(loop, "put_batch", lambda mesh, batch: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(tmp_path / "unasked")
+
+
+def test_the_bar_says_that_the_first_step_compiles_and_does_not_count_it(tmp_path, monkeypatch, capsys, caplog):
+    bars = []
+
+    def step(state, batch):
+        time.sleep(2)  # while it is traced
+        return state.replace(step=state.step + 1), {"loss": batch["x"].mean()}
+
+    monkeypatch.setattr(loop, "tqdm", lambda **given: bars.append((tqdm(**given), time.time())) or bars[0][0])
+    with jax.log_compiles():
+        loop.run_stage(
+            name="image", folder=tmp_path, mesh=make_mesh(data=1), step=step, options=lambda number, batch: {},
+            create=lambda given: create_state({"w": jnp.zeros(())}, ()), given=dict,
+            batches=lambda at: iter([{"x": np.ones(4, np.float32)}] * 3), steps=3, log_every=1, checkpoint_every=3,
+        )  # fmt: skip
+    ((bar, made),) = bars
+    shown = capsys.readouterr().err
+    assert 0 < shown.index("image, compiling:   0%") < shown.index("image: 100%")
+    assert bar.start_t - made > 1.9
+    assert "image_step" in caplog.text and "unnamed" not in caplog.text
 
 
 def test_diffusion_learns_a_constant():

@@ -103,14 +103,21 @@ def run_stage(
 
     programs: dict[tuple, Callable] = {}
 
-    def program(number: int, batch: Batch) -> tuple[tuple, Callable[[TrainState, Any], tuple[TrainState, dict]]]:
+    def program(number: int, batch: Batch) -> tuple[tuple, Callable[[TrainState, Any], tuple[TrainState, dict]], bool]:
+        """What the options choose, its program, and whether that is yet to be compiled."""
         chosen = options(number, batch)
         key = tuple(sorted(chosen.items()))
-        if key not in programs:
-            # Stated, not left to the compiler: the state of one step must be the input of the next as it lies.
-            out = (sharding, NamedSharding(mesh, PartitionSpec()))
-            programs[key] = jax.jit(functools.partial(step, **chosen), out_shardings=out, donate_argnums=0)
-        return key, programs[key]
+        if key in programs:
+            return key, programs[key], False
+
+        def named(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+            return step(state, batch, **chosen)
+
+        named.__name__ = f"{name}_step"  # in messages and profiles of XLA
+        # Stated, not left to the compiler: the state of one step must be the input of the next as it lies.
+        out = (sharding, NamedSharding(mesh, PartitionSpec()))
+        programs[key] = jax.jit(named, out_shardings=out, donate_argnums=0)
+        return key, programs[key], True
 
     writer = MetricWriter(folder, start) if is_first() else Silent()
     pending: list[tuple[int, dict]] = list(writer.unwritten)
@@ -150,7 +157,9 @@ def run_stage(
             for number in range(start, steps):
                 with clock("data"):
                     batch = next(stream)
-                key, run = program(number, batch)
+                key, run, new = program(number, batch)
+                if new:
+                    bar.set_description(f"{name}, compiling")
                 placed = put_batch(mesh, batch)
                 if prepare is not None:
                     placed = prepare(placed)
@@ -161,6 +170,9 @@ def run_stage(
                     worked += flops[key]
                 with jax.transfer_guard("disallow"):  # what crosses to the device and back is put and got by name
                     state, logs = run(state, placed)
+                if new:
+                    bar.set_description(name, refresh=False)
+                    bar.unpause()  # the rate is that of steps alone
                 pending.append((number + 1, logs))
                 counted += units(placed)
                 bar.update()
