@@ -370,7 +370,7 @@ def program(page: str, tmp_path: Path, monkeypatch, without: str = "") -> dict:
     return names
 
 
-IMPORTING = "Plain JAX", "A module as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch"
+IMPORTING = "Plain JAX", "A module as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch", "A clip from"
 
 
 def test_the_importing_page_has_the_sections_that_are_tested():
@@ -390,7 +390,7 @@ def test_plain_jax_and_modules_as_pytrees(tmp_path, monkeypatch):
 def test_flax_nnx_and_a_foreign_mesh(tmp_path, monkeypatch):
     from flax import nnx
 
-    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[:2]))
+    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join((*IMPORTING[:2], IMPORTING[5])))
     video, params = names["video"], names["params"]
     # NNX holds the parameters that were put in, and gives what Linen gives.
     np.testing.assert_allclose(names["value"], jnp.mean(jnp.square(names["whole"] - video)), rtol=1e-5)
@@ -404,13 +404,27 @@ def test_flax_nnx_and_a_foreign_mesh(tmp_path, monkeypatch):
     np.testing.assert_allclose(names["sharded"], names["whole"], atol=1e-5)
 
 
+def test_a_clip_from_a_file_is_coded_and_scored(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+    from pv_vae_jax.data.synthetic import SyntheticVideos
+    from pv_vae_jax.data.video_files import write_video
+
+    video = SyntheticVideos(clips=1, frames=20, size=32).clip(0)["video"]
+    write_video(tmp_path / "clip.mp4", np.pad(video, ((0, 0), (0, 0), (0, 6), (0, 0)), mode="edge"))
+    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[:5]))
+    assert names["clips"].shape == names["shown"].shape == (2, 9, 32, 32, 3) and names["codes"].shape[:2] == (2, 3)
+    assert names["scores"]["psnr"] > 20 and 0 < names["scores"]["ssim"] < 1 and names["scores"]["frechet"] > 0
+
+
 def test_exported_weights_work_in_pytorch(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[benchmark]'")
     from safetensors.torch import load_file
 
     from pv_vae_jax.layers.conv import causal_conv3d
 
-    params = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[:4]))["params"]
+    params = program("docs/importing.md", tmp_path, monkeypatch, without="|".join((*IMPORTING[:4], IMPORTING[5])))[
+        "params"
+    ]
     tensors = load_file(tmp_path / "vae.safetensors")
     weight, bias = tensors["decoder.stem.kernel"], tensors["decoder.stem.bias"]
     kernel = params["decoder"]["stem"]["kernel"]
