@@ -217,9 +217,11 @@ def reach(
         first.append(steps[0] / steps[-1])
     if not shares:
         return None
-    logs = over_seeds([float(np.log(share)) for share in shares]) if np.isfinite(shares).all() else None
-    turned = logs and [None if v is None else float(np.exp(v)) for v in (logs.low, logs.high)]
-    return Reach(shares, logs and Estimate(float(np.exp(logs.mean)), logs.count, *turned), max(first))
+    if not np.isfinite(shares).all():
+        return Reach(shares, None, max(first))
+    logs = over_seeds([float(np.log(share)) for share in shares])
+    ends = [None if end is None else float(np.exp(end)) for end in (logs.low, logs.high)]
+    return Reach(shares, Estimate(float(np.exp(logs.mean)), logs.count, *ends), max(first))
 
 
 def curves(results: Results, row: str, network: str) -> tuple[list[int], np.ndarray]:
