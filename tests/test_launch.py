@@ -328,7 +328,7 @@ def test_processes_of_a_run_meet_through_jax_distributed():
     env = {"XLA_FLAGS": ""}
     done = in_a_launcher(made, env)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {"[0] total 6.0", "[1] total 6.0"} <= set(done.stdout.splitlines())
+    assert done.stdout.count("total 6.0") == 2, "both; Gloo's own messages may stand on the same line"
 
 
 CPU2 = "--xla_force_host_platform_device_count=2"
