@@ -119,7 +119,7 @@ def test_parts_that_are_not_taken_are_drawn(other, tmp_path, monkeypatch):
     run = open_run(dataclasses.replace(EXPERIMENT, video=video), tmp_path / "mine")
     vae_stage.train_vae_stage(run, "video", None)
     found = read_model(run.folder("video") / "model", shapes_of(TINY))
-    fresh = VAE(TINY).init(vae_stage.stage_key(0, "vae"), jnp.zeros((1, 3, 8, 8, 3)))["params"]
+    fresh = jax.jit(VAE(TINY).init)(vae_stage.stage_key(0, "vae"), jnp.zeros((1, 3, 8, 8, 3)))["params"]
     assert same(found["encoder"], other[3]["encoder"])
     np.testing.assert_allclose(
         found["decoder"]["stem"]["kernel"], fresh["decoder"]["stem"]["kernel"], rtol=0, atol=1e-6

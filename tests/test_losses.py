@@ -1,5 +1,7 @@
 """Loss terms against values worked out by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,13 +63,13 @@ def test_clips_that_are_compared_have_one_shape_and_sum_in_float32():
     assert squared_error(half, half).dtype == motion_error(half, half).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("frames", [2, 3, 4, 6, 7])
+@pytest.mark.parametrize("frames", [3, 6])
 def test_the_discriminator_of_clips_sees_every_frame(frames):
     model = Discriminator(DiscriminatorConfig(kinds=("3d",), width=2, levels=2, lowering="direct"))
     video = jax.random.normal(jax.random.key(1), (1, frames, 4, 4, 3))
-    params = model.init(jax.random.key(0), video)["params"]
-    params = jax.tree.map(lambda p: p + 0.1, params)  # the taps of earlier frames start at zero
-    seen = jax.grad(lambda video: model.apply({"params": params}, video)[0].sum())(video)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+    params = jax.tree.map(lambda p: 0.1 * np.random.default_rng(0).standard_normal(p.shape, np.float32), shapes)
+    seen = jax.jit(jax.grad(lambda video: model.apply({"params": params}, video)[0].sum()))(video)
     assert (jnp.abs(seen).max(axis=(0, 2, 3, 4)) > 0).all()
     with pytest.raises(ShapeError, match="3 x 3 does not halve"):
         model.apply({"params": params}, jnp.zeros((1, frames, 6, 6, 3)))
@@ -146,6 +148,7 @@ def test_local_correlation_counts_what_is_observed():
 
 
 def test_the_regulariser_pulls_until_its_target_and_costs_nothing_without_weight():
+    @partial(jax.jit, static_argnums=1)
     def loss(mean, objective):
         return latent_terms(objective, Posterior(mean, jnp.zeros_like(mean)), jnp.ones(mean.shape[:2]))
 
@@ -153,10 +156,11 @@ def test_the_regulariser_pulls_until_its_target_and_costs_nothing_without_weight
     weighted = Objective(kl=0.0, local_correlation=2.0)
     total, terms = loss(mean, weighted)
     assert float(total) == pytest.approx(2.0 * (0.75 - float(terms["local_correlation"])))
-    slope = jax.grad(lambda m: loss(m, weighted)[0])(mean)
+    gradient = jax.jit(jax.grad(lambda m: loss(m, weighted)[0]))
+    slope = gradient(mean)
     better = loss(mean - 10.0 * slope, weighted)[1]["local_correlation"]
     assert float(better) > float(terms["local_correlation"]) + 0.01
     assert float(loss(jnp.asarray(COARSE), weighted)[0]) == 0.0
-    still = jax.grad(lambda m: loss(m, weighted)[0])(jnp.ones((1, 3, 2, 2, 4)))  # dead latents give no NaN
+    still = gradient(jnp.ones((1, 3, 2, 2, 4)))  # dead latents give no NaN
     assert np.isfinite(still).all()
     assert set(loss(mean, Objective())[1]) == {"kl"}
