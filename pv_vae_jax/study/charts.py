@@ -13,7 +13,10 @@ from pv_vae_jax.evaluation.figures import linear_ticks, log_ticks, number
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 34, 44
 LINE = 18  # of the legend
-COLOURS = ("#1f6fd6", "#d9480f", "#2b8a3e", "#9c36b5", "#b08900", "#0b7285", "#868e96", "#e64980", "#5c940d", "#5f3dc4")
+COLOURS = (
+    *("#1f6fd6", "#d9480f", "#2b8a3e", "#9c36b5", "#b08900", "#0b7285", "#868e96", "#e64980", "#5c940d", "#5f3dc4"),
+    *("#212529", "#e8a2ff", "#c92a2a"),  # as many as the curves of the largest study
+)
 
 
 @dataclasses.dataclass(frozen=True)
