@@ -505,24 +505,31 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
 T = typing.TypeVar("T")
 
 
-def run_config(path: str | Path, kind: type[T]) -> T:
-    """What `get_config()` of the file `path` returns, a `kind`; raises `ConfigError` if there is none."""
+# What a file may define, and the command that takes it.
+COMMANDS = {"get_config": "train", "get_study": "study"}
+
+
+def run_config(path: str | Path, kind: type[T], function: str = "get_config") -> T:
+    """What `function()` of the file `path` returns, a `kind`; raises `ConfigError` if there is none."""
     path = Path(path)
+    what = "study" if function == "get_study" else "experiment"
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py") if not p.name.startswith("_"))
-        raise ConfigError(f"no experiment file {path}" + (f"; there are {', '.join(near)}" if near else ""))
+        raise ConfigError(f"no {what} file {path}" + (f"; there are {', '.join(near)}" if near else ""))
     if path.suffix != ".py":
-        raise ConfigError(f"{path} is no Python file: --config takes one that defines get_config()")
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+        raise ConfigError(f"{path} is no Python file: --config takes one that defines {function}()")
+    spec = importlib.util.spec_from_file_location(f"{what}_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # as for every .py file
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            if callable(getattr(module, "get_study", None)):
-                raise ConfigError(f"{path} is a study: pv-vae study --config {path} --workdir runs/{path.stem}")
-            raise ConfigError(f"{path} defines no get_config()")
-        config = module.get_config()
+        if not callable(getattr(module, function, None)):
+            for other, command in COMMANDS.items():
+                if callable(getattr(module, other, None)):
+                    call = f"pv-vae {command} --config {path} --workdir runs/{path.stem}"
+                    raise ConfigError(f"{path} is {'a' if command == 'study' else 'no'} study: {call}")
+            raise ConfigError(f"{path} defines no {function}()")
+        config = getattr(module, function)()
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
@@ -531,7 +538,7 @@ def run_config(path: str | Path, kind: type[T]) -> T:
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if not isinstance(config, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise ConfigError(f"get_config() of {path} returns {type(config).__name__}, not {article} {kind.__name__}")
+        raise ConfigError(f"{function}() of {path} returns {type(config).__name__}, not {article} {kind.__name__}")
     return config
 
 

@@ -565,6 +565,14 @@ def test_labels_that_are_no_class_are_refused(trained):
         sample.sample_clips(load(trained), np.array([0, -1, 9]))
 
 
+def test_samples_that_are_not_finite_are_no_clips(trained):
+    model = load(trained)
+    params = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), model.diffusion.params)
+    broken = dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, params=params))
+    with pytest.raises(FloatingPointError, match="clips 0 to 1 hold NaN"):
+        sample.sample_clips(broken, np.array([0, 1]), steps=2, batch_size=2)
+
+
 def test_sample_of_a_model_without_classes_needs_no_flag(trained, tmp_path, monkeypatch):
     model = load(trained)
     latte = Latte(dataclasses.replace(model.diffusion.model.config, classes=0))

@@ -168,9 +168,15 @@ def test_plans_that_cannot_work_are_refused(tmp_path):
         dataclasses.replace(study, scores=3).validate()
     with pytest.raises(ConfigError, match="no study file"):
         load_study(tmp_path / "none.py")
-    (tmp_path / "empty.py").write_text("x = 1\n")
-    with pytest.raises(ConfigError, match="no get_study"):
-        load_study(tmp_path / "empty.py")
+    row = "from pv_vae_jax.study.plan import Row\n\ndef get_study():\n    return "
+    for text, says in (
+        ("x = 1\n", r"defines no get_study\(\)"),
+        (row + "Row('a', setings={})\n", "wrong.py, line 4: TypeError: .*setings"),
+        (row + "Row('a')\n", r"get_study\(\) of .* returns Row, not a Study"),
+    ):
+        (tmp_path / "wrong.py").write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            load_study(tmp_path / "wrong.py")
 
 
 def test_settings_of_the_command_reach_every_row(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -39,6 +40,7 @@ def sample_clips(
 
     Raises:
       ValueError: no transformer, guidance without classes, or a label that is no class.
+      FloatingPointError: a clip is not finite.
     """
     if model.diffusion is None:
         raise ValueError("this model has no diffusion transformer")
@@ -58,11 +60,16 @@ def sample_clips(
         flow = guided(velocity, label, classes, guidance) if classes else lambda x, t: velocity(x, t, None)
         latents = denormalize_latents(euler(flow, noise, steps), d.mean, d.std)
         video = model.vae.apply({"params": vae_params}, latents, method="decode")
-        return to_uint8(video)
+        return to_uint8(video), jnp.isfinite(video).all()
 
     clips = []
     for first in tqdm(range(0, len(labels), batch_size), desc="samples", unit="batch", disable=not sys.stderr.isatty()):
         index = np.minimum(np.arange(first, first + batch_size), len(labels) - 1)  # one compiled shape
-        drawn = draw(model.vae_params, d.params, index, np.asarray(labels)[index])
+        drawn, finite = draw(model.vae_params, d.params, index, np.asarray(labels)[index])
+        if not finite:  # as uint8 they would be black clips, and scored
+            raise FloatingPointError(
+                f"clips {first} to {index[-1]} hold NaN or infinite numbers: see that the weights are finite, and try "
+                "other steps or another guidance"
+            )
         clips.append(np.asarray(drawn)[: len(labels) - first])
     return np.concatenate(clips)

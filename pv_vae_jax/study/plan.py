@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from pv_vae_jax.config import ConfigError, Experiment, override, to_dict
+from pv_vae_jax.config import ConfigError, Experiment, override, run_config, to_dict
 from pv_vae_jax.data.sources import fingerprint
 
 STILL = {"video.objective.motion": 0.0}
@@ -251,21 +249,10 @@ def load_study(path: str | Path, overrides: dict[str, str] | None = None) -> Stu
     """Run `get_study()` of the file `path`, and apply `overrides` to the experiment below all rows.
 
     Raises:
-      ConfigError: no such file or function, an unknown setting, or a study that cannot work.
+      ConfigError: no such file or function, a mistake in it (its line is named), an unknown setting, or a study that
+        cannot work.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no study file {path}")
-    spec: Any = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "get_study", None)):
-        if callable(getattr(module, "get_config", None)):
-            raise ConfigError(f"{path} is no study: pv-vae train --config {path} --workdir runs/{path.stem}")
-        raise ConfigError(f"{path} defines no get_study()")
-    study = module.get_study()
-    if not isinstance(study, Study):
-        raise ConfigError(f"get_study() of {path} returns {type(study).__name__}, not a Study")
+    study = run_config(path, Study, "get_study")
     experiment = override(study.experiment, overrides or {})
     if Path(experiment.data.source).is_dir():  # the same folder from wherever the study is continued
         source = str(Path(experiment.data.source).absolute())

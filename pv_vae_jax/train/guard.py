@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pv_vae_jax.typing import Params
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(FloatingPointError):
     """Training stopped: a term of the loss is NaN or infinite."""
 
 
