@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.config import (
@@ -41,6 +42,7 @@ from pv_vae_jax.study.results import (
     read_results,
     steps_to_reach,
 )
+from tests.test_lpips import convolutions, seeded
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = json.loads((ROOT / "docs" / "results" / "paper.json").read_text())
@@ -202,7 +204,7 @@ def test_a_part_of_a_study_is_named_by_rows_and_seeds():
 def test_a_trial_does_not_land_among_the_published_scores(tmp_path, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(
-        cells, "run_study", lambda study, workdir, results, most, i3d, part: ran.append((results, part))
+        cells, "run_study", lambda study, workdir, results, most, published, part: ran.append((results, part))
     )
     call = ["pv-vae", "study", "--config", str(ROOT / "experiments" / "study_real.py"), "--workdir", str(tmp_path)]
     call += [f"--config.data.source={tmp_path}", "--rows=baseline", "--seeds=0,2"]
@@ -273,8 +275,8 @@ def stages(monkeypatch):
     monkeypatch.setattr(cells, "train_vae_stage", lambda r, stage, before: run(r, stage))
     monkeypatch.setattr(cells, "encode_latents", lambda r, stage: run(r, "latents"))
     monkeypatch.setattr(cells, "train_diffusion_stage", lambda r: run(r, "diffusion"))
-    monkeypatch.setattr(cells, "measure_whole", lambda cell, r, i3d: {"cell": cell.name})
-    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base, i3d: tuned_scores(cell, base))
+    monkeypatch.setattr(cells, "measure_whole", lambda cell, r, published: {"cell": cell.name})
+    monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base, published: tuned_scores(cell, base))
     return ran
 
 
@@ -399,12 +401,34 @@ def test_the_class_probe_reads_what_the_latents_hold(monkeypatch):
     assert measure._class_probe(None, model, 8, latents(one, 0.0), one) is None
 
 
+def seeded_lpips(folder: Path) -> tuple[str, Path, Path]:
+    """Backbone, and files of weights that are none of LPIPS's."""
+    save_file(seeded("alexnet"), folder / "net.safetensors")
+    heads = {f"lin{i}.model.1.weight": np.full((1, w, 1, 1), 0.5) for i, w in enumerate(convolutions("alexnet")[1])}
+    np.savez(folder / "heads.npz", **heads)
+    return "alexnet", folder / "net.safetensors", folder / "heads.npz"
+
+
+def test_weights_that_cannot_score_are_told_before_training(stages, tmp_path):
+    for published, says in (
+        (measure.Published(i3d=tmp_path / "none.pt"), "none.pt"),
+        (measure.Published(lpips=("alexnet", tmp_path, tmp_path)), "no weights file"),
+        (measure.Published(lpips=seeded_lpips(tmp_path)), "32 pixels at least, data.size is 16"),
+    ):
+        with pytest.raises((OSError, ConfigError), match=says):
+            cells.run_study(tiny_study(), tmp_path / "runs", tmp_path / "scores", published=published)
+    assert not stages and not (tmp_path / "scores").exists()
+
+
 @pytest.mark.slow  # every stage and every measure has programs of its own to compile
 def test_a_cell_is_trained_and_scored(tmp_path):
     """For real, two rows: one trains everything, the other the decoder alone."""
     study = tiny_study()
-    study = dataclasses.replace(study, rows=study.rows[1:]).validate()
-    cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
+    data = dataclasses.replace(study.experiment.data, size=32)  # the least that LPIPS can see
+    experiment = dataclasses.replace(study.experiment, data=data)
+    study = dataclasses.replace(study, rows=study.rows[1:], experiment=experiment).validate()
+    published = measure.Published(lpips=seeded_lpips(tmp_path))
+    cells.run_study(study, tmp_path / "runs", tmp_path / "scores", published=published)
     whole, tuned = (json.loads((tmp_path / "scores" / f"{c.name}.json").read_text()) for c in study.cells())
     assert set(whole["seconds"]) == {"image", "video", "latents", "diffusion"} and set(tuned["seconds"]) == {"decoder"}
     for cell, steps in ((whole, [2, 4]), (tuned, [2, 4])):
@@ -415,6 +439,8 @@ def test_a_cell_is_trained_and_scored(tmp_path):
     assert whole["floor"] == tuned["floor"], "the same real clips"
     assert whole["latents"]["class_probe"]["clips"] == 8 and 0 <= whole["latents"]["class_probe"]["accuracy"] <= 1
     assert whole["latents"] == tuned["latents"] and whole["reconstruction"] != tuned["reconstruction"]
+    looks = [c["reconstruction"].pop("perceptual") for c in (whole, tuned)]
+    assert min(looks) > 0 and looks[0] != looks[1] and "features = lpips-alexnet" in whole["perceptual"]
     assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "states that are scored go"
     first, last = study.cells()
     (tmp_path / "scores" / f"{last.name}.json").unlink()
@@ -697,6 +723,21 @@ def test_a_score_that_older_cells_lack_is_not_measured(tmp_path):
     assert f"| {ROWS[0]} | 1 [1, 1] | 2 [2, 2] | not measured | not measured |" in latents
     assert f"| {ROWS[1]} | 1 [1, 1] | 2 [2, 2] | 0.75 [0.75, 0.75] | 0.25 [0.25, 0.25] |" in latents
     assert f"| {ROWS[2]} | 1 [1, 1] | 2 [2, 2] | 0.75 (1 of 3 seeds) | 0.25 (1 of 3 seeds) |" in latents
+
+
+def test_a_perceptual_distance_has_columns_where_every_cell_has_it(tmp_path):
+    found = made()
+    for c in found:
+        c["perceptual"], c["reconstruction"]["perceptual"] = "LPIPS (AlexNet)", 0.25 + 0.5 * (c["row"] == ROWS[1])
+    store(tmp_path, found)
+    write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert text.count("| PSNR | SSIM | LPIPS (AlexNet) |") == 2, "the rows, and each less the first"
+    assert re.search(rf"^\| {re.escape(ROWS[1])} \|.*\| 0.9 \[0.9, 0.9\] \| 0.75 \[0.75, 0.75\] \|", text, re.MULTILINE)
+    assert re.search(rf"^\| {re.escape(ROWS[1])} \|.*\| \+0.5 \[0.5, 0.5\] \|", text, re.MULTILINE), "less the first"
+    write_json(tmp_path / "made" / "0-0.json", found[0] | {"perceptual": "LPIPS (VGG)"})
+    write_page(tmp_path, tmp_path / "page.md")
+    assert "LPIPS" not in (tmp_path / "page.md").read_text()
 
 
 def test_what_was_tried_stands_before_the_studies(tmp_path):

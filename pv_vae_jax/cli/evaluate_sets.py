@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
+from pv_vae_jax.cli import lpips_flags
 from pv_vae_jax.config import ConfigError
-from pv_vae_jax.convert.image_networks import HEAD_NAMES, read_lpips
-from pv_vae_jax.convert.published import identify
 from pv_vae_jax.evaluation.clip_sets import open_clips
 from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, c3d_network, i3d_network, own_network
+from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, Score
 from pv_vae_jax.files import make_writable, write_json
-from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
-from pv_vae_jax.pixels import to_float
-from pv_vae_jax.pretrained import weights_hash
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -40,9 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("value_range", None, "of float arrays: 0,1 or -1,1")
     flags.DEFINE_bool("paired", False, "clip i of fake is a reconstruction of clip i of real", flag_values=values)
     flags.DEFINE_bool("intervals", True, "bootstrap intervals", flag_values=values)
-    flags.DEFINE_enum("lpips", None, sorted(HEAD_NAMES), "perceptual distance of pairs", flag_values=values)
-    text("lpips_weights", None, "torchvision's weights of that network")
-    text("lpips_heads", None, "LPIPS's linear heads, .pth or .npz")
+    lpips_flags.define_flags(values)
     text("c3d", None, "weights of C3D, .npz, for the inception score")
     text("c3d_mean", None, "its mean cube, .npz or .npy")
     whole("splits", "of the inception score; default 10", 1)
@@ -66,12 +60,9 @@ def run(values: flags.FlagValues) -> list[Score]:
         )
     if bool(values.c3d) != bool(values.c3d_mean):
         raise ConfigError("the inception score takes both --c3d and --c3d_mean")
-    if values.lpips and not (values.paired and values.lpips_weights and values.lpips_heads):
-        raise ConfigError("--lpips compares pairs: it takes --paired, --lpips_weights and --lpips_heads")
-    if (values.lpips_weights or values.lpips_heads) and not values.lpips:
-        raise ConfigError(
-            f"--lpips_weights and --lpips_heads are of --lpips: add it, {' or '.join(sorted(HEAD_NAMES))}"
-        )
+    lpips = lpips_flags.lpips_files(values)
+    if lpips and not values.paired:
+        raise ConfigError("--lpips compares pairs: it takes --paired")
     if values.splits and not values.c3d:
         raise ConfigError("--splits is of the inception score: it takes --c3d and --c3d_mean")
     if values.out:
@@ -84,7 +75,7 @@ def run(values: flags.FlagValues) -> list[Score]:
     fake = open_clips(values.fake, protocol.fake_window(), **read)
     scores = []
     if values.paired:
-        perceptual, network_of = _perceptual(values) if values.lpips else (None, None)
+        perceptual, network_of = lpips_distance(*lpips) if lpips else (None, None)
         scores += compare_pairs(real, fake, protocol, perceptual=perceptual, perceptual_network=network_of, seed=seed)
     batch = values.batch_size or 8
     resamples = 40 if values.intervals else 0
@@ -131,30 +122,6 @@ def _range(text: str | None) -> tuple[float, float] | None:
     if not (low < high and np.isfinite([low, high]).all()):
         raise ConfigError(f"--value_range takes two numbers, low,high; got {text}")
     return low, high
-
-
-def _perceptual(values: flags.FlagValues):
-    """A function of two clips `(t, h, w, 3)` uint8, and what its numbers are made with."""
-    params = read_lpips(values.lpips, values.lpips_weights, values.lpips_heads)
-    model = LPIPS(values.lpips)
-    backbone, heads = identify(values.lpips_weights), identify(values.lpips_heads)
-    known = backbone.network == values.lpips and heads.network == f"{values.lpips} heads"
-
-    @jax.jit
-    def distance(a, b):
-        return model.apply({"params": params}, to_float(a), to_float(b))
-
-    def checked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        if min(a.shape[1:3]) < LEAST_SIDE:
-            raise ConfigError(f"LPIPS needs pictures of {LEAST_SIDE} x {LEAST_SIDE} at least, got {a.shape[1:3]}")
-        return np.asarray(distance(a, b))
-
-    facts = {"weights file sha256": backbone.sha256, "heads file sha256": heads.sha256}
-    name = f"{backbone.known}, {heads.known}" if known else None
-    network = FeatureNetwork(
-        f"lpips-{values.lpips}", weights_hash(params), name, 1, "as they are, [-1, 1]", lambda p, x: x, params, facts
-    )
-    return checked, network
 
 
 def _table(scores: list[Score]) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from pv_vae_jax.cli import lpips_flags
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.study.plan import load_study
 
@@ -33,6 +34,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "i3d", None, "file of I3D's weights, to score with it as well (slow on CPU)", flag_values=values
     )
+    lpips_flags.define_flags(values)
     flags.DEFINE_string("page", "", "write this page from the scores, train nothing", flag_values=values)
 
 
@@ -52,14 +54,15 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if not values.config or not values.workdir:
         raise ConfigError("pv-vae study needs --config and --workdir, or --page")
     from pv_vae_jax.study.cells import run_study
+    from pv_vae_jax.study.measure import Published
 
+    published = Published(Path(values.i3d) if values.i3d else None, lpips_flags.lpips_files(values))
     if overrides.keys() - {"data.source"} and values["results"].using_default_value:
         own = Path(values.workdir) / "results"
         raise ConfigError(f"scores of other settings do not belong to those in {results}: add --results={own}")
     study = load_study(values.config, overrides)
     part = study.part(values.rows, values.seeds)
-    i3d = Path(values.i3d) if values.i3d else None
-    run_study(study, Path(values.workdir), results / study.name, values.cells or None, i3d, part)
+    run_study(study, Path(values.workdir), results / study.name, values.cells or None, published, part)
 
 
 if __name__ == "__main__":

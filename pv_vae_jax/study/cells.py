@@ -13,7 +13,7 @@ from typing import Any
 
 from pv_vae_jax.config import Experiment, VAEStageConfig
 from pv_vae_jax.files import locked, write_json
-from pv_vae_jax.study.measure import measure_decoder, measure_whole
+from pv_vae_jax.study.measure import NO_WEIGHTS, Published, measure_decoder, measure_whole
 from pv_vae_jax.study.plan import CHECKPOINTS, Cell, Study, deciding, settings_hash
 from pv_vae_jax.study.results import PLAN
 from pv_vae_jax.train.dit_stage import train_diffusion_stage
@@ -27,7 +27,7 @@ def run_study(
     workdir: Path,
     results: Path,
     most: int | None = None,
-    i3d: Path | None = None,
+    published: Published = NO_WEIGHTS,
     part: Sequence[Cell] | None = None,
 ) -> None:
     """Train and score every cell that has no file in `results` yet.
@@ -39,15 +39,19 @@ def run_study(
       workdir: of the runs.
       results: folder of the scores: `study.json` with the plan, and `<cell>.json`, each when it is whole.
       most: cells in this call.
-      i3d: file of I3D's weights, to score with it as well; cells that have their scores keep them.
+      published: weights to score with as well; cells that have their scores keep them.
       part: of the study's cells, which alone are run; None is all.
+
+    Raises:
+      FileNotFoundError, WeightsError, ConfigError: of a file of `published`, before anything is trained.
     """
+    cells, scored = list(study.cells()), 0
+    part = cells if part is None else part
+    published.check(min((cell.experiment.data.size for cell in part), default=0))
     results.mkdir(parents=True, exist_ok=True)
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir / ".plan.lock", wait=True):
         write_json(results / PLAN, study.plan())
-    cells, scored = list(study.cells()), 0
-    part = cells if part is None else part
     while scored != most:
         missing = [cell for cell in part if not _scores(cell, results).exists()]
         with contextlib.ExitStack() as stack:
@@ -56,7 +60,7 @@ def run_study(
                 break
             number = len(part) - len(missing) + 1
             print(f"study {study.name}: {cell.row.name}, seed {cell.seed} ({number} of {len(part)})", file=sys.stderr)
-            write_json(_scores(cell, results), run_cell(cell, workdir, i3d))
+            write_json(_scores(cell, results), run_cell(cell, workdir, published))
             # A study that scores the end alone may leave states that another one waits for: they are not its own.
             for done in filter(None, (cell, cell.base) if study.scores > 1 else ()):
                 users = [done, *(other for other in cells if _waits_for(other, done))]
@@ -93,7 +97,7 @@ def _waits_for(cell: Cell, base: Cell) -> bool:
     return cell.seed == base.seed and cell.row.decoder_of == base.row.name
 
 
-def run_cell(cell: Cell, workdir: Path, i3d: Path | None = None) -> dict:
+def run_cell(cell: Cell, workdir: Path, published: Published = NO_WEIGHTS) -> dict:
     """Train what the cell still lacks, and score it."""
     experiment, seconds = cell.experiment, {}
     if cell.base:
@@ -101,8 +105,8 @@ def run_cell(cell: Cell, workdir: Path, i3d: Path | None = None) -> dict:
         alone = _only(experiment, "decoder", init_from=str(base.workdir / "video" / "model"))
         run = open_run(alone, folder(cell, workdir))
         _stage(run, "decoder", lambda: train_vae_stage(run, "decoder", None), seconds)
-        return measure_decoder(cell, run, base, i3d) | {"seconds": seconds}
-    return measure_whole(cell, train_whole(cell, workdir, seconds), i3d) | {"seconds": seconds}
+        return measure_decoder(cell, run, base, published) | {"seconds": seconds}
+    return measure_whole(cell, train_whole(cell, workdir, seconds), published) | {"seconds": seconds}
 
 
 def train_whole(cell: Cell, workdir: Path, seconds: dict) -> Run:

@@ -18,9 +18,12 @@ from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, 
 from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract, i3d_network, own_network
 from pv_vae_jax.evaluation.latents import temporal_distance
 from pv_vae_jax.evaluation.linear_probe import class_accuracy
+from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import score_prediction
+from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.evaluation.sampling import sample_clips
+from pv_vae_jax.models.lpips import LEAST_SIDE
 from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.states import read_state
 from pv_vae_jax.study.plan import Cell
@@ -32,7 +35,37 @@ LEAST = 16  # clips of a class that has scores of its own
 GUESSES = ("predicted", "copying", "extrapolation")
 
 
-def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Files of published weights that score as well, where a user has them.
+
+    Attributes:
+      i3d: of I3D, for distances.
+      lpips: a backbone of LPIPS, its weights and LPIPS's heads, for reconstructions.
+    """
+
+    i3d: Path | None = None
+    lpips: tuple[str, Path, Path] | None = None
+
+    def check(self, side: int) -> None:
+        """Raise what would be wrong after the training of clips of `side` pixels.
+
+        Raises:
+          FileNotFoundError, WeightsError: of a file.
+          ConfigError: the clips are too small for LPIPS.
+        """
+        if self.i3d:
+            networks(self.i3d)
+        if self.lpips:
+            perceptual(*self.lpips)
+            if side < LEAST_SIDE:
+                raise ConfigError(f"LPIPS needs clips of {LEAST_SIDE} pixels at least, data.size is {side}")
+
+
+NO_WEIGHTS = Published()
+
+
+def measure_whole(cell: Cell, run: Run, published: Published = NO_WEIGHTS) -> dict:
     """Scores of a row that trained its own VAE and transformer.
 
     Raises:
@@ -46,10 +79,10 @@ def measure_whole(cell: Cell, run: Run, i3d: Path | None = None) -> dict:
             f"{cell.name}.json back into the results, score the end alone (scores=1), or remove that folder to train "
             "them again"
         )
-    return _facts(cell, model, i3d) | _scores(cell, run, model, states, i3d)
+    return _facts(cell, model, published) | _scores(cell, run, model, states, published)
 
 
-def measure_decoder(cell: Cell, run: Run, base: Run, i3d: Path | None = None) -> dict:
+def measure_decoder(cell: Cell, run: Run, base: Run, published: Published = NO_WEIGHTS) -> dict:
     """Scores of a row that tuned the decoder of another, whose transformer draws the latents.
 
     Where that row's training states are gone, the transformer is scored at its end alone.
@@ -60,7 +93,7 @@ def measure_decoder(cell: Cell, run: Run, base: Run, i3d: Path | None = None) ->
     states = _states(cell, base, model)
     if len(states) != cell.study.scores:
         states = {cell.experiment.diffusion.steps: lambda: model}
-    return _facts(cell, model, i3d) | _scores(cell, run, model, states, i3d)
+    return _facts(cell, model, published) | _scores(cell, run, model, states, published)
 
 
 def _states(cell: Cell, run: Run, model: Pretrained) -> dict[int, Callable[[], Pretrained]]:
@@ -98,6 +131,9 @@ def networks(i3d: Path | None = None) -> dict[str, FeatureNetwork]:
     return found if i3d is None else found | {"i3d": i3d_network(i3d)}
 
 
+perceptual = functools.cache(lpips_distance)  # one program for all cells
+
+
 @functools.cache
 def _random_network() -> FeatureNetwork:
     own = own_network()
@@ -113,10 +149,10 @@ def _random_network() -> FeatureNetwork:
 
 
 def _scores(
-    cell: Cell, run: Run, model: Pretrained, states: dict[int, Callable[[], Pretrained]], i3d: Path | None
+    cell: Cell, run: Run, model: Pretrained, states: dict[int, Callable[[], Pretrained]], published: Published
 ) -> dict:
     study, seed = cell.study, cell.seed
-    looks = networks(i3d)
+    looks = networks(published.i3d)
     first, kinds, floor = _real(cell, run, looks)
     test, test_kinds = _clips(run, "test", study.clips)
     diffusion: Any = model.diffusion
@@ -142,6 +178,10 @@ def _scores(
         name: _distances(extract(net, test, batch_size=BATCH), extract(net, decoded, batch_size=BATCH))["frechet"]
         for name, net in looks.items()
     }
+    looked = {}
+    if published.lpips:
+        distance, _ = perceptual(*published.lpips)
+        looked["perceptual"] = float(np.mean([distance(a, b) for a, b in zip(test, decoded, strict=True)]))
     errors = score_prediction(model.vae, model.vae_params, test, batch_size=BATCH)
     names = diffusion.class_names if classes > 1 else ()
     by_class = {}
@@ -159,7 +199,7 @@ def _scores(
         "generation": final,
         "curve": curve,
         "floor": floor,
-        "reconstruction": {"psnr": scores.psnr, "ssim": scores.ssim, "frechet": rebuilt},
+        "reconstruction": {"psnr": scores.psnr, "ssim": scores.ssim, "frechet": rebuilt} | looked,
         "prediction": {name: [float(v) for v in getattr(errors, name)[1:]] for name in GUESSES},
         **({"classes": by_class} if by_class else {}),
         "latents": {
@@ -222,10 +262,14 @@ def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([item["video"] for item in items]), np.array([item["label"] for item in items])
 
 
-def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
+def _facts(cell: Cell, model: Pretrained, published: Published) -> dict:
     count = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
     study, device = cell.study, jax.devices()[0]
     diffusion: Any = model.diffusion
+    perceptual_name = {}
+    if published.lpips:
+        _, network = perceptual(*published.lpips)
+        perceptual_name = {"perceptual": name_of(network.name, network)}
     return {
         "study": study.name,
         "row": cell.row.name,
@@ -237,7 +281,8 @@ def _facts(cell: Cell, model: Pretrained, i3d: Path | None) -> dict:
         "clips": {"scored": study.clips, "latents": cell.experiment.latents.clips, "reference": study.reference},
         "steps": {s: getattr(cell.experiment, s).steps for s in ("image", "video", "decoder", "diffusion")},
         "transformer": weights_hash(diffusion.params),
-        "networks": {name: net.hash for name, net in networks(i3d).items()},
+        "networks": {name: net.hash for name, net in networks(published.i3d).items()},
+        **perceptual_name,
         "device": f"{device.platform} {device.device_kind}",
         "versions": versions(("pv_vae_jax", "jax", "flax", "optax")),
     }

@@ -204,7 +204,13 @@ def _table(study: Results, table: dict) -> list[str]:
 
 def _score_header(study: Results) -> list[str]:
     generation = [f"{kind}, {network}" for network in study.networks for kind in DISTANCES]
-    return generation + [f"rFrechet, {network}" for network in study.networks] + ["PSNR", "SSIM"]
+    return generation + [f"rFrechet, {network}" for network in study.networks] + list(_pairwise(study))
+
+
+def _pairwise(study: Results) -> dict[str, str]:
+    """Name -> score of what compares a reconstruction with its clip."""
+    scores = {"PSNR": "reconstruction.psnr", "SSIM": "reconstruction.ssim"}
+    return scores | ({study.perceptual: "reconstruction.perceptual"} if study.perceptual else {})
 
 
 def _row_scores(study: Results, row: str) -> list[str]:
@@ -213,7 +219,7 @@ def _row_scores(study: Results, row: str) -> list[str]:
         return ["-"] * len(_score_header(study))
     cells = [_generation(study, row, network, kind) for network in study.networks for kind in ("frechet", "kernel")]
     cells += [_said(study.estimate(row, f"reconstruction.frechet.{n}")) for n in study.networks]
-    return cells + [_said(study.estimate(row, f"reconstruction.{score}")) for score in ("psnr", "ssim")]
+    return cells + [_said(study.estimate(row, score)) for score in _pairwise(study).values()]
 
 
 def _floor(study: Results) -> list[str]:
@@ -251,7 +257,7 @@ def _gains(study: Results, own: list[dict]) -> list[str]:
     """Each of these rows less the row it is compared with."""
     names = {f"{kind}, {n}": f"generation.{n}.{kind.lower()}" for n in study.networks for kind in DISTANCES}
     names |= {f"rFrechet, {n}": f"reconstruction.frechet.{n}" for n in study.networks}
-    names |= {"PSNR": "reconstruction.psnr", "prediction error": prediction_error}
+    names |= _pairwise(study) | {"prediction error": prediction_error}
     body = []
     for row in own:
         other = _compared_with(study, row)
@@ -263,8 +269,8 @@ def _gains(study: Results, own: list[dict]) -> list[str]:
     if not body:
         return ["No seed has both a row and the one it is compared with yet."]
     return [
-        "Each row less the one it is compared with. Below 0 is better, but for PSNR above. The prediction error",
-        "is that of the last groups, whatever a row withholds in training.",
+        "Each row less the one it is compared with. Below 0 is better, but for PSNR and SSIM above. The prediction",
+        "error is that of the last groups, whatever a row withholds in training.",
         "",
         *_markdown(["step", "score", "difference", "interval"], body),
     ]
@@ -274,7 +280,7 @@ def _less_the_first(study: Results) -> list[str]:
     """What a row gains on the first one, on every score."""
     scores = {f"{n}, {net}": f"generation.{net}.{n.lower()}" for net in study.networks for n in DISTANCES}
     scores |= {f"rFrechet, {network}": f"reconstruction.frechet.{network}" for network in study.networks}
-    scores |= {"PSNR": "reconstruction.psnr", "class probe": "latents.class_probe.accuracy"}
+    scores |= _pairwise(study) | {"class probe": "latents.class_probe.accuracy"}
     first, *others = study.rows
     found = {}
     for row in others:
@@ -289,7 +295,7 @@ def _less_the_first(study: Results) -> list[str]:
     kept = [i for i in range(len(scores)) if any(gains[i] is not None for gains, _ in found.values())]
     body = [[name, *(_counted(gains[i], n, "+") for i in kept)] for name, (gains, n) in found.items()]
     return [
-        "Below 0 is better for distances; above it for PSNR and for the class that is read out of the latents.",
+        "Below 0 is better for distances; above it for PSNR, SSIM and the class that is read out of the latents.",
         "",
         *_markdown(["row", *(name for i, name in enumerate(scores) if i in kept)], body),
     ]

@@ -82,6 +82,12 @@ class Results:
         first, *others = (cell["generation"] for cell in self.cells.values())
         return [name for name in first if all(name in other for other in others)]
 
+    @property
+    def perceptual(self) -> str | None:
+        """Name of the perceptual distance with which all cells are scored; None if there is none, or several."""
+        names = {cell.get("perceptual") for cell in self.cells.values()}
+        return names.pop() if len(names) == 1 else None
+
     def values(self, row: str, score: str | Callable[[dict], float | None]) -> dict[int, float]:
         """Seed -> a score of the row: a path such as `generation.own.frechet`, or a function of the cell's tree.
 

@@ -1,0 +1,52 @@
+"""LPIPS of clips, from files of the weights that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pv_vae_jax.convert.image_networks import read_lpips
+from pv_vae_jax.convert.published import identify
+from pv_vae_jax.evaluation.feature_networks import FeatureNetwork
+from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
+from pv_vae_jax.pixels import to_float
+from pv_vae_jax.pretrained import weights_hash
+from pv_vae_jax.typing import ShapeError
+
+PerceptualDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tuple[PerceptualDistance, FeatureNetwork]:
+    """LPIPS as a function of two clips `(t, h, w, 3)` uint8, one distance a frame, and what its numbers are made with.
+
+    Args:
+      backbone: one of `models.lpips.BACKBONES`.
+      weights: torchvision's file of that network.
+      heads: LPIPS's linear heads, `.pth` or `.npz`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      WeightsError: a file holds other weights. The function raises ShapeError for frames that are too small.
+    """
+    params = read_lpips(backbone, weights, heads)
+    model = LPIPS(backbone)
+    trunk, linear = identify(weights), identify(heads)
+    known = trunk.network == backbone and linear.network == f"{backbone} heads"
+
+    @jax.jit
+    def distance(a, b):
+        return model.apply({"params": params}, to_float(a), to_float(b))
+
+    def checked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        if min(a.shape[1:3]) < LEAST_SIDE:
+            raise ShapeError(f"LPIPS needs pictures of {LEAST_SIDE} x {LEAST_SIDE} at least, got {a.shape[1:3]}")
+        return np.asarray(distance(a, b))
+
+    facts = {"weights file sha256": trunk.sha256, "heads file sha256": linear.sha256}
+    name = f"{trunk.known}, {linear.known}" if known else None
+    pixels = "as they are, [-1, 1]"
+    network = FeatureNetwork(f"lpips-{backbone}", weights_hash(params), name, 1, pixels, lambda p, x: x, params, facts)
+    return checked, network
