@@ -1,0 +1,27 @@
+"""The ablations' finished models with their decoders tuned: the whole method at that size, and a control for each row.
+
+pv-vae study --config experiments/study_tuned.py --workdir runs/study-ablations
+
+Run it when that study is finished: what it finds missing in the work directory it trains.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from pv_vae_jax.study.plan import Row, Study, ablation_rows, control_row, load_study, paper_rows
+
+
+def get_study() -> Study:
+    """Table 4 with the baseline tuned as well, and the rising ratio, which lost least: decoders train as long as VAEs."""
+    study = load_study(Path(__file__).with_name("study_ablations.py"))
+    video, decoder = study.experiment.video, study.experiment.decoder
+    decoder = dataclasses.replace(decoder, batch_size=video.batch_size, steps=video.steps)
+    rising = next(row for row in ablation_rows() if row.name == "Rising ratio")
+    tuned = Row("Rising ratio, decoder tuned", rising.settings, decoder_of=rising.name, compared_with=control_row().name)
+    return dataclasses.replace(
+        study,
+        name="ablations-tuned",
+        experiment=dataclasses.replace(study.experiment, decoder=decoder),
+        rows=(*paper_rows(), control_row(), rising, tuned),
+        scores=1,
+    )
