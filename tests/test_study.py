@@ -128,6 +128,17 @@ def test_ablations_change_one_setting_of_the_row_that_they_are_compared_with():
     assert len(keys) == len(study.rows), "each trains something else"
 
 
+def test_decoders_are_tuned_of_models_that_the_ablations_train():
+    ablations, tuned = (load_study(ROOT / "experiments" / f"study_{name}.py") for name in ("ablations", "tuned"))
+    trained = {cell.folder for cell in ablations.cells()}
+    for cell in tuned.cells():
+        assert (cell.base or cell).folder in trained, cell.name
+        assert cell.experiment.decoder.steps == cell.experiment.video.steps
+    rows = [row for row in tuned.rows if row.decoder_of]
+    assert {row.decoder_of for row in rows} == {ROWS[0], ROWS[2], "Rising ratio"} and tuned.seeds == ablations.seeds
+    assert all(row.settings == tuned.row(row.decoder_of).settings for row in rows), "nothing else differs"
+
+
 def test_only_cells_that_tune_a_decoder_are_named_by_how():
     study = load_study(ROOT / "experiments" / "study_synthetic.py")
     other = load_study(ROOT / "experiments" / "study_synthetic.py", {"decoder.steps": "7"})
