@@ -533,8 +533,11 @@ def run_config(path: str | Path, kind: type[T], function: str = "get_config") ->
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            frames.append((error.filename, error.lineno))
+        lines = [line for name, line in frames if os.path.abspath(name) == os.path.abspath(path)]  # of this file alone
+        line = lines[-1] if lines else "?"
         raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if not isinstance(config, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"

@@ -29,6 +29,10 @@ class WeightsError(ValueError):
     """A weights file that cannot be used; the message names every fault and what to do."""
 
 
+class NonFiniteError(FloatingPointError):
+    """A term of the loss, a parameter or a sample is NaN or infinite."""
+
+
 def check_clip_shape(frames: int, height: int, width: int, time_factor: int, space_factor: int) -> None:
     """Raise `ShapeError` unless `frames = 1 + n * time_factor` and both sides are multiples of `space_factor`.
 

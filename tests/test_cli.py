@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from pv_vae_jax import load
+from pv_vae_jax.cli import evaluate, sample
 from pv_vae_jax.cli import main as cli_main
-from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.cli.train import check_stages
 from pv_vae_jax.config import ConfigError, load_experiment
@@ -27,7 +27,7 @@ from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.pretrained import SHIPPED, init_latte, save
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import open_run, reopen_run
-from pv_vae_jax.typing import WeightsError
+from pv_vae_jax.typing import NonFiniteError, WeightsError
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
@@ -569,7 +569,7 @@ def test_samples_that_are_not_finite_are_no_clips(trained):
     model = load(trained)
     params = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), model.diffusion.params)
     broken = dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, params=params))
-    with pytest.raises(FloatingPointError, match="clips 0 to 1 hold NaN"):
+    with pytest.raises(NonFiniteError, match="clips 0 to 1 hold NaN"):
         sample.sample_clips(broken, np.array([0, 1]), steps=2, batch_size=2)
 
 
@@ -646,6 +646,19 @@ def test_a_smaller_report_does_not_take_the_place_of_a_larger(trained, tmp_path)
         assert ("holds a report of more clips and stays" in error) == (name != "report")
         assert (files(tmp_path / "run" / "report") == before) == (name != "report")
     assert json.loads((tmp_path / "run" / "report-2-clips-0-samples" / "metrics.json").read_text())["samples"] is None
+
+
+def test_a_report_without_finite_samples_says_so(trained, tmp_path, monkeypatch):
+    def sample_clips(*_, **__):
+        raise NonFiniteError("clips 0 to 3 hold NaN")
+
+    shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr(evaluate, "sample_clips", sample_clips)
+    status, _, error = pv_vae("evaluate", "--workdir", tmp_path / "run", "--clips=4")
+    assert status == 0 and "no samples: clips 0 to 3 hold NaN" in error
+    metrics = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
+    assert metrics["missing"] == ["There are no samples: clips 0 to 3 hold NaN."] and metrics["samples"] is None
+    assert "no samples: clips 0 to 3 hold NaN" in (tmp_path / "run" / "report" / "report.html").read_text()
 
 
 def test_predict_compares_with_copying_the_last_frame(trained, clips, tmp_path):

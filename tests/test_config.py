@@ -251,7 +251,9 @@ def test_every_limit_is_held_wherever_the_setting_stands():
                     override(BASE, {key: repr(outside)}).validate()
 
 
-def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path):
+def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for text, says in (
         ("def get_config(:\n", "line 1: SyntaxError"),
         ("import sys\n\nsys.exit(0)\n", "line 3: SystemExit: 0"),
@@ -264,8 +266,13 @@ def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path):
         ),
     ):
         (tmp_path / "wrong.py").write_text(text)
-        with pytest.raises(ConfigError, match=says):
-            load_experiment(tmp_path / "wrong.py")
+        for path in (tmp_path / "wrong.py", "wrong.py", "./wrong.py"):
+            with pytest.raises(ConfigError, match=says):
+                load_experiment(path)
+    (tmp_path / "broken_helper.py").write_text("\n\n\nx = (\n")
+    (tmp_path / "wrong.py").write_text("\nimport broken_helper\n")
+    with pytest.raises(ConfigError, match=r"wrong.py, line 2: SyntaxError: .*broken_helper.py, line 4"):
+        load_experiment(tmp_path / "wrong.py")
 
 
 def test_a_missing_file_lists_its_neighbours(tmp_path):

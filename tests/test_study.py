@@ -212,6 +212,13 @@ def test_a_part_of_a_study_is_named_by_rows_and_seeds():
         study.part((), ["7"])
 
 
+def test_the_page_takes_no_flags_of_the_training(tmp_path, capsys):
+    for flag in ("--rows=a", "--lpips=alexnet", "--config=x.py", "--config.video.steps=3"):
+        assert main(["pv-vae", "study", f"--page={tmp_path / 'page.md'}", flag]) == 2
+        assert f"leave out {flag.split('=')[0].split('.')[0]}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_trial_does_not_land_among_the_published_scores(tmp_path, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(
@@ -748,7 +755,8 @@ def test_a_perceptual_distance_has_columns_where_every_cell_has_it(tmp_path):
     assert re.search(rf"^\| {re.escape(ROWS[1])} \|.*\| \+0.5 \[0.5, 0.5\] \|", text, re.MULTILINE), "less the first"
     write_json(tmp_path / "made" / "0-0.json", found[0] | {"perceptual": "LPIPS (VGG)"})
     write_page(tmp_path, tmp_path / "page.md")
-    assert "LPIPS" not in (tmp_path / "page.md").read_text()
+    text = (tmp_path / "page.md").read_text()
+    assert "LPIPS" not in text and "12 of 12 cells have a perceptual distance, or not all the same" in text
 
 
 def test_what_was_tried_stands_before_the_studies(tmp_path):

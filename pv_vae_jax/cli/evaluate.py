@@ -49,6 +49,7 @@ from pv_vae_jax.files import write_json
 from pv_vae_jax.pretrained import Pretrained, weights_hash
 from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import Run, reopen_run
+from pv_vae_jax.typing import NonFiniteError
 from pv_vae_jax.versions import versions
 
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and in the latent pictures
@@ -144,8 +145,12 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     sampled = run.experiment.sampling.clips if sampled is None else sampled
     if "diffusion" in finished and sampled:
         model = pretrained.load(run.folder("diffusion") / "model")
-        drawn = _sample(run, model, sampled, folder, metrics)
-        shown["samples"] = _by_class(model, *drawn, video, names)
+        try:
+            drawn = _sample(run, model, sampled, folder, metrics)
+            shown["samples"] = _by_class(model, *drawn, video, names)
+        except NonFiniteError as error:  # what the VAE's stages are worth is known all the same
+            metrics["missing"].append(f"There are no samples: {error}.")
+            print(f"pv-vae: no samples: {error}", file=sys.stderr)
     write_json(folder / "metrics.json", metrics)
     write_report(folder / "report.html", metrics, Pictures(**shown))
     print("\n".join(_summary(metrics)))

@@ -62,14 +62,14 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     from pv_vae_jax.data.video_files import BrokenVideoError
     from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.stop import Interrupted
-    from pv_vae_jax.typing import ShapeError, WeightsError
+    from pv_vae_jax.typing import NonFiniteError, ShapeError, WeightsError
 
     module = importlib.import_module(f"pv_vae_jax.cli.{name}")
     values = flags.FlagValues()
     values.set_gnu_getopt()  # flags may follow file names
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
-    expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, FloatingPointError)
+    expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
     expected += (WeightsError, FeatureError, UnsafePickleError, BrokenRecordError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")

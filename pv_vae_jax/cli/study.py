@@ -22,6 +22,9 @@ from pv_vae_jax.cli import lpips_flags
 from pv_vae_jax.config import ConfigError
 from pv_vae_jax.study.plan import load_study
 
+# Flags of the training and the scoring of cells.
+TRAINING = ("config", "workdir", "rows", "seeds", "cells", "i3d", "lpips", "lpips_weights", "lpips_heads")
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae study`."""
@@ -44,8 +47,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError(f"pv-vae study takes flags only, got {' '.join(positional)}")
     results = Path(values.results)
     if values.page:
-        if values.config or overrides:
-            raise ConfigError("--page trains nothing: leave out --config")
+        given = [name for name in TRAINING if values[name].present]
+        if given or overrides:
+            raise ConfigError(f"--page trains and scores nothing: leave out --{given[0] if given else 'config'}")
         from pv_vae_jax.study.page import write_page
 
         write_page(results, Path(values.page))

@@ -28,7 +28,7 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
         `(c,)` or `(1, c, 1, 1)`.
 
     Raises:
-      WeightsError: tensors are missing or misshapen; all are named.
+      WeightsError: tensors are missing, misshapen or not finite, or a head is negative; all are named.
     """
     params, faults, channels, tap = {}, [], 3, 0
     for layer in BACKBONES[backbone]:
@@ -39,6 +39,8 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
                 faults.append(f"head {short} of {channels} numbers is missing")
             else:
                 params[f"head{tap}"] = np.asarray(heads[name], np.float32).reshape(-1)
+                if not np.all(params[f"head{tap}"] >= 0):
+                    faults.append(f"head {short} is not of numbers from 0 on, as the published one is")
             tap += 1
         elif len(layer) > 2:
             number, width, kernel, *_ = layer
@@ -50,6 +52,8 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
                     faults.append(f"features.{number}.{leaf} {shape} is {found}")
                     continue
                 value = np.asarray(value, np.float32)
+                if not np.isfinite(value).all():
+                    faults.append(f"features.{number}.{leaf} is not finite")
                 ours = f"features/conv{number}/{'kernel' if leaf == 'weight' else 'bias'}"
                 params[ours] = np.transpose(value, (2, 3, 1, 0)) if leaf == "weight" else value
             channels = width

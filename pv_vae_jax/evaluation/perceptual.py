@@ -37,13 +37,13 @@ def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tup
     known = trunk.network == backbone and linear.network == f"{backbone} heads"
 
     @jax.jit
-    def distance(a, b):
+    def distance(params, a, b):
         return model.apply({"params": params}, to_float(a), to_float(b))
 
     def checked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if min(a.shape[1:3]) < LEAST_SIDE:
             raise ShapeError(f"LPIPS needs pictures of {LEAST_SIDE} x {LEAST_SIDE} at least, got {a.shape[1:3]}")
-        return np.asarray(distance(a, b))
+        return np.asarray(distance(params, a, b))
 
     facts = {"weights file sha256": trunk.sha256, "heads file sha256": linear.sha256}
     name = f"{trunk.known}, {linear.known}" if known else None

@@ -14,6 +14,7 @@ from pv_vae_jax.diffusion.samplers import euler
 from pv_vae_jax.models.latents import denormalize_latents
 from pv_vae_jax.pixels import to_uint8
 from pv_vae_jax.pretrained import Pretrained
+from pv_vae_jax.typing import NonFiniteError
 
 
 def sample_clips(
@@ -40,7 +41,7 @@ def sample_clips(
 
     Raises:
       ValueError: no transformer, guidance without classes, or a label that is no class.
-      FloatingPointError: a clip is not finite.
+      NonFiniteError: a clip is not finite.
     """
     if model.diffusion is None:
         raise ValueError("this model has no diffusion transformer")
@@ -67,7 +68,7 @@ def sample_clips(
         index = np.minimum(np.arange(first, first + batch_size), len(labels) - 1)  # one compiled shape
         drawn, finite = draw(model.vae_params, d.params, index, np.asarray(labels)[index])
         if not finite:  # as uint8 they would be black clips, and scored
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"clips {first} to {index[-1]} hold NaN or infinite numbers: see that the weights are finite, and try "
                 "other steps or another guidance"
             )

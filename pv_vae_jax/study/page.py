@@ -176,6 +176,11 @@ def _facts(study: Results) -> list[str]:
     for what in ("steps", "clips", "networks"):
         if len({json.dumps(cell.get(what)) for cell in cells}) > 1:
             lines.append(f"- **Cells of this study differ in {what}: they are not comparable.**")
+    looked = sum("perceptual" in cell for cell in cells)
+    if looked and not study.perceptual:
+        lines.append(
+            f"- {looked} of {len(cells)} cells have a perceptual distance, or not all the same: it is left out."
+        )
     for row in study.plan["rows"]:
         for seed in study.seeds(row["name"]):
             both = study.cells[row["name"], seed], study.cells.get((row.get("decoder_of", ""), seed), {})

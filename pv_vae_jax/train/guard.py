@@ -8,11 +8,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from pv_vae_jax.typing import Params
-
-
-class NonFiniteError(FloatingPointError):
-    """Training stopped: a term of the loss is NaN or infinite."""
+from pv_vae_jax.typing import NonFiniteError, Params
 
 
 def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> None:
