@@ -506,7 +506,7 @@ T = typing.TypeVar("T")
 
 
 # What a file may define, and the command that takes it.
-COMMANDS = {"get_config": "train", "get_study": "study"}
+COMMAND_OF = {"get_config": "train", "get_study": "study"}
 
 
 def run_config(path: str | Path, kind: type[T], function: str = "get_config") -> T:
@@ -524,7 +524,7 @@ def run_config(path: str | Path, kind: type[T], function: str = "get_config") ->
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, function, None)):
-            for other, command in COMMANDS.items():
+            for other, command in COMMAND_OF.items():
                 if callable(getattr(module, other, None)):
                     call = f"pv-vae {command} --config {path} --workdir runs/{path.stem}"
                     raise ConfigError(f"{path} is {'a' if command == 'study' else 'no'} study: {call}")

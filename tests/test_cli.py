@@ -658,6 +658,7 @@ def test_a_report_without_finite_samples_says_so(trained, tmp_path, monkeypatch)
     assert status == 0 and "no samples: clips 0 to 3 hold NaN" in error
     metrics = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
     assert metrics["missing"] == ["There are no samples: clips 0 to 3 hold NaN."] and metrics["samples"] is None
+    assert (trained / "report" / "samples.npz").exists() and not (tmp_path / "run" / "report" / "samples.npz").exists()
     assert "no samples: clips 0 to 3 hold NaN" in (tmp_path / "run" / "report" / "report.html").read_text()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pv_vae_jax.convert.image_networks import lpips_params, read_arrays, read_lpips
 from pv_vae_jax.evaluation.image_metrics import psnr, ssim
@@ -51,6 +52,14 @@ def seeded(backbone):
         scale = math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else 0.05
         tensors[name] = g.standard_normal(shape, dtype=np.float32) * np.float32(scale)
     return tensors
+
+
+def seeded_lpips(folder: Path) -> tuple[str, Path, Path]:
+    """Backbone, and files of seeded weights and heads, which make no LPIPS."""
+    save_file(seeded("alexnet"), folder / "net.safetensors")
+    heads = {f"lin{i}.model.1.weight": np.full((1, w, 1, 1), 0.5) for i, w in enumerate(convolutions("alexnet")[1])}
+    np.savez(folder / "heads.npz", **heads)
+    return "alexnet", folder / "net.safetensors", folder / "heads.npz"
 
 
 @pytest.fixture(scope="module")

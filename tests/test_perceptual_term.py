@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from pv_vae_jax.convert.image_networks import read_lpips
 from pv_vae_jax.models.lpips import LPIPS
@@ -14,16 +13,14 @@ from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import reopen_run
 from pv_vae_jax.train.stages import perceptual_term
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
-from tests.test_lpips import convolutions, seeded
+from tests.test_lpips import seeded_lpips
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Flags that name files of seeded AlexNet weights and heads, and the folder."""
     folder = tmp_path_factory.mktemp("lpips")
-    save_file(seeded("alexnet"), folder / "net.safetensors")
-    heads = {f"lin{i}.model.1.weight": np.full((1, w, 1, 1), 0.5) for i, w in enumerate(convolutions("alexnet")[1])}
-    np.savez(folder / "heads.npz", **heads)
+    seeded_lpips(folder)
     return folder
 
 

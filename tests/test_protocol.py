@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.convert.image_networks import read_lpips
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
 from pv_vae_jax.evaluation.comparison import check_sets, compare_pairs, compare_sets, score_inception
@@ -19,6 +20,9 @@ from pv_vae_jax.evaluation.feature_training import save_features
 from pv_vae_jax.evaluation.moments import FeatureError
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, name_of
 from pv_vae_jax.models.feature_net import FeatureNet, FeatureNetConfig
+from pv_vae_jax.models.lpips import LPIPS
+from pv_vae_jax.pixels import to_float
+from tests.test_lpips import seeded_lpips
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (12, 6, 16, 16, 3), dtype=np.uint8)
 SMALL = FeatureNetConfig(widths=(4, 8), features=6, side=16)
@@ -83,7 +87,8 @@ def test_random_starts_follow_from_the_seed_and_strides_span():
 
 def test_folders_of_videos(tmp_path):
     pytest.importorskip("av")
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.convert.image_networks import read_lpips
+from pv_vae_jax.data.video_files import write_video
 
     (tmp_path / "deep").mkdir()
     write_video(tmp_path / "b.mp4", CLIPS[0])
@@ -200,6 +205,22 @@ def network_folder(tmp_path_factory):
     params = jax.jit(FeatureNet(SMALL).init)(jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))["params"]
     save_features(folder, SMALL, params, {})
     return folder
+
+
+def test_command_takes_lpips_of_pairs(network_folder, tmp_path, capsys):
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 32, 32, 3), np.uint8)
+    for name, video in zip(("real", "fake"), clips, strict=True):
+        np.save(tmp_path / f"{name}.npy", video)
+    backbone, weights, heads = seeded_lpips(tmp_path)
+    call = [f"--{name}={tmp_path / name}.npy" for name in ("real", "fake")] + ["--weights", str(network_folder)]
+    call += [f"--lpips={backbone}", f"--lpips_weights={weights}", f"--lpips_heads={heads}", "--frames=5", "--clips=3"]
+    out = tmp_path / "scores.json"
+    assert run_command("evaluate", [*call, "--paired", f"--out={out}"]) == 0, capsys.readouterr().err
+    (score,) = (s for s in json.loads(out.read_text()) if "lpips" in s["name"])
+    params = read_lpips(backbone, weights, heads)
+    model = jax.jit(lambda a, b: LPIPS(backbone).apply({"params": params}, to_float(a), to_float(b)))
+    assert score["value"] == pytest.approx(np.mean([model(a, b) for a, b in zip(*clips, strict=True)]), rel=1e-5)
+    assert run_command("evaluate", call) == 2 and "it takes --paired" in capsys.readouterr().err
 
 
 def test_command_compares_sets_and_writes_cards(arrays, network_folder, tmp_path, capsys):

@@ -150,6 +150,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
             shown["samples"] = _by_class(model, *drawn, video, names)
         except NonFiniteError as error:  # what the VAE's stages are worth is known all the same
             metrics["missing"].append(f"There are no samples: {error}.")
+            (folder / "samples.npz").unlink(missing_ok=True)  # of a report before, which `pv-vae compare` would take
             print(f"pv-vae: no samples: {error}", file=sys.stderr)
     write_json(folder / "metrics.json", metrics)
     write_report(folder / "report.html", metrics, Pictures(**shown))
