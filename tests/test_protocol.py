@@ -87,8 +87,7 @@ def test_random_starts_follow_from_the_seed_and_strides_span():
 
 def test_folders_of_videos(tmp_path):
     pytest.importorskip("av")
-    from pv_vae_jax.convert.image_networks import read_lpips
-from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_files import write_video
 
     (tmp_path / "deep").mkdir()
     write_video(tmp_path / "b.mp4", CLIPS[0])

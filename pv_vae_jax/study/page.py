@@ -179,7 +179,8 @@ def _facts(study: Results) -> list[str]:
     looked = sum("perceptual" in cell for cell in cells)
     if looked and not study.perceptual:
         lines.append(
-            f"- Cells of this study differ in their perceptual distance, which is left out; {looked} of {len(cells)} have one."
+            "- Cells of this study differ in their perceptual distance, which is left out; "
+            f"{looked} of {len(cells)} have one."
         )
     for row in study.plan["rows"]:
         for seed in study.seeds(row["name"]):
