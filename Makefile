@@ -59,8 +59,8 @@ notebooks: $(INSTALLED)
 # On two idle cores 23 minutes. Results that are of this very code stay; ARGS=--fresh measures them again.
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark,video]"
-	$(VENV)/bin/pv-vae bench --all $(ARGS)
-	$(VENV)/bin/pv-vae bench --page
+	$(VENV)/bin/python -m benchmarks --all $(ARGS)
+	$(VENV)/bin/python -m benchmarks --page
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,6 @@
-"""Measurements, run by `pv-vae bench`: a file each, with `Settings`, `run(settings)` and `table(results)`.
+"""Measurements, run by `python -m benchmarks`: a file each, with `Settings`, `run(settings)` and `table(results)`.
 
-* `Settings` is a frozen dataclass; `pv-vae bench NAME --config.FIELD=VALUE` changes a field.
+* `Settings` is a frozen dataclass; `python -m benchmarks NAME --config.FIELD=VALUE` changes a field.
 * `run` measures and returns `{"results": ..., "aims": [harness.aim(...), ...]}`, all of it JSON.
 * `table` makes the Markdown of `docs/performance.md` from `results`.
 

@@ -103,7 +103,8 @@ DTYPE = "float32"
 
 def programs_of_the_demo() -> dict:
     """Programs that each stage of `experiments/demo.py` compiles, as it is and with the other form of dropping."""
-    from pv_vae_jax.config import VAE_STAGES, load_experiment
+    from pv_vae_jax.train.config_files import load_experiment
+    from pv_vae_jax.train.configs import VAE_STAGES
 
     found = {}
     for form in ("filled", "truncated"):

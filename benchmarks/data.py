@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks import harness
 from pv_vae_jax.data.latents import LatentSource, write_latents
-from pv_vae_jax.data.listing import Item, Listing, videos_below
+from pv_vae_jax.data.listing import SplitIndex, VideoEntry, videos_below
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.records import RecordVideos, unpack
@@ -182,7 +182,7 @@ def run(settings: Settings) -> dict:
         for name, shape in ({Path(settings.videos).name: None} if settings.videos else sizes).items():
             folder = Path(temporary) / name
             files = videos_below(Path(settings.videos)) if settings.videos else write_textures(folder / "train", *shape)
-            listing = Listing("folder", ("all",), tuple(Item(path, path.name) for path in files))
+            listing = SplitIndex("folder", ("all",), tuple(VideoEntry(path, path.name) for path in files))
             prepare_split(listing, folder / "out" / "train", ClipSettings())
             clip = dict(frames=FRAMES, size=settings.side, crop="random")
             records, latents = RecordVideos(folder / "out", **clip), latents_of(folder / "latents", settings.side)

@@ -5,7 +5,7 @@ features back on the host. Both hold the same weights and must return the same f
 network, `i3d` has weights drawn at their usual scale.
 
 Memory is the highest resident size (Linux) of a process that sends so many clips, made as they are needed, through our
-`own` network with `evaluation.feature_networks.extract`: it should not grow with their number.
+`own` network with `evaluation.networks.extract.extract`: it should not grow with their number.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def our_network(name: str):
     import jax.numpy as jnp
     import numpy as np
 
-    from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, own_network, resize
-    from pv_vae_jax.models import i3d
+    from pv_vae_jax.evaluation.networks import i3d
+    from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, own_network, resize
 
     if name == "own":
         return own_network()
@@ -90,7 +90,7 @@ def compare(name: str, settings: Settings) -> dict:
     """Times of both sides for `settings.clips` clips."""
     import numpy as np
 
-    from pv_vae_jax.evaluation.feature_networks import extract
+    from pv_vae_jax.evaluation.networks.extract import extract
 
     network, clips, side = our_network(name), settings.clips, settings.side
     video = np.random.default_rng(1).integers(0, 256, (clips, FRAMES, side, side, 3), dtype=np.uint8)
@@ -112,7 +112,7 @@ def torch_side(name: str, params, video):
     """PyTorch's call: features of `video` on the host."""
     torch = harness.need("torch")
     from benchmarks.torch_features import I3D, Own
-    from pv_vae_jax.models.feature_net import FeatureNetConfig
+    from pv_vae_jax.evaluation.networks.feature_net import FeatureNetConfig
 
     device = harness.torch_device()
     network = Own(FeatureNetConfig()) if name == "own" else I3D()
@@ -130,7 +130,7 @@ def measure_memory(count: int, side: int) -> dict:
     """Highest resident size of this process after `count` clips."""
     import numpy as np
 
-    from pv_vae_jax.evaluation.feature_networks import extract, own_network
+    from pv_vae_jax.evaluation.networks.extract import extract, own_network
 
     block = np.random.default_rng(0).integers(0, 256, (FRAMES, side, side, 3), dtype=np.uint8)
     clips = (np.roll(block, i, axis=1) for i in range(count))

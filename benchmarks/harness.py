@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pv_vae_jax.config import ConfigError
+from pv_vae_jax.typing import ConfigError
 from pv_vae_jax.versions import versions as installed
 
 HERE = Path(__file__).resolve().parent

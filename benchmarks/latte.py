@@ -54,7 +54,7 @@ def run(settings: Settings) -> dict:
     import jax
 
     from pv_vae_jax.models.latte import LATTE_SIZES
-    from pv_vae_jax.train.roofline import peak, utilisation
+    from pv_vae_jax.train.mfu import peak, utilisation
 
     on_cpu = jax.default_backend() == "cpu"
     filled = dict(
@@ -90,10 +90,10 @@ class Bench:
         import jax.numpy as jnp
         import numpy as np
 
+        from pv_vae_jax.model import init_latte
         from pv_vae_jax.models.latte import LATTE_SIZES, Latte
         from pv_vae_jax.models.sizes import SIZES
         from pv_vae_jax.models.vae import VAE
-        from pv_vae_jax.pretrained import init_latte
 
         vae = dataclasses.replace(SIZES[settings.vae], dtype=settings.dtype, pad="learnable")
         side = settings.side // vae.space_factor
@@ -145,10 +145,9 @@ class Bench:
         import jax
         import jax.numpy as jnp
 
-        from pv_vae_jax.diffusion.guidance import guided
-        from pv_vae_jax.diffusion.samplers import euler
+        from pv_vae_jax.flow import classifier_free_guidance, euler
         from pv_vae_jax.pixels import to_float
-        from pv_vae_jax.train.roofline import model_flops, plain
+        from pv_vae_jax.train.mfu import model_flops, plain
 
         if part == "sample":
             s = self.settings
@@ -156,7 +155,7 @@ class Bench:
             @jax.jit
             def draw(params, noise, label):
                 velocity = lambda x, t, label: self.model.apply({"params": params}, x, t, label)  # noqa: E731
-                return euler(guided(velocity, label, self.config.classes, s.guidance), noise, s.steps)
+                return euler(classifier_free_guidance(velocity, label, self.config.classes, s.guidance), noise, s.steps)
 
             given = jax.device_put((self.params, self.noise, self.label))
             return lambda: draw(*given).block_until_ready(), model_flops(draw, *given)

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import harness
 
 DOCUMENT = harness.HERE.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- results: pv-vae bench --page -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: python -m benchmarks --page -->", "<!-- end of results -->"
 
 
 def write_page() -> Path:
@@ -27,7 +27,7 @@ def filled(text: str) -> str:
 
 def tables(folder: Path = harness.RESULTS) -> str:
     """All results of benches that there are, by bench and device."""
-    from pv_vae_jax.cli.bench import benches, find_bench
+    from benchmarks.__main__ import benches, find_bench
 
     lines, known = benches(), list(benches())
     records = [r for r in harness.read_results(folder) if r.get("bench") in known and r.get("results")]
@@ -36,7 +36,7 @@ def tables(folder: Path = harness.RESULTS) -> str:
     for record in records:
         name = record["bench"]
         parts += [
-            f"### `pv-vae bench {name}`, {record['device']['kind']}",
+            f"### `python -m benchmarks {name}`, {record['device']['kind']}",
             lines[name],
             facts(record),
             find_bench(name).table(record["results"]),

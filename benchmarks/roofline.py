@@ -45,7 +45,7 @@ def run(settings: Settings) -> dict:
     """Every step."""
     import jax
 
-    from pv_vae_jax.train.roofline import peak
+    from pv_vae_jax.train.mfu import peak
 
     on_cpu = jax.default_backend() == "cpu"
     default = ("VAE demo", "VAE larger", "Latte-S") if on_cpu else ("VAE paper", "Latte-XL")
@@ -92,7 +92,7 @@ def measure(kind: str, settings: Settings, peaks: dict) -> dict:
     """Time, count and profile one step."""
     import jax
 
-    from pv_vae_jax.train.roofline import model_flops
+    from pv_vae_jax.train.mfu import model_flops
 
     step, state, batch = a_step(kind)
     flops = model_flops(step, state, batch)

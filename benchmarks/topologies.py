@@ -1,8 +1,8 @@
 """Memory, FLOPs and traffic of the paper-size training steps on TPU topologies that are not there.
 
-  pv-vae bench topologies                                  # compile the rows that have no result yet
-  pv-vae bench topologies --config.only=v5e:4x4            # rows whose name contains this
-  pv-vae bench topologies --config.compile=False           # only write the tables of docs/scaling.md again
+  python -m benchmarks topologies                                  # compile the rows that have no result yet
+  python -m benchmarks topologies --config.only=v5e:4x4            # rows whose name contains this
+  python -m benchmarks topologies --config.compile=False           # only write the tables of docs/scaling.md again
 
 Needs the extra `tpu-topology`, and no TPU. Each row is compiled by a process of its own and takes one to several
 minutes; every finished row is kept in `benchmarks/results/topologies.json`, so the command goes on where it stopped.
@@ -74,9 +74,9 @@ def rows() -> list[Row]:
 
 def experiment(row: Row):
     """The paper's networks at this row's size, in bfloat16 with every level recomputed."""
-    from pv_vae_jax.config import DataConfig, DiffusionConfig, Experiment, Objective, VAEStageConfig
     from pv_vae_jax.models.latte import LATTE_SIZES
     from pv_vae_jax.models.sizes import SIZES
+    from pv_vae_jax.train.configs import DataConfig, DiffusionConfig, Experiment, Objective, VAEStageConfig
 
     wide = ("encoder/level0", "encoder/level1", "decoder/level_3", "decoder/level_4")  # where pixels are many
     vae = dataclasses.replace(SIZES["paper"], dtype="bfloat16", remat=True, remat_blocks=wide)

@@ -1,4 +1,4 @@
-"""The feature networks of `models/feature_net.py` and `models/i3d.py` in PyTorch, of its users' usual modules.
+"""The feature networks of `evaluation/networks/{feature_net,i3d}.py` in PyTorch, of its users' usual modules.
 
 `nn.Conv2d`, `nn.Conv3d`, `nn.BatchNorm3d`, `nn.MaxPool3d`; uint8 clips `(b, t, h, w, 3)` in, features `(b, d)` out.
 `load` of each copies the Flax parameters over.
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pv_vae_jax.models.feature_net import FLOOR, LAGS
-from pv_vae_jax.models.i3d import CLASSES, MIXED
+from pv_vae_jax.evaluation.networks.feature_net import FLOOR, LAGS
+from pv_vae_jax.evaluation.networks.i3d import CLASSES, MIXED
 
 
 def same(x, kernel, stride):

@@ -129,7 +129,7 @@ def average_down(x: Tensor, features: int, time: int, space: int, pad: str) -> T
 
 def duplicate_up(x: Tensor, features: int, time: int, space: int, over_time: str) -> Tensor:
     b, c, t, h, w = x.shape
-    dealt = time if over_time == "deal" else 1
+    dealt = time if over_time == "interleave" else 1
     x = x.repeat_interleave(features * dealt * space**2 // c, dim=1)
     x = x.view(b, features, dealt, space, space, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
     x = x.reshape(b, features, t * dealt, h * space, w * space)
@@ -234,7 +234,7 @@ class TorchVAE(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        if config.pad != "learnable" or config.halve_up:
+        if config.pad != "learnable" or config.upsample_halves_channels:
             raise ValueError("the comparison network has the learnable pad and whole widths only")
         self.encoder, self.decoder, self.pad = Encoder(config), Decoder(config), PadToken(config.latent_channels)
 
@@ -386,7 +386,7 @@ class TorchStep:
             if self.discriminator is not None:
                 self.discriminator.requires_grad_(False)
                 fooled = -sum(logits.float().mean() for logits in self.discriminator(y)) / len(self.discriminator.kinds)
-                loss = loss + self.gan * self.adaptive_weight(pixels, fooled) * fooled
+                loss = loss + self.gan * self.adaptive_gan_weight(pixels, fooled) * fooled
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
@@ -395,7 +395,7 @@ class TorchStep:
             self.train_discriminator(x, y.detach())
         return loss.item()
 
-    def adaptive_weight(self, pixels: Tensor, fooled: Tensor) -> Tensor:
+    def adaptive_gan_weight(self, pixels: Tensor, fooled: Tensor) -> Tensor:
         """Ratio of the gradients' norms at the decoder's last kernel."""
         last = self.model.decoder.head.weight
         norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (pixels, fooled)]

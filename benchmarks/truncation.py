@@ -75,7 +75,7 @@ def programs(case, config, params, ratio: float) -> dict:
 
     from benchmarks import vae
     from pv_vae_jax.predictive import max_dropped
-    from pv_vae_jax.train.roofline import model_flops
+    from pv_vae_jax.train.mfu import model_flops
 
     groups = config.latent_frames(case.frames)
     video = jnp.zeros((case.batch, case.frames, case.side, case.side, 3), jnp.uint8)
@@ -102,7 +102,7 @@ def count(flops: dict, case, config, params) -> dict:
     import jax.numpy as jnp
 
     from pv_vae_jax.models.vae import VAE
-    from pv_vae_jax.train.roofline import model_flops
+    from pv_vae_jax.train.mfu import model_flops
 
     video = jnp.zeros((case.batch, case.frames, case.side, case.side, 3))
     moments = lambda params: VAE(config).apply({"params": params}, video, method="encode").mean.sum()  # noqa: E731

@@ -249,7 +249,7 @@ def our_step(config, params, part: str, discriminator: tuple | None):
     import jax
     import jax.numpy as jnp
 
-    from pv_vae_jax.losses.objective import Objective
+    from pv_vae_jax.losses import Objective
     from pv_vae_jax.models.discriminator import Discriminator
     from pv_vae_jax.models.vae import VAE
     from pv_vae_jax.train.optim import OptimizerConfig, optimizer

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pv_vae_jax.evaluation.display import show_curves
-from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.report.notebook import show_curves
+from pv_vae_jax.train.writers import read_metrics
 
 
 def main(argv: list[str] | None = None) -> None:

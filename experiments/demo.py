@@ -4,7 +4,7 @@ A t4s8c64 VAE of 2.1 M parameters on clips of 17 x 32 x 32, then a 1.1 M diffusi
 widths and rates were chosen by experiment for this size.
 """
 
-from pv_vae_jax.config import (
+from pv_vae_jax.train.configs import (
     DataConfig,
     DiffusionConfig,
     DiscriminatorConfig,

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-from pv_vae_jax.config import Experiment
+from pv_vae_jax.train.configs import Experiment
 
 # Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the mesh it takes.
 TOPOLOGIES = {"v5e:2x2": ("mesh.data=4",)}
@@ -25,7 +25,7 @@ def get_config() -> Experiment:
         name="demo-long",
         data=dataclasses.replace(base.data, clips=32_768, test_clips=256),
         # As the shipped weights were trained; over the demo's length `repeat` scores the same.
-        vae=dataclasses.replace(base.vae, shortcut_time="deal"),
+        vae=dataclasses.replace(base.vae, shortcut_time="interleave"),
         image=longer(base.image, steps=4_000),
         video=longer(base.video, steps=7_000, ema_decay=0.998),
         decoder=longer(base.decoder, steps=400),

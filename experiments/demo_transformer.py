@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-from pv_vae_jax.config import Experiment, TransformerVAEConfig
+from pv_vae_jax.train.configs import Experiment, TransformerVAEConfig
 
 # Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the mesh it takes.
 TOPOLOGIES = {"v5e:2x2": ("mesh.data=4",)}

@@ -1,13 +1,13 @@
 """The feature network that ships with the library: how it was trained.
 
-  pv-vae features --config experiments/feature_net.py --out features --videos=big_buck_bunny --credit=...
+  python -m studies.features --config experiments/feature_net.py --out features --videos=big_buck_bunny --credit=...
 
 The videos were 760 windows of 12 frames of *Big Buck Bunny*, (c) copyright 2008 Blender Foundation,
 www.bigbuckbunny.org, CC BY 3.0, at a short side of 128 pixels. With the same clips, versions and processor the same
 weights come out (their hash is printed); elsewhere about the same scores.
 """
 
-from pv_vae_jax.evaluation.feature_training import FeatureNetConfig, FeatureTraining
+from studies.features.training import FeatureNetConfig, FeatureTraining
 
 
 def get_config() -> FeatureTraining:

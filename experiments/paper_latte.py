@@ -11,7 +11,7 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-from pv_vae_jax.config import (
+from pv_vae_jax.train.configs import (
     DiffusionConfig,
     Experiment,
     LatentsConfig,

@@ -10,7 +10,7 @@ Different here: one resolution where the paper mixes 256, 384 and 512 px (`--con
 which needs files of yours (`--config.perceptual.weights` and `.heads`, then `objective.perceptual` of a stage).
 """
 
-from pv_vae_jax.config import (
+from pv_vae_jax.train.configs import (
     DataConfig,
     Experiment,
     LatteConfig,

@@ -1,12 +1,12 @@
 """Ratios, padding, and rows that the paper does not have: other things to withhold, and more or less often.
 
-pv-vae study --config experiments/study_ablations.py --workdir runs/study-ablations
+python -m studies.ablation --config experiments/study_ablations.py --workdir runs/study-ablations
 """
 
 import dataclasses
 from pathlib import Path
 
-from pv_vae_jax.study.plan import Study, ablation_rows, load_study
+from studies.ablation.plan import Study, ablation_rows, load_study
 
 
 def get_study() -> Study:

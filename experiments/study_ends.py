@@ -1,6 +1,6 @@
 """The synthetic study's finished models, scored once more on four times as many clips, so that chance counts for less.
 
-pv-vae study --config experiments/study_ends.py --workdir runs/study-synthetic
+python -m studies.ablation --config experiments/study_ends.py --workdir runs/study-synthetic
 
 Run it when that study is finished: what it finds missing in the work directory it trains, and keeps no states for
 scores along training.
@@ -9,7 +9,7 @@ scores along training.
 import dataclasses
 from pathlib import Path
 
-from pv_vae_jax.study.plan import Study, load_study
+from studies.ablation.plan import Study, load_study
 
 
 def get_study() -> Study:

@@ -1,12 +1,12 @@
 """The synthetic study in a world of motion that can be foretold, that cannot, and none; scored by class as well.
 
-pv-vae study --config experiments/study_mixed.py --workdir runs/study-mixed
+python -m studies.ablation --config experiments/study_mixed.py --workdir runs/study-mixed
 """
 
 import dataclasses
 from pathlib import Path
 
-from pv_vae_jax.study.plan import Study, load_study
+from studies.ablation.plan import Study, load_study
 
 
 def get_study() -> Study:

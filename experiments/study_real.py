@@ -1,12 +1,12 @@
 """The synthetic study's networks, steps and rows on real clips; name their folder.
 
-pv-vae study --config experiments/study_real.py --workdir runs/study-real --config.data.source=clips
+python -m studies.ablation --config experiments/study_real.py --workdir runs/study-real --config.data.source=clips
 """
 
 import dataclasses
 from pathlib import Path
 
-from pv_vae_jax.study.plan import Study, load_study
+from studies.ablation.plan import Study, load_study
 
 
 def get_study() -> Study:

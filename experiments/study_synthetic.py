@@ -1,11 +1,11 @@
 """The paper's table 4 on the synthetic world, at a size that two CPU cores can run.
 
-pv-vae study --config experiments/study_synthetic.py --workdir runs/study-synthetic
+python -m studies.ablation --config experiments/study_synthetic.py --workdir runs/study-synthetic
 """
 
 import dataclasses
 
-from pv_vae_jax.config import (
+from pv_vae_jax.train.configs import (
     DataConfig,
     DiffusionConfig,
     Experiment,
@@ -16,7 +16,7 @@ from pv_vae_jax.config import (
     VAEConfig,
     VAEStageConfig,
 )
-from pv_vae_jax.study.plan import Study, control_row, paper_rows
+from studies.ablation.plan import Study, control_row, paper_rows
 
 
 def base() -> Experiment:

@@ -1,6 +1,6 @@
 """The ablations' finished models with their decoders tuned: the whole method at that size, and a control for each row.
 
-pv-vae study --config experiments/study_tuned.py --workdir runs/study-ablations
+python -m studies.ablation --config experiments/study_tuned.py --workdir runs/study-ablations
 
 Run it when that study is finished: what it finds missing in the work directory it trains.
 """
@@ -8,7 +8,7 @@ Run it when that study is finished: what it finds missing in the work directory 
 import dataclasses
 from pathlib import Path
 
-from pv_vae_jax.study.plan import Row, Study, ablation_rows, control_row, load_study, paper_rows
+from studies.ablation.plan import Row, Study, ablation_rows, control_row, load_study, paper_rows
 
 
 def get_study() -> Study:

@@ -12,30 +12,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pv_vae_jax.diffusion.guidance import guided
-    from pv_vae_jax.diffusion.rectified_flow import flow_matching_loss
-    from pv_vae_jax.diffusion.samplers import euler
-    from pv_vae_jax.masking import draw_observed
+    from pv_vae_jax.flow import classifier_free_guidance, euler, flow_matching_loss
+    from pv_vae_jax.masking import sample_mask
+    from pv_vae_jax.model import Pretrained, load, save
     from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
     from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.pixels import to_float, to_uint8
     from pv_vae_jax.predictive import predict_clip, predict_filled, predict_masked, predict_truncated
-    from pv_vae_jax.pretrained import Pretrained, load, save
     from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step
 
 # Resolved on first use: loader processes import `pv_vae_jax.data` and must not start jax with it.
 _HOMES = {
-    "diffusion.guidance": ("guided",),
-    "diffusion.rectified_flow": ("flow_matching_loss",),
-    "diffusion.samplers": ("euler",),
-    "masking": ("draw_observed",),
+    "flow": ("classifier_free_guidance", "euler", "flow_matching_loss"),
+    "masking": ("sample_mask",),
     "models.latte": ("LATTE_SIZES", "Latte", "LatteConfig"),
     "models.transformer_vae": ("TransformerVAE", "TransformerVAEConfig"),
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
     "pixels": ("to_float", "to_uint8"),
     "predictive": ("predict_clip", "predict_filled", "predict_masked", "predict_truncated"),
-    "pretrained": ("Pretrained", "load", "save"),
+    "model": ("Pretrained", "load", "save"),
     "streaming": ("decode_chunks", "decode_step", "encode_chunks", "encode_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -53,12 +49,12 @@ __all__ = [
     "VAEConfig",
     "decode_chunks",
     "decode_step",
-    "draw_observed",
+    "sample_mask",
     "encode_chunks",
     "encode_step",
     "euler",
     "flow_matching_loss",
-    "guided",
+    "classifier_free_guidance",
     "load",
     "predict_clip",
     "predict_filled",

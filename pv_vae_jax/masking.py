@@ -26,7 +26,7 @@ DropFrom = Literal["pixels", "latents"]
 DropSchedule = Literal["constant", "linear", "cosine"]
 
 
-def droppable(groups: int, pattern: DropPattern = "future") -> int:
+def num_droppable(groups: int, pattern: DropPattern = "future") -> int:
     """Largest `k` of a pattern for clips of `groups` groups: all after the first, for `infill` all between the ends."""
     return max(groups - (2 if pattern == "infill" else 1), 0)
 
@@ -36,7 +36,7 @@ def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> i
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"the dropping ratio lies in [0, 1], got {ratio}")
     # The small term keeps 5 * 0.6 from becoming 2.999...
-    return math.floor(droppable(groups, pattern) * ratio + 1e-9)
+    return math.floor(num_droppable(groups, pattern) * ratio + 1e-9)
 
 
 def scheduled_ratio(schedule: DropSchedule, number: int, ramp_steps: float, first: float, last: float) -> float:
@@ -53,7 +53,7 @@ def scheduled_ratio(schedule: DropSchedule, number: int, ramp_steps: float, firs
     return first + (last - first) * way
 
 
-def draw_observed(pattern: DropPattern, key: PRNGKey, dropped: Array, grid: tuple[int, int, int]) -> Array:
+def sample_mask(pattern: DropPattern, key: PRNGKey, dropped: Array, grid: tuple[int, int, int]) -> Array:
     """Draw what stays of latents.
 
     Args:
@@ -68,7 +68,7 @@ def draw_observed(pattern: DropPattern, key: PRNGKey, dropped: Array, grid: tupl
     """
     g, h, w = grid
     later = (g - 1, h, w)
-    withheld = jax.vmap(lambda key, k: _PATTERNS[pattern](key, jnp.minimum(k, droppable(g, pattern)), later))
+    withheld = jax.vmap(lambda key, k: _PATTERNS[pattern](key, jnp.minimum(k, num_droppable(g, pattern)), later))
     drawn = (
         withheld(jax.random.split(key, dropped.shape[0]), dropped) if g > 1 else jnp.zeros((len(dropped), *later), bool)
     )

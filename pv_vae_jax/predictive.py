@@ -66,7 +66,7 @@ def predict_truncated(model: VAE, params: Params, video: Array, dropped: int, ke
     latents = _sample(posterior, key, model.config.latent_frames(video.shape[1]))
     if dropped:
         shape = (latents.shape[0], dropped) + latents.shape[2:]
-        pad = model.apply(variables, shape, _pad_key(key), method="pad_frames")
+        pad = model.apply(variables, shape, _pad_key(key), method="pad_latents")
         latents = jnp.concatenate([latents, pad.astype(latents.dtype)], axis=1)
     features = model.apply(variables, latents, method="decode_features")
     return Prediction(features, posterior, jnp.ones(posterior.mean.shape[:2]))
@@ -95,7 +95,7 @@ def predict_masked(
       model: the VAE.
       params: its parameters.
       video: `(b, 1 + T, H, W, 3)` in [-1, 1].
-      observed: bool, `(b, g)` for whole latent frames or `(b, g, h, w)`; see `masking.draw_observed`.
+      observed: bool, `(b, g)` for whole latent frames or `(b, g, h, w)`; see `masking.sample_mask`.
       key: draws the posterior sample (and gaussian padding); None decodes the mean.
       drop_from: `pixels` blanks the pixels of withheld positions before encoding as well, so that nothing of them
         reaches the output. `latents` lets the encoder see all frames (SSVAE's latent masked reconstruction): observed
@@ -105,17 +105,17 @@ def predict_masked(
     """
     variables = {"params": params}
     if drop_from == "pixels":
-        video = blank(video, observed, model.config.time_factor, model.config.space_factor)
+        video = mask_pixels(video, observed, model.config.time_factor, model.config.space_factor)
     posterior = model.apply(variables, video, method="encode")
     latents = _sample(posterior, key, posterior.mean.shape[1])
-    pad = model.apply(variables, latents.shape, _pad_key(key), method="pad_frames")
+    pad = model.apply(variables, latents.shape, _pad_key(key), method="pad_latents")
     kept = observed.reshape(observed.shape + (1,) * (latents.ndim - observed.ndim))
     latents = jnp.where(kept, latents, pad.astype(latents.dtype))
     features = model.apply(variables, latents, method="decode_features")
     return Prediction(features, posterior, observed.astype(jnp.float32))
 
 
-def blank(video: Array, observed: Array, time_factor: int, space_factor: int) -> Array:
+def mask_pixels(video: Array, observed: Array, time_factor: int, space_factor: int) -> Array:
     """`video (b, 1 + T, H, W, 3)` with mid-grey (0) for the pixels of latent positions that are not `observed`.
 
     A position `(i, y, x)` stands for a square of `space_factor` pixels in the frames of group `i`.

@@ -29,6 +29,14 @@ class WeightsError(ValueError):
     """A weights file that cannot be used; the message names every fault and what to do."""
 
 
+class ConfigError(ValueError):
+    """An experiment that cannot run as written; the message says what to change."""
+
+
+class InUseError(ConfigError):
+    """Another process writes there; when it ends, the same call works."""
+
+
 class NonFiniteError(FloatingPointError):
     """A term of the loss, a parameter or a sample is NaN or infinite."""
 

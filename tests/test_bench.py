@@ -11,21 +11,19 @@ import numpy as np
 import optax
 import pytest
 
-from pv_vae_jax.cli.bench import benches, find_bench, find_clone, in_set, is_of, run_one
+from benchmarks import harness, page  # noqa: E402
+from benchmarks.__main__ import benches, find_bench, in_set, is_of, run_one
 from pv_vae_jax.cli.main import main
-from pv_vae_jax.config import Experiment, Objective, VAEStageConfig
 from pv_vae_jax.layers.conv import conv2d, default_lowering
 from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.train import roofline
+from pv_vae_jax.train import mfu
+from pv_vae_jax.train.configs import Experiment, Objective, VAEStageConfig
 from pv_vae_jax.train.loop import run_stage
-from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.state import create_state
-
-find_clone()
-from benchmarks import harness, page  # noqa: E402
+from pv_vae_jax.train.writers import read_metrics
 
 NO_TORCH = "PyTorch is not installed: pip install -e '.[benchmark]'"
 
@@ -71,7 +69,7 @@ def test_wrong_calls_say_what_to_do(arguments, told, capsys, tmp_path):
 
 
 def test_a_package_without_its_clone_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("pv_vae_jax.cli.bench.CLONE", tmp_path)
+    monkeypatch.setattr("benchmarks.__main__.CLONE", tmp_path)
     status, _, error = pv_vae_bench(capsys, "--list")
     assert status == 2 and "clone it" in error
 
@@ -139,7 +137,7 @@ def test_a_result_of_other_code_or_settings_is_measured_again(tmp_path):
 
 def test_the_page_is_what_the_results_say():
     text = page.DOCUMENT.read_text()
-    assert page.filled(text) == text, "run pv-vae bench --page"
+    assert page.filled(text) == text, "run python -m benchmarks --page"
 
 
 def test_the_page_follows_the_results(tmp_path):
@@ -274,8 +272,8 @@ def test_both_transformers_sample_the_same(small_networks):
 def test_lowerings_follow_what_was_fastest(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason=NO_TORCH)
     (found,) = run_small("lowerings", tmp_path).values()
-    assert set(found["times"]) == {"direct", "sum2d", "im2col", "taps_out", "torch"} and found["auto"] == "taps_out"
-    assert default_lowering(64, 64, "cpu") == "im2col" and default_lowering(128, 128, "cpu") == "sum2d"
+    assert set(found["times"]) == {"direct", "sum2d", "taps_in", "taps_out", "torch"} and found["auto"] == "taps_out"
+    assert default_lowering(64, 64, "cpu") == "taps_in" and default_lowering(128, 128, "cpu") == "sum2d"
     assert {default_lowering(3, 3, platform) for platform in ("gpu", "tpu")} == {"direct"}
     assert default_lowering(128, 128, "gpu") == "sum2d" and default_lowering(128, 128, "tpu") == "direct"
 
@@ -312,7 +310,7 @@ def test_policies_differ_in_what_is_computed_again(small_networks, monkeypatch):
 
     monkeypatch.setitem(SIZES, "paper", VAEConfig(**MODEL))
     for steps in (remat.latte_steps("test", 1, 8), remat.vae_steps("test")):
-        flops = {name: roofline.model_flops(*step) for name, step in steps.items()}
+        flops = {name: mfu.model_flops(*step) for name, step in steps.items()}
         assert min(flops, key=flops.get) == "none" and len(flops) == 4
         assert flops["remat" if "remat" in flops else "blocks"] > flops["none"]
 
@@ -475,7 +473,7 @@ def test_a_process_of_its_own_answers_and_tells_its_failure():
 
 
 def test_utilisation_is_work_over_what_all_devices_could_do():
-    assert roofline.utilisation(4e12, 2.0, 4, roofline.Peak(1e12, 1.0)) == pytest.approx(0.5)
+    assert mfu.utilisation(4e12, 2.0, 4, mfu.Peak(1e12, 1.0)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -498,12 +496,12 @@ def test_utilisation_is_work_over_what_all_devices_could_do():
     ],
 )
 def test_peaks_are_found_by_the_device(kind, flops):
-    found = roofline.peak(kind)
+    found = mfu.peak(kind)
     assert (found and found.flops) == flops
 
 
 def test_memory_of_the_a100s_differs():
-    assert roofline.peak("NVIDIA A100-SXM4-80GB").bandwidth > roofline.peak("NVIDIA A100-SXM4-40GB").bandwidth
+    assert mfu.peak("NVIDIA A100-SXM4-80GB").bandwidth > mfu.peak("NVIDIA A100-SXM4-40GB").bandwidth
 
 
 def test_recomputation_is_not_counted():
@@ -513,10 +511,10 @@ def test_recomputation_is_not_counted():
     def flops(config):
         params = jax.eval_shape(Latte(config).init, jax.random.key(0), latents, t)["params"]
         loss = lambda p: Latte(config).apply({"params": p}, latents, t).sum()  # noqa: E731
-        forward, both = roofline.model_flops(loss, params), roofline.model_flops(jax.grad(loss), params)
+        forward, both = mfu.model_flops(loss, params), mfu.model_flops(jax.grad(loss), params)
         return forward, both
 
-    forward, both = flops(roofline.plain(config))
+    forward, both = flops(mfu.plain(config))
     # 12 tokens through two blocks of 12 d^2 weights, the embedding and the output; modulation is of one vector each.
     tokens = 12 * (2 * 12 * 8 * 8 + 2 * 4 * 8)
     conditioning = 256 * 8 + 8 * 8 + 2 * 8 * 48 + 8 * 16
@@ -528,13 +526,13 @@ def test_recomputation_is_not_counted():
 
 def test_plain_keeps_everything_but_recomputation():
     config = VAEConfig(remat=True, remat_levels=("encoder/level0",), remat_blocks=("decoder/level_1",))
-    assert roofline.plain(config) == VAEConfig()
-    assert roofline.plain(LatteConfig(remat="dots", depth=4)) == LatteConfig(depth=4)
+    assert mfu.plain(config) == VAEConfig()
+    assert mfu.plain(LatteConfig(remat="dots", depth=4)) == LatteConfig(depth=4)
 
 
 def test_the_clock_parts_its_window():
     now = [0.0]
-    clock = roofline.Clock(lambda: now[0])
+    clock = mfu.StepTimer(lambda: now[0])
 
     def spend(part, seconds):
         with clock(part):
@@ -551,7 +549,7 @@ def test_the_clock_parts_its_window():
 
 
 def test_a_run_on_a_known_device_writes_its_utilisation(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(roofline.PEAKS, "cpu", roofline.Peak(1e9, 1e9))
+    monkeypatch.setitem(mfu.PEAKS, "cpu", mfu.Peak(1e9, 1e9))
     mesh = make_mesh(data=1, devices=jax.devices()[:1])
     rule = optax.sgd(0.1)
     params = {"w": jnp.ones((64, 32))}

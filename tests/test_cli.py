@@ -19,15 +19,15 @@ from pv_vae_jax.cli import evaluate, sample
 from pv_vae_jax.cli import main as cli_main
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.cli.train import check_stages
-from pv_vae_jax.config import ConfigError, load_experiment
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.listing import NoVideosError
+from pv_vae_jax.model import SHIPPED, init_latte, save
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.pixels import to_float, to_uint8
-from pv_vae_jax.pretrained import SHIPPED, init_latte, save
-from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.run import open_run, reopen_run
-from pv_vae_jax.typing import NonFiniteError, WeightsError
+from pv_vae_jax.train.writers import read_metrics
+from pv_vae_jax.typing import ConfigError, NonFiniteError, WeightsError
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
@@ -36,8 +36,8 @@ from tests.test_video_files import lying_file, waves  # noqa: E402
 
 # Every stage in a few steps; one device, so that a batch of four needs no eight. The GAN starts within stage video.
 TINY_EXPERIMENT = """
-from pv_vae_jax.config import *
-from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.train.configs import *
+from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.latte import LatteConfig
 from pv_vae_jax.models.vae import VAEConfig
@@ -408,7 +408,7 @@ def test_a_work_directory_that_cannot_be_made(tmp_path, tiny_experiment):
 
 
 def test_a_kill_while_the_configuration_is_written_does_not_block_the_work_directory(tmp_path):
-    from pv_vae_jax.config import Experiment
+    from pv_vae_jax.train.configs import Experiment
     from pv_vae_jax.train.run import open_run
 
     for name in (".config.json.ab12.partial", ".config.json.partial"):  # the second is of versions before
@@ -421,7 +421,7 @@ def test_a_kill_while_the_configuration_is_written_does_not_block_the_work_direc
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    """`pv-vae bench --help | head -1`."""
+    """`python -m benchmarks --help | head -1`."""
     call = [sys.executable, "-m", "pv_vae_jax", "bench", "--help"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
         command.stdout.close()
@@ -454,7 +454,9 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     study = tmp_path / "mine.py"
     study.write_text("def get_study(): pass")
     call = ("--config", study, "--workdir", tmp_path / "x")
-    assert f"is a study: pv-vae study --config {study} --workdir runs/mine" in fails("train", *call, status=2)
+    assert f"is a study: python -m studies.ablation --config {study} --workdir runs/mine" in fails(
+        "train", *call, status=2
+    )
     call = ("--config", tiny_experiment, "--workdir", tmp_path / "x")
     assert f"is no study: pv-vae train --config {tiny_experiment} --workdir" in fails("study", *call, status=2)
     assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)

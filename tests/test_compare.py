@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.compare import SAME, _named, _taken_along
-from pv_vae_jax.evaluation.convergence import arrival, running_mean
-from pv_vae_jax.evaluation.runs_page import PAPER, EvaluatedRun, accuracy_and_generation, write_comparison
+from pv_vae_jax.evaluation.convergence import running_mean, steps_to_target
+from pv_vae_jax.report.comparison_page import PAPER, EvaluatedRun, accuracy_and_generation, write_comparison
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
 
 def test_a_run_arrives_where_its_mean_is_as_low_as_the_others_end():
     steps = np.arange(10, 1010, 10)
     slow, fast = 1 / steps, 1 / (2 * steps)
-    there = arrival(steps, fast, steps, slow)
+    there = steps_to_target(steps, fast, steps, slow)
     assert there.step == pytest.approx(500, abs=60) and there.sooner == pytest.approx(0.5, abs=0.06)
-    never = arrival(steps, slow, steps, fast)
+    never = steps_to_target(steps, slow, steps, fast)
     assert never.step is None and never.sooner is None
-    assert arrival(steps, slow, steps, slow).step == 1000
-    late = arrival(2 * steps, fast, steps, slow)
+    assert steps_to_target(steps, slow, steps, slow).step == 1000
+    late = steps_to_target(2 * steps, fast, steps, slow)
     assert late.sooner == pytest.approx(0, abs=0.1)
     with pytest.raises(ValueError, match="no end"):
-        arrival([], [], steps, slow)
+        steps_to_target([], [], steps, slow)
 
 
 def test_running_means_look_back_only():

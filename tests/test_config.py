@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pv_vae_jax.config import (
-    LIMITS,
-    ConfigError,
-    Experiment,
+from pv_vae_jax.masking import DropPattern, max_dropped
+from pv_vae_jax.train.config_files import (
     differences,
     from_dict,
     load_experiment,
@@ -21,15 +19,15 @@ from pv_vae_jax.config import (
     save_config,
     to_dict,
 )
-from pv_vae_jax.masking import DropPattern, max_dropped
-from pv_vae_jax.typing import ShapeError
+from pv_vae_jax.train.configs import LIMITS, Experiment
+from pv_vae_jax.typing import ConfigError, ShapeError
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 # A study and the feature network are no experiments: tests/test_study.py and tests/test_features.py read them.
 OTHERS = {"feature_net.py", *(path.name for path in FOLDER.glob("study_*.py"))}
 EXPERIMENTS = sorted(p for p in FOLDER.glob("*.py") if p.name not in OTHERS)
 BASE = Experiment()
-GET = "from pv_vae_jax.config import Experiment\n\n\ndef get_config():\n    return "
+GET = "from pv_vae_jax.train.configs import Experiment\n\n\ndef get_config():\n    return "
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
@@ -260,7 +258,7 @@ def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path, monkeypatch):
         ("get_config = 3\n", r"defines no get_config\(\)"),
         (GET + "Experiment(seeds=3)\n", "line 5: TypeError: .*seeds"),
         (
-            "from pv_vae_jax.config import Experiment, VAEConfig\n"
+            "from pv_vae_jax.train.configs import Experiment, VAEConfig\n"
             "def get_config():\n    return Experiment(vae=VAEConfig(pad='x'))\n",
             "line 3: ValueError: pad is",
         ),

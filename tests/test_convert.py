@@ -23,8 +23,15 @@ from pv_vae_jax import load
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.convert.files import read_tensors, write_tensors
 from pv_vae_jax.convert.torch_file import read_torch
-from pv_vae_jax.convert.wan import LAYOUTS, detect_layout, from_wan, published_shapes, to_wan
-from pv_vae_jax.models.latents import WAN21_LATENTS, WAN22_LATENTS
+from pv_vae_jax.convert.wan import (
+    LAYOUTS,
+    WAN21_LATENTS,
+    WAN22_LATENTS,
+    detect_layout,
+    from_wan,
+    published_shapes,
+    to_wan,
+)
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.typing import WeightsError

@@ -11,17 +11,26 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.inspect import abstract_step
-from pv_vae_jax.config import load_experiment
-from pv_vae_jax.data import datasets, probes
-from pv_vae_jax.data.datasets import imagenet, kinetics400, list_dataset, read_cameras, realestate10k, recognise, ucf101
+from pv_vae_jax.convert.pickles import UnsafePickleError, read_pickle
+from pv_vae_jax.data import datasets
+from pv_vae_jax.data.datasets import (
+    detect_format,
+    imagenet,
+    kinetics400,
+    list_dataset,
+    read_cameras,
+    realestate10k,
+    ucf101,
+)
 from pv_vae_jax.data.images import ImageFiles, read_image
 from pv_vae_jax.data.listing import NoVideosError, video_folder
-from pv_vae_jax.data.pickles import UnsafePickleError, read_pickle
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.records import RecordVideos
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, class_names, fingerprint, open_source
 from pv_vae_jax.data.video_files import BrokenVideoError, write_video
+from pv_vae_jax.train.config_files import load_experiment
+from studies.probes import datasets as probes
 from tests.video_fixture import encode, waves
 
 image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install -e '.[video]'")
@@ -68,7 +77,7 @@ def ucf(tmp_path):
 
 
 def test_ucf101_has_its_three_splits(ucf):
-    assert recognise(ucf) == "ucf101" and class_names(str(ucf)) == ("ApplyEyeMakeup", "HandstandPushups")
+    assert detect_format(ucf) == "ucf101" and class_names(str(ucf)) == ("ApplyEyeMakeup", "HandstandPushups")
     for fold in (1, 2, 3):
         train, test = (ucf101(ucf, split, fold=fold) for split in ("train", "test"))
         assert len(train.items) == 6 and len(test.items) == 2 and not set(names(train)) & set(names(test))
@@ -157,7 +166,7 @@ def test_kinetics_in_both_layouts(tmp_path, flat):
                 folder = tmp_path / split if flat else tmp_path / split / label
                 touch(folder / f"{identity}_{start:06d}_{end:06d}.mp4")
         write(tmp_path / "annotations" / f"{split}.csv", table)
-    assert recognise(tmp_path) == "kinetics400"
+    assert detect_format(tmp_path) == "kinetics400"
     train, test = (kinetics400(tmp_path, split) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("abseiling", "riding a bike")
     assert [item.label for item in train.items] == [1, 0] and not train.absent
@@ -216,7 +225,7 @@ def test_realestate10k_cuts_its_sequences_from_whole_videos(tmp_path):
     assert url.endswith("9vpGX5_LMoo") and times.tolist() == [500_000, 600_000, 1_000_000]
     np.testing.assert_allclose(intrinsics, [[0.47, 0.84, 0.5, 0.5]] * 3)
     np.testing.assert_allclose(poses, np.eye(3, 4) + times[:, None, None])
-    assert recognise(tmp_path) == "realestate10k"
+    assert detect_format(tmp_path) == "realestate10k"
     train = realestate10k(tmp_path, "train")
     assert names(train) == ["train/0000cc6d8b108390"] and "19 numbers" in train.absent["train/bad"]
     with pytest.raises(NoVideosError, match="put whole YouTube videos into videos/YOUTUBEID.mp4"):
@@ -250,7 +259,7 @@ def pictures(tmp_path):
 
 
 def test_images_are_clips_of_one_frame(pictures):
-    assert recognise(pictures) == "imagenet"
+    assert detect_format(pictures) == "imagenet"
     source = open_source(str(pictures), split="train", frames=17, size=16)
     assert isinstance(source, ImageFiles) and len(source) == 5
     assert source.class_names == class_names(str(pictures)) == ("n01440764", "n02102040")
@@ -326,9 +335,9 @@ def test_what_is_no_image_does_not_decide_what_a_folder_is(pictures):
         touch(
             pictures / split / "Thumbs.db", pictures / split / ".cache" / "a.mp4", pictures / split / "a" / "Thumbs.db"
         )
-    assert recognise(pictures) == "imagenet"
+    assert detect_format(pictures) == "imagenet"
     touch(*(pictures / "train" / "n01440764" / f"{i}.mp4" for i in range(4)))
-    assert recognise(pictures) == "folder", "thumbnails beside videos"
+    assert detect_format(pictures) == "folder", "thumbnails beside videos"
 
 
 # Halves of published layouts
@@ -398,7 +407,7 @@ def test_half_of_a_published_layout_says_what_is_missing(tmp_path, half):
 def test_a_plain_folder_is_not_taken_for_half_of_anything(tmp_path, files, classes):
     for name in files:
         write(tmp_path / name, "https://www.youtube.com/watch?v=9vpGX5_LMoo\n7 trains\n")
-    assert recognise(tmp_path) == "folder"
+    assert detect_format(tmp_path) == "folder"
     assert list_dataset(tmp_path, "train").class_names == (classes or (tmp_path.name,))
 
 
@@ -457,7 +466,7 @@ def test_a_prepared_tensorflow_dataset(tmp_path):
 def test_a_prepared_tensorflow_dataset_needs_random_access(tmp_path):
     write(tmp_path / "features.json", "{}")
     write(tmp_path / "dataset_info.json", '{"name": "a", "fileFormat": "tfrecord"}')
-    assert recognise(tmp_path) == "tfds"
+    assert detect_format(tmp_path) == "tfds"
     with pytest.raises(
         (NoVideosError, ImportError), match="--file_format=array_record|pip install tensorflow-datasets"
     ):

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax.diffusion.guidance import drop_labels, guided
-from pv_vae_jax.diffusion.rectified_flow import draw_time, flow_matching_loss, interpolate
-from pv_vae_jax.diffusion.samplers import euler
+from pv_vae_jax.flow import (
+    classifier_free_guidance,
+    drop_labels,
+    euler,
+    flow_matching_loss,
+    interpolate,
+    sample_timesteps,
+)
 from pv_vae_jax.layers.embeddings import sincos_1d, sincos_2d, timestep_features
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from tests.conftest import perturbed
@@ -40,7 +45,7 @@ def test_euler_converges_at_first_order():
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
 def test_times_lie_inside_the_unit_interval(distribution):
-    t = draw_time(jax.random.key(0), 4096, distribution)
+    t = sample_timesteps(jax.random.key(0), 4096, distribution)
     assert float(t.min()) >= 0 and float(t.max()) < 1 and float(t.mean()) == pytest.approx(0.5, abs=0.02)
 
 
@@ -48,8 +53,10 @@ def test_guidance_extrapolates_from_the_null_class():
     velocity = lambda x, t, label: x * 0 + label[:, None].astype(float)  # noqa: E731
     label = jnp.array([1, 2])
     x, t = jnp.zeros((2, 3)), jnp.zeros(2)
-    np.testing.assert_array_equal(guided(velocity, label, 4, 1.0)(x, t)[:, 0], [1, 2])
-    np.testing.assert_array_equal(guided(velocity, label, 4, 2.0)(x, t)[:, 0], [-2, 0])  # 4 + 2 (c - 4)
+    np.testing.assert_array_equal(classifier_free_guidance(velocity, label, 4, 1.0)(x, t)[:, 0], [1, 2])
+    np.testing.assert_array_equal(
+        classifier_free_guidance(velocity, label, 4, 2.0)(x, t)[:, 0], [-2, 0]
+    )  # 4 + 2 (c - 4)
 
 
 def test_labels_are_dropped_at_the_given_rate():

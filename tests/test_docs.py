@@ -20,9 +20,10 @@ import pytest
 from absl import flags
 
 from pv_vae_jax.cli.main import COMMANDS, main
-from pv_vae_jax.config import TRAINED, Experiment, load_experiment, override, parse_overrides
-from pv_vae_jax.study.plan import load_study
+from pv_vae_jax.train.config_files import load_experiment, override, parse_overrides
+from pv_vae_jax.train.configs import TRAINED, Experiment
 from pv_vae_jax.typing import ShapeError
+from studies.ablation.plan import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "launch"))
@@ -81,13 +82,13 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
 
         override(SIZES["wan22"], overrides)
     elif name == "bench":
-        from pv_vae_jax.cli.bench import find_bench
+        from benchmarks.__main__ import find_bench
 
         if overrides:
             override(find_bench(rest[0]).Settings(), overrides)
     elif name == "features":
-        from pv_vae_jax.config import run_config
-        from pv_vae_jax.evaluation.feature_training import FeatureTraining
+        from pv_vae_jax.train.config_files import run_config
+        from studies.features.training import FeatureTraining
 
         given = values.config if complete else None
         override(run_config(ROOT / given, FeatureTraining) if given else FeatureTraining(), overrides)
@@ -240,13 +241,13 @@ SHORTER = {
     "pv-vae evaluate --real=clips": "--clips=8 --nointervals --frames=5",
     "pv-vae analyze": "--clips=4 --frames=5 --size=16",
     "pv-vae prepare": "--min_frames=5",
-    "pv-vae probe": "--clips=8 --test_clips=4 --steps=2",
+    "python -m studies.probes": "--clips=8 --test_clips=4 --steps=2",
     "pv-vae inspect --config experiments/demo.py --stage video --config.mesh": "--config.video.batch_size=8",
 }
 # Not run here, and why.
 ELSEWHERE = {
     "pv-vae convert": "tests/test_convert.py runs them, on narrow networks",
-    "pv-vae features": "training a feature network takes hours, and tests/test_protocol.py measures",
+    "python -m studies.features": "training a feature network takes hours, and tests/test_protocol.py measures",
     "--topology": "needs libtpu: tests/test_topology.py",
     "experiments/paper_": "needs accelerators; checked at full size above",
     "--coordinator": "tests/test_processes.py runs several processes",
@@ -256,8 +257,8 @@ ELSEWHERE = {
     "images/unwell": "of runs with other settings, drawn as the curves of the demo are",
     "runs/gan": "the settings of a run that is unwell",
     "runs/blocks": "tests/test_steps.py trains every pattern",
-    "pv-vae bench": "tests/test_bench.py runs them at their smallest",
-    "pv-vae study": "tests/test_study.py trains a cell",
+    "python -m benchmarks": "tests/test_bench.py runs them at their smallest",
+    "python -m studies.ablation": "tests/test_study.py trains a cell",
     "runs/demo --stage": "tests/test_cli.py tunes a decoder beside diffusion",
 }
 
@@ -439,9 +440,9 @@ def test_exported_weights_work_in_pytorch(tmp_path, monkeypatch):
 def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     names = program("CONTRIBUTING.md", tmp_path, monkeypatch)
     from pv_vae_jax.data.pipeline import train_batches
+    from pv_vae_jax.model import Pretrained, save
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_filled, predict_truncated
-    from pv_vae_jax.pretrained import Pretrained, save
 
     # The dataset feeds the pipeline, and repeats itself.
     source = names["MovingBars"](clips=6, frames=5, size=16)
@@ -464,7 +465,7 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     assert float(jnp.abs(slope["pad"]["token"]).min()) > 0
     with pytest.raises(ShapeError, match="not a multiple of 4"):
         model.apply({"params": params}, video[:, :, :15], method="encode")
-    with pytest.raises(ValueError, match="add it to models/kinds.py"):
+    with pytest.raises(ValueError, match="add it to models/registry.py"):
         save(tmp_path, Pretrained(model, params))
     # The metric knows still from moving.
     still = np.full((2, 5, 16, 16, 3), 7, np.uint8)
@@ -533,19 +534,19 @@ def test_the_papers_experiments_hold_the_papers_numbers():
 @pytest.mark.slow
 def test_a_stage_in_which_nothing_moves_brings_a_vae_into_a_run(tiny, tmp_path):
     """`experiments/paper_latte.py` rests on it."""
-    from pv_vae_jax import pretrained
-    from pv_vae_jax.config import DataConfig, MeshConfig
+    from pv_vae_jax.model import Pretrained, load, save
+    from pv_vae_jax.train.configs import DataConfig, MeshConfig
     from pv_vae_jax.train.stages import train
 
     model, params, _ = tiny
-    pretrained.save(tmp_path / "vae", pretrained.Pretrained(model, params))
+    save(tmp_path / "vae", Pretrained(model, params))
     paper = load_experiment(ROOT / "experiments" / "paper_latte.py").decoder
     stage = dataclasses.replace(paper, batch_size=2, init_from=str(tmp_path / "vae"))
     latte = dataclasses.replace(Experiment().latte, latent_channels=4)
     data = DataConfig(clips=4, frames=7, size=16)
     experiment = Experiment(data=data, vae=model.config, decoder=stage, latte=latte, mesh=MeshConfig(data=1))
     train(experiment, tmp_path / "run", ["decoder"])
-    after = pretrained.load(tmp_path / "run").vae_params
+    after = load(tmp_path / "run").vae_params
     assert jax.tree.all(jax.tree.map(np.array_equal, after, params))
 
 

@@ -11,11 +11,20 @@ import jax
 import numpy as np
 import pytest
 
-from pv_vae_jax import pretrained
 from pv_vae_jax.cli.evaluate import evaluate_run
 from pv_vae_jax.cli.main import run_command
-from pv_vae_jax.config import (
-    ConfigError,
+from pv_vae_jax.data.synthetic import FAMILIES
+from pv_vae_jax.evaluation.image_metrics import psnr, ssim
+from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
+from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
+from pv_vae_jax.model import Diffusion, Pretrained, init_latte, save
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.predictive import predict_clip
+from pv_vae_jax.report.figures import Media, Series, fit, line_chart, linear_ticks, log_ticks, png_uri
+from pv_vae_jax.report.run_page import Pictures, ShownClip, write_report
+from pv_vae_jax.train.configs import (
     DataConfig,
     DiffusionConfig,
     Experiment,
@@ -23,17 +32,8 @@ from pv_vae_jax.config import (
     SamplingConfig,
     VAEStageConfig,
 )
-from pv_vae_jax.data.synthetic import FAMILIES
-from pv_vae_jax.evaluation.figures import Media, Series, fit, line_chart, linear_ticks, log_ticks, png_uri
-from pv_vae_jax.evaluation.image_metrics import psnr, ssim
-from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
-from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
-from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.evaluation.report import Pictures, ShownClip, write_report
-from pv_vae_jax.models.latte import Latte, LatteConfig
-from pv_vae_jax.predictive import predict_clip
-from pv_vae_jax.pretrained import Diffusion, Pretrained, init_latte, weights_hash
 from pv_vae_jax.train.run import open_run
+from pv_vae_jax.typing import ConfigError
 
 RNG = np.random.default_rng(0)
 A = RNG.uniform(0, 1, (2, 3, 20, 17, 3))
@@ -303,8 +303,8 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys):
     latte = Latte(dataclasses.replace(run.experiment.latte, classes=4))
     shape = (4, 2, 2, 4)
     diffusion = Diffusion(latte, jax.jit(lambda: init_latte(latte, shape))(), np.zeros(4), np.ones(4), shape, FAMILIES)
-    pretrained.save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
-    pretrained.save(run.folder("diffusion") / "model", Pretrained(model, params, diffusion, {"stage": "video"}))
+    save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
+    save(run.folder("diffusion") / "model", Pretrained(model, params, diffusion, {"stage": "video"}))
 
     report = evaluate_run(run)
     printed = capsys.readouterr().out.strip().splitlines()
@@ -335,7 +335,7 @@ def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path
     (tmp_path / "films").mkdir()
     write_video(tmp_path / "films" / "only.mp4", np.concatenate([clips[0], clips[1]]))
     run = open_run(experiment_of(model, source=str(tmp_path / "films")), tmp_path / "run")
-    pretrained.save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
+    save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
     assert run_command("evaluate", ["--workdir", str(run.workdir), "--clips=2"]) == 0
     metrics = json.loads((run.workdir / "report" / "metrics.json").read_text())
     assert metrics["protocol"]["split"] == "train" and metrics["protocol"]["clips"] == 2 and metrics["samples"] is None

@@ -16,29 +16,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from pv_vae_jax.cli.main import run_command
-from pv_vae_jax.config import ConfigError, Experiment, run_config
-from pv_vae_jax.convert import i3d as convert_i3d
-from pv_vae_jax.convert import published
-from pv_vae_jax.convert.image_networks import read_c3d, read_c3d_mean
 from pv_vae_jax.convert.torch_file import read_torch
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.evaluation.corruptions import GRADES, corrupt
-from pv_vae_jax.evaluation.feature_networks import OWN, FeatureNetwork, extract, i3d_network, own_network, resize
-from pv_vae_jax.evaluation.feature_training import (
-    FeatureTraining,
-    draw_batch,
-    load_features,
-    save_features,
-    synthetic_clips,
-    train_features,
-)
 from pv_vae_jax.evaluation.moments import FeatureError
-from pv_vae_jax.evaluation.sensitivity import measure_sensitivity, sensitivity_table
-from pv_vae_jax.models.c3d import C3D, c3d_input
-from pv_vae_jax.models.feature_net import FeatureNet, FeatureNetConfig
-from pv_vae_jax.models.i3d import I3D, MIXED
+from pv_vae_jax.evaluation.networks import i3d_weights as convert_i3d
+from pv_vae_jax.evaluation.networks import published
+from pv_vae_jax.evaluation.networks.c3d import C3D, c3d_input
+from pv_vae_jax.evaluation.networks.c3d_weights import read_c3d, read_c3d_mean
+from pv_vae_jax.evaluation.networks.extract import OWN, FeatureNetwork, extract, i3d_network, own_network, resize
+from pv_vae_jax.evaluation.networks.feature_net import FeatureNet, FeatureNetConfig, load_features, save_features
+from pv_vae_jax.evaluation.networks.i3d import I3D, MIXED
 from pv_vae_jax.pixels import to_float
-from pv_vae_jax.typing import ShapeError, WeightsError
+from pv_vae_jax.train.config_files import run_config
+from pv_vae_jax.train.configs import Experiment
+from pv_vae_jax.typing import ConfigError, ShapeError, WeightsError
+from studies.features.corruptions import GRADES, corrupt
+from studies.features.sensitivity import measure_sensitivity, sensitivity_table
+from studies.features.training import FeatureTraining, draw_batch, synthetic_clips, train_features
 
 RNG = np.random.default_rng(0)
 CLIPS = RNG.integers(0, 256, (11, 6, 20, 24, 3), dtype=np.uint8)
@@ -212,7 +206,7 @@ def test_c3d_equals_pytorch(tmp_path):
 
 
 def test_c3d_has_the_published_sizes_and_keeps_the_odd_border():
-    from pv_vae_jax.models.c3d import init_c3d
+    from pv_vae_jax.evaluation.networks.c3d import init_c3d
 
     shapes = {k: v.shape for k, v in flatten_dict(init_c3d(C3D()), sep="/").items()}
     assert shapes["fc6/kernel"] == (512 * 4 * 4, 4096) and shapes["conv5b/kernel"] == (3, 3, 3, 512, 512)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pv_vae_jax.files import partials, write_json
+from pv_vae_jax.storage import partials, write_json
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.data import video_files
-from pv_vae_jax.data.listing import Item, Listing
+from pv_vae_jax.data.listing import SplitIndex, VideoEntry
 from pv_vae_jax.data.prepare import ClipSettings, plan, run_task
 from pv_vae_jax.data.sources import FolderVideos, open_source
 from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, probe, read_video, write_video
@@ -95,10 +95,10 @@ def test_training_meets_every_file_and_goes_on(fuzzed, capsys):
 
 
 def test_preparing_accounts_for_every_file(fuzzed, tmp_path):
-    items = tuple(Item(path, path.name) for path in sorted(fuzzed.iterdir()))
+    items = tuple(VideoEntry(path, path.name) for path in sorted(fuzzed.iterdir()))
     settings = ClipSettings(short_side=16, frames=20, min_frames=9, gop=8, fps=12)
     clips, skipped = {}, {}
-    for task in plan(Listing("folder", ("all",), items), tmp_path, settings, files=200):
+    for task in plan(SplitIndex("folder", ("all",), items), tmp_path, settings, files=200):
         run_task(task)
         shard = json.loads(task.path.with_suffix(".json").read_text())
         skipped |= shard["skipped"]

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax.config import ConfigError, DataConfig, Experiment, MeshConfig, VAEStageConfig
+from pv_vae_jax.model import Pretrained, find_model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
-from pv_vae_jax.pretrained import Pretrained, find_model, load, save
 from pv_vae_jax.train.checkpoint import Checkpoints
-from pv_vae_jax.train.hand_over import first_parameters, read_model, read_state
+from pv_vae_jax.train.configs import DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import open_run
 from pv_vae_jax.train.vae_step import VAEStep
-from pv_vae_jax.typing import WeightsError
+from pv_vae_jax.train.warm_start import first_parameters, read_model, restore_params
+from pv_vae_jax.typing import ConfigError, WeightsError
 
 TINY = VAEConfig(
     patch=2,
@@ -142,7 +142,7 @@ def test_only_what_is_asked_for_is_read(other, tmp_path):
         return sum(value["value"] for count in counts for value in count["values"])
 
     before = read_bytes()
-    assert same(read_state(tmp_path / "checkpoints" / "1", "ema", encoder)["encoder"], params["encoder"])
+    assert same(restore_params(tmp_path / "checkpoints" / "1", "ema", encoder)["encoder"], params["encoder"])
     read = read_bytes() - before
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert 0 < read < whole / 10
@@ -158,7 +158,7 @@ def test_what_cannot_be_a_start_is_refused(other, tmp_path):
     workdir, state, _, ema = other
     save(tmp_path / "model", Pretrained(VAE(TINY), ema))
     with pytest.raises(ConfigError, match="another architecture"):
-        begin(tmp_path / "a", vae=dataclasses.replace(TINY, shortcut_time="deal"), init_from=str(state))
+        begin(tmp_path / "a", vae=dataclasses.replace(TINY, shortcut_time="interleave"), init_from=str(state))
     with pytest.raises(ConfigError, match="video.init_weights=params is for training states"):
         begin(tmp_path / "b", init_from=str(tmp_path / "model"), init_weights="params")
     with pytest.raises(ConfigError, match="video.init_parts names pad, which this VAE has not"):
@@ -179,15 +179,15 @@ def test_what_cannot_be_a_start_is_refused(other, tmp_path):
 PEAK = """
 import sys
 import jax
-from pv_vae_jax import pretrained
+from pv_vae_jax.model import load
 
 def memory(name):  # MiB of this process
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) / 1024
 
-pretrained.load("tiny-synthetic")  # what imports and the first array need
+load("tiny-synthetic")  # what imports and the first array need
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak
 before = memory("VmRSS")
-params = jax.block_until_ready(pretrained.load(sys.argv[1]).vae_params)
+params = jax.block_until_ready(load(sys.argv[1]).vae_params)
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**20
 print((memory("VmHWM") - before) / size, size)
 """

@@ -16,41 +16,41 @@ PACKAGE = "pv_vae_jax"
 
 # Room -> rooms it may import. A room is a folder or a module right below the package; "" is the package itself.
 NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
+METHOD = NETWORKS | {"masking", "losses", "flow", "predictive", "streaming"}
+DISK = {"storage", "params_io", "versions"}
 ALLOWED = {
     "typing": set(),
-    "files": set(),
-    "states": {"typing"},
+    "storage": set(),
     "versions": set(),
     "pixels": set(),
+    "params_io": {"typing", "storage"},
     "sharding": {"typing"},
     "layers": {"typing", "sharding"},
     "models": {"typing", "sharding", "layers"},
     "masking": {"typing"},
     "losses": NETWORKS,
-    "convert": {"typing", "layers", "models"},
+    "flow": {"typing"},
     "predictive": NETWORKS | {"masking"},
     "streaming": NETWORKS,
-    "pretrained": NETWORKS | {"files", "states"},
-    "diffusion": {"typing"},
-    "data": {"files"},  # numpy only: loader processes must not start JAX, and typing imports it
-    "config": NETWORKS | {"files", "losses", "diffusion", "masking", "data"},  # an experiment's dataclasses
-    "evaluation": NETWORKS
-    | {"files", "versions", "masking", "predictive", "streaming", "pretrained", "diffusion", "data", "convert"},
-    "train": NETWORKS
-    | {"files", "states", "convert", "losses", "pretrained", "masking", "predictive", "diffusion", "data", "config"},
-    "": NETWORKS | {"versions", "masking", "predictive", "streaming", "diffusion", "pretrained"},
+    "convert": {"typing", "storage", "layers", "models"},
+    "data": {"storage"},  # numpy only: loader processes must not start JAX, and typing imports it
+    "model": METHOD | DISK | {"convert"},
+    "sampling": METHOD | {"model"},
+    "evaluation": METHOD | DISK | {"convert", "data", "model", "sampling"},
+    "report": METHOD | DISK | {"convert", "data", "model", "sampling", "evaluation"},
+    "train": METHOD | DISK | {"convert", "data", "model", "sampling", "evaluation"},
+    "": METHOD | DISK | {"model", "sampling"},
 }
-ALLOWED["study"] = NETWORKS | {"files", "states", "versions", "pretrained", "config", "data", "train", "evaluation"}
 ALLOWED["cli"] = set(ALLOWED)
-# Settings of the feature network lie in evaluation, those of a study in study.
-EXPERIMENTS = {"config", "evaluation", "study"}
+# Settings of the feature network and of a study lie in studies.
+EXPERIMENTS = {"train", "losses", "models", "masking"}
 
 # Third-party packages a room must not name at all.
 FORBIDDEN = {
     "data": {"jax", "jaxlib", "flax", "optax", "orbax", "chex"},
     "models": {"ml_collections", "grain", "orbax", "absl"},
     "layers": {"ml_collections", "grain", "orbax", "absl"},
-    "diffusion": {"ml_collections", "grain", "orbax", "absl", "flax"},
+    "flow": {"ml_collections", "grain", "orbax", "absl", "flax"},
     "masking": {"ml_collections", "grain", "orbax", "absl", "flax"},
     "predictive": {"ml_collections", "grain", "orbax", "absl"},
     "streaming": {"ml_collections", "grain", "orbax", "absl"},
@@ -64,7 +64,7 @@ def modules(folder: Path) -> list[Path]:
 
 
 def room_of(path: Path) -> str:
-    """`pv_vae_jax/models/vae.py` -> `models`, `pv_vae_jax/config.py` -> `config`, the package's own init -> ``.
+    """`pv_vae_jax/models/vae.py` -> `models`, `pv_vae_jax/train/configs.py` -> `config`, the package's own init -> ``.
 
     `__main__.py` is the command line's other door.
     """

@@ -10,14 +10,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from pv_vae_jax import load
-from pv_vae_jax.config import DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.image_metrics import psnr
+from pv_vae_jax.model import Pretrained, save
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
-from pv_vae_jax.pretrained import Pretrained, save
 from pv_vae_jax.train import vae_stage
+from pv_vae_jax.train.configs import DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.train.run import open_run
 from tests.conftest import TINY
 

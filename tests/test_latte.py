@@ -16,8 +16,8 @@ from pv_vae_jax.layers import attention
 from pv_vae_jax.layers.attention import dot_product_attention
 from pv_vae_jax.layers.embeddings import sincos_1d, sincos_2d, timestep_features
 from pv_vae_jax.layers.remat import REMATS
+from pv_vae_jax.model import init_latte
 from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
-from pv_vae_jax.pretrained import init_latte
 from pv_vae_jax.sharding.axes import per_example
 from pv_vae_jax.sharding.mesh import make_mesh
 from tests.conftest import perturbed

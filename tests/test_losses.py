@@ -7,11 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax.losses.adversarial import adaptive_weight, discriminator_hinge, generator_hinge
-from pv_vae_jax.losses.correlation import local_correlation
-from pv_vae_jax.losses.kl import kl_divergence
-from pv_vae_jax.losses.objective import Objective, latent_terms, pixel_terms
-from pv_vae_jax.losses.reconstruction import motion_error, squared_error
+from pv_vae_jax.losses import (
+    Objective,
+    adaptive_gan_weight,
+    discriminator_hinge,
+    generator_hinge,
+    kl_divergence,
+    latent_terms,
+    local_correlation,
+    motion_error,
+    pixel_terms,
+    squared_error,
+)
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.vae import Posterior
 from pv_vae_jax.typing import ShapeError
@@ -41,8 +48,8 @@ def test_hinge_losses():
 
 
 def test_adaptive_weight_balances_gradient_norms_and_is_clamped():
-    assert float(adaptive_weight(jnp.full(4, 3.0), jnp.full(4, 1.0))) == pytest.approx(3.0, rel=1e-3)
-    assert float(adaptive_weight(jnp.full(4, 3.0), jnp.zeros(4))) == 1e4
+    assert float(adaptive_gan_weight(jnp.full(4, 3.0), jnp.full(4, 1.0))) == pytest.approx(3.0, rel=1e-3)
+    assert float(adaptive_gan_weight(jnp.full(4, 3.0), jnp.zeros(4))) == 1e4
 
 
 def test_the_perceptual_slot_is_used_and_never_ignored():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pv_vae_jax.convert.image_networks import lpips_params, read_arrays, read_lpips
+from pv_vae_jax.convert.lpips import lpips_params, read_arrays, read_lpips
 from pv_vae_jax.evaluation.image_metrics import psnr, ssim
 from pv_vae_jax.models.lpips import BACKBONES, LPIPS
 from pv_vae_jax.typing import WeightsError

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 import pv_vae_jax
-from pv_vae_jax.config import ConfigError, Experiment, Objective, VAEStageConfig
-from pv_vae_jax.evaluation.display import Figure, show_clips, show_curves, show_pictures
-from pv_vae_jax.evaluation.figures import png
+from pv_vae_jax.report.figures import png
+from pv_vae_jax.report.notebook import Figure, show_clips, show_curves, show_pictures
 from pv_vae_jax.train import stages
+from pv_vae_jax.train.configs import Experiment, Objective, VAEStageConfig
+from pv_vae_jax.typing import ConfigError
 from pv_vae_jax.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax.convert.image_networks import read_lpips
+from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.models.lpips import LPIPS
-from pv_vae_jax.train.metrics import read_metrics
 from pv_vae_jax.train.run import reopen_run
 from pv_vae_jax.train.stages import perceptual_term
+from pv_vae_jax.train.writers import read_metrics
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 from tests.test_lpips import seeded_lpips
 

@@ -11,24 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax import pretrained
-from pv_vae_jax.config import DataConfig, Experiment, LatentsConfig
 from pv_vae_jax.data import latents as latents_file
 from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, begin_cache
 from pv_vae_jax.data.listing import video_folder
-from pv_vae_jax.data.mixture import Part, balanced_batch_sizes, mixed_batches
+from pv_vae_jax.data.mixture import MixtureComponent, balanced_batch_sizes, mixed_batches
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.sources import ImageFrames, fingerprint, open_source
 from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.model import Pretrained, save
 from pv_vae_jax.pixels import to_float
-from pv_vae_jax.pretrained import Pretrained
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import batch_sharding, put_batch
 from pv_vae_jax.train import latents_stage
+from pv_vae_jax.train.configs import DataConfig, Experiment, LatentsConfig
 from pv_vae_jax.train.latents_stage import cache_key, encode_latents, encode_shards, open_latents
+from pv_vae_jax.train.preemption import Preempted
 from pv_vae_jax.train.run import Run
-from pv_vae_jax.train.stop import Interrupted
 from tests.video_fixture import waves
 
 AUGMENTED = dict(batch_size=4, seed=11, flip=0.5, reverse=0.5, max_dropped=3)
@@ -128,7 +127,11 @@ class Numbers:
         return {"name": self.name, "index": np.int64(index), "draw": rng.random()}
 
 
-PARTS = [Part(Numbers(0, 12), 4, share=3, max_dropped=2), Part(Numbers(1, 10), 2), Part(Numbers(2, 8), 8, share=2)]
+PARTS = [
+    MixtureComponent(Numbers(0, 12), 4, share=3, max_dropped=2),
+    MixtureComponent(Numbers(1, 10), 2),
+    MixtureComponent(Numbers(2, 8), 8, share=2),
+]
 
 
 def test_a_mixture_keeps_shares_and_walks_every_part_by_epochs():
@@ -177,7 +180,11 @@ def test_kinds_of_batches_cost_the_same():
 
 def test_images_and_two_resolutions_in_one_stream(folders):
     videos = [source_of(folders, "records", size=size) for size in (16, 8)]
-    parts = [Part(videos[0], 2), Part(videos[1], 8), Part(ImageFrames(videos[0]), 18)]
+    parts = [
+        MixtureComponent(videos[0], 2),
+        MixtureComponent(videos[1], 8),
+        MixtureComponent(ImageFrames(videos[0]), 18),
+    ]
     shapes = {kind: batch["video"].shape for kind, batch in take(mixed_batches(parts, seed=0), 3)}
     assert shapes == {0: (2, 9, 16, 16, 3), 1: (8, 9, 8, 8, 3), 2: (18, 1, 16, 16, 3)}
 
@@ -189,7 +196,7 @@ def test_images_and_two_resolutions_in_one_stream(folders):
 def run(tiny, folders, tmp_path):
     """`run(**latents)`: a run whose VAE is trained, on the prepared videos."""
     model, params, _ = tiny
-    pretrained.save(tmp_path / "video" / "model", Pretrained(model, params))
+    save(tmp_path / "video" / "model", Pretrained(model, params))
 
     def make(data=None, **latents):
         config = LatentsConfig(**{"clips": 20, "batch_size": 1, **latents})
@@ -282,7 +289,7 @@ def test_a_signal_leaves_whole_files_of_a_cache(run, monkeypatch, number, status
     for config, there in ((run(), ["00000"]), (run(online=True), [])):
         folder, clips = config.folder("latents"), itertools.count()
         monkeypatch.setattr(latents_stage, "_clip", clip)
-        with pytest.raises(Interrupted, match="latents: .*; the same command goes on from there") as stopped:
+        with pytest.raises(Preempted, match="latents: .*; the same command goes on from there") as stopped:
             encode_latents(config, "video")
         assert stopped.value.status == status and not config.finished("latents")
         assert [p.stem for p in folder.iterdir() if p.suffix != ".json"] == there

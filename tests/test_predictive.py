@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.evaluation.prediction import hold_observed, score_pattern, score_prediction
-from pv_vae_jax.losses.kl import kl_divergence
-from pv_vae_jax.masking import SPATIAL, DropPattern, draw_observed, droppable, scheduled_ratio
+from pv_vae_jax.losses import kl_divergence
+from pv_vae_jax.masking import SPATIAL, DropPattern, num_droppable, sample_mask, scheduled_ratio
 from pv_vae_jax.models.vae import Posterior
 from pv_vae_jax.predictive import (
-    blank,
+    mask_pixels,
     max_dropped,
     observed_frames,
     predict_clip,
@@ -138,12 +138,12 @@ def test_a_traced_number_of_groups_says_what_to_do(tiny):
 
 def drawn(pattern, dropped, grid=GRID, count=64):
     """What stays, `(count, g, h, w)`, for one `k`."""
-    return np.asarray(draw_observed(pattern, jax.random.key(3), jnp.full(count, dropped), grid))
+    return np.asarray(sample_mask(pattern, jax.random.key(3), jnp.full(count, dropped), grid))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_pattern_withholds_k_groups_worth_of_positions_and_never_frame_0(pattern):
-    most = droppable(GRID[0], pattern)
+    most = num_droppable(GRID[0], pattern)
     for k in range(most + 1):
         observed = drawn(pattern, k)
         assert observed.shape == (64, *GRID) and observed[:, 0].all()
@@ -180,9 +180,9 @@ def test_a_block_is_a_box_and_a_tube_the_same_in_every_group():
 def test_what_stays_follows_the_key_alone():
     keys = jax.random.key(0), jax.random.key(1)
     for pattern in ("infill", *SPATIAL):
-        one, other = (draw_observed(pattern, key, jnp.full(8, 2), GRID) for key in keys)
+        one, other = (sample_mask(pattern, key, jnp.full(8, 2), GRID) for key in keys)
         np.testing.assert_array_equal(
-            one, jax.jit(draw_observed, static_argnums=(0, 3))(pattern, keys[0], jnp.full(8, 2), GRID)
+            one, jax.jit(sample_mask, static_argnums=(0, 3))(pattern, keys[0], jnp.full(8, 2), GRID)
         )
         assert not np.array_equal(one, other)
 
@@ -204,14 +204,14 @@ def holes(tiny):
     """A grid of the tiny clip's latents, `(2, 4, 2, 2)`, for each pattern, with something withheld in each example."""
     observed = {}
     for pattern in PATTERNS:
-        observed[pattern] = draw_observed(pattern, jax.random.key(5), jnp.array([1, 2]), (4, 2, 2))
+        observed[pattern] = sample_mask(pattern, jax.random.key(5), jnp.array([1, 2]), (4, 2, 2))
         assert (~observed[pattern]).any((1, 2, 3)).all()
     return observed
 
 
 def changed(video, observed):
     """Other pixels where the latents are not observed."""
-    kept = blank(jnp.ones_like(video), observed, 2, 8)
+    kept = mask_pixels(jnp.ones_like(video), observed, 2, 8)
     return jnp.where(kept == 1, video, -video), np.asarray(kept == 0)
 
 
@@ -246,7 +246,7 @@ def test_what_follows_a_gap_does_not_draw_it(tiny, masked):
 
 def test_masks_of_whole_frames_agree_with_the_filled_form(tiny):
     model, params, video = tiny
-    key, observed = jax.random.key(5), draw_observed("future", jax.random.key(0), jnp.array([1, 3]), (4, 2, 2))
+    key, observed = jax.random.key(5), sample_mask("future", jax.random.key(0), jnp.array([1, 3]), (4, 2, 2))
     filled = predict_filled(model, params, video, jnp.array([1, 3]), key)
     for drop_from in ("pixels", "latents"):
         found = predict_masked(model, params, video, observed, key, drop_from=drop_from)
@@ -258,7 +258,7 @@ def test_masks_of_whole_frames_agree_with_the_filled_form(tiny):
 
 def test_blanking_covers_the_pixels_of_a_position():
     observed = jnp.ones((1, 3, 2, 2), bool).at[0, 1, 0, 1].set(False).at[0, 0, 1, 0].set(False)
-    left = np.asarray(blank(jnp.ones((1, 9, 8, 8, 3)), observed, 4, 4))
+    left = np.asarray(mask_pixels(jnp.ones((1, 9, 8, 8, 3)), observed, 4, 4))
     expected = np.ones((1, 9, 8, 8, 3))
     expected[:, 1:5, :4, 4:] = expected[:, :1, 4:, :4] = 0
     np.testing.assert_array_equal(left, expected)

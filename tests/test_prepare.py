@@ -18,12 +18,12 @@ import pytest
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.data import prepare
 from pv_vae_jax.data.datasets import list_dataset
-from pv_vae_jax.data.listing import Item, Listing, NoVideosError, video_folder
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, Task, finish, plan, prepare_split, run_task
 from pv_vae_jax.data.records import RecordVideos, read_manifest, unpack
 from pv_vae_jax.data.shards import Shards, file_hash, write_shard
 from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video, write_video
-from pv_vae_jax.files import locked
+from pv_vae_jax.storage import locked
 from tests.video_fixture import encode, encode_sound, waves
 
 SETTINGS = ClipSettings(short_side=24, frames=20, min_frames=9, gop=4)
@@ -42,7 +42,7 @@ def source(tmp_path_factory):
 
 
 def listing(folder):
-    return Listing("folder", ("all",), tuple(Item(p, p.name) for p in sorted(folder.glob("*"))))
+    return SplitIndex("folder", ("all",), tuple(VideoEntry(p, p.name) for p in sorted(folder.glob("*"))))
 
 
 def shards(folder):
@@ -86,7 +86,7 @@ def test_clips_look_like_their_videos(source, tmp_path):
     (tmp_path / "a").mkdir()
     write_video(tmp_path / "a" / "odd.mp4", waves(9, 20, 26))
     encode(tmp_path / "a" / "odd.mkv", waves(9, 31, 47), codec="ffv1", pixels="yuv444p")
-    clips = [prepare._clips(Item(tmp_path / "a" / n, n), SETTINGS, "video") for n in ("odd.mp4", "odd.mkv")]
+    clips = [prepare._clips(VideoEntry(tmp_path / "a" / n, n), SETTINGS, "video") for n in ("odd.mp4", "odd.mkv")]
     shapes = [read_video(EncodedVideo("", data)).shape[1:3] for (data, *_) in map(next, clips)]
     assert shapes == [(20, 26), (24, 36)], "small videos are not enlarged, sides are made even by cutting"
 
@@ -173,7 +173,7 @@ def test_processes_write_the_same_bytes(source, tmp_path):
     assert seen[-1] == (3, 3) and seen[0] == (0, 3)
 
 
-class Killer(Item):
+class Killer(VideoEntry):
     """A file whose decoding kills the process, as damaged ones may do."""
 
     def __getattribute__(self, name):
@@ -185,7 +185,7 @@ class Killer(Item):
 def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
     files = list(listing(source).items)
     files[2] = Killer(files[2].path, files[2].name)
-    listed = Listing("folder", ("all",), tuple(files))
+    listed = SplitIndex("folder", ("all",), tuple(files))
     tasks = [Task(tmp_path, 0, tuple(files[:3]), SETTINGS), Task(tmp_path, 1, tuple(files[3:]), SETTINGS)]
     planned = prepare.plan
     try:
@@ -384,7 +384,7 @@ def test_names_need_not_be_utf8(source, tmp_path, capsys):
     assert told["class_names"] == [folder.name] and told["clips"] == 2 and told["files"] == 3
     assert told["skipped"] == {f"train/{folder.name}/{names[2]}": "the file is empty"}
     fatal = Killer(folder / names[0], names[0])
-    tasks = [Task(tmp_path, 0, (fatal, Item(folder / names[1], names[1])), SETTINGS)]
+    tasks = [Task(tmp_path, 0, (fatal, VideoEntry(folder / names[1], names[1])), SETTINGS)]
     prepare._run_all(tasks, 1, 1, lambda *_: None)
     shard = json.loads((tmp_path / "00000.json").read_text())
     assert shard["skipped"] == {names[0]: "the decoder crashed"} and shard["names"] == [f"{names[1]}#0"]
@@ -421,13 +421,15 @@ def test_another_source_or_setting_is_refused(source, tmp_path):
     other = ClipSettings(short_side=16, frames=20, min_frames=9, gop=4)
     with pytest.raises(NoVideosError, match=r"prepared otherwise \(short_side: 24, now 16\): remove it"):
         prepare_split(listing(source), tmp_path, other)
-    fewer = Listing("folder", ("all",), listing(source).items[:5])
+    fewer = SplitIndex("folder", ("all",), listing(source).items[:5])
     with pytest.raises(NoVideosError, match="files: 12, now 5; files_hash"):
         prepare_split(fewer, tmp_path, SETTINGS)
     with pytest.raises(NoVideosError, match="there is no file"):
-        prepare_split(Listing("folder", ("all",), ()), tmp_path / "none", SETTINGS)
+        prepare_split(SplitIndex("folder", ("all",), ()), tmp_path / "none", SETTINGS)
     with pytest.raises(NoVideosError, match="no clip came out of 1 files .*empty.mp4: the file is empty"):
-        prepare_split(Listing("folder", ("all",), (Item(source / "empty.mp4", "empty.mp4"),)), tmp_path / "e", SETTINGS)
+        prepare_split(
+            SplitIndex("folder", ("all",), (VideoEntry(source / "empty.mp4", "empty.mp4"),)), tmp_path / "e", SETTINGS
+        )
     assert shards(tmp_path) == before
     for wrong in (dict(short_side=25), dict(gop=0), dict(crf=60), dict(frames=8, min_frames=9)):
         with pytest.raises(ValueError, match="short_side|gop|frames"):
@@ -444,10 +446,10 @@ def test_a_split_that_was_not_made_here_or_goes_with_another_is_refused(source, 
     other = ClipSettings(short_side=16, frames=20, min_frames=9, gop=4)
     with pytest.raises(NoVideosError, match=r"train was prepared otherwise \(short_side: 24, now 16\): remove it"):
         plan(listing(source), tmp_path / "test", other)
-    fold = Listing("folder split 2", ("all",), listing(source).items)
+    fold = SplitIndex("folder split 2", ("all",), listing(source).items)
     with pytest.raises(NoVideosError, match="prepared otherwise .dataset: 'folder', now 'folder split 2'"):
         plan(fold, tmp_path / "test", SETTINGS)
-    fewer = Listing("folder", ("all",), listing(source).items[:5])
+    fewer = SplitIndex("folder", ("all",), listing(source).items[:5])
     assert plan(fewer, tmp_path / "test", SETTINGS, files=2)
     key = json.loads((tmp_path / "test" / "key.json").read_text())
     (tmp_path / "test" / "key.json").write_text(json.dumps(key | {"settings": vars(other)}))

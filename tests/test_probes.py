@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.evaluation.motion import exact_flow, tracks
-from pv_vae_jax.evaluation.probe_metrics import endpoint_error, tapvid, tracking_auc
-from pv_vae_jax.evaluation.probes import (
+from pv_vae_jax.data.synthetic_motion import exact_flow, tracks
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from studies.probes.probe_metrics import endpoint_error, tapvid, tracking_auc
+from studies.probes.probes import (
     DenseHead,
     ProbeTraining,
     diffusion_features,
@@ -23,7 +24,6 @@ from pv_vae_jax.evaluation.probes import (
     train_probe,
     unfold,
 )
-from pv_vae_jax.models.latte import Latte, LatteConfig
 
 SIZE, FRAMES, CELL = 16, 5, 2
 

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from pv_vae_jax import pretrained
-from pv_vae_jax.config import load_experiment
+from pv_vae_jax.model import load
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import start_processes
 from pv_vae_jax.sharding.rules import state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
-from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.train.config_files import load_experiment
+from pv_vae_jax.train.writers import read_metrics
 from tests.test_cli import pv_vae, tiny_experiment  # noqa: F401
 
 # One stage of three steps with the GAN on, a k an example, and a state after every second step.
@@ -57,7 +57,7 @@ def finish(processes: list[subprocess.Popen], workdir: Path, status: int = 0, se
 def close(workdir: Path, reference: Path, stage: str) -> None:
     """A stage's weights and curve equal those of another run within what five digits of float32 allow."""
     for part in ("vae_params", "diffusion"):  # a VAE stage has no diffusion
-        a, b = (getattr(pretrained.load(w / stage / "model"), part) for w in (workdir, reference))
+        a, b = (getattr(load(w / stage / "model"), part) for w in (workdir, reference))
         for x, y in zip(
             jax.tree.leaves(getattr(a, "params", a)), jax.tree.leaves(getattr(b, "params", b)), strict=True
         ):
@@ -104,7 +104,7 @@ def test_two_processes_train_one_model(alone, tiny_experiment, tmp_path):  # noq
     for devices in (8, 4):
         for a, b in zip(jax.tree.leaves(held[1]), jax.tree.leaves(held[devices]), strict=True):
             np.testing.assert_array_equal(a, b)
-    ema = pretrained.load(workdir / "video" / "model").vae_params
+    ema = load(workdir / "video" / "model").vae_params
     for a, b in zip(jax.tree.leaves(held[1].ema), jax.tree.leaves(ema), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -170,7 +170,7 @@ def test_processes_with_unequal_shares_stop_together():
     """The first has nothing to do and waits for the second, until SIGTERM comes to one of them."""
     code = (
         "import itertools, time\n"
-        "from pv_vae_jax.train.stop import Interrupted, stop_signal\n"
+        "from pv_vae_jax.train.preemption import Interrupted, stop_signal\n"
         "with stop_signal() as stop:\n"
         "    print(list(stop.between(range(3 * index), 'short')), flush=True)\n"
         "    try:\n"
@@ -196,7 +196,7 @@ def test_sigterm_ends_processes_that_report():
         "def report(_):\n"
         "    print('reporting', flush=True)\n"
         "    time.sleep(60)\n"
-        "evaluate.evaluate_run = train.wait_for_all = report\n"
+        "evaluate.evaluate_run = train.barrier = report\n"
         "train.perceptual_term = lambda run: None\n"
         "none = dict(steps=lambda stage: 0, finished=lambda stage: False)\n"
         "run = types.SimpleNamespace(workdir=pathlib.Path('none'), **none)\n"

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.main import run_command
-from pv_vae_jax.convert.image_networks import read_lpips
+from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
 from pv_vae_jax.evaluation.comparison import check_sets, compare_pairs, compare_sets, score_inception
-from pv_vae_jax.evaluation.corruptions import corrupt
 from pv_vae_jax.evaluation.distances import frechet_distance
-from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, extract
-from pv_vae_jax.evaluation.feature_training import save_features
 from pv_vae_jax.evaluation.moments import FeatureError
+from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
+from pv_vae_jax.evaluation.networks.feature_net import FeatureNet, FeatureNetConfig, save_features
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, name_of
-from pv_vae_jax.models.feature_net import FeatureNet, FeatureNetConfig
 from pv_vae_jax.models.lpips import LPIPS
 from pv_vae_jax.pixels import to_float
+from studies.features.corruptions import corrupt
 from tests.test_lpips import seeded_lpips
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (12, 6, 16, 16, 3), dtype=np.uint8)

@@ -16,17 +16,19 @@ import jax
 import numpy as np
 import pytest
 
-from pv_vae_jax import pretrained
-from pv_vae_jax.config import ConfigError, load_experiment
+from pv_vae_jax import model
 from pv_vae_jax.data import latents
+from pv_vae_jax.model import load
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from pv_vae_jax.params_io import write_params
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import vae_stage
 from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage, ignore_abandoned_reads
-from pv_vae_jax.train.metrics import MetricWriter, read_metrics
+from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.sizes import sized_batches
-from pv_vae_jax.typing import WeightsError
+from pv_vae_jax.train.writers import MetricWriter, read_metrics
+from pv_vae_jax.typing import ConfigError, WeightsError
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
 
 # The GAN is off for two steps and on for two; the windows of the curve do not end where states are saved.
@@ -167,7 +169,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, train, tmp_path)
 
 
 def test_a_kill_between_the_last_state_and_the_model(reference, train, tmp_path, monkeypatch):
-    real = pretrained.write_params
+    real = write_params
 
     def half(path, *arguments):
         digest = real(path, *arguments)
@@ -177,10 +179,10 @@ def test_a_kill_between_the_last_state_and_the_model(reference, train, tmp_path,
         raise PowerCut
 
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        patched.setattr(pretrained, "write_params", half)
+        patched.setattr(model, "write_params", half)
         train(tmp_path)
     with pytest.raises(FileNotFoundError, match="no model at"):
-        pretrained.load(tmp_path)  # tensors without the config that is written last
+        load(tmp_path)  # tensors without the config that is written last
     status, state, error = train(tmp_path)
     assert status == 0 and "resumed at step 4 of 4" in error
     assert_same_run(reference, tmp_path, state)
@@ -416,7 +418,7 @@ def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path, 
 def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(3, {"loss": 1.0})
-    writer.set_aside([(4, {"loss": 2.0}), (5, {"loss": 3.0})])
+    writer.save_pending([(4, {"loss": 2.0}), (5, {"loss": 3.0})])
     writer.close()
     for start, rows, unwritten in ((5, [3], [4, 5]), (4, [3], []), (2, [], []), (5, [], [4, 5])):
         writer = MetricWriter(tmp_path, start)

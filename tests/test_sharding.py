@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pv_vae_jax.config import OptimizerConfig
 from pv_vae_jax.layers.conv import CausalConv3D
 from pv_vae_jax.layers.resample import Downsample, Upsample
-from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.sharding.axes import MESH_AXES
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import batch_sharding, check_split, host_share, partition, put_batch, state_sharding
+from pv_vae_jax.train.configs import OptimizerConfig
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.vae_step import VAEStep

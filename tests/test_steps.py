@@ -11,13 +11,13 @@ import optax
 import pytest
 from tqdm import tqdm
 
-from pv_vae_jax.config import OptimizerConfig, VAEStageConfig
-from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import loop, vae_stage
+from pv_vae_jax.train.configs import OptimizerConfig, VAEStageConfig
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import ema_update, optimizer, schedule, split_frozen
 from pv_vae_jax.train.state import create_state
@@ -83,8 +83,7 @@ def test_the_gradient_in_pieces_is_the_gradient_of_the_loss(tiny):
     used = jax.tree.map(jnp.subtract, state.params, after.params)
 
     def loss(params):
-        from pv_vae_jax.losses.kl import kl_divergence
-        from pv_vae_jax.losses.objective import pixel_terms
+        from pv_vae_jax.losses import kl_divergence, pixel_terms
         from pv_vae_jax.pixels import to_float
         from pv_vae_jax.predictive import predict_truncated
 
@@ -98,8 +97,8 @@ def test_the_gradient_in_pieces_is_the_gradient_of_the_loss(tiny):
 
 def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
     """As above, for what lies beyond the paper."""
-    from pv_vae_jax.losses.objective import latent_terms, pixel_terms
-    from pv_vae_jax.masking import draw_observed
+    from pv_vae_jax.losses import latent_terms, pixel_terms
+    from pv_vae_jax.masking import sample_mask
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_masked
 
@@ -114,7 +113,7 @@ def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
 
     def loss(params):
         key, clip = jax.random.fold_in(jax.random.key(0), 0), to_float(video)
-        observed = draw_observed("random", jax.random.fold_in(key, 2), jnp.array([1, 1]), (3, 2, 2))
+        observed = sample_mask("random", jax.random.fold_in(key, 2), jnp.array([1, 1]), (3, 2, 2))
         out = predict_masked(model, params, clip, observed, key, drop_from="latents")
         pixels = model.apply({"params": params}, out.features, method="to_pixels")
         total = pixel_terms(objective, pixels, clip)[0] + latent_terms(objective, out.posterior, out.observed)[0]
@@ -216,12 +215,12 @@ def test_a_step_that_cannot_be_says_why(tiny):
     with pytest.raises(ValueError, match="the GAN needs a discriminator"):
         dataclasses.replace(step, discriminator=None)(state, BATCH, dropped=None, gan=True)
     with pytest.raises(ValueError, match="3 equal parts do not divide"):
-        dataclasses.replace(step, micro_batches=3)(state, BATCH, dropped=None)
+        dataclasses.replace(step, grad_accum_steps=3)(state, BATCH, dropped=None)
 
 
 @pytest.mark.slow
 def test_a_batch_in_parts_gives_the_mean_of_their_gradients(tiny):
-    step, state = vae_step(tiny, micro_batches=2)
+    step, state = vae_step(tiny, grad_accum_steps=2)
     batch = {"video": BATCH["video"][:, :1]}  # images: the smallest programs with both sides on
     step = dataclasses.replace(step, optimizer=optax.sgd(1.0), discriminator_optimizer=optax.sgd(1.0))
     state = step.create(state.params, state.discriminator.params)

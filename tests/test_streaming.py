@@ -17,7 +17,7 @@ from tests.conftest import TINY
 KINDS = {
     "first": dataclasses.replace(TINY, decoder_widths=(8, 8, 16)),
     "zero": dataclasses.replace(
-        TINY, decoder_widths=(8, 8, 16), shortcut_pad="zero", shortcut_time="deal", time_factors=(2, 2)
+        TINY, decoder_widths=(8, 8, 16), shortcut_pad="zero", shortcut_time="interleave", time_factors=(2, 2)
     ),
     "none": dataclasses.replace(TINY, shortcuts=False, mid_attention=False, time_factors=(1, 2), remat=True),
 }

@@ -1,4 +1,4 @@
-"""`pv-vae study`: cells share stages and stay, statistics are right on curves made by hand, the page follows them."""
+"""`python -m studies.ablation`: cells share stages, statistics are right on curves made by hand, the page follows."""
 
 import copy
 import dataclasses
@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.main import main
-from pv_vae_jax.config import (
-    ConfigError,
+from pv_vae_jax.data.sources import class_names, open_source
+from pv_vae_jax.data.synthetic import simulate
+from pv_vae_jax.storage import locked, write_json
+from pv_vae_jax.train.configs import (
     DataConfig,
     DiffusionConfig,
     Experiment,
@@ -25,13 +27,11 @@ from pv_vae_jax.config import (
     VAEConfig,
     VAEStageConfig,
 )
-from pv_vae_jax.data.sources import class_names, open_source
-from pv_vae_jax.data.synthetic import simulate
-from pv_vae_jax.files import locked, write_json
-from pv_vae_jax.study import cells, measure
-from pv_vae_jax.study.page import write_page
-from pv_vae_jax.study.plan import Row, Study, load_study
-from pv_vae_jax.study.results import (
+from pv_vae_jax.typing import ConfigError
+from studies.ablation import cells, measure
+from studies.ablation.page import write_page
+from studies.ablation.plan import Row, Study, load_study
+from studies.ablation.results import (
     Estimate,
     against,
     curves,
@@ -180,7 +180,7 @@ def test_plans_that_cannot_work_are_refused(tmp_path):
         dataclasses.replace(study, scores=3).validate()
     with pytest.raises(ConfigError, match="no study file"):
         load_study(tmp_path / "none.py")
-    row = "from pv_vae_jax.study.plan import Row\n\ndef get_study():\n    return "
+    row = "from studies.ablation.plan import Row\n\ndef get_study():\n    return "
     for text, says in (
         ("x = 1\n", r"defines no get_study\(\)"),
         (row + "Row('a', setings={})\n", "wrong.py, line 4: TypeError: .*setings"),
@@ -808,7 +808,9 @@ def test_the_page_in_the_repository_is_that_of_the_stored_scores(tmp_path):
         pytest.skip("no study has been run yet")
     shutil.copytree(stored, tmp_path / "results", ignore=shutil.ignore_patterns("*.svg"))
     write_page(tmp_path / "results", tmp_path / "results.md")
-    assert (tmp_path / "results.md").read_text() == page.read_text(), "run pv-vae study --page=docs/results.md"
+    assert (tmp_path / "results.md").read_text() == page.read_text(), (
+        "run python -m studies.ablation --page=docs/results.md"
+    )
     for part in page.read_text().split("Signs, each row less the one before")[1:]:
         summary, table = part.split("\n##")[0].split("| step |")
         for sign, said in (("agrees", "as in the paper"), ("**disagrees**", "against it")):

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pv_vae_jax.config import TRAINED, load_experiment
 from pv_vae_jax.sharding.hlo import Traffic, step_flops, traffic
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.topology import topology_devices
+from pv_vae_jax.train.config_files import load_experiment
+from pv_vae_jax.train.configs import TRAINED
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax import pretrained
-from pv_vae_jax.config import ConfigError, Experiment, OptimizerConfig, from_dict, override, to_dict
-from pv_vae_jax.losses.objective import Objective
+from pv_vae_jax.losses import Objective
+from pv_vae_jax.model import Pretrained, load, save
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig, frame_causal
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
+from pv_vae_jax.train.config_files import from_dict, override, to_dict
+from pv_vae_jax.train.configs import Experiment, OptimizerConfig
 from pv_vae_jax.train.optim import _decayed, optimizer
 from pv_vae_jax.train.vae_step import VAEStep
-from pv_vae_jax.typing import ShapeError
+from pv_vae_jax.typing import ConfigError, ShapeError
 from tests.conftest import TINY as TINY_CNN
 from tests.conftest import perturbed
 
@@ -247,8 +248,8 @@ def test_works_in_a_foreign_jit_under_another_mesh(tiny, apply):
 
 def test_a_model_folder_says_which_kind_it_holds(tiny, tmp_path):
     model, params, _ = tiny
-    pretrained.save(tmp_path / "t", pretrained.Pretrained(model, params))
-    loaded = pretrained.load(tmp_path / "t")
+    save(tmp_path / "t", Pretrained(model, params))
+    loaded = load(tmp_path / "t")
     assert type(loaded.vae) is TransformerVAE and loaded.vae.config == TINY
     jax.tree.map(np.testing.assert_array_equal, loaded.vae_params, params)
     path = tmp_path / "t" / "config.json"
@@ -256,20 +257,20 @@ def test_a_model_folder_says_which_kind_it_holds(tiny, tmp_path):
     tree["vae"]["kind"] = "transfomer"
     path.write_text(json.dumps(tree))
     with pytest.raises(ValueError, match="no VAE of kind 'transfomer'; did you mean 'transformer'?"):
-        pretrained.load(tmp_path / "t")
+        load(tmp_path / "t")
 
 
 @pytest.mark.parametrize("named", [False, True])
 def test_a_folder_without_a_kind_holds_the_cnn(tmp_path, named):
     model = VAE(TINY_CNN)
     params = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3))))
-    pretrained.save(tmp_path, pretrained.Pretrained(model, params["params"]))
+    save(tmp_path, Pretrained(model, params["params"]))
     tree = json.loads((tmp_path / "config.json").read_text())
     assert "kind" not in tree["vae"]
     if named:
         tree["vae"]["kind"] = "cnn"
         (tmp_path / "config.json").write_text(json.dumps(tree))
-    assert pretrained.load(tmp_path).vae == model
+    assert load(tmp_path).vae == model
 
 
 def test_an_experiment_holds_either_kind():

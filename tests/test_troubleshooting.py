@@ -16,9 +16,9 @@ import jaxlib
 import pytest
 
 from pv_vae_jax.cli.main import advice_on, main
-from pv_vae_jax.config import load_experiment, parse_overrides
+from pv_vae_jax.params_io import STATE_MARK
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.states import STATE_MARK
+from pv_vae_jax.train.config_files import load_experiment, parse_overrides
 from pv_vae_jax.train.run import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +143,7 @@ def stale(tmp_path) -> str:
 
 
 def not_finite(tmp_path) -> str:
-    from pv_vae_jax.train.guard import NonFiniteError, check_finite
+    from pv_vae_jax.train.nan_check import NonFiniteError, check_finite
 
     with pytest.raises(NonFiniteError) as caught:
         check_finite("video", [(120, {"mse": 0.1, "kl": float("nan"), "loss": float("nan")})])
@@ -186,7 +186,7 @@ def misfit(tmp_path) -> str:
 
     from safetensors.numpy import load_file, save_file
 
-    from pv_vae_jax.pretrained import SHIPPED, load
+    from pv_vae_jax.model import SHIPPED, load
 
     folder = tmp_path / "model"
     shutil.copytree(SHIPPED / "tiny-synthetic", folder)

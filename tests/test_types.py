@@ -22,7 +22,7 @@ PROGRAM = """
 import jax
 
 from pv_vae_jax import VAE, Latte, LatteConfig, VAEConfig, euler, load, predict_clip, to_float, to_uint8
-from pv_vae_jax.evaluation.display import show_clips
+from pv_vae_jax.report.notebook import show_clips
 from pv_vae_jax.train.stages import train
 
 model = VAE(VAEConfig(latent_channels=16))

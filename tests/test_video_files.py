@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.evaluate import _left_out, _read_clips
-from pv_vae_jax.config import DataConfig, Experiment
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
@@ -27,6 +26,7 @@ from pv_vae_jax.data.video_files import (
     read_video,
     write_video,
 )
+from pv_vae_jax.train.configs import DataConfig, Experiment
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import SizedBatch
 from tests.video_fixture import av, encode, encode_sound, waves

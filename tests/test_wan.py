@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pv_vae_jax.convert.wan import from_wan
+from pv_vae_jax.convert.wan import WAN21_LATENTS, WAN22_LATENTS, from_wan
+from pv_vae_jax.flow import denormalize_latents, normalize_latents
 from pv_vae_jax.layers.conv import causal_conv3d
 from pv_vae_jax.layers.embeddings import sincos_1d, sincos_2d, timestep_features
 from pv_vae_jax.layers.norm import rms_norm
 from pv_vae_jax.layers.resample import TimeDown, TimeUp, average_down, duplicate_up, patchify, unpatchify
-from pv_vae_jax.models.latents import WAN21_LATENTS, WAN22_LATENTS, denormalize_latents, normalize_latents
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from tests import wan_fixture
@@ -73,7 +73,7 @@ def test_a_learnable_pad_is_the_only_addition_to_a_wan_network():
     "change", [{"shortcuts": True}, {"space_factors": (2, 2, 1)}, {"decoder_widths": (96, 192, 383, 384)}]
 )
 def test_halving_what_cannot_be_halved_is_refused(change):
-    with pytest.raises(ValueError, match="halve_up needs"):
+    with pytest.raises(ValueError, match="upsample_halves_channels needs"):
         dataclasses.replace(SIZES["wan21"], **change)
 
 
@@ -113,7 +113,7 @@ def test_average_down(entry):
 @pytest.mark.parametrize("entry", GOLDEN["dup_up_3d"])
 def test_duplicate_up(entry):
     features, time, space, begins = (entry[k] for k in ("out_channels", "factor_t", "factor_s", "first_chunk"))
-    y = duplicate_up(to_ours(entry, "input", 1), features, time, space, begins, "deal")
+    y = duplicate_up(to_ours(entry, "input", 1), features, time, space, begins, "interleave")
     np.testing.assert_allclose(y, to_ours(entry, "output"), atol=1e-6)
 
 

@@ -6,27 +6,23 @@
 Models are shipped names, model folders or work directories. Clips come from the synthetic world, whose exact flow is
 then what latents are compared with, or from --data, a folder of videos or an array, where motion is the change of
 brightness. Writes `analysis.json` and `analysis.html` (one page that needs no other file).
-
-`python -m pv_vae_jax.cli.analyze` takes the same flags.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.evaluation.analysis import LatentAnalysis, analyze_latents, write_analysis
+from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
-from pv_vae_jax.evaluation.motion import exact_flow
-from pv_vae_jax.files import make_writable, write_json
-from pv_vae_jax.pretrained import Pretrained, load
-from pv_vae_jax.typing import check_clip_shape
+from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.report.latents_page import LatentAnalysis, analyze_latents, write_analysis
+from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.typing import ConfigError, check_clip_shape
 
 SEED = 20_000  # of the synthetic clips: neither training nor test clips of a run
 
@@ -110,9 +106,3 @@ def _table(found: Sequence[LatentAnalysis]) -> list[str]:
         shown = ["-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
         lines.append(f"{a.name:{width}}" + "".join(f"{cell:>17}" for cell in shown))
     return lines
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("analyze", sys.argv[1:]))

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.clips import centre_crop
 from pv_vae_jax.data.video_files import count_frames, iterate_video, probe
-from pv_vae_jax.pretrained import Pretrained
-from pv_vae_jax.typing import check_clip_shape
+from pv_vae_jax.model import Pretrained
+from pv_vae_jax.typing import ConfigError, check_clip_shape
 
 
 def define_model_flags(values: flags.FlagValues) -> None:

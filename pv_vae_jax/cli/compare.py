@@ -7,14 +7,11 @@ Each run must have been evaluated (`pv-vae train` does so at its end, `pv-vae ev
 all must be of the same data. Scores of `pv-vae evaluate --real --fake` are taken along if their JSON lies in
 `RUN/report`. Generated clips of all runs are compared with the first run's test clips, equally many of each. Writes the
 page, which needs no other file, and the numbers beside it (`comparison.json`).
-
-`python -m pv_vae_jax.cli.compare` takes the same flags.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,18 +19,19 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax import pretrained
 from pv_vae_jax.cli.evaluate import read_test_clips
-from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
 from pv_vae_jax.evaluation.distances import frechet_distance, kernel_distance
-from pv_vae_jax.evaluation.feature_networks import extract, own_network
+from pv_vae_jax.evaluation.networks.extract import extract, own_network
 from pv_vae_jax.evaluation.prediction import predict
 from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct
-from pv_vae_jax.evaluation.runs_page import CONVERGENCE, SHOWN, EvaluatedRun, arrivals, write_comparison
-from pv_vae_jax.files import make_writable, write_json
-from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.model import load
+from pv_vae_jax.report.comparison_page import CONVERGENCE, SHOWN, EvaluatedRun, arrivals, write_comparison
+from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
+from pv_vae_jax.train.writers import read_metrics
+from pv_vae_jax.typing import ConfigError
 
 SAME = ("source", "frames", "size", "stride")  # of the data; runs that differ in them are not compared
 LEAST_CLIPS = 8  # to compare generated clips by
@@ -100,7 +98,7 @@ def _gather(name: str, run: Run, shown: np.ndarray) -> EvaluatedRun:
     made = [s for s in VAE_STAGES if run.finished(s) and not getattr(run.experiment, s).images]
     drawn = {}
     if made:
-        model = pretrained.load(run.folder(made[-1]) / "model")
+        model = load(run.folder(made[-1]) / "model")
         drawn["reconstruction"] = reconstruct(model.vae, model.vae_params, shown, batch_size=len(shown))
         groups = model.vae.config.latent_frames(shown.shape[1])
         if groups > 1:
@@ -203,9 +201,3 @@ def _lines(found: Sequence[EvaluatedRun]) -> list[str]:
         distances = "; ".join(f"{name} {value:.4g}" for name, value in run.scores.items()) or "-"
         lines.append(f"{run.name:{width}}{cells[0]:>9}{cells[1]:>9}  {distances}")
     return lines
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("compare", sys.argv[1:]))

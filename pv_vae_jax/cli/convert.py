@@ -7,29 +7,34 @@ Weights come as .safetensors or .pth, in the original or the diffusers layout (s
 The network is Wan2.2 or Wan2.1 by the latent channels of the file, unless --architecture names it; what differs from it
 is set by flags, `--config.encoder_widths=96,192,384,384`. Every tensor that is missing, left over or misshapen is
 reported at once, and then nothing is written. Nothing that exists is overwritten.
-
-`python -m pv_vae_jax.cli.convert` takes the same flags.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.config import ConfigError, override
 from pv_vae_jax.convert.files import read_tensors, write_tensors
-from pv_vae_jax.convert.wan import LAYOUTS, MODULES, Layout, detect_layout, from_wan, to_wan
-from pv_vae_jax.models.latents import WAN21_LATENTS, WAN22_LATENTS
+from pv_vae_jax.convert.wan import (
+    LAYOUTS,
+    MODULES,
+    WAN21_LATENTS,
+    WAN22_LATENTS,
+    Layout,
+    detect_layout,
+    from_wan,
+    to_wan,
+)
+from pv_vae_jax.model import Pretrained, load, save
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAE, VAEConfig
-from pv_vae_jax.pretrained import Pretrained, load, save
-from pv_vae_jax.typing import WeightsError
+from pv_vae_jax.train.config_files import override
+from pv_vae_jax.typing import ConfigError, WeightsError
 
 STATISTICS = {"wan22": WAN22_LATENTS, "wan21": WAN21_LATENTS}
 
@@ -103,9 +108,3 @@ def _architecture(tensors: dict[str, np.ndarray]) -> str:
 
 def _count(tensors: dict[str, np.ndarray]) -> str:
     return f"{sum(t.size for t in tensors.values()):,}"
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("convert", sys.argv[1:]))

@@ -1,20 +1,17 @@
 """Cache the posteriors of the training clips for diffusion training: writes `WORKDIR/latents`.
 
-  pv-vae encode --workdir runs/demo
-
-`python -m pv_vae_jax.cli.encode` takes the same flags.
+pv-vae encode --workdir runs/demo
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from pv_vae_jax.config import ConfigError
 from pv_vae_jax.train.latents_stage import encode_latents, open_latents
 from pv_vae_jax.train.run import reopen_run
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -37,9 +34,3 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     what = "statistics for online encoding" if online else f"{len(cache)} posteriors"
     print(f"{run.folder('latents')}: {what} of {', '.join(cache.class_names)}; ")
     print(f"channel means {mean.min():.3f} to {mean.max():.3f}, standard deviations {std.min():.3f} to {std.max():.3f}")
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("encode", sys.argv[1:]))

@@ -11,8 +11,6 @@ left out and named.
 With --real and --fake, nothing of a run is needed: distances of the two sets by a feature network, and with --paired
 PSNR and SSIM. A number is called FVD, IS or LPIPS only if the published weights made it; any other carries the name and
 hash of its features. Each comes with its protocol, see docs/evaluation.md.
-
-`python -m pv_vae_jax.cli.evaluate` takes the same flags.
 """
 
 from __future__ import annotations
@@ -34,22 +32,22 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax import pretrained
 from pv_vae_jax.cli import evaluate_sets
-from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError
-from pv_vae_jax.data.listing import NoVideosError, few_of
+from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.evaluation.report import Pictures, ShownClip, write_report
-from pv_vae_jax.evaluation.sampling import sample_clips
-from pv_vae_jax.files import write_json
-from pv_vae_jax.pretrained import Pretrained, weights_hash
-from pv_vae_jax.train.metrics import read_metrics
+from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.report.run_page import Pictures, ShownClip, write_report
+from pv_vae_jax.sampling import sample_clips
+from pv_vae_jax.storage import write_json
+from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
-from pv_vae_jax.typing import NonFiniteError
+from pv_vae_jax.train.writers import read_metrics
+from pv_vae_jax.typing import ConfigError, NonFiniteError
 from pv_vae_jax.versions import versions
 
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and in the latent pictures
@@ -130,7 +128,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
             shown["curves"][stage] = read_metrics(run.folder(stage) / "metrics.jsonl")
     on_clips = [stage for stage in vae_stages if not getattr(run.experiment, stage).images]
     for stage in vae_stages:
-        model = pretrained.load(run.folder(stage) / "model")
+        model = load(run.folder(stage) / "model")
         metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
         metrics["stages"][stage], means = _score_stage(run, stage, model, video)
         if stage not in on_clips:
@@ -144,7 +142,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     folder.mkdir(exist_ok=True)
     sampled = run.experiment.sampling.clips if sampled is None else sampled
     if "diffusion" in finished and sampled:
-        model = pretrained.load(run.folder("diffusion") / "model")
+        model = load(run.folder("diffusion") / "model")
         try:
             drawn = _sample(run, model, sampled, folder, metrics)
             shown["samples"] = _by_class(model, *drawn, video, names)
@@ -206,7 +204,7 @@ def _read_clips(source: VideoSource, most: int) -> tuple[np.ndarray, list[str]]:
     replaced = getattr(source, "replaced", set())
     items = [item for i, item in enumerate(items) if i not in replaced]
     if not items:
-        why = few_of(getattr(source, "skipped", {}))
+        why = summarize(getattr(source, "skipped", {}))
         raise NoVideosError(f"none of the {len(index)} clips to score can be read: {why}")
     return np.stack([item["video"] for item in items]), [source.class_names[item["label"]] for item in items]
 
@@ -216,7 +214,7 @@ def _left_out(source: VideoSource) -> list[str]:
     replaced, skipped = getattr(source, "replaced", set()), getattr(source, "skipped", {})
     if not skipped:
         return []
-    lost = f"{len(replaced)} clips that cannot be read; skipped: {len(skipped)} files ({few_of(skipped, 2)})"
+    lost = f"{len(replaced)} clips that cannot be read; skipped: {len(skipped)} files ({summarize(skipped, 2)})"
     return [f"Left out: {lost}."]
 
 
@@ -403,9 +401,3 @@ def _summary(metrics: dict) -> list[str]:
             side = "" if ratio is None else f"  {abs(ratio):.0%} {'below' if ratio < 0 else 'above'} copying"
             lines.append(f"{name:14}{''.join(f'{v:9.4f}' for v in values[1:])}{average:9.4f}{side}")
     return lines
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("evaluate", sys.argv[1:]))

@@ -9,13 +9,13 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli import lpips_flags
-from pv_vae_jax.config import ConfigError
 from pv_vae_jax.evaluation.clip_sets import open_clips
 from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
-from pv_vae_jax.evaluation.feature_networks import FeatureNetwork, c3d_network, i3d_network, own_network
+from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, c3d_network, i3d_network, own_network
 from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, Score
-from pv_vae_jax.files import make_writable, write_json
+from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -28,7 +28,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("fake", None, "the same, of the clips to judge")
     flags.DEFINE_enum("protocol", "paper", sorted(PROTOCOLS), "how sets are compared", flag_values=values)
     flags.DEFINE_enum("features", "own", ("own", "i3d"), "network that compares", flag_values=values)
-    text("weights", None, "file of I3D, or folder of another `pv-vae features`; own ships with the library")
+    text("weights", None, "file of I3D, or folder of another `python -m studies.features`; own ships with the library")
     whole("frames", "of a clip; default the protocol's", 1)
     whole("size", "videos: short side to this, centre square", 1)
     whole("seed", "of the choice of clips, random starts and intervals; default 0", 0)

@@ -4,7 +4,6 @@
   pv-vae inspect --config my.py --stage video --topology v5p:4x4x4 --config.mesh.fsdp=16
 
 With `--topology` the real step is compiled for that TPU, which need not be there (extra `tpu-topology`).
-`python -m pv_vae_jax.cli.inspect` takes the same flags.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import dataclasses
 import functools
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,17 +21,18 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, Experiment, load_experiment, to_dict
 from pv_vae_jax.data.sources import class_names
+from pv_vae_jax.model import init_latte
 from pv_vae_jax.models.discriminator import Discriminator
-from pv_vae_jax.models.kinds import build_vae
 from pv_vae_jax.models.latte import Latte
-from pv_vae_jax.pretrained import init_latte
+from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.sharding.hlo import step_flops
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.sharding.rules import batch_sharding, check_split, placements, state_sharding
+from pv_vae_jax.sharding.rules import array_shardings, batch_sharding, check_split, state_sharding
 from pv_vae_jax.sharding.topology import compile_step, quick_compilation, topology_devices
 from pv_vae_jax.train.checkpoint import abstract
+from pv_vae_jax.train.config_files import load_experiment, to_dict
+from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.dit_stage import conditioned
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import optimizer
@@ -41,6 +40,7 @@ from pv_vae_jax.train.run import check_mesh
 from pv_vae_jax.train.sizes import SizedBatch, sized_batches
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import VAEStep
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -135,7 +135,7 @@ def plan_step(experiment: Experiment, name: str, mesh: Mesh, kind: SizedBatch | 
 
 def print_state(plan: Plan, frozen: Sequence[str]) -> None:
     """Every parameter with its place, then the bytes a device holds of each part of the state."""
-    rows = placements(plan.state, plan.sharding)
+    rows = array_shardings(plan.state, plan.sharding)
     shown = [row for row in rows if row.path.startswith(("params/", "discriminator/params/"))]
     width = max(len(row.path) for row in shown)
     print("moments and moving averages lie as the parameters that they belong to:")
@@ -172,7 +172,7 @@ def abstract_step(experiment: Experiment, name: str, kind: SizedBatch | None = N
             discriminator,
             optimizer(stage.discriminator_optimizer, max(stage.steps, 1)),
             stage.frozen,
-            micro_batches=stage.micro_batches,
+            grad_accum_steps=stage.grad_accum_steps,
             drop_pattern=stage.drop_pattern,
             drop_from=stage.drop_from,
         )
@@ -195,13 +195,7 @@ def abstract_step(experiment: Experiment, name: str, kind: SizedBatch | None = N
     unit = np.ones(vae.latent_channels, np.float32)
     latte = Latte(conditioned(experiment, len(class_names(data.source, data.fold))))
     rule = optimizer(stage.optimizer, max(stage.steps, 1))
-    step = DiTStep(latte, rule, 0 * unit, unit, micro_batches=stage.micro_batches)
+    step = DiTStep(latte, rule, 0 * unit, unit, grad_accum_steps=stage.grad_accum_steps)
     moments = shape((stage.batch_size, *latent), jnp.float32)
     batch = {"mean": moments, "logvar": moments, "label": shape((stage.batch_size,), jnp.int32)}
     return step, jax.eval_shape(lambda: step.create(init_latte(step.model, latent))), batch, {}
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("inspect", sys.argv[1:]))

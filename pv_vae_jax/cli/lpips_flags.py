@@ -6,8 +6,8 @@ from pathlib import Path
 
 from absl import flags
 
-from pv_vae_jax.config import ConfigError
-from pv_vae_jax.convert.image_networks import HEAD_NAMES
+from pv_vae_jax.convert.lpips import HEAD_NAMES
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+import types
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -19,12 +20,15 @@ COMMANDS = {
     "evaluate": "measure a run and write its report, or compare two sets of clips",
     "compare": "put evaluated runs side by side, and beside the paper's numbers, on one page",
     "analyze": "compare the latents of one VAE or several on the same clips",
-    "probe": "measure what the features of a model know about motion",
-    "study": "compare ways to train the VAE by what diffusion makes of its latents",
-    "features": "train the feature network that compares clips without published weights",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
-    "bench": "measure time and memory beside PyTorch and diffusers (in a clone)",
+}
+# Commands that left the package: what answers this repository's own questions is run from a clone.
+MOVED = {
+    "study": "python -m studies.ablation",
+    "probe": "python -m studies.probes",
+    "features": "python -m studies.features",
+    "bench": "python -m benchmarks",
 }
 
 
@@ -40,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
         print("usage: pv-vae COMMAND [flags]; pv-vae COMMAND --help lists the flags\n")
         print("\n".join(f"  {command:12} {text}" for command, text in COMMANDS.items()))
         return 0
+    if name in MOVED:
+        print(f"pv-vae: {name!r} is now {MOVED[name]!r}, run in a clone of the repository", file=sys.stderr)
+        return 2
     if name not in COMMANDS:
         import difflib
 
@@ -47,24 +54,30 @@ def main(argv: Sequence[str]) -> int:
         known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"pv-vae: unknown command {name!r}; {known}", file=sys.stderr)
         return 2
-    return run_command(name, argv[2:])
+    return run_command(importlib.import_module(f"pv_vae_jax.cli.{name}"), f"pv-vae {name}", argv[2:])
 
 
-def run_command(name: str, argv: Sequence[str]) -> int:
-    """Parse the flags of sub-command `name` and run it."""
+def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> int:
+    """Parse the flags of a command and run it.
+
+    Args:
+      module: has `define_flags(values)` and `run(values, positional, overrides)`; its docstring is the help.
+      program: how the command is called, for messages.
+      argv: its arguments.
+    """
     from absl import flags
 
-    from pv_vae_jax.config import ConfigError, InUseError, check_local, parse_overrides
+    from pv_vae_jax.convert.pickles import UnsafePickleError
     from pv_vae_jax.data.latents import StaleLatentsError
-    from pv_vae_jax.data.pickles import UnsafePickleError
     from pv_vae_jax.data.shards import BrokenRecordError
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.data.video_files import BrokenVideoError
     from pv_vae_jax.evaluation.moments import FeatureError
-    from pv_vae_jax.train.stop import Interrupted
-    from pv_vae_jax.typing import NonFiniteError, ShapeError, WeightsError
+    from pv_vae_jax.train.config_files import parse_overrides
+    from pv_vae_jax.train.configs import check_local
+    from pv_vae_jax.train.preemption import Preempted
+    from pv_vae_jax.typing import ConfigError, InUseError, NonFiniteError, ShapeError, WeightsError
 
-    module = importlib.import_module(f"pv_vae_jax.cli.{name}")
     values = flags.FlagValues()
     values.set_gnu_getopt()  # flags may follow file names
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
@@ -72,31 +85,31 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
     expected += (WeightsError, FeatureError, UnsafePickleError, BrokenRecordError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
-        print(f"pv-vae {name}: {COMMANDS[name]}\n{module.__doc__}\n{values.get_help()}")
+        print(f"{program}: {module.__doc__}\n{values.get_help()}")
         return 0
     try:
         rest, overrides = parse_overrides(argv)
-        positional = values([f"pv-vae {name}", *rest])[1:]
+        positional = values([f"{program}", *rest])[1:]
         for folder in {"out", "workdir"} & set(values):
             check_local(f"--{folder}", values[folder].value or "")
     except (flags.Error, ConfigError) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
         said = f"needs --{missing[1]}: {values[missing[1]].help}" if missing else error
-        print(f"pv-vae {name}: {said}", file=sys.stderr)
+        print(f"{program}: {said}", file=sys.stderr)
         return 2
     try:
         enable_compilation_cache()
         module.run(values, positional, overrides)
-    except Interrupted as stop:
-        print(f"pv-vae {name}: {stop}", file=sys.stderr)
+    except Preempted as stop:
+        print(f"{program}: {stop}", file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
-        print(f"pv-vae {name}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # no error: see run
         raise
     except expected as error:
-        print(f"pv-vae {name}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         # Launchers start again what ends with 1: a disk may come back, a wrong call stays wrong.
         wrong = (ConfigError, ShapeError, NoVideosError, FileNotFoundError, ImportError)
         return 2 if isinstance(error, wrong) and not isinstance(error, InUseError) else 1
@@ -104,7 +117,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         advice = advice_on(error)
         if advice is None:
             raise
-        print(f"pv-vae {name}: {advice}", file=sys.stderr)
+        print(f"{program}: {advice}", file=sys.stderr)
         return 1
     return 0
 

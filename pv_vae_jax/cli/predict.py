@@ -1,13 +1,10 @@
 """See the first frames of a video and draw the rest, beside the truth and beside copying the last frame seen.
 
-  pv-vae predict --model tiny-synthetic --observe=9 --frames=17 --size=32 --out out clip.mp4
-
-`python -m pv_vae_jax.cli.predict` takes the same flags.
+pv-vae predict --model tiny-synthetic --observe=9 --frames=17 --size=32 --out out clip.mp4
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +13,11 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli.clips import define_model_flags, read_clips, result_path, scale_for
-from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.model import load
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.predictive import predict_clip
-from pv_vae_jax.pretrained import load
-from pv_vae_jax.typing import ShapeError, check_clip_shape
+from pv_vae_jax.typing import ConfigError, ShapeError, check_clip_shape
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -64,9 +60,3 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
             f"{target} (truth | prediction | copy): saw {observe} frames, drew {len(video) - observe}; "
             f"squared error {error:.4f}, copying the last frame {copied:.4f} (range [-1, 1])"
         )
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("predict", sys.argv[1:]))

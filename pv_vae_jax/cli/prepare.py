@@ -5,8 +5,6 @@
 
 SOURCE is a folder of videos, or a data set in its official layout. Interrupted, the same command goes on. What could
 not be used, and why, is listed in each split's `manifest.json`.
-
-`python -m pv_vae_jax.cli.prepare` takes the same flags.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.config import ConfigError
-from pv_vae_jax.data.datasets import DATASETS, list_dataset, recognise
-from pv_vae_jax.data.listing import NoVideosError, check_folder, few_of
+from pv_vae_jax.data.datasets import DATASETS, detect_format, list_dataset
+from pv_vae_jax.data.listing import NoVideosError, check_folder, summarize
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -66,7 +64,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     except ValueError as error:
         raise ConfigError(str(error)) from error
     check_folder(source)
-    dataset = values.dataset or recognise(source)
+    dataset = values.dataset or detect_format(source)
     if dataset not in DATASETS:
         raise ConfigError(
             f"{source} is a folder of {dataset}, which training reads as it is: config.data.source={source}"
@@ -90,7 +88,7 @@ def _prepare(
             raise NoVideosError(f"{source} holds no videos for training")
         if listing.absent:
             count = len(listing.absent)
-            print(f"{split}: {count} files are not there: {few_of(listing.absent, 2)}", file=sys.stderr)
+            print(f"{split}: {count} files are not there: {summarize(listing.absent, 2)}", file=sys.stderr)
     for split, listing in listings.items():
         if not listing.items:
             print(f"{split}: no files, left out", file=sys.stderr)
@@ -119,7 +117,7 @@ def _stop_signals() -> Iterator[None]:
     Raises:
       Interrupted: one of them came.
     """
-    from pv_vae_jax.train.stop import Interrupted
+    from pv_vae_jax.train.preemption import Preempted
 
     def terminate(*_) -> None:
         raise _Terminated
@@ -131,7 +129,7 @@ def _stop_signals() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         name, number = ("SIGTERM", signal.SIGTERM) if isinstance(error, _Terminated) else ("Ctrl-C", signal.SIGINT)
-        raise Interrupted(f"{name}; the same command goes on from there", 128 + number) from error
+        raise Preempted(f"{name}; the same command goes on from there", 128 + number) from error
     finally:
         if old is not None:
             signal.signal(signal.SIGTERM, old)
@@ -148,9 +146,3 @@ def _locally(listing, folder: Path, settings: ClipSettings, values: flags.FlagVa
             bar.update(done - bar.n)
 
         return prepare_split(listing, folder, settings, files=values.shard_files, workers=workers, progress=progress)
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("prepare", sys.argv[1:]))

@@ -3,7 +3,6 @@
   pv-vae reconstruct --model tiny-synthetic --frames=17 --size=32 --out out clip.mp4
 
 A long video is read, coded and written chunk by chunk: memory does not grow with its length.
-`python -m pv_vae_jax.cli.reconstruct` takes the same flags.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from absl import flags
 from tqdm import tqdm
 
 from pv_vae_jax.cli.clips import VideoFile, define_model_flags, open_clips, result_path, scale_for
-from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
+from pv_vae_jax.model import Pretrained, load
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
-from pv_vae_jax.pretrained import Pretrained, load
 from pv_vae_jax.streaming import CHUNK, Cache, chunk_sizes, decode_step, encode_step
-from pv_vae_jax.typing import Array, Params
+from pv_vae_jax.typing import Array, ConfigError, Params
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -88,9 +86,3 @@ def _step(
     encoder, posterior = encode_step(model, params, encoder, to_float(video[None]))
     decoder, decoded = decode_step(model, params, decoder, posterior.mode)
     return (encoder, decoder), to_uint8(decoded[0])
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("reconstruct", sys.argv[1:]))

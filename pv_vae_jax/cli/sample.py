@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +19,10 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli.clips import scale_for
-from pv_vae_jax.config import ConfigError
 from pv_vae_jax.data.video_files import write_video
-from pv_vae_jax.evaluation.sampling import sample_clips
-from pv_vae_jax.pretrained import load
+from pv_vae_jax.model import load
+from pv_vae_jax.sampling import sample_clips
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -74,9 +73,3 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
             target, np.concatenate(list(video[labels == label]), axis=2), fps=8, scale=scale_for(video.shape[2])
         )
         print(f"{target}: {np.sum(labels == label)} clips side by side")
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("sample", sys.argv[1:]))

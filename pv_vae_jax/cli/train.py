@@ -5,8 +5,6 @@
 
 With several processes, each is started with the same flags and its own number (`--process`); they share the work
 directory. See docs/scaling.md.
-
-`python -m pv_vae_jax.cli.train` takes the same flags.
 """
 
 from __future__ import annotations
@@ -19,13 +17,15 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, load_experiment
 from pv_vae_jax.data.sources import NoVideosError, describe
-from pv_vae_jax.sharding.processes import heed_sigterm, is_first, start_processes, wait_for_all
-from pv_vae_jax.train.hand_over import find_start
+from pv_vae_jax.sharding.processes import barrier, is_primary_process, restore_default_sigterm, start_processes
+from pv_vae_jax.train.config_files import load_experiment
+from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run, check_mesh, open_run
 from pv_vae_jax.train.sizes import sized_batches
 from pv_vae_jax.train.stages import perceptual_term, train_stage
+from pv_vae_jax.train.warm_start import find_start
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -74,8 +74,8 @@ def _train(run: Run, wanted: str) -> None:
             except (NoVideosError, FileNotFoundError) as error:
                 raise OSError(str(error)) from error  # it was there at the start: not a wrong path, a disk that went
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
-    heed_sigterm()  # what is left is the report: killed, it is made again
-    if wanted == "all" and is_first():
+    restore_default_sigterm()  # what is left is the report: killed, it is made again
+    if wanted == "all" and is_primary_process():
         from pv_vae_jax.cli.evaluate import evaluate_run
 
         report = run.workdir / "report" / "report.html"
@@ -84,7 +84,7 @@ def _train(run: Run, wanted: str) -> None:
             print(f"report: {report}")  # of these very stages: starting a finished run again costs nothing
         else:
             evaluate_run(run)
-    wait_for_all("the report")  # a process that ends early would be taken for dead
+    barrier("the report")  # a process that ends early would be taken for dead
 
 
 def check_stages(run: Run, stages: Sequence[str]) -> None:
@@ -112,7 +112,7 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"stage {stage} cannot run: {error}") from error
-    if stages and is_first():
+    if stages and is_primary_process():
         try:
             held_out = run.source("test", random=True)
         except NoVideosError:
@@ -122,11 +122,5 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
 
 def say(text: str) -> None:
     """To standard error, once for all processes."""
-    if is_first():
+    if is_primary_process():
         print(text, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
-
-    sys.exit(run_command("train", sys.argv[1:]))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pv_vae_jax.data.listing import Listing
+from pv_vae_jax.data.listing import SplitIndex
 from pv_vae_jax.data.prepare import ClipSettings, finish, held, plan, run_task, unfinished
 from pv_vae_jax.data.shards import remove_partial_shards
 
 
 def prepare_with_beam(
-    listing: Listing, folder: Path, settings: ClipSettings, *, files: int = 64, options: Sequence[str] = ()
+    listing: SplitIndex, folder: Path, settings: ClipSettings, *, files: int = 64, options: Sequence[str] = ()
 ) -> dict:
     """Make the shards of a split on the workers of a Beam runner, and the manifest here: the bytes of `prepare_split`.
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from pv_vae_jax.data import images
 from pv_vae_jax.data.listing import (
-    Item,
-    Listing,
     NoVideosError,
+    SplitIndex,
+    VideoEntry,
     check_folder,
-    few_of,
+    summarize,
     video_folder,
     videos_below,
     videos_in,
@@ -32,7 +32,7 @@ from pv_vae_jax.data.tfds_videos import tensorflow_dataset
 from pv_vae_jax.data.video_files import SUFFIXES
 
 
-def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> Listing:
+def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> SplitIndex:
     """UCF101 (Soomro et al. 2012): `UCF-101/CLASS/v_CLASS_gXX_cYY.avi` and the lists of `ucfTrainTestlist/`.
 
     Args:
@@ -58,12 +58,12 @@ def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> Listing:
         name = line.split(" ")[0]  # the training lists repeat the class's number behind it
         if name.split("/")[0] not in labels:
             raise NoVideosError(f"{lists / f'{split}list0{fold}.txt'}: {line!r} is of no class in classInd.txt")
-        wanted.append(Item(folder / "UCF-101" / name, name, labels[name.split("/")[0]]))
+        wanted.append(VideoEntry(folder / "UCF-101" / name, name, labels[name.split("/")[0]]))
     name = "UCF101" if fold == 1 else f"UCF101 split {fold}"  # as shards of split 1 have always been called
     return _present(name, class_names, wanted, "UCF101 keeps its videos in UCF-101/CLASS/v_CLASS_gXX_cYY.avi")
 
 
-def kinetics400(folder: str | Path, split: str) -> Listing:
+def kinetics400(folder: str | Path, split: str) -> SplitIndex:
     """Kinetics-400 (Kay et al. 2017): `annotations/{train,val}.csv` and `{train,val}/.../YOUTUBEID_START_END.mp4`.
 
     The videos may lie flat in the split's folder, as the archives unpack, or in sub-folders of classes. Many have gone
@@ -83,12 +83,14 @@ def kinetics400(folder: str | Path, split: str) -> Listing:
         stem = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
         if row["label"] not in labels:
             raise NoVideosError(f"{folder}/annotations/{name}.csv: class {row['label']!r} is not in train.csv")
-        wanted.append(Item(on_disk.get(stem, folder / name / f"{stem}.mp4"), f"{name}/{stem}", labels[row["label"]]))
+        wanted.append(
+            VideoEntry(on_disk.get(stem, folder / name / f"{stem}.mp4"), f"{name}/{stem}", labels[row["label"]])
+        )
     where = f"Kinetics-400 keeps its videos in {name}/YOUTUBEID_START_END.mp4 or {name}/CLASS/YOUTUBEID_START_END.mp4"
     return _present("Kinetics-400", class_names, wanted, where)
 
 
-def realestate10k(folder: str | Path, split: str) -> Listing:
+def realestate10k(folder: str | Path, split: str) -> SplitIndex:
     """RealEstate10K (Zhou et al. 2018): `{train,test}/SEQUENCE.txt` camera files and `videos/YOUTUBEID.*`.
 
     The data set is the camera files, each of which names a part of a YouTube video by its frames' times. The videos
@@ -115,9 +117,9 @@ def realestate10k(folder: str | Path, split: str) -> Listing:
         identity = re.split(r"[=/]", url)[-1]
         video = on_disk.get(identity, folder / "videos" / f"{identity}.mp4")
         # The last frame is part of the sequence; a millisecond more lets rounding not lose it.
-        wanted.append(Item(video, f"{split}/{path.stem}", 0, times[0] / 1e6, times[-1] / 1e6 + 1e-3))
+        wanted.append(VideoEntry(video, f"{split}/{path.stem}", 0, times[0] / 1e6, times[-1] / 1e6 + 1e-3))
     listing = _present("RealEstate10K", ["real estate"], wanted, "put whole YouTube videos into videos/YOUTUBEID.mp4")
-    return Listing(listing.dataset, listing.class_names, listing.items, listing.absent | broken)
+    return SplitIndex(listing.dataset, listing.class_names, listing.items, listing.absent | broken)
 
 
 def read_cameras(path: str | Path) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
@@ -142,7 +144,7 @@ def read_cameras(path: str | Path) -> tuple[str, np.ndarray, np.ndarray, np.ndar
     return url.strip(), table[:, 0].astype(np.int64), table[:, 1:5], table[:, 7:].reshape(-1, 3, 4)
 
 
-def imagenet(folder: str | Path, split: str) -> Listing:
+def imagenet(folder: str | Path, split: str) -> SplitIndex:
     """Images in `{train,val}/CLASS/`, as ImageNet's archives are usually unpacked; `test` is `val`.
 
     Raises:
@@ -160,20 +162,20 @@ def imagenet(folder: str | Path, split: str) -> Listing:
             f"{folder / name} holds {len(flat)} images directly: sort them into CLASS/ like those of train"
         )
     items = [
-        Item(path, path.relative_to(folder).as_posix(), label)
+        VideoEntry(path, path.relative_to(folder).as_posix(), label)
         for label, c in enumerate(class_names)
         for path in sorted((folder / name / c).glob("*"))
         if path.suffix.lower() in images.SUFFIXES and path.is_file() and not path.name.startswith(".")
     ]
     if not items:
         raise NoVideosError(f"{folder / name} holds no images ({', '.join(images.SUFFIXES)}) in sub-folders of classes")
-    return Listing("ImageNet", tuple(class_names), tuple(items))
+    return SplitIndex("ImageNet", tuple(class_names), tuple(items))
 
 
 _SPLITS = ("train", "test")
 
 # Name, as `pv-vae prepare --dataset` takes it -> the function that lists a split.
-DATASETS: dict[str, Callable[..., Listing]] = {
+DATASETS: dict[str, Callable[..., SplitIndex]] = {
     "folder": video_folder,
     "ucf101": ucf101,
     "kinetics400": kinetics400,
@@ -183,7 +185,7 @@ DATASETS: dict[str, Callable[..., Listing]] = {
 }
 
 
-def recognise(folder: Path) -> str:
+def detect_format(folder: Path) -> str:
     """What a folder is, by marks that only that kind has: a key of `DATASETS`, or `records`.
 
     Half of a published layout is enough where nothing else looks like it: its function then says what is missing.
@@ -241,7 +243,7 @@ def _holds_images(*folders: Path) -> bool:
     return False
 
 
-def list_dataset(folder: str | Path, split: str, dataset: str = "", **settings) -> Listing:
+def list_dataset(folder: str | Path, split: str, dataset: str = "", **settings) -> SplitIndex:
     """The files of a split of the data set in `folder`, which is recognised unless `dataset` names it.
 
     Raises:
@@ -250,7 +252,7 @@ def list_dataset(folder: str | Path, split: str, dataset: str = "", **settings) 
     """
     folder = Path(folder)
     check_folder(folder)
-    name = dataset or recognise(folder)
+    name = dataset or detect_format(folder)
     if name not in DATASETS:
         raise ValueError(f"dataset is one of {', '.join(DATASETS)}, got {name!r}")
     return DATASETS[name](folder, split, **settings)
@@ -276,7 +278,7 @@ def _kinetics_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _present(dataset: str, class_names: list[str], wanted: list[Item], where: str) -> Listing:
+def _present(dataset: str, class_names: list[str], wanted: list[VideoEntry], where: str) -> SplitIndex:
     """A listing of the files that are there. Raises NoVideosError if none of them is."""
     # Which folders hold what is asked once each: a list may name hundreds of thousands of files. A link to nothing is
     # not there, either.
@@ -287,7 +289,7 @@ def _present(dataset: str, class_names: list[str], wanted: list[Item], where: st
     absent = {item.name: f"expected at {item.path}" for item in wanted if item.path.name not in there(item.path.parent)}
     if not items:
         raise NoVideosError(
-            f"none of the {len(wanted)} videos that {dataset} names is there ({few_of(absent, 2)}); {where} "
+            f"none of the {len(wanted)} videos that {dataset} names is there ({summarize(absent, 2)}); {where} "
             f"({', '.join(SUFFIXES)})"
         )
-    return Listing(dataset, tuple(class_names), items, absent)
+    return SplitIndex(dataset, tuple(class_names), items, absent)

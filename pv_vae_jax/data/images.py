@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.clips import crop
-from pv_vae_jax.data.listing import Listing, NoVideosError, few_of
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, summarize
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.video_files import MAX_PIXELS, BrokenVideoError
 
@@ -64,7 +64,7 @@ class ImageFiles:
     def __init__(
         self,
         folder: Path,
-        listing: Listing,
+        listing: SplitIndex,
         *,
         size: int,
         random: bool = True,
@@ -101,7 +101,7 @@ class ImageFiles:
                 continue
             return {"video": np.array(crop(picture[None], self.size, corner)), "label": np.int32(item.label)}
         raise NoVideosError(
-            f"none of the {len(self.items)} images of {self.folder} can be read: {few_of(self.skipped)}"
+            f"none of the {len(self.items)} images of {self.folder} can be read: {summarize(self.skipped)}"
         )
 
     def clip(self, index: int, rng: np.random.Generator) -> dict:

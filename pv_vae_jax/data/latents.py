@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
-from pv_vae_jax.files import write_json
+from pv_vae_jax.storage import write_json
 
 SHARD = 256  # records a file
 

@@ -24,7 +24,7 @@ class NoVideosError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class VideoEntry:
     """One video, or a part of one.
 
     Attributes:
@@ -42,7 +42,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
+class SplitIndex:
     """A split of a data set.
 
     Attributes:
@@ -54,11 +54,11 @@ class Listing:
 
     dataset: str
     class_names: tuple[str, ...]
-    items: tuple[Item, ...]
+    items: tuple[VideoEntry, ...]
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def video_folder(folder: str | Path, split: str) -> Listing:
+def video_folder(folder: str | Path, split: str) -> SplitIndex:
     """Video files below a folder; its sub-folders are classes, its own name is the only class if there are none.
 
     A folder whose only sub-folders are `train` and `test` is split as it stands. Otherwise about a tenth of each class,
@@ -105,8 +105,8 @@ def video_folder(folder: str | Path, split: str) -> Listing:
     for label, name in enumerate(classes):
         paths = videos_below(at(name)) if at(name).is_dir() else []
         paths = paths if fixed else _hold_out(paths, folder, split)
-        items += [Item(path, path.relative_to(folder).as_posix(), label) for path in paths]
-    return Listing("folder", tuple(classes), tuple(items))
+        items += [VideoEntry(path, path.relative_to(folder).as_posix(), label) for path in paths]
+    return SplitIndex("folder", tuple(classes), tuple(items))
 
 
 def check_folder(folder: Path) -> None:
@@ -158,7 +158,7 @@ def _holds(path: Path, folder: Path) -> bool:
     return path.is_symlink() and folder.resolve().is_relative_to(path.resolve())
 
 
-def few_of(skipped: dict, shown: int = 5) -> str:
+def summarize(skipped: dict, shown: int = 5) -> str:
     """The first of `name -> reason`, for an error of one line."""
     lines = [f"{getattr(path, 'name', path)}: {why}" for path, why in list(skipped.items())[:shown]]
     return "; ".join(lines) + (f"; and {len(skipped) - shown} more" if len(skipped) > shown else "")

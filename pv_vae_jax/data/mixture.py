@@ -12,7 +12,7 @@ from pv_vae_jax.data.pipeline import Clips, train_batches
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MixtureComponent:
     """One kind of batch.
 
     Attributes:
@@ -47,7 +47,7 @@ def balanced_batch_sizes(shapes: Sequence[tuple[int, int, int]], largest: int, *
 
 
 def mixed_batches(
-    parts: Sequence[Part], *, seed: int, start_step: int = 0, **settings: Any
+    parts: Sequence[MixtureComponent], *, seed: int, start_step: int = 0, **settings: Any
 ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Endless batches of all parts, each part by its share, in an order drawn anew for every round.
 

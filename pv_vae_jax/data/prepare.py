@@ -27,12 +27,12 @@ from typing import Literal
 import numpy as np
 
 from pv_vae_jax.data import images, tfds_videos
-from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, summarize
 from pv_vae_jax.data.records import FORMAT, pack, read_manifest
 from pv_vae_jax.data.shards import file_hash, remove_partial_shards, write_shard
 from pv_vae_jax.data.tfds_videos import TFDS
 from pv_vae_jax.data.video_files import BrokenVideoError, encode_video, iterate_at_rate, probe, resize
-from pv_vae_jax.files import locked, write_json
+from pv_vae_jax.storage import locked, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Task:
 
     folder: Path
     index: int
-    items: tuple[Item, ...]
+    items: tuple[VideoEntry, ...]
     settings: ClipSettings
     reader: Literal["video", "image", "tfds"] = "video"  # what the items are
 
@@ -110,7 +110,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def plan(listing: Listing, folder: Path, settings: ClipSettings, *, files: int = 64) -> list[Task]:
+def plan(listing: SplitIndex, folder: Path, settings: ClipSettings, *, files: int = 64) -> list[Task]:
     """Deal a split to shards of about `files` source files, and write `key.json`: what the folder is made of.
 
     Raises:
@@ -209,7 +209,7 @@ def run_task(task: Task, crashed: Sequence[str] = ()) -> int:
     return len(lengths)
 
 
-def finish(listing: Listing, tasks: Sequence[Task]) -> dict:
+def finish(listing: SplitIndex, tasks: Sequence[Task]) -> dict:
     """Sum the shards up in `manifest.json` and return it.
 
     Raises:
@@ -225,7 +225,7 @@ def finish(listing: Listing, tasks: Sequence[Task]) -> dict:
         shards.append({k: shard[k] for k in ("name", "clips", "frames", "bytes", "sha256", "lengths")})
     clips = sum(shard["clips"] for shard in shards)
     if not clips:
-        raise NoVideosError(f"no clip came out of {len(listing.items)} files of {folder}: {few_of(skipped)}")
+        raise NoVideosError(f"no clip came out of {len(listing.items)} files of {folder}: {summarize(skipped)}")
     key = json.loads((folder / "key.json").read_text())
     digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()[:16]
     manifest = {
@@ -242,7 +242,7 @@ def finish(listing: Listing, tasks: Sequence[Task]) -> dict:
 
 
 def prepare_split(
-    listing: Listing,
+    listing: SplitIndex,
     folder: Path,
     settings: ClipSettings,
     *,
@@ -347,7 +347,7 @@ def _end_with(listening: Connection) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _all_clips(item: Item, settings: ClipSettings, reader: str) -> list[tuple[bytes, int, int]]:
+def _all_clips(item: VideoEntry, settings: ClipSettings, reader: str) -> list[tuple[bytes, int, int]]:
     """All of `_clips`.
 
     Raises:
@@ -366,7 +366,7 @@ def _all_clips(item: Item, settings: ClipSettings, reader: str) -> list[tuple[by
         return list(_clips(item, settings, reader))
 
 
-def _clips(item: Item, settings: ClipSettings, reader: str) -> Iterator[tuple[bytes, int, int]]:
+def _clips(item: VideoEntry, settings: ClipSettings, reader: str) -> Iterator[tuple[bytes, int, int]]:
     """`(encoded clip, frames, label)` of a video.
 
     Raises:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pv_vae_jax.data.clips import crop
-from pv_vae_jax.data.listing import NoVideosError, few_of
+from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.shards import BrokenRecordError, Shards
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, read_video
@@ -126,7 +126,7 @@ class RecordVideos(Windowed):
             longest = int(self._lengths.max(initial=0))
             raise NoVideosError(
                 f"no clip of {self.folder} has the {self.span} frames asked for, the longest has {longest}"
-                + (f" ({few_of(self.skipped)})" if self.skipped else ""),
+                + (f" ({summarize(self.skipped)})" if self.skipped else ""),
                 longest,
             )
 
@@ -149,7 +149,7 @@ class RecordVideos(Windowed):
             video = crop(video, self.size, corner if self.crop == "random" and self.random else None)
             return {"video": np.ascontiguousarray(video), "label": np.int32(label)}, i
         raise NoVideosError(
-            f"none of the {len(self._lengths)} clips of {self.folder} can be read: {few_of(self.skipped)}"
+            f"none of the {len(self._lengths)} clips of {self.folder} can be read: {summarize(self.skipped)}"
         )
 
     def _whole(self, path: Path, size: int) -> bool:

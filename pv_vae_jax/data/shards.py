@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.files import partial
+from pv_vae_jax.storage import partial
 
 OPEN = 128  # files held open at once
 

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pv_vae_jax.data.clips import crop
-from pv_vae_jax.data.datasets import list_dataset, recognise
+from pv_vae_jax.data.datasets import detect_format, list_dataset
 from pv_vae_jax.data.images import ImageFiles
-from pv_vae_jax.data.listing import Listing, NoVideosError, check_folder, few_of, video_folder
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, summarize, video_folder
 from pv_vae_jax.data.records import RecordVideos, read_manifest
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.synthetic import SyntheticVideos, families_of
@@ -96,7 +96,7 @@ class FolderVideos(Windowed):
         clips: int | None = None,
         cache_bytes: int = 2 << 30,
         crop: str = "centre",
-        listing: Listing | None = None,
+        listing: SplitIndex | None = None,
         log: SkipLog | None = None,
     ):
         self.folder, self.frames, self.size, self.stride, self.random = Path(folder), frames, size, stride, random
@@ -147,7 +147,9 @@ class FolderVideos(Windowed):
                 continue
             video = np.array(crop(video, self.size, corner))  # a copy: the cache keeps its own
             return {"video": video, "label": self._labels[i]}, i
-        raise NoVideosError(f"none of the {len(self.files)} files of {self.folder} can be read: {few_of(self.skipped)}")
+        raise NoVideosError(
+            f"none of the {len(self.files)} files of {self.folder} can be read: {summarize(self.skipped)}"
+        )
 
     def _window(self, path: Path, first: int, frames: int, count: int) -> np.ndarray:
         """A window of a video of `frames` frames.
@@ -190,7 +192,7 @@ class FolderVideos(Windowed):
 
     def _nothing(self, split: str, found: int) -> str:
         if self.skipped:
-            return f"none of the {found} files of {self.folder} ({split}) can be used: {few_of(self.skipped)}"
+            return f"none of the {found} files of {self.folder} ({split}) can be used: {summarize(self.skipped)}"
         if split == "test":
             return f"{self.folder} holds no clip for testing: give at least two videos, or sub-folders train and test"
         return f"{self.folder} holds no video files ({', '.join(SUFFIXES)}), neither directly nor in sub-folders"
@@ -222,7 +224,7 @@ def fingerprint(source: str, fold: int = 1) -> str:
         return ""
     folder = Path(source)
     check_folder(folder)
-    kind = recognise(folder)
+    kind = detect_format(folder)
     if kind == "records":
         return read_manifest(folder / "train")["hash"]
     if kind == "tfds":
@@ -244,7 +246,7 @@ def class_names(source: str, fold: int = 1) -> tuple[str, ...]:
         return families
     folder = Path(source)
     check_folder(folder)
-    kind = recognise(folder)
+    kind = detect_format(folder)
     own = _settings(folder, kind, fold)
     if kind == "records":
         return tuple(read_manifest(folder / "train")["class_names"])
@@ -293,7 +295,7 @@ def open_source(
         return SyntheticVideos(clips, frames, size, seed, families=families, cache_bytes=cache_bytes)
     folder = Path(source)
     check_folder(folder)
-    kind = recognise(folder)
+    kind = detect_format(folder)
     own = _settings(folder, kind, fold)
     settings: dict[str, Any] = dict(
         frames=frames, size=size, stride=stride, random=random, clips=clips, crop=crop, log=log

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.clips import crop
-from pv_vae_jax.data.listing import Item, Listing, NoVideosError, few_of
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, summarize
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.video_files import BrokenVideoError, resize
 
@@ -91,7 +91,7 @@ class TFDSVideos:
             video = np.stack([resize(frame, self.size) for frame in video[first : first + span : self.stride]])
             video = np.ascontiguousarray(crop(video, self.size, corner))
             return {"video": video, "label": np.int32(label)}
-        raise NoVideosError(f"none of the {len(self._examples)} examples of {self.folder}: {few_of(self.skipped)}")
+        raise NoVideosError(f"none of the {len(self._examples)} examples of {self.folder}: {summarize(self.skipped)}")
 
     def _skip(self, name: str, error: Exception) -> None:
         with self._lock:
@@ -100,7 +100,7 @@ class TFDSVideos:
                 self._log.skip(f"{self.folder} {name}", error)
 
 
-def tensorflow_dataset(folder: str | Path, split: str) -> Listing:
+def tensorflow_dataset(folder: str | Path, split: str) -> SplitIndex:
     """The examples of a split as a listing for `prepare`, each an `Item` of the folder, `SPLIT/NUMBER`.
 
     Labels are read with the examples.
@@ -111,11 +111,11 @@ def tensorflow_dataset(folder: str | Path, split: str) -> Listing:
     folder = Path(folder)
     info, name = _info(folder), _split(folder, split)
     count = len(open_examples(folder, split)[0])
-    items = tuple(Item(folder, f"{name}/{i:07d}") for i in range(count))
-    return Listing(f"{TFDS} {info.get('name')} {info.get('version')}", classes(folder), items)
+    items = tuple(VideoEntry(folder, f"{name}/{i:07d}") for i in range(count))
+    return SplitIndex(f"{TFDS} {info.get('name')} {info.get('version')}", classes(folder), items)
 
 
-def read_item(item: Item) -> tuple[np.ndarray, int]:
+def read_item(item: VideoEntry) -> tuple[np.ndarray, int]:
     """`(t, h, w, 3)` uint8 and label of an item of `tensorflow_dataset`.
 
     Raises:

@@ -14,7 +14,7 @@ WINDOW = 0.1  # of the curve
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrival:
+class StepsToTarget:
     """One run compared with the end of another.
 
     Attributes:
@@ -41,9 +41,9 @@ def running_mean(values: Sequence[float], share: float = WINDOW) -> np.ndarray:
     return (total[1:] - total[start]) / (np.arange(len(values)) + 1 - start)
 
 
-def arrival(
+def steps_to_target(
     steps: Sequence[float], values: Sequence[float], other_steps: Sequence[float], other: Sequence[float]
-) -> Arrival:
+) -> StepsToTarget:
     """Compare a curve, lower is better, with the end of `other`.
 
     Raises:
@@ -53,4 +53,4 @@ def arrival(
         raise ValueError("a curve without points has no end")
     score = float(running_mean(other)[-1])
     there = np.flatnonzero(running_mean(values) <= score)
-    return Arrival(float(steps[there[0]]) if len(there) else None, float(other_steps[-1]), score)
+    return StepsToTarget(float(steps[there[0]]) if len(there) else None, float(other_steps[-1]), score)

@@ -8,12 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pv_vae_jax.convert.image_networks import read_lpips
-from pv_vae_jax.convert.published import identify
-from pv_vae_jax.evaluation.feature_networks import FeatureNetwork
+from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.evaluation.networks.extract import FeatureNetwork
+from pv_vae_jax.evaluation.networks.published import identify
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
+from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
-from pv_vae_jax.pretrained import weights_hash
 from pv_vae_jax.typing import ShapeError
 
 PerceptualDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]

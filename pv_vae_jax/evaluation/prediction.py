@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pv_vae_jax.evaluation.reconstruction import batches
-from pv_vae_jax.masking import DropFrom, DropPattern, draw_observed, droppable
+from pv_vae_jax.masking import DropFrom, DropPattern, num_droppable, sample_mask
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
-from pv_vae_jax.predictive import blank, observed_frames, predict_filled, predict_masked
+from pv_vae_jax.predictive import mask_pixels, observed_frames, predict_filled, predict_masked
 from pv_vae_jax.typing import Array, Params
 
 
@@ -115,19 +115,19 @@ def score_pattern(
     """
     config, (_, frames, height, width, _) = model.config, video.shape
     grid = (config.latent_frames(frames), height // config.space_factor, width // config.space_factor)
-    most = droppable(grid[0], pattern)
+    most = num_droppable(grid[0], pattern)
     if not most:
         raise ValueError(f"clips of {frames} frames are {grid[0]} groups: {pattern!r} leaves nothing to drop")
     total = {name: np.zeros(most + 1) for name in ("predicted", "seen", "copying")}
     counts = {name: np.zeros(most + 1) for name in total}
-    draw = jax.jit(draw_observed, static_argnums=(0, 3))
+    draw = jax.jit(sample_mask, static_argnums=(0, 3))
     for start, batch, count in batches(video, batch_size, label):
         truth = to_float(batch[:count], "float64")
         for k in range(most + 1):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), start), k)
             observed = draw(pattern, key, jnp.full(len(batch), k), grid)
             kept = np.asarray(
-                blank(jnp.ones((*batch.shape[:-1], 1)), observed, config.time_factor, config.space_factor)
+                mask_pixels(jnp.ones((*batch.shape[:-1], 1)), observed, config.time_factor, config.space_factor)
             )
             kept = kept[:count, ..., 0] == 1
             drawn = to_float(

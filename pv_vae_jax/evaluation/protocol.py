@@ -17,7 +17,7 @@ import numpy as np
 
 from pv_vae_jax.evaluation.clip_sets import ClipSet, Window
 from pv_vae_jax.evaluation.distances import Interval
-from pv_vae_jax.evaluation.feature_networks import FeatureNetwork
+from pv_vae_jax.evaluation.networks.extract import FeatureNetwork
 from pv_vae_jax.versions import versions
 
 
@@ -31,7 +31,7 @@ class MetricProtocol:
       clips: of each set.
       stride: source frames from one frame of a real clip to the next.
       start: of real clips, `first` or `random`; generated clips start at their first frame.
-      resize: rule of the bilinear resize to I3D's 224 (see `feature_networks.resize`).
+      resize: rule of the bilinear resize to I3D's 224 (see `networks.extract.resize`).
       crop: bring the short side to 224 and crop, instead of stretching.
       ddof: of the covariances.
       note: whence it comes.

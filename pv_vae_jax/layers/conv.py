@@ -1,8 +1,8 @@
 """Causal 3-D convolution: one op with several lowerings of equal result.
 
 On CPU the gradient of XLA's direct 3-D convolution is 2-4 times slower than eager PyTorch's, and on GPUs the direct
-form is slower than 2-D ones, so there time is folded into the batch or the channels (`pv-vae bench lowerings` measures
-them all; the tables are in docs/performance.md).
+form is slower than 2-D ones, so there time is folded into the batch or the channels (`python -m benchmarks lowerings`
+measures them all; the tables are in docs/performance.md).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from pv_vae_jax.layers.cache import left_context
-from pv_vae_jax.layers.initializers import lecun_normal, tail_init
+from pv_vae_jax.layers.initializers import last_tap_init, lecun_normal
 from pv_vae_jax.sharding.axes import whole
 from pv_vae_jax.typing import Array, sum_of
 
-Lowering = Literal["auto", "direct", "sum2d", "im2col", "taps_out"]
+Lowering = Literal["auto", "direct", "sum2d", "taps_in", "taps_out"]
 # With as few output pixels, 2-D convolutions are matrix products on CPU: below nine XLA falls back to a plain loop.
 FEW_PIXELS = 9
 UNFOLDED = 2**21  # bytes of a convolution's input that its gradient on CPU lays out at a time: about a core's cache
-LOWERINGS = ("auto", "direct", "sum2d", "im2col", "taps_out")
+LOWERINGS = ("auto", "direct", "sum2d", "taps_in", "taps_out")
 
 
 def causal_conv3d(
@@ -195,8 +195,8 @@ def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
 def default_lowering(ci: int, co: int, platform: str) -> Lowering:
     """What `auto` takes for `ci` input and `co` output channels on `cpu`, `gpu` or `tpu`.
 
-    On CPU few outputs favour taps-out, few inputs im2col. On an H200, with 128 and with 512 channels in bfloat16, a sum
-    of 2-D convolutions took 0.64 and 0.92 of the direct form's time, which cuDNN runs in another layout. The times are
+    On CPU few outputs favour `taps_out`, few inputs `taps_in`. On an H200, with 128 and with 512 channels in bfloat16,
+    a sum of 2-D convolutions took 0.64 and 0.92 of the direct form's time, which cuDNN runs in another layout. They are
     in `benchmarks/results/lowerings_*.json`; TPUs, and few channels on GPUs, were not measured.
     """
     if platform == "gpu" and min(ci, co) >= 64:
@@ -205,7 +205,7 @@ def default_lowering(ci: int, co: int, platform: str) -> Lowering:
         return "direct"
     if co <= 16:
         return "taps_out"
-    return "im2col" if ci <= 64 else "sum2d"
+    return "taps_in" if ci <= 64 else "sum2d"
 
 
 def _direct(x: Array, kernel: Array, context: Array | None) -> Array:
@@ -237,7 +237,7 @@ def _taps_out(x: Array, kernel: Array, context: Array | None) -> Array:
     return sum_of(_delay(y[..., i * co : (i + 1) * co], kt - 1 - i) for i in range(kt))
 
 
-_LOWERED = {"direct": _direct, "sum2d": _sum2d, "im2col": _im2col, "taps_out": _taps_out}
+_LOWERED = {"direct": _direct, "sum2d": _sum2d, "taps_in": _im2col, "taps_out": _taps_out}
 
 
 class CausalConv3D(nn.Module):
@@ -261,7 +261,7 @@ class CausalConv3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.initializers.zeros if self.zero_init else tail_init(lecun_normal)
+        init = nn.initializers.zeros if self.zero_init else last_tap_init(lecun_normal)
         kernel = self.param("kernel", init, self.kernel_size + (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))

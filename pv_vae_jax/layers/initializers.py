@@ -23,7 +23,7 @@ def lecun_normal(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float32) -> Arr
     return scale * jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype).reshape(shape)
 
 
-def tail_init(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
+def last_tap_init(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
     """Draw the last temporal tap from `init`, the earlier ones zero: the network starts as a per-frame model.
 
     An image sees the last tap only; random earlier taps would be noise when video training begins.
@@ -35,7 +35,7 @@ def tail_init(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
     return initialise
 
 
-def pass_frame(copies: int = 1) -> nn.initializers.Initializer:
+def identity_tap_init(copies: int = 1) -> nn.initializers.Initializer:
     """Kernel `(kt, 1, 1, c, copies * c)` that passes the current frame on, `copies` times: the last tap an identity."""
 
     def initialise(key, shape, dtype=jnp.float32):

@@ -13,12 +13,12 @@ from einops import rearrange
 
 from pv_vae_jax.layers.cache import continues, left_context
 from pv_vae_jax.layers.conv import Conv2D, Lowering, causal_conv3d
-from pv_vae_jax.layers.initializers import pass_frame
+from pv_vae_jax.layers.initializers import identity_tap_init
 from pv_vae_jax.sharding.axes import whole
 from pv_vae_jax.typing import Array
 
 ShortcutPad = Literal["zero", "first"]
-ShortcutTime = Literal["deal", "repeat"]
+ShortcutTime = Literal["interleave", "repeat"]
 
 
 def patchify(x: Array, p: int) -> Array:
@@ -55,20 +55,20 @@ def average_down(x: Array, features: int, time: int, space: int, pad: ShortcutPa
 def duplicate_up(
     x: Array, features: int, time: int, space: int, begins: bool = True, over_time: ShortcutTime = "repeat"
 ) -> Array:
-    """Repeat channels and deal them out over space, and with `deal` over time (DupUp3D of Wan2.2).
+    """Repeat channels and deal them out over space, and with `interleave` over time (DupUp3D of Wan2.2).
 
     Args:
       x: `(b, t, h, w, c)`.
-      features: output channels; `c` must divide `features * space**2`, or with `deal` `features * time * space**2`.
+      features: output channels; `c` must divide `features * space**2`, with `interleave` `features * time * space**2`.
       time, space: integer factors.
       begins: whether `x` is the beginning of a clip, whose frame 0 gives one frame: the last of its `time`.
       over_time: `repeat` gives the `time` frames that come from one the same channels, so that a still clip stays
-        still; `deal` gives them different ones where the level narrows (Wan2.2).
+        still; `interleave` gives them different ones where the level narrows (Wan2.2).
 
     Returns:
       `(b, 1 + time * (t - 1), h * space, w * space, features)`; `time * t` frames unless it begins the clip.
     """
-    dealt = time if over_time == "deal" else 1
+    dealt = time if over_time == "interleave" else 1
     x = jnp.repeat(x, features * dealt * space**2 // x.shape[-1], axis=-1)
     x = rearrange(x, "b t h w (c f q r) -> b (t f) (h q) (w r) c", f=dealt, q=space, r=space)
     if dealt < time:
@@ -84,7 +84,7 @@ class TimeDown(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = x.shape[-1]
-        kernel = whole(self.param("kernel", pass_frame(), (3, 1, 1, c, c)).astype(self.dtype))
+        kernel = whole(self.param("kernel", identity_tap_init(), (3, 1, 1, c, c)).astype(self.dtype))
         bias = whole(self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype))
         context = left_context(self, x, 1)
         if context is not None:
@@ -106,7 +106,7 @@ class TimeUp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = x.shape[-1]
-        kernel = whole(self.param("kernel", pass_frame(copies=2), (3, 1, 1, c, 2 * c)).astype(self.dtype))
+        kernel = whole(self.param("kernel", identity_tap_init(copies=2), (3, 1, 1, c, 2 * c)).astype(self.dtype))
         bias = whole(self.param("bias", nn.initializers.zeros, (2 * c,)).astype(self.dtype))
         # The convolution does not see frame 0, as in Wan: its left context starts with zeros.
         first, later = (x[:, :0], x) if continues(self) else (x[:, :1], x[:, 1:])

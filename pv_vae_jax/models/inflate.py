@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from pv_vae_jax.layers.initializers import pass_frame
+from pv_vae_jax.layers.initializers import identity_tap_init
 from pv_vae_jax.typing import Params
 
 
@@ -28,7 +28,7 @@ def _inflated(path: tuple[str, ...], value):
         if name == "bias":
             return jnp.zeros_like(value)
         c, out = value.shape[-2:]
-        return pass_frame(out // c)(None, value.shape, value.dtype)  # pyright: ignore[reportArgumentType]  it draws nothing
+        return identity_tap_init(out // c)(None, value.shape, value.dtype)  # pyright: ignore[reportArgumentType]  it draws nothing
     if name == "kernel" and value.ndim == 5:  # (kt, kh, kw, ci, co)
         return jnp.zeros_like(value).at[-1].set(value[-1])
     return value

@@ -125,9 +125,9 @@ class BlockPair(nn.Module):
     config: LatteConfig
 
     @nn.compact
-    def __call__(self, x: Array, is_first: Array, condition: Array, time_table: Array):
+    def __call__(self, x: Array, is_primary_process: Array, condition: Array, time_table: Array):
         x = Block(self.config, spatial=True, name="spatial")(x, condition)
-        x = x + is_first.astype(x.dtype) * time_table[None, :, None].astype(x.dtype)
+        x = x + is_primary_process.astype(x.dtype) * time_table[None, :, None].astype(x.dtype)
         return Block(self.config, spatial=False, name="temporal")(x, condition), None
 
 
@@ -169,8 +169,8 @@ class Latte(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.depth // 2,
         )(c, name="pairs")
-        is_first = jnp.arange(c.depth // 2) == 0
-        x, _ = pairs(constrain(x, TOKEN_AXES), is_first, condition, jnp.asarray(sincos_1d(c.width, range(g))))
+        is_primary_process = jnp.arange(c.depth // 2) == 0
+        x, _ = pairs(constrain(x, TOKEN_AXES), is_primary_process, condition, jnp.asarray(sincos_1d(c.width, range(g))))
 
         final = nn.Dense(2 * c.width, kernel_init=nn.initializers.zeros, dtype=c.dtype, name="final_modulation")
         shift, scale = jnp.split(final(nn.silu(condition)), 2, axis=-1)

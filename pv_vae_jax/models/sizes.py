@@ -50,7 +50,7 @@ SIZES: dict[str, VAEConfig] = {
         encoder_widths=(160, 320, 640, 640),
         decoder_widths=(256, 512, 1024, 1024),
         shortcut_pad="zero",
-        shortcut_time="deal",
+        shortcut_time="interleave",
         pad="gaussian",
     ),
     "wan21": VAEConfig(
@@ -60,7 +60,7 @@ SIZES: dict[str, VAEConfig] = {
         encoder_widths=(96, 192, 384, 384),
         decoder_widths=(96, 192, 384, 384),
         shortcuts=False,
-        halve_up=True,
+        upsample_halves_channels=True,
         pad="gaussian",
     ),
 }

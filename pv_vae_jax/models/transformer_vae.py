@@ -36,7 +36,7 @@ from pv_vae_jax.layers.initializers import lecun_normal
 from pv_vae_jax.layers.norm import RMSNorm
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.layers.rotary import rotary_angles, rotate
-from pv_vae_jax.models.vae import VAE, Compression, PadToken, _quiet_start
+from pv_vae_jax.models.vae import VAE, Compression, PadToken, _low_variance_bias_init
 from pv_vae_jax.sharding.axes import TOKEN_AXES, constrain
 from pv_vae_jax.typing import Array, check_dtype, check_sizes
 
@@ -281,7 +281,9 @@ class Encoder(nn.Module):
         c = self.config
         x = PatchEmbedding(c, name="embed")(video, begins=not continues(self))
         x = Trunk(c, c.encoder_layers, name="trunk")(x).astype(jnp.float32)
-        return nn.Dense(2 * c.latent_channels, bias_init=_quiet_start, kernel_init=lecun_normal, name="moments")(x)
+        return nn.Dense(
+            2 * c.latent_channels, bias_init=_low_variance_bias_init, kernel_init=lecun_normal, name="moments"
+        )(x)
 
 
 class Decoder(nn.Module):

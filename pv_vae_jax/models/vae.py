@@ -80,9 +80,9 @@ class VAEConfig(Compression):
       shortcuts: parameter-free average / duplicate paths around every level.
       shortcut_pad: left padding of the average path; `first` makes an image equal a still clip, `zero` is Wan2.2's.
       shortcut_time: how the duplicate path fills the frames it makes of one: `repeat` gives them the same channels,
-        `deal` different ones where widths narrow (Wan2.2's). What images teach carries over to clips exactly with
+        `interleave` different ones where widths narrow (Wan2.2's). What images teach carries over to clips exactly with
         `shortcut_pad="first"` and either `repeat` or equal decoder widths around every level that doubles time.
-      halve_up: the convolution after each doubling of space halves the channels before the next level (Wan2.1).
+      upsample_halves_channels: the convolution after each doubling of space halves the channels (Wan2.1).
       pad: the dropped latent frames: one `learnable` vector (the paper's recipe) or `gaussian` draws (its ablation).
       lowering: how 3-D convolutions run, see `layers.conv`.
       dtype: compute type; parameters, posterior and pixels are float32.
@@ -104,7 +104,7 @@ class VAEConfig(Compression):
     shortcuts: bool = True
     shortcut_pad: ShortcutPad = "first"
     shortcut_time: ShortcutTime = "repeat"
-    halve_up: bool = False
+    upsample_halves_channels: bool = False
     pad: Literal["learnable", "gaussian"] = "learnable"
     lowering: Lowering = "auto"
     dtype: str = "float32"
@@ -129,15 +129,17 @@ class VAEConfig(Compression):
             raise ValueError(f"pad is 'learnable' or 'gaussian', got {self.pad!r}")
         if self.shortcut_pad not in ("first", "zero"):
             raise ValueError(f"shortcut_pad is 'first' or 'zero', got {self.shortcut_pad!r}")
-        if self.shortcut_time not in ("deal", "repeat"):
-            raise ValueError(f"shortcut_time is 'deal' or 'repeat', got {self.shortcut_time!r}")
+        if self.shortcut_time not in ("interleave", "repeat"):
+            raise ValueError(f"shortcut_time is 'interleave' or 'repeat', got {self.shortcut_time!r}")
         known = {f"encoder/level{i}" for i in range(levels + 1)} | {f"decoder/level_{i}" for i in range(levels + 1)}
         for name in ("remat_levels", "remat_blocks"):
             if unknown := set(getattr(self, name)) - known:
                 raise ValueError(f"{name} holds {sorted(unknown)}; the levels are {', '.join(sorted(known))}")
         odd = any(width % 2 for width in self.decoder_widths[1:])
-        if self.halve_up and (self.shortcuts or odd or set(self.space_factors) != {2}):
-            raise ValueError("halve_up needs even decoder_widths, space_factors of 2 and shortcuts=False")
+        if self.upsample_halves_channels and (self.shortcuts or odd or set(self.space_factors) != {2}):
+            raise ValueError(
+                "upsample_halves_channels needs even decoder_widths, space_factors of 2 and shortcuts=False"
+            )
         if self.shortcuts:
             self._check_shortcuts()
 
@@ -149,7 +151,7 @@ class VAEConfig(Compression):
                 raise ValueError(f"shortcut of encoder level {i}: width {out} must divide {into} * {t} * {s}**2")
         for i, (t, s) in enumerate(factors[:-1]):
             into, out = self.decoder_widths[min(i + 2, len(factors) - 1)], self.decoder_widths[i + 1]
-            dealt = t if self.shortcut_time == "deal" else 1
+            dealt = t if self.shortcut_time == "interleave" else 1
             if out * dealt * s * s % into:
                 raise ValueError(
                     f"shortcut of decoder level {i + 1}: width {into} must divide {out} * {dealt} * {s}**2"
@@ -197,7 +199,7 @@ class Level(nn.Module):
     shortcut_time: ShortcutTime = "repeat"
     dtype: str = "float32"
     lowering: Lowering = "auto"
-    halve_up: bool = False
+    upsample_halves_channels: bool = False
     remat_blocks: bool = False
 
     @nn.compact
@@ -207,7 +209,7 @@ class Level(nn.Module):
         for i in range(self.blocks):
             y = block(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
         if self.resample and self.up:
-            features = self.features // 2 if self.halve_up else self.features
+            features = self.features // 2 if self.upsample_halves_channels else self.features
             y = Upsample(features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
         elif self.resample:
             y = Downsample(self.time, self.space, self.dtype, name="down")(y)
@@ -234,7 +236,7 @@ class Middle(nn.Module):
         return ResidualBlock(self.features, self.dtype, self.lowering, name="block1")(x)
 
 
-def _quiet_start(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def _low_variance_bias_init(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Bias of the moments: log variance -6, so that early samples are not drowned in unit noise (our choice)."""
     return jnp.where(jnp.arange(shape[0]) < shape[0] // 2, 0.0, -6.0).astype(dtype)
 
@@ -271,7 +273,7 @@ class Encoder(nn.Module):
         x = Middle(c.encoder_widths[-1], c.mid_attention, name="middle", **kind)(x)
         x = constrain(nn.silu(RMSNorm(name="norm")(x)), VIDEO_AXES)
         x = CausalConv3D(2 * c.latent_channels, name="head", **kind)(x)
-        return CausalConv3D(2 * c.latent_channels, (1, 1, 1), bias_init=_quiet_start, name="moments")(
+        return CausalConv3D(2 * c.latent_channels, (1, 1, 1), bias_init=_low_variance_bias_init, name="moments")(
             x.astype(jnp.float32)
         )
 
@@ -294,7 +296,10 @@ class Decoder(nn.Module):
             time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
             # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
             more: dict[str, Any] = dict(
-                shortcut=c.shortcuts and not last, shortcut_time=c.shortcut_time, halve_up=c.halve_up, **kind
+                shortcut=c.shortcuts and not last,
+                shortcut_time=c.shortcut_time,
+                upsample_halves_channels=c.upsample_halves_channels,
+                **kind,
             )
             name = f"decoder/level_{j}"
             level = nn.remat(Level) if c.remat or name in c.remat_levels else Level
@@ -384,7 +389,7 @@ class VAE(nn.Module):
         """The last convolution: `decode(z) == to_pixels(decode_features(z))`."""
         return self.decoder.to_pixels(features)
 
-    def pad_frames(self, shape: tuple[int, ...], key: PRNGKey | None = None) -> Array:
+    def pad_latents(self, shape: tuple[int, ...], key: PRNGKey | None = None) -> Array:
         """Latents `shape = (b, k, h, w, z)` that carry nothing of the input; `gaussian` padding draws from `key`."""
         if self.config.pad == "learnable":
             return jnp.broadcast_to(self.pad(), shape)

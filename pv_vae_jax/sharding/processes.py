@@ -52,12 +52,12 @@ def _number(name: str, default: int) -> int:
     return int(text) if text else default
 
 
-def is_first() -> bool:
+def is_primary_process() -> bool:
     """Whether this process writes what a run writes once."""
     return jax.process_index() == 0
 
 
-def heed_sigterm() -> None:
+def restore_default_sigterm() -> None:
     """Let SIGTERM end this process from here on. JAX catches it where there are several, for loops that ask: see
     `train.stop`. Work that never asks and has nothing to save would go on regardless.
     """
@@ -65,7 +65,7 @@ def heed_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def wait_for_all(name: str) -> None:
+def barrier(name: str) -> None:
     """Return when every process has come to the place called `name`; alone, at once."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -73,14 +73,14 @@ def wait_for_all(name: str) -> None:
         multihost.sync_global_processes(name, timeout=WAIT)
 
 
-def from_first(text: Callable[[], str]) -> str:
+def broadcast_string(text: Callable[[], str]) -> str:
     """What `text` returns on the first process, on all of them; it is called there alone. At most 1000 bytes count."""
     if jax.process_count() == 1:
         return text()
     from jax.experimental import multihost_utils
 
     data = np.zeros(1_000, np.uint8)
-    if is_first():
+    if is_primary_process():
         found = text().encode()[: len(data)]
         data[: len(found)] = np.frombuffer(found, np.uint8)
     return bytes(multihost_utils.broadcast_one_to_all(data)).rstrip(b"\0").decode(errors="replace")
@@ -95,7 +95,7 @@ def anywhere(here: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(here)).any())
 
 
-def to_host(tree: Any) -> Any:
+def gather_to_host(tree: Any) -> Any:
     """NumPy copy of a tree of global arrays on the first process; `None` leaves on the others.
 
     Every process must call it. Arrays are gathered one by one, so that no device holds more than one whole array.
@@ -106,12 +106,12 @@ def to_host(tree: Any) -> Any:
 
     def fetch(leaf: jax.Array) -> np.ndarray | None:
         value = multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(value) if is_first() else None
+        return np.asarray(value) if is_primary_process() else None
 
     return jax.tree.map(fetch, tree)
 
 
-def from_host(tree: Any, sharding: Any) -> Any:
+def shard_from_host(tree: Any, sharding: Any) -> Any:
     """Global arrays of a tree of host arrays that every process holds alike: each device takes its own part only."""
 
     def place(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:

@@ -74,7 +74,7 @@ def path_name(path: tuple) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class ArraySharding:
     """Where one array lives.
 
     Attributes:
@@ -96,11 +96,11 @@ class Placement:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def placements(state: Any, sharding: Any) -> list[Placement]:
+def array_shardings(state: Any, sharding: Any) -> list[ArraySharding]:
     """One `Placement` an array of `state`, in the order of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [
-        Placement(path_name(path), a.shape, a.dtype, s.spec, math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize)
+        ArraySharding(path_name(path), a.shape, a.dtype, s.spec, math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize)
         for (path, a), s in zip(leaves, jax.tree.leaves(sharding), strict=True)
     ]
 
@@ -113,7 +113,7 @@ def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
     """
     if mesh.shape[FSDP] == 1:
         return
-    rows = placements(params, sharding)
+    rows = array_shardings(params, sharding)
     whole = sorted((r for r in rows if FSDP not in r.spec), key=lambda r: -r.bytes)
     share = sum(r.bytes for r in whole) / sum(r.bytes for r in rows)
     if share > UNSHARDED_LIMIT:

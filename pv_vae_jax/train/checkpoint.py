@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.files import write_json
-from pv_vae_jax.sharding.processes import from_first, is_first, wait_for_all
-from pv_vae_jax.states import STATE_MARK, ignore_abandoned_reads
+from pv_vae_jax.params_io import STATE_MARK, ignore_abandoned_reads
+from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
+from pv_vae_jax.storage import write_json
 
 CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
 UNCHECKED = {CHECKSUMS, STATE_MARK, "commit_success.txt"}  # written by Orbax after the files of a state
@@ -68,10 +68,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
-        for step in folder.glob("[0-9]*") if is_first() else ():
+        for step in folder.glob("[0-9]*") if is_primary_process() else ():
             if step.name.isdigit() and not (step / STATE_MARK).exists():
                 shutil.rmtree(step, ignore_errors=True)  # a copy or a deletion that broke off
-        wait_for_all(f"checkpoints of {folder} are clean")
+        barrier(f"checkpoints of {folder} are clean")
         self._folder, self._saving = folder, -1
         options = ocp.CheckpointManagerOptions(
             preservation_policy=NewestRegular(keep, every),
@@ -111,7 +111,7 @@ class Checkpoints:
         """
         steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
         for step in steps:
-            if fault := from_first(lambda step=step: find_damage(self._folder / str(step))):
+            if fault := broadcast_string(lambda step=step: find_damage(self._folder / str(step))):
                 damaged[step] = fault
                 continue
             try:
@@ -121,12 +121,12 @@ class Checkpoints:
                 if jax.process_count() > 1:  # another process may have read its part
                     break
                 continue
-            for bad, reason in damaged.items() if is_first() else ():
+            for bad, reason in damaged.items() if is_primary_process() else ():
                 path = self._folder / str(bad)
                 path.rename(path.with_name(f"{bad}.damaged"))
                 print(f"{path} cannot be read ({reason}): set aside as {bad}.damaged", file=sys.stderr)
             if damaged:
-                wait_for_all(f"damaged states of {self._folder} are set aside")
+                barrier(f"damaged states of {self._folder} are set aside")
                 self._manager.reload()
             return step, state
         if damaged:
@@ -147,7 +147,7 @@ class Checkpoints:
 
     def _write_checksums(self) -> None:
         """Called by Orbax when all files of a state are written, and none of them is in its place yet."""
-        if is_first():
+        if is_primary_process():
             (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
             write_json(folder / CHECKSUMS, checksums(folder))
 

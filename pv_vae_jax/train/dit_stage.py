@@ -6,18 +6,18 @@ import dataclasses
 
 import numpy as np
 
-from pv_vae_jax import pretrained
-from pv_vae_jax.config import Experiment
 from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.model import Diffusion, init_latte, load, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
-from pv_vae_jax.pretrained import Diffusion, init_latte, weights_hash
-from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
+from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_process
 from pv_vae_jax.sharding.rules import host_share
+from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.latents_stage import OnlineLatents, encoder_hash, open_latents
 from pv_vae_jax.train.loop import run_stage
+from pv_vae_jax.train.mfu import plain
 from pv_vae_jax.train.optim import optimizer
-from pv_vae_jax.train.roofline import plain
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.vae_stage import stage_seed
 from pv_vae_jax.train.vae_step import stage_key
@@ -49,7 +49,7 @@ def train_diffusion_stage(run: Run) -> None:
         time_distribution=config.time_distribution,
         ema_decay=config.ema_decay,
         seed=experiment.seed,
-        micro_batches=config.micro_batches,
+        grad_accum_steps=config.grad_accum_steps,
     )
 
     def options(number: int, batch: dict) -> dict:
@@ -84,14 +84,14 @@ def train_diffusion_stage(run: Run) -> None:
         units=lambda batch: config.batch_size,
         counted_step=dataclasses.replace(step, model=Latte(plain(model.config))),
     )
-    ema = to_host(state.ema)
-    if is_first():
-        vae = pretrained.load(run.folder(run.last_vae_stage()) / "model")
+    ema = gather_to_host(state.ema)
+    if is_primary_process():
+        vae = load(run.folder(run.last_vae_stage()) / "model")
         g, h, w, z = shape
         diffusion = Diffusion(model, ema, np.asarray(mean), np.asarray(std), (g, h, w, z), tuple(latents.class_names))
         meta = vae.meta | {"diffusion_steps": config.steps, "diffusion_weights": weights_hash(ema)}
-        pretrained.save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
-    wait_for_all("model of diffusion")
+        save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
+    barrier("model of diffusion")
 
 
 def renew_vae(run: Run) -> None:
@@ -101,8 +101,8 @@ def renew_vae(run: Run) -> None:
     """
     folder = run.folder("diffusion") / "model"
     newest = run.folder(run.last_vae_stage()) / "model"
-    if is_first() and encoder_hash(folder) == encoder_hash(newest):
-        old, vae = pretrained.load(folder), pretrained.load(newest)
+    if is_primary_process() and encoder_hash(folder) == encoder_hash(newest):
+        old, vae = load(folder), load(newest)
         meta = vae.meta | {name: old.meta[name] for name in ("diffusion_steps", "diffusion_weights")}
-        pretrained.save(folder, dataclasses.replace(vae, diffusion=old.diffusion, meta=meta))
-    wait_for_all("VAE of diffusion")
+        save(folder, dataclasses.replace(vae, diffusion=old.diffusion, meta=meta))
+    barrier("VAE of diffusion")

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from pv_vae_jax.diffusion.guidance import drop_labels
-from pv_vae_jax.diffusion.rectified_flow import TimeDistribution, draw_time, flow_matching_loss
-from pv_vae_jax.models.latents import normalize_latents
+from pv_vae_jax.flow import TimeDistribution, drop_labels, flow_matching_loss, normalize_latents, sample_timesteps
 from pv_vae_jax.models.latte import Latte
-from pv_vae_jax.train.optim import accumulated, ema_update
+from pv_vae_jax.train.optim import accumulate_grads, ema_update
 from pv_vae_jax.train.state import TrainState, create_state
 from pv_vae_jax.train.vae_step import Logs
 from pv_vae_jax.typing import Array, Params, PRNGKey
@@ -31,7 +29,7 @@ class DiTStep:
       time_distribution: of the flow's time.
       ema_decay: of the moving average used for sampling.
       seed: with the step number it gives all randomness.
-      micro_batches: parts of the batch computed one after the other.
+      grad_accum_steps: parts of the batch computed one after the other.
     """
 
     model: Latte
@@ -42,7 +40,7 @@ class DiTStep:
     time_distribution: TimeDistribution = "uniform"
     ema_decay: float = 0.9999
     seed: int = 0
-    micro_batches: int = 1
+    grad_accum_steps: int = 1
 
     def create(self, params: Params) -> TrainState:
         """State at step 0."""
@@ -51,8 +49,8 @@ class DiTStep:
     def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, Logs]:
         """Update once from `mean, logvar (b, g, h, w, z)` and `label (b,)`: a posterior sample a step."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        loss, grads = accumulated(
-            lambda part, key: self._gradients(state.params, part, key), batch, key, self.micro_batches
+        loss, grads = accumulate_grads(
+            lambda part, key: self._gradients(state.params, part, key), batch, key, self.grad_accum_steps
         )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -69,7 +67,7 @@ class DiTStep:
         latents = batch["mean"] + std * jax.random.normal(k_sample, batch["mean"].shape)
         data = normalize_latents(latents, self.mean, self.std)
         noise = jax.random.normal(k_noise, data.shape)
-        t = draw_time(k_time, data.shape[0], self.time_distribution)
+        t = sample_timesteps(k_time, data.shape[0], self.time_distribution)
         label = drop_labels(k_label, batch["label"], self.model.config.classes, self.label_dropout)
 
         def loss_fn(params: Params) -> Array:

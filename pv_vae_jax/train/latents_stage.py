@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from pv_vae_jax import pretrained
 from pv_vae_jax.data.clips import augment
 from pv_vae_jax.data.latents import (
     LatentSource,
@@ -29,15 +28,16 @@ from pv_vae_jax.data.latents import (
 )
 from pv_vae_jax.data.shards import remove_partial_shards
 from pv_vae_jax.data.sources import VideoSource, fingerprint
-from pv_vae_jax.models.kinds import build_vae
+from pv_vae_jax.model import load
+from pv_vae_jax.models.registry import build_vae
+from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
-from pv_vae_jax.pretrained import weights_hash
 from pv_vae_jax.sharding.axes import DATA, FSDP
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.sharding.processes import from_host, is_first, wait_for_all
+from pv_vae_jax.sharding.processes import barrier, is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
+from pv_vae_jax.train.preemption import stop_signal
 from pv_vae_jax.train.run import Run
-from pv_vae_jax.train.stop import stop_signal
 from pv_vae_jax.typing import Params
 
 PRECISION = "float32"  # in which clips are encoded
@@ -56,21 +56,21 @@ def encode_latents(run: Run, vae_stage: str) -> None:
     config, folder, key = run.experiment.latents, run.folder("latents"), cache_key(run, vae_stage)
     source = run.source("train", random=True)
     if config.online:
-        rows = [range(config.clips)] if is_first() else []
+        rows = [range(config.clips)] if is_primary_process() else []
         with _encoded(run, vae_stage, source, rows) as records:
-            if is_first():
+            if is_primary_process():
                 write_statistics(folder, records, key=key, class_names=source.class_names)
-        wait_for_all("statistics of the latents")
+        barrier("statistics of the latents")
         return
-    if is_first():
+    if is_primary_process():
         remove_partial_shards(folder)  # of a process that was killed
         begin_cache(folder, key)
-    wait_for_all("the latent cache has begun")
+    barrier("the latent cache has begun")
     encode_shards(run, vae_stage, source, jax.process_index(), jax.process_count())
-    wait_for_all("all latents are encoded")
-    if is_first():
+    barrier("all latents are encoded")
+    if is_primary_process():
         finish_cache(folder, key=key, total=config.clips, class_names=source.class_names)
-    wait_for_all("the latent cache is finished")
+    barrier("the latent cache is finished")
 
 
 def encode_shards(run: Run, vae_stage: str, source: VideoSource, process: int, processes: int) -> None:
@@ -101,7 +101,7 @@ class OnlineLatents:
         self.shape = (vae.latent_frames(data.frames), side, side, vae.latent_channels)
         self._mesh, self._at_once = run.mesh, run.experiment.latents.batch_size
         self._encode, params = _encoder(run, vae_stage)
-        self._params = from_host(params, state_sharding(run.mesh, params))
+        self._params = shard_from_host(params, state_sharding(run.mesh, params))
 
     def __len__(self) -> int:
         return len(self._source)
@@ -171,7 +171,7 @@ def cache_key(run: Run, vae_stage: str) -> dict:
 
 def encoder_hash(model_folder: Path) -> str:
     """Hash of the encoder alone: decoder fine-tuning leaves a cache valid."""
-    return weights_hash(pretrained.load(model_folder).vae_params["encoder"])
+    return weights_hash(load(model_folder).vae_params["encoder"])
 
 
 def open_latents(run: Run, vae_stage: str) -> LatentSource | OnlineLatents:
@@ -191,7 +191,7 @@ def _encoded(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range
     Raises:
       Interrupted: SIGTERM or Ctrl-C came.
     """
-    shown, interval = is_first() and len(rows) > 0, 1 if sys.stderr.isatty() else 20
+    shown, interval = is_primary_process() and len(rows) > 0, 1 if sys.stderr.isatty() else 20
     total = sum(map(len, rows))
     with (
         stop_signal() as stop,
@@ -238,7 +238,7 @@ def _encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:
 
     It computes in float32, whatever the VAE was trained in: what is lost here, no later stage gets back.
     """
-    loaded = pretrained.load(run.folder(vae_stage) / "model")
+    loaded = load(run.folder(vae_stage) / "model")
     vae = build_vae(dataclasses.replace(loaded.vae.config, dtype=PRECISION))
 
     def encode(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:

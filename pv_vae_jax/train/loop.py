@@ -13,15 +13,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from pv_vae_jax.config import ConfigError
-from pv_vae_jax.sharding.processes import from_host, is_first
+from pv_vae_jax.sharding.processes import is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
-from pv_vae_jax.train.guard import check_finite, check_finite_params
-from pv_vae_jax.train.metrics import MetricWriter, Silent
-from pv_vae_jax.train.roofline import Clock, model_flops, peak, utilisation
+from pv_vae_jax.train.mfu import StepTimer, model_flops, peak, utilisation
+from pv_vae_jax.train.nan_check import check_finite, check_finite_params
+from pv_vae_jax.train.preemption import Preempted, stop_signal
 from pv_vae_jax.train.state import TrainState
-from pv_vae_jax.train.stop import Interrupted, stop_signal
+from pv_vae_jax.train.writers import MetricWriter, NoOpWriter
+from pv_vae_jax.typing import ConfigError
 
 Batch = dict[str, np.ndarray]
 
@@ -89,7 +89,7 @@ def run_stage(
     if restored is None:
         places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
         source = {
-            network: {part: from_host(tree, places[network][part]) for part, tree in trees.items()}
+            network: {part: shard_from_host(tree, places[network][part]) for part, tree in trees.items()}
             for network, trees in given().items()
         }
         state, start = jax.jit(create, out_shardings=sharding, donate_argnums=0)(source), 0
@@ -119,9 +119,9 @@ def run_stage(
         programs[key] = jax.jit(named, out_shardings=out, donate_argnums=0)
         return key, programs[key], True
 
-    writer = MetricWriter(folder, start) if is_first() else Silent()
+    writer = MetricWriter(folder, start) if is_primary_process() else NoOpWriter()
     pending: list[tuple[int, dict]] = list(writer.unwritten)
-    clock, counted, worked = Clock(), 0, 0.0
+    clock, counted, worked = StepTimer(), 0, 0.0
     device_peak, flops = peak(mesh.devices.flat[0].device_kind), {}
     stream = batches(start)
     bar = tqdm(total=steps, initial=start, desc=name, unit="step", mininterval=1.0 if sys.stderr.isatty() else 20.0)
@@ -181,7 +181,7 @@ def run_stage(
                 if (number + 1) % log_every == 0 or regular:
                     flush(number + 1)  # never save a state that the guard has not seen
                 if stopping:
-                    writer.set_aside(look())
+                    writer.save_pending(look())
                 if regular or stopping:
                     check_finite_params(name, number + 1, state.params)
                     with clock("checkpoint"):
@@ -190,7 +190,7 @@ def run_stage(
                     break
             if stopping or stop.late():
                 where = f"{name}: {stop.NAMES[stop.number]} at step {number + 1}"
-                raise Interrupted(f"{where}; saved, the same command goes on from there", 128 + stop.number)
+                raise Preempted(f"{where}; saved, the same command goes on from there", 128 + stop.number)
         finally:
             bar.close()
             writer.close()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pv_vae_jax.config import OptimizerConfig
+from pv_vae_jax.train.configs import OptimizerConfig
 from pv_vae_jax.typing import Array, Params, PRNGKey
 
 
@@ -78,7 +78,7 @@ def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Param
     return {k: v for k, v in params.items() if k not in frozen}, {k: params[k] for k in frozen}
 
 
-def accumulated(gradients: Callable[[Any, Array], Any], batch: dict, key: PRNGKey, parts: int) -> Any:
+def accumulate_grads(gradients: Callable[[Any, Array], Any], batch: dict, key: PRNGKey, parts: int) -> Any:
     """Mean of `gradients(part of the batch, key)` over `parts` equal parts, one after the other.
 
     Args:

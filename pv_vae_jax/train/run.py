@@ -11,26 +11,17 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from pv_vae_jax.config import (
-    STAGES,
-    VAE_STAGES,
-    ConfigError,
-    Experiment,
-    InUseError,
-    check_local,
-    differences,
-    from_dict,
-    save_config,
-    to_dict,
-)
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
-from pv_vae_jax.files import locked, partials
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.sharding.processes import is_first, wait_for_all
+from pv_vae_jax.sharding.processes import barrier, is_primary_process
+from pv_vae_jax.storage import locked, partials
+from pv_vae_jax.train.config_files import differences, from_dict, save_config, to_dict
+from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment, check_local
 from pv_vae_jax.train.sizes import SizedBatch, sized_batches
+from pv_vae_jax.typing import ConfigError, InUseError
 
 # What may change between two starts of one run without changing its numbers.
 FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "data.threads", "data.cache_bytes")
@@ -161,9 +152,9 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
         refuse_changes(experiment, workdir)
     elif workdir.is_dir() and set(workdir.iterdir()) - set(partials(path)):  # which a kill may leave
         raise ConfigError(f"{workdir} is not empty and holds no run of pv_vae_jax; use another --workdir")
-    wait_for_all("work directory looked at")
+    barrier("work directory looked at")
     try:
-        if is_first():
+        if is_primary_process():
             workdir.mkdir(parents=True, exist_ok=True)
             if not begun_stages(workdir):
                 for left in partials(path):
@@ -171,7 +162,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
                 save_config(experiment, path)
     except OSError as error:
         raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
-    wait_for_all("work directory made")
+    barrier("work directory made")
     if not path.exists():
         raise ConfigError(f"process {jax.process_index()} sees no {path}: all processes share one work directory")
     return Run(experiment, workdir, mesh)
@@ -208,12 +199,12 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
     Raises:
       ConfigError: the first thing that does not divide, and what to set.
     """
-    size, data, parts = mesh.shape, experiment.data, getattr(experiment, stage).micro_batches
+    size, data, parts = mesh.shape, experiment.data, getattr(experiment, stage).grad_accum_steps
     examples = size[DATA] * size[FSDP]
     single = SizedBatch(getattr(experiment, stage).batch_size, data.frames, data.size)
     for kind in sized_batches(experiment, stage) if stage in VAE_STAGES else (single,):
         if kind.batch_size % (examples * parts):
-            times = f", {parts} times over (micro_batches)" if parts > 1 else ""
+            times = f", {parts} times over (grad_accum_steps)" if parts > 1 else ""
             if kind.batch_size != single.batch_size:
                 raise ConfigError(
                     f"{stage}.sizes gives batches of {kind.batch_size} at {kind.frames} x {kind.side} x {kind.side}, "

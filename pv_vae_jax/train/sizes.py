@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from pv_vae_jax.config import ConfigError, Experiment, VAEStageConfig
 from pv_vae_jax.data.mixture import balanced_batch_sizes
+from pv_vae_jax.train.configs import Experiment, VAEStageConfig
+from pv_vae_jax.typing import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from pv_vae_jax.config import STAGES, VAE_STAGES, ConfigError, Experiment
-from pv_vae_jax.convert.image_networks import read_lpips
-from pv_vae_jax.files import write_json
-from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
-from pv_vae_jax.pretrained import weights_hash
-from pv_vae_jax.sharding.processes import is_first
+from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.sharding.processes import is_primary_process
+from pv_vae_jax.storage import write_json
+from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.run import Run, open_run
+from pv_vae_jax.typing import ConfigError
 
 
 def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> Run:
@@ -70,7 +71,7 @@ def perceptual_term(run: Run) -> Perceptual | None:
     found, path = {"backbone": named.backbone, "hash": weights_hash(params)}, run.workdir / "perceptual.json"
     if path.exists() and (before := json.loads(path.read_text())) != found:
         raise ConfigError(f"{run.workdir} was begun with another perceptual network, {before}; the files hold {found}")
-    if is_first():
+    if is_primary_process():
         write_json(path, found)
     model = LPIPS(named.backbone)
     # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.

@@ -10,7 +10,7 @@ from pv_vae_jax.typing import Array, Params
 
 
 @flax.struct.dataclass
-class Networks:
+class ParamsAndOpt:
     """Parameters of one network (or pair) with their optimiser state."""
 
     params: Params
@@ -33,10 +33,10 @@ class TrainState:
     params: Params
     opt_state: optax.OptState
     ema: Params
-    discriminator: Networks | None = None
+    discriminator: ParamsAndOpt | None = None
 
 
-def create_state(params: Params, opt_state: optax.OptState, discriminator: Networks | None = None) -> TrainState:
+def create_state(params: Params, opt_state: optax.OptState, discriminator: ParamsAndOpt | None = None) -> TrainState:
     """State before the first step; EMA begins as a copy of the parameters."""
     ema = {k: v for k, v in params.items()}
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, _copy(ema), discriminator)

@@ -13,27 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 
-from pv_vae_jax import pretrained
-from pv_vae_jax.config import VAEStageConfig
-from pv_vae_jax.data.mixture import Part, mixed_batches
-from pv_vae_jax.files import write_json
-from pv_vae_jax.losses.perceptual import Perceptual
+from pv_vae_jax.data.mixture import MixtureComponent, mixed_batches
+from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.masking import scheduled_ratio
+from pv_vae_jax.model import Pretrained, save
 from pv_vae_jax.models.discriminator import Discriminator
-from pv_vae_jax.models.kinds import build_vae
+from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.params_io import read_params, weights_hash, write_params
 from pv_vae_jax.predictive import max_dropped
-from pv_vae_jax.pretrained import Pretrained, weights_hash
-from pv_vae_jax.sharding.processes import is_first, to_host, wait_for_all
+from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_process
 from pv_vae_jax.sharding.rules import host_share
-from pv_vae_jax.train.hand_over import first_parameters
+from pv_vae_jax.storage import write_json
+from pv_vae_jax.train.configs import VAEStageConfig
 from pv_vae_jax.train.loop import run_stage
+from pv_vae_jax.train.mfu import plain
 from pv_vae_jax.train.optim import optimizer
-from pv_vae_jax.train.roofline import plain
 from pv_vae_jax.train.run import Run, check_mesh
 from pv_vae_jax.train.sizes import size_name, sized_batches
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.vae_step import Logs, Step, VAEStep, stage_key
+from pv_vae_jax.train.warm_start import first_parameters
 from pv_vae_jax.typing import Params, WeightsError
 
 DISCRIMINATOR = "discriminator.safetensors"
@@ -64,7 +64,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         ema_decay=stage.ema_decay,
         seed=experiment.seed,
         perceptual=perceptual,
-        micro_batches=stage.micro_batches,
+        grad_accum_steps=stage.grad_accum_steps,
         drop_pattern=stage.drop_pattern,
         drop_from=stage.drop_from,
     )
@@ -94,7 +94,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
 
     filled = stage.drop_form == "filled" and any(most(kind.frames) for kind in kinds)
     parts = [
-        Part(
+        MixtureComponent(
             run.source("train", random=True, kind=kind, sources=len(kinds)),
             kind.batch_size,
             kind.share,
@@ -148,15 +148,15 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
         units=lambda batch: math.prod(batch["video"].shape[:2]),
         counted_step=replace(step, model=build_vae(plain(experiment.vae))),
     )
-    ema = to_host(state.ema)
-    networks = None if state.discriminator is None else to_host(state.discriminator.params)
-    if is_first():
+    ema = gather_to_host(state.ema)
+    networks = None if state.discriminator is None else gather_to_host(state.discriminator.params)
+    if is_primary_process():
         if networks is not None:
             _save_discriminator(run, name, networks)
         meta = {"experiment": experiment.name, "stage": name, "images": stage.images, "steps": stage.steps}
         meta["weights"] = weights_hash(ema)
-        pretrained.save(run.folder(name) / "model", Pretrained(model, ema, meta=meta))
-    wait_for_all(f"model of {name}")
+        save(run.folder(name) / "model", Pretrained(model, ema, meta=meta))
+    barrier(f"model of {name}")
 
 
 def with_size(step: Step) -> Step:
@@ -208,7 +208,7 @@ def _read_discriminator(run: Run, before: str | None, model: Discriminator, clip
     try:
         hashes = json.loads(record.read_text())["sha256"] if record.exists() else {}
         expected = {str(i): leaf for i, leaf in enumerate(leaves)}
-        saved = pretrained.read_params(path, expected, hashes=hashes, record=record.name)
+        saved = read_params(path, expected, hashes=hashes, record=record.name)
     except (SafetensorError, WeightsError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"the discriminator of stage {before} cannot be taken over ({error}): delete {path}, and it starts afresh"
@@ -221,5 +221,5 @@ def _save_discriminator(run: Run, name: str, params: Params) -> None:
     path = run.folder(name) / DISCRIMINATOR
     record = path.with_suffix(".json")
     record.unlink(missing_ok=True)  # a record is of the file beside it, also between the two writes
-    digest = pretrained.write_params(path, {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
+    digest = write_params(path, {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
     write_json(record, {"sha256": {path.name: digest}})

@@ -10,16 +10,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pv_vae_jax.losses.adversarial import adaptive_weight, discriminator_hinge, generator_hinge
-from pv_vae_jax.losses.objective import Objective, latent_terms, pixel_terms
-from pv_vae_jax.losses.perceptual import Perceptual
-from pv_vae_jax.masking import DropFrom, DropPattern, draw_observed
+from pv_vae_jax.losses import (
+    Objective,
+    Perceptual,
+    adaptive_gan_weight,
+    discriminator_hinge,
+    generator_hinge,
+    latent_terms,
+    pixel_terms,
+)
+from pv_vae_jax.masking import DropFrom, DropPattern, sample_mask
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import Prediction, predict_filled, predict_masked, predict_truncated
-from pv_vae_jax.train.optim import accumulated, ema_update, split_frozen
-from pv_vae_jax.train.state import Networks, TrainState, create_state
+from pv_vae_jax.train.optim import accumulate_grads, ema_update, split_frozen
+from pv_vae_jax.train.state import ParamsAndOpt, TrainState, create_state
 from pv_vae_jax.typing import Array, Params, PRNGKey
 
 Logs = dict[str, Array]
@@ -40,7 +46,7 @@ class VAEStep:
       ema_decay: of the VAE's moving average.
       seed: with the step number it gives all randomness.
       perceptual: fills the perceptual slot, or None.
-      micro_batches: parts of the batch computed one after the other.
+      grad_accum_steps: parts of the batch computed one after the other.
       drop_pattern: what the filled form withholds, see `masking`.
       drop_from: where other patterns than `future` withhold it, see `predict_masked`.
     """
@@ -54,7 +60,7 @@ class VAEStep:
     ema_decay: float = 0.999
     seed: int = 0
     perceptual: Perceptual | None = None
-    micro_batches: int = 1
+    grad_accum_steps: int = 1
     drop_pattern: DropPattern = "future"
     drop_from: DropFrom = "pixels"
 
@@ -65,7 +71,7 @@ class VAEStep:
         if self.discriminator is not None:
             if discriminator_params is None or self.discriminator_optimizer is None:
                 raise ValueError("this stage has a discriminator: give its parameters and its optimizer")
-            networks = Networks(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
+            networks = ParamsAndOpt(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
         return create_state(params, self.optimizer.init(trained), networks)
 
     def __call__(
@@ -95,7 +101,7 @@ class VAEStep:
         def gradients(part: dict, key: PRNGKey):
             return self._gradients(state, part, key, dropped, gan)
 
-        grads, discriminator_grads, logs = accumulated(gradients, batch, key, self.micro_batches)
+        grads, discriminator_grads, logs = accumulate_grads(gradients, batch, key, self.grad_accum_steps)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates) | frozen
         logs["gradient_norm"] = optax.tree.norm(grads)
@@ -104,7 +110,7 @@ class VAEStep:
             old = networks
             assert old is not None and self.discriminator_optimizer is not None  # `create` saw to it
             updates, moments = self.discriminator_optimizer.update(discriminator_grads, old.opt_state, old.params)
-            networks = Networks(optax.apply_updates(old.params, updates), moments)
+            networks = ParamsAndOpt(optax.apply_updates(old.params, updates), moments)
         ema = ema_update(state.ema, params, state.step, self.ema_decay)
         ema |= {part: frozen[part] for part in frozen}  # averaging equal numbers would still move them by rounding
         return TrainState(state.step + 1, params, opt_state, ema, networks), logs
@@ -139,7 +145,7 @@ class VAEStep:
             weight = jnp.asarray(self.objective.gan)
             if self.objective.gan_adaptive:
                 last = lambda cotangent: pull_pixels(cotangent)[0]["decoder"]["head"]["kernel"]  # noqa: E731
-                weight = weight * adaptive_weight(last(d_output), last(d_gan))
+                weight = weight * adaptive_gan_weight(last(d_output), last(d_gan))
             loss, d_output = loss + weight * gan_loss, d_output + weight * d_gan
             logs |= {"gan": gan_loss, "gan_weight": weight}
         loss = loss + latent_loss
@@ -164,7 +170,7 @@ class VAEStep:
         c, (b, frames, height, width, _) = self.model.config, video.shape
         grid = (c.latent_frames(frames), height // c.space_factor, width // c.space_factor)
         each = jnp.broadcast_to(dropped, (b,))
-        observed = draw_observed(self.drop_pattern, jax.random.fold_in(key, 2), each, grid)
+        observed = sample_mask(self.drop_pattern, jax.random.fold_in(key, 2), each, grid)
         return predict_masked(self.model, params, video, observed, key, drop_from=self.drop_from)
 
     def _discriminator_gradients(self, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:

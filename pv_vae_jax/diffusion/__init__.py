@@ -1,1 +1,0 @@
-"""Rectified flow, guidance and samplers: plain functions over a `velocity(x, t)` callable."""

@@ -1,0 +1,169 @@
+"""Tensors on disk: safetensors checked by name, shape and hash, and parameters out of a training checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from pv_vae_jax.typing import Params, WeightsError
+
+
+def weights_hash(params: Params) -> str:
+    """First 16 hex digits of the SHA-256 over names, shapes and float32 bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten_dict(params, sep="/").items()):
+        value = np.asarray(value, np.float32)
+        digest.update(f"{name}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_params(path: Path, params: Params, dtype: str = "float32") -> str:
+    """Write the tensors of a tree as safetensors, whole or not at all; return the file's SHA-256."""
+    flat = {k: np.asarray(v, dtype) for k, v in flatten_dict(params, sep="/").items()}
+    temporary = path.with_suffix(".tmp")
+    save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, temporary)
+    digest = file_hash(temporary)
+    os.replace(temporary, path)
+    return digest
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_params(
+    path: Path,
+    expected: Params,
+    *,
+    whole: bool = True,
+    hashes: Mapping[str, str] = MappingProxyType({}),
+    record: str = "config.json",
+) -> Params:
+    """Tensors of the safetensors file `path` that the tree of shapes `expected` names, as float32 arrays.
+
+    No other tensor is read, and memory never holds more than these and one of them twice.
+
+    Args:
+      path: the file.
+      expected: shapes by name.
+      whole: whether tensors that `expected` does not name are a fault.
+      hashes: SHA-256 by file name; a file that has none is not checked.
+      record: name of the file that holds `hashes`, for messages.
+
+    Raises:
+      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
+        the one whose hash is known.
+    """
+    wanted: dict[str, Any] = flatten_dict(expected, sep="/")
+    with safe_open(path, "numpy") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    faults = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
+    faults += [f"left over {name}" for name in sorted(shapes.keys() - wanted.keys()) if whole]
+    faults += [
+        f"{name} has shape {shapes[name]}, expected {wanted[name].shape}"
+        for name in sorted(shapes.keys() & wanted.keys())
+        if shapes[name] != wanted[name].shape
+    ]
+    found = {}
+    for name in sorted(shapes.keys() & wanted.keys()):
+        with safe_open(path, "numpy") as file:  # anew each time: what was read of an open file stays in memory
+            value = file.get_tensor(name)
+        if not np.isfinite(value.sum(dtype=np.float64)):  # which one NaN or infinity makes so, without a second array
+            faults.append(f"{name} is not finite")
+        found[name] = jax.numpy.array(value, jax.numpy.float32).block_until_ready()
+    if faults:
+        raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
+    if path.name in hashes and file_hash(path) != hashes[path.name]:
+        raise WeightsError(
+            f"{path} is damaged: its SHA-256 is not the one in {record}. Copy the model again; if you changed the "
+            f'weights yourself, take "sha256" out of {record}'
+        )
+    return unflatten_dict(found, sep="/")
+
+
+STATE_MARK = "_CHECKPOINT_METADATA"  # which Orbax writes last
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The state that `path` means: itself, or the newest of a stage's folder; None if there is none."""
+    if (path / STATE_MARK).exists():
+        return path
+    steps = [p for p in path.glob("checkpoints/*") if p.name.isdigit() and (p / STATE_MARK).exists()]
+    return max(steps, key=lambda step: int(step.name), default=None)
+
+
+def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
+    """The parameters of a training state (a folder `.../checkpoints/<step>`) that `shapes` names; no other is read.
+
+    Args:
+      folder: the state.
+      weights: `ema` for the moving average, `params` for what the optimiser moves.
+      shapes: tree of what to read.
+
+    Raises:
+      WeightsError: tensors are missing, misshapen or not finite: all are named; or the state is damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    ignore_abandoned_reads()
+    wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
+    item = {weights: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)}
+    to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    place: Any = (folder / "default").absolute()  # Orbax's own type of paths takes ours
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            there = reader.metadata(place).tree[weights]
+            flat: dict[str, Any] = flatten_dict(there, sep="/")
+            found = {name: tuple(leaf.shape) for name, leaf in flat.items() if name in wanted}
+            faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
+            faults += [
+                f"{name} has shape {shape}, expected {wanted[name].shape}"
+                for name, shape in sorted(found.items())
+                if shape != wanted[name].shape
+            ]
+            if faults:
+                raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
+            args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
+            tree = reader.restore(place, args=args)[weights]
+        except WeightsError:
+            raise
+        except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
+            reason = " ".join(str(error).split())[:300]
+            raise WeightsError(f"the training state {folder} is damaged: {reason}") from error
+    values: dict[str, Any] = flatten_dict(tree, sep="/")
+    if faults := [name for name, value in values.items() if not np.isfinite(value).all()]:
+        raise WeightsError(f"{folder} does not fit: " + "; ".join(f"{name} is not finite" for name in faults))
+    return tree
+
+
+def ignore_abandoned_reads() -> None:
+    """Keep what is left of a failed read silent.
+
+    When one of a state's arrays cannot be read, Orbax closes its event loop while others are still under way. Each of
+    them, often hundreds, would then print "Event loop is closed" after the error that says what to do.
+    """
+    previous = sys.unraisablehook
+    if getattr(previous, "ignores_abandoned_reads", False):
+        return
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            previous(unraisable)
+
+    hook.ignores_abandoned_reads = True
+    sys.unraisablehook = hook

@@ -1,0 +1,116 @@
+"""How near a training step comes to what its device can do, and what the rest of the time goes to."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from pv_vae_jax.sharding.hlo import step_flops
+from pv_vae_jax.sharding.topology import CHIPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """Published figures of one device: dense bfloat16 operations (float16 where it has no bfloat16) and bytes of its
+    memory, both a second."""
+
+    flops: float
+    bandwidth: float
+
+
+def _chip(name: str) -> Peak:
+    return Peak(CHIPS[name].flops, CHIPS[name].bandwidth)
+
+
+# By what JAX calls the device: TPUs by their whole name, GPUs by the longest beginning. Sources: NVIDIA's data sheets
+# "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor Core GPU", "L4 Tensor Core GPU", "L40", "L40S" and "T4"
+# (without sparsity, for which they print twice as much); Google Cloud's system architecture page of TPU v4, and
+# `sharding.topology` for the later ones. A device that is not here, such as a CPU, has no published figure that means
+# the same.
+PEAKS: dict[str, Peak] = {
+    "NVIDIA A100": Peak(312e12, 1_555e9),
+    "NVIDIA A100-SXM4-80GB": Peak(312e12, 2_039e9),
+    "NVIDIA A100-PCIE-80GB": Peak(312e12, 1_935e9),
+    "NVIDIA A100 80GB PCIe": Peak(312e12, 1_935e9),
+    "NVIDIA H100": Peak(989e12, 3_350e9),
+    "NVIDIA H100 PCIe": Peak(756e12, 2_000e9),
+    "NVIDIA H100 NVL": Peak(835e12, 3_900e9),
+    "NVIDIA H200": Peak(989e12, 4_800e9),
+    "NVIDIA L4": Peak(121e12, 300e9),
+    "NVIDIA L40": Peak(181e12, 864e9),
+    "NVIDIA L40S": Peak(362e12, 864e9),
+    "Tesla T4": Peak(65e12, 320e9),
+    "TPU v4": Peak(275e12, 1_228e9),
+    "TPU v5 lite": _chip("v5e"),
+    "TPU v5e": _chip("v5e"),
+    "TPU v5": _chip("v5p"),
+    "TPU v5p": _chip("v5p"),
+    "TPU v6 lite": _chip("v6e"),
+    "TPU v6e": _chip("v6e"),
+}
+
+
+def peak(kind: str) -> Peak | None:
+    """Figures of a device by its `device_kind`, or None if it is not known."""
+    names = [name for name in PEAKS if kind == name or (kind.startswith(name) and not kind.startswith("TPU"))]
+    return PEAKS[max(names, key=len)] if names else None
+
+
+def utilisation(flops: float, seconds: float, devices: int, peak: Peak) -> float:
+    """Model FLOP utilisation (MFU): the share of the bfloat16 peak that `flops` on all `devices` in `seconds` are.
+
+    Float32 counts against the same peak, so that lowering the precision shows.
+    """
+    return flops / (seconds * devices * peak.flops)
+
+
+def model_flops(step: Callable[..., Any], *arguments: Any) -> float:
+    """Floating-point operations of `step(*arguments)` in matrix products and convolutions, on all devices together.
+
+    The step is traced, not compiled. Give it a network without recomputation (`plain`): MFU does not count twice what a
+    backward pass computes again.
+    """
+    return step_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
+
+
+def plain(config: Any) -> Any:
+    """The configuration of a network with all recomputation off: what is computed is the same."""
+    off = {"remat": False if isinstance(getattr(config, "remat", False), bool) else "none"}
+    off |= {"remat_levels": (), "remat_blocks": ()}
+    return dataclasses.replace(config, **{field: value for field, value in off.items() if hasattr(config, field)})
+
+
+class StepTimer:
+    """Parts a window of time by what it goes to; what no part claims is compute.
+
+    clock = Clock()
+    with clock("data"):
+        batch = next(stream)
+    elapsed, shares = clock.read()  # and a new window begins
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self._now, self._since, self._spent = now, now(), {}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Claim the time within the block for `part`."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._spent[part] = self._spent.get(part, 0.0) + self._now() - begin
+
+    def read(self) -> tuple[float, dict[str, float]]:
+        """Seconds of the window, and the share of every part that came up in it and of `compute`; shares sum to 1."""
+        now = self._now()
+        elapsed = max(now - self._since, 1e-9)
+        shares = {part: seconds / elapsed for part, seconds in self._spent.items()}
+        shares["compute"] = max(0.0, 1.0 - sum(shares.values()))
+        self._since, self._spent = now, {}
+        return elapsed, shares

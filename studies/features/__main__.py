@@ -1,0 +1,90 @@
+"""Train the small feature network that `pv-vae evaluate` compares clips by where no published weights are at hand.
+
+  python -m studies.features --config experiments/feature_net.py --out runs/features --videos=folder \\
+    --credit='Big Buck Bunny (c) 2008 Blender Foundation, CC BY 3.0'
+  python -m studies.features --measure=clips.npy                                # what the shipped network notices
+
+It learns from the synthetic world and, with --videos, from the texture of real clips. Writes `features.safetensors` and
+`config.json` (sizes, hash, settings, held-out scores). Settings are those of --config, a file whose `get_config()`
+returns a `FeatureTraining`, and flags, `--config.steps=1000`. On one machine a repetition gives the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from pv_vae_jax.data.sources import FolderVideos
+from pv_vae_jax.evaluation.clip_sets import open_clips, read_clips
+from pv_vae_jax.evaluation.networks.extract import own_network
+from pv_vae_jax.evaluation.networks.feature_net import save_features
+from pv_vae_jax.evaluation.protocol import PROTOCOLS
+from pv_vae_jax.train.config_files import override, run_config
+from pv_vae_jax.typing import ConfigError
+from studies.features.sensitivity import measure_sensitivity, sensitivity_table
+from studies.features.training import FeatureTraining, train_features
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `python -m studies.features`."""
+    flags.DEFINE_string("config", None, "file of settings; none: those of the shipped network", flag_values=values)
+    flags.DEFINE_string("out", None, "folder for the network", flag_values=values)
+    flags.DEFINE_string("videos", None, "folder of videos for texture; none: the synthetic world", flag_values=values)
+    flags.DEFINE_string("credit", "", "whose the videos are; goes into config.json", flag_values=values)
+    flags.DEFINE_string("measure", None, "train nothing; show what --out notices on these clips", flag_values=values)
+    flags.DEFINE_integer("clips", 128, "to measure on, at most", lower_bound=4, flag_values=values)
+    flags.DEFINE_integer(
+        "size", None, "of measured videos: short side, centre square", lower_bound=1, flag_values=values
+    )
+
+
+def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+    """Train, save, print the held-out scores."""
+    if positional:
+        raise ConfigError(f"python -m studies.features takes flags only, got {' '.join(positional)}")
+    if values.measure:
+        _measure(values, overrides)
+        return
+    if not values.out:
+        raise ConfigError("name the folder for the network, --out, or clips to measure the shipped one on, --measure")
+    if values.videos and not values.credit:
+        raise ConfigError("weights made from videos must say whose they are: set --credit")
+    settings = run_config(values.config, FeatureTraining) if values.config else FeatureTraining()
+    config: FeatureTraining = override(settings, overrides)
+    real = _real_clips(values.videos, config) if values.videos else None
+    params, scores = train_features(config, real)
+    meta = {"training": dataclasses.asdict(config), "held out": scores}
+    if real is not None:
+        meta |= {"real clips": len(real), "credit": values.credit}
+    save_features(values.out, config.network, params, meta)
+    print("\n".join(f"{name:28}{value:.3f}" for name, value in scores.items()))
+    print(f"feature network: {values.out}, hash {own_network(values.out).hash}")
+
+
+def _measure(values: flags.FlagValues, overrides: dict[str, str]) -> None:
+    if values.videos or overrides or values.config:
+        raise ConfigError("--measure trains nothing: leave out --videos and --config")
+    network = own_network(values.out)
+    clips = open_clips(values.measure, PROTOCOLS["paper"].fake_window(), size=values.size)
+    video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
+    print(f"network {network.hash}, clips of {values.measure}")
+    print("\n".join(sensitivity_table(measure_sensitivity(network, video))))
+
+
+def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
+    """Training windows of a folder of videos, `(n, frames, side, side, 3)` uint8."""
+    source = FolderVideos(folder, frames=config.frames, size=config.network.side, random=False)
+    rng = np.random.default_rng(0)
+    index = tqdm(range(len(source)), desc="videos", unit="clip", disable=not sys.stderr.isatty())
+    return np.stack([source.clip(i, rng)["video"] for i in index])
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.features", sys.argv[1:]))
