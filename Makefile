@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-EXTRAS := video,tensorboard,test
+EXTRAS := video,report,tensorboard,test
 INSTALLED := $(VENV)/.installed
 
 # make demo DATA=folder trains on a folder of videos (sub-folders are classes); without it, on the synthetic world.

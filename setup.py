@@ -13,16 +13,19 @@ CORE = [
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "jaxtyping>=0.3.11",
     "ml_collections>=1.1.0",
     "numpy",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "safetensors>=0.8.0",
+    "scipy",
     "tqdm",
 ]
 
 EXTRAS = {
     "video": ["av>=18.1.0", "pillow"],  # folders of video files in, clips and pictures out
+    "report": ["jinja2>=3.1.6", "matplotlib>=3.11.2"],  # charts and pages of reports
     "tensorboard": ["tensorboardX>=2.6.5"],
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
@@ -40,7 +43,7 @@ EXTRAS = {
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     "benchmark": ["torch>=2.13.0", "diffusers>=0.42.1"],
 }
-EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]
+EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["report"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]
 
 setup(
     name="pv_vae_jax",

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all, and locks that say who writes."""
+"""Atomic file writes, hashes of files, and locks between processes."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -14,30 +15,51 @@ from typing import Any
 
 
 def partial(path: Path) -> Path:
-    """A name, no other writer's, under which `path` is written until its last byte is there."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    """A hidden name that no other writer uses, under which `path` is written until its last byte is there."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
 
 
 def partials(path: Path) -> list[Path]:
-    """What writers of `path` that were killed have left."""
-    return list(path.parent.glob(f".{glob.escape(path.name)}.*partial"))  # versions before put nothing for the star
+    """Temporary files that killed writers of `path` left behind."""
+    return list(path.parent.glob(f".{glob.escape(path.stem)}.*partial{glob.escape(path.suffix)}"))
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Write `tree` to `path`, whole or not at all, however many write it at once or if the power fails.
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write to; it becomes `path` when the block ends well, and is removed when it does not.
 
-    Raises:
-      ValueError: a number is NaN or infinite, which JSON has not.
+    Readers therefore see the old file or the whole new one, however many processes write it at once and if the power
+    fails. A suffix that a writer looks at (`.npz`, `.mp4`) is kept.
     """
     temporary = partial(path)
     try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(tree, indent=1, allow_nan=False) + "\n")
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or the name may reach the disk before the bytes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, as UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write `tree` to `path` atomically.
+
+    Raises:
+      ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_writable(folder: Path) -> Path:

@@ -16,24 +16,32 @@ PACKAGE = "pv_vae_jax"
 
 # Room -> rooms it may import. A room is a folder or a module right below the package; "" is the package itself.
 NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
-METHOD = NETWORKS | {"masking", "losses", "flow", "predictive", "streaming"}
+METHOD = NETWORKS | {"messages", "batching", "dropping", "masking", "losses", "flow", "predictive", "streaming"}
 DISK = {"storage", "params_io", "versions"}
 ALLOWED = {
     "typing": set(),
     "storage": set(),
+    "messages": set(),
+    "batching": set(),
     "versions": set(),
     "pixels": set(),
     "params_io": {"typing", "storage"},
     "sharding": {"typing"},
     "layers": {"typing", "sharding"},
-    "models": {"typing", "sharding", "layers"},
-    "masking": {"typing"},
+    "models": {"typing", "messages", "sharding", "layers"},
+    "dropping": set(),  # the arithmetic of k, without jax
+    "masking": {"typing", "dropping"},
     "losses": NETWORKS,
     "flow": {"typing"},
-    "predictive": NETWORKS | {"masking"},
+    "predictive": NETWORKS | {"dropping", "masking"},
     "streaming": NETWORKS,
-    "convert": {"typing", "storage", "layers", "models"},
-    "data": {"storage"},  # numpy only: loader processes must not start JAX, and typing imports it
+    "convert": {"typing", "messages", "storage", "layers", "models"},
+    "data": {
+        "storage",
+        "messages",
+        "batching",
+        "dropping",
+    },  # no jax: loader processes must not start it
     "model": METHOD | DISK | {"convert"},
     "sampling": METHOD | {"model"},
     "evaluation": METHOD | DISK | {"convert", "data", "model", "sampling"},
@@ -43,7 +51,7 @@ ALLOWED = {
 }
 ALLOWED["cli"] = set(ALLOWED)
 # Settings of the feature network and of a study lie in studies.
-EXPERIMENTS = {"train", "losses", "models", "masking"}
+EXPERIMENTS = {"train", "losses", "models", "dropping"}
 
 # Third-party packages a room must not name at all.
 FORBIDDEN = {

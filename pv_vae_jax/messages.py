@@ -1,0 +1,14 @@
+"""Phrases that several error messages share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str], else_list: bool = True) -> str:
+    """`did you mean 'encoder'?` for the nearest of `known`; without one `expected one of a, b, c`, or nothing."""
+    known = list(known)
+    if near := difflib.get_close_matches(name, known, 1):
+        return f"did you mean {near[0]!r}?"
+    return f"expected one of {', '.join(known) or 'nothing'}" if else_list else ""
