@@ -6,18 +6,19 @@ are: those on one study from `notes.md` in its folder, those on all of them from
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.report.figures import number
+from pv_vae_jax.report.comparison_page import PAPER
+from pv_vae_jax.report.figures import Series, line_chart, number
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
 from studies.ablation import tables
-from studies.ablation.charts import Curve, chart
 from studies.ablation.results import Results, curves, prediction_error, read_results
+
+WIDTH = 640  # of a chart, in CSS pixels
 
 
 def write_page(results: Path, page: Path) -> None:
@@ -45,7 +46,7 @@ def write_page(results: Path, page: Path) -> None:
     )
     text = environment.get_template("page.md.jinja").render(
         studies=studies,
-        paper=json.loads((results / "paper.json").read_text()),
+        paper=PAPER["ablations"],
         tables=tables,
         number=number,
         link=os.path.relpath(results, page.parent),
@@ -81,25 +82,25 @@ def _training_chart(study: Results, network: str) -> str:
         style = "line" if len(steps) > 1 else "points"
         band = {"low": values.min(axis=0), "high": values.max(axis=0)} if len(values) > 1 else {}
         name = f"{row} ({len(values)} {'seeds' if band else 'seed'})"
-        drawn.append(Curve(name, steps, values.mean(axis=0), style=style, **band))
+        drawn.append(Series(name, steps, values.mean(axis=0), style=style, **band))
     floor = study.measured(study.rows[0], f"floor.{network}.frechet").mean
-    every = [step for curve in drawn for step in curve.x]
-    drawn.append(Curve(tables.FLOOR, (min(every), max(every)), (floor, floor), style="dashed"))
-    title = f"{study.plan['name']}: generation along training, {network}"
-    return chart(title, drawn, x_label="diffusion steps (band: all seeds)", y_label="Frechet distance", log=True)
+    every = [step for series in drawn for step in series.x]
+    drawn.append(Series(tables.FLOOR, (min(every), max(every)), (floor, floor), style="dashed"))
+    title = f"{study.name}: generation along training, {network}"
+    labels = {"x_label": "diffusion steps (band: all seeds)", "y_label": "Frechet distance"}
+    return line_chart(title, drawn, **labels, log=True, width=WIDTH)
 
 
 def _prediction_chart(study: Results) -> str:
     groups = range(1, len(study.first["prediction"]["predicted"]) + 1)
 
-    def mean(row: str, name: str) -> list[float]:
-        return np.mean([study.cells[row, seed]["prediction"][name] for seed in study.seeds(row)], axis=0).tolist()
+    def mean(row: str, name: str) -> np.ndarray:
+        return np.mean([study.cells[row, seed]["prediction"][name] for seed in study.seeds(row)], axis=0)
 
-    drawn = [Curve(row, groups, mean(row, "predicted")) for row in study.rows]
-
-    drawn += [Curve(guess, groups, mean(study.rows[0], guess), style="dashed") for guess in tables.GUESSES]
-    title = f"{study.plan['name']}: error of frames that were withheld"
-    return chart(title, drawn, x_label="withheld groups k", y_label="squared error", log=True)
+    drawn = [Series(row, groups, mean(row, "predicted")) for row in study.rows]
+    drawn += [Series(guess, groups, mean(study.rows[0], guess), style="dashed") for guess in tables.GUESSES]
+    title = f"{study.name}: error of frames that were withheld"
+    return line_chart(title, drawn, x_label="withheld groups k", y_label="squared error", log=True, width=WIDTH)
 
 
 def _correlation_chart(study: Results, network: str) -> str:
@@ -107,6 +108,6 @@ def _correlation_chart(study: Results, network: str) -> str:
     for row in study.rows:
         cells = [study.cells[row, seed] for seed in study.seeds(row)]
         distances = [cell["generation"][network]["frechet"] for cell in cells]
-        drawn.append(Curve(row, [prediction_error(cell) for cell in cells], distances, style="points"))
-    title = f"{study.plan['name']}: prediction and generation"
-    return chart(title, drawn, x_label="prediction error, mean over k", y_label=f"final Frechet distance, {network}")
+        drawn.append(Series(row, [prediction_error(cell) for cell in cells], distances, style="points"))
+    labels = {"x_label": "prediction error, mean over k", "y_label": f"final Frechet distance, {network}"}
+    return line_chart(f"{study.name}: prediction and generation", drawn, **labels, width=WIDTH)
