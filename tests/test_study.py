@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.main import main, run_command
+from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.sources import class_names, open_source
 from pv_vae_jax.data.synthetic import simulate
 from pv_vae_jax.report.comparison_page import PAPER
