@@ -144,7 +144,9 @@ def test_vaes_whose_groups_differ_share_a_chart():
         LatentAnalysis(name, {"prediction_mse": errors(n), "copying_mse": errors(n)}, none, none, none, none, 9)
         for name, n in (("four", 5), ("two", 9))
     ]
-    assert _prediction(found).count("<circle") == 4 + 8 + 4  # of both VAEs, and of copying
+    (charts,) = _prediction(found)
+    svg = charts["cells"][0][0]["svg"]
+    assert svg.count("<use") == 4 + 8 and "copying ends at 0.1" in svg
 
 
 def test_images_have_no_time_to_analyse(tiny):
@@ -175,7 +177,7 @@ def test_command_puts_models_side_by_side(tiny, tmp_path, capsys):
         ([call[0], call[0]], "named twice"),
         ([call[0], "--frames=6"], "use 5 or 7 frames"),
         (["nothing-here"], "no model at"),
-        ([call[0], *data], "--size is of videos"),
+        ([call[0], *data], "--size applies to videos"),
     ):
         assert run_command("analyze", [*wrong, "--size=16", "--clips=1"]) in (1, 2)
         assert message in capsys.readouterr().err

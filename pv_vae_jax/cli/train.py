@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from pv_vae_jax import report
 from pv_vae_jax.data.sources import NoVideosError, describe
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, restore_default_sigterm, start_processes
 from pv_vae_jax.train.config_files import load_experiment
@@ -57,6 +58,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 def _train(run: Run, wanted: str) -> None:
     stages = STAGES if wanted == "all" else (wanted,)
     perceptual = perceptual_term(run)
+    no_report = report.unavailable() if wanted == "all" else None
+    if no_report:
+        say(f"the report will be skipped: {no_report}")
     check_stages(run, [stage for stage in stages if run.steps(stage) and not run.finished(stage)])
     for stage in stages:
         if run.steps(stage) == 0:
@@ -76,12 +80,14 @@ def _train(run: Run, wanted: str) -> None:
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
     restore_default_sigterm()  # what is left is the report: killed, it is made again
     if wanted == "all" and is_primary_process():
-        from pv_vae_jax.cli.evaluate import evaluate_run
+        from pv_vae_jax.report.run_report import evaluate_run
 
-        report = run.workdir / "report" / "report.html"
+        page = run.workdir / "report" / "report.html"
         results = [run.result(stage) for stage in STAGES if run.finished(stage)]
-        if report.exists() and all(path.stat().st_mtime <= report.stat().st_mtime for path in results):
-            print(f"report: {report}")  # of these very stages: starting a finished run again costs nothing
+        if page.exists() and all(path.stat().st_mtime <= page.stat().st_mtime for path in results):
+            print(f"report: {page}")  # of these very stages: starting a finished run again costs nothing
+        elif no_report:
+            say(f"no report was written: {no_report}; then run pv-vae evaluate --workdir {run.workdir}")
         else:
             evaluate_run(run)
     barrier("the report")  # a process that ends early would be taken for dead
