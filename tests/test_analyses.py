@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow, tracks, visible_layer
 from pv_vae_jax.evaluation.spectra import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
@@ -164,13 +164,13 @@ def test_command_puts_models_side_by_side(tiny, tmp_path, capsys):
         save(tmp_path / name, Pretrained(model, params))
     out = tmp_path / "out"
     call = [str(tmp_path / "a"), str(tmp_path / "b"), "--clips=3", "--frames=7", "--size=16", "--batch_size=2"]
-    assert run_command("analyze", [*call, "--out", str(out)]) == 0
+    assert main(["pv-vae", "analyze", *call, "--out", str(out)]) == 0
     tree = json.loads((out / "analysis.json").read_text())
     assert tree["models"]["a"] == tree["models"]["b"] and "exact flow" in tree["source"]
     assert sorted(p.name for p in out.iterdir()) == ["analysis.html", "analysis.json"]
     np.save(tmp_path / "clips.npy", RNG.integers(0, 256, (2, 7, 16, 16, 3), dtype=np.uint8))
     data = ["--data", str(tmp_path / "clips.npy"), "--out", str(tmp_path / "other")]
-    assert run_command("analyze", [call[0], "--frames=7", "--batch_size=2", *data]) == 0
+    assert main(["pv-vae", "analyze", call[0], "--frames=7", "--batch_size=2", *data]) == 0
     capsys.readouterr()
     for wrong, message in (
         ([], "name at least one model"),
@@ -179,5 +179,5 @@ def test_command_puts_models_side_by_side(tiny, tmp_path, capsys):
         (["nothing-here"], "no model at"),
         ([call[0], *data], "--size applies to videos"),
     ):
-        assert run_command("analyze", [*wrong, "--size=16", "--clips=1"]) in (1, 2)
+        assert main(["pv-vae", "analyze", *wrong, "--size=16", "--clips=1"]) in (1, 2)
         assert message in capsys.readouterr().err
