@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps_to_target
-from pv_vae_jax.evaluation.spectra import rank_correlation
+from pv_vae_jax.evaluation.latent_analysis import rank_correlation
 from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, frame, line_chart
 from pv_vae_jax.report.run_page import BUDGET, PANEL, PLAIN, borders, table, write_page
 
