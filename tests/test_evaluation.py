@@ -16,7 +16,7 @@ import pytest
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES
 from pv_vae_jax.evaluation.image_metrics import psnr, ssim
-from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.model import Diffusion, Pretrained, init_latte, save

@@ -32,7 +32,9 @@ def mean_colour(params, video):
     return params * video.mean(axis=(1, 2, 3))
 
 
-NETWORK = FeatureNetwork("colours", "0123456789abcdef", None, 2, "as they are", mean_colour, np.float32(1))
+NETWORK = FeatureNetwork(
+    "colours", "0123456789abcdef", None, "as they are", least_frames=2, apply=mean_colour, params=np.float32(1)
+)
 
 
 @pytest.fixture

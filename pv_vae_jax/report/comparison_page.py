@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps_to_target
-from pv_vae_jax.evaluation.spectra import rank_correlation
+from pv_vae_jax.evaluation.latent_analysis import rank_correlation
 from pv_vae_jax.report import paper_table
 from pv_vae_jax.report.figures import Media, Series
 from pv_vae_jax.report.page import (

@@ -9,10 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import (
+    channel_spectrum,
+    motion_correlation,
+    power_spectrum,
+    principal_colours,
+    rank_correlation,
+    temporal_distance,
+)
 from pv_vae_jax.evaluation.prediction import predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.evaluation.spectra import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report.figures import Media, Series, fit, strip

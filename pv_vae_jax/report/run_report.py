@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
-from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.model import Pretrained, load
