@@ -18,7 +18,6 @@ from pv_vae_jax import load
 from pv_vae_jax.cli import main as cli_main
 from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
-from pv_vae_jax.cli.train import check_stages
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.model import SHIPPED, init_latte, save
@@ -27,6 +26,7 @@ from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.report import run_report
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.run import open_run, reopen_run
+from pv_vae_jax.train.stages import check_stages
 from pv_vae_jax.train.writers import read_metrics
 from pv_vae_jax.typing import ConfigError, NonFiniteError, WeightsError
 
@@ -380,8 +380,13 @@ def test_one_stage_alone(tmp_path, tiny_experiment):
     [
         ({"config.json": ""}, "config.json is damaged"),
         ({"config.json": '{"name": "tiny", "see'}, "config.json is damaged"),
-        ({"config.json": "[1]"}, "config.json holds no configuration"),
-        ({"config.json": '{"sead": 1}'}, "config.json is of another version of pv_vae_jax (Experiment has no sead)"),
+        ({"config.json": "[1]"}, "config.json does not hold a configuration"),
+        (
+            {"config.json": '{"format": 2, "sead": 1}'},
+            "written by another version of pv_vae_jax (Experiment has no sead)",
+        ),
+        ({"config.json": '{"seed": 1}'}, "in format 2, but pv_vae_jax 0.1.0 wrote it: continue with that version"),
+        ({"config.json": '{"format": 3}'}, "another version of pv_vae_jax (format 3) wrote it"),
         ({"config.json": b"\xff\xfe\x00"}, "config.json is damaged"),
         ({"thesis.txt": "years of work"}, "is not empty and holds no run of pv_vae_jax"),
     ],
