@@ -15,6 +15,7 @@ import json
 import subprocess
 
 from benchmarks import harness
+from pv_vae_jax.storage import write_json, write_text
 
 IN_SET = False  # hours
 RESULTS = harness.RESULTS / "topologies.json"
@@ -126,9 +127,7 @@ def read() -> dict[str, dict]:
 
 
 def keep(key: str, result: dict) -> None:
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(read() | {key: result}, indent=1) + "\n")
-    temporary.replace(RESULTS)
+    write_json(RESULTS, read() | {key: result})
 
 
 # Tables
@@ -190,7 +189,7 @@ def write_tables() -> None:
         begin, end = f"<!-- {name}: benchmarks/topologies.py -->", f"<!-- end of {name} -->"
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
-    DOCUMENT.write_text(text)
+    write_text(DOCUMENT, text)
 
 
 @dataclasses.dataclass(frozen=True)
