@@ -98,7 +98,7 @@ def programs_of_the_demo() -> dict:
 
 def programs(experiment, stage: str) -> int:
     """Step programs that a VAE stage compiles."""
-    from pv_vae_jax.predictive import max_dropped
+    from pv_vae_jax.dropping import max_dropped
 
     chosen = getattr(experiment, stage)
     frames = 1 if chosen.images else experiment.data.frames

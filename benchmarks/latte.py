@@ -147,7 +147,7 @@ class Bench:
 
         from pv_vae_jax.flow import classifier_free_guidance, euler
         from pv_vae_jax.pixels import to_float
-        from pv_vae_jax.train.mfu import model_flops, plain
+        from pv_vae_jax.train.mfu import model_flops, without_remat
 
         if part == "sample":
             s = self.settings
@@ -163,7 +163,7 @@ class Bench:
         step = self.our_step(self.config)
         held = [step.create(jax.tree.map(jnp.array, self.params))]
         batch = jax.device_put({"mean": self.mean, "logvar": self.logvar, "label": self.label})
-        flops = model_flops(self.our_step(plain(self.config)), held[0], batch)
+        flops = model_flops(self.our_step(without_remat(self.config)), held[0], batch)
         program = jax.jit(step, donate_argnums=0)
         if part == "online":
             encode = jax.jit(lambda p, x: self.vae.apply({"params": p}, to_float(x), method="encode"))

@@ -45,7 +45,7 @@ def run(settings: Settings) -> dict:
 
     from benchmarks import latte
     from pv_vae_jax.pixels import to_float
-    from pv_vae_jax.report.comparison_page import PAPER
+    from pv_vae_jax.report import paper_table
 
     kinds = dict(vae=settings.vae, dtype=settings.dtype, remat=settings.remat, against="none")
     shape = dict(batch=settings.batch, frames=settings.frames, side=settings.side)
@@ -80,7 +80,7 @@ def run(settings: Settings) -> dict:
     }
     if settings != Settings():  # another protocol: nothing to hold it against
         return {"results": results, "aims": []}
-    row = PAPER["cost"]["PV-VAE"]
+    row = paper_table()["cost"]["PV-VAE"]
     aims = [
         harness.aim("paper's protocol: IMem, GiB", inference["GiB"], most=row["inference, GiB"]),
         harness.aim("paper's protocol: TMem, GiB", training["GiB"], most=row["training, GiB"]),
@@ -111,13 +111,13 @@ def peak_gib(program) -> float:
 
 def table(results: dict) -> str:
     """Ours above the paper's rows."""
-    from pv_vae_jax.report.comparison_page import PAPER
+    from pv_vae_jax.report import paper_table
 
     p, inference, training = results["protocol"], results["inference"], results["training"]
     own = (f"ours: {p['vae']} VAE, Latte-{p['latte']}, {p['dtype']}", results["latent"], results["parameters_M"])
     rows = [(*own, inference["per_second"], inference["GiB"], training["per_second"], training["GiB"])]
     columns = ("latent", "VAE, M parameters", "inference, it/s", "inference, GiB", "training, it/s", "training, GiB")
-    rows += [(f"paper: {name}", *(row[c] for c in columns)) for name, row in PAPER["cost"].items()]
+    rows += [(f"paper: {name}", *(row[c] for c in columns)) for name, row in paper_table()["cost"].items()]
     protocol = f"Batch {p['batch']} of {p['frames']}x{p['side']}x{p['side']}, {p['warmup']} + {p['timed']} calls."
     head = ("VAE", "latents", "parameters, M", "ISpeed, it/s", "IMem, GiB", "TSpeed, it/s", "TMem, GiB")
     return f"{protocol}\n\n{harness.markdown(head, rows)}"

@@ -99,17 +99,15 @@ def measure(row: Row) -> dict:
     """Compile one row in this process."""
     import jax
 
-    from pv_vae_jax.cli.inspect import plan_step
     from pv_vae_jax.sharding.hlo import step_flops
     from pv_vae_jax.sharding.mesh import make_mesh
     from pv_vae_jax.sharding.rules import check_split
     from pv_vae_jax.sharding.topology import DoesNotFit, compile_step, quick_compilation, topology_devices
-    from pv_vae_jax.train.run import check_mesh
+    from pv_vae_jax.train.plan import plan_stage
 
     chosen = experiment(row)
     mesh = make_mesh(**({"data": 1} | row.mesh), devices=topology_devices(row.topology))
-    check_mesh(mesh, chosen, row.stage)
-    plan = plan_step(chosen, row.stage, mesh)
+    (plan,) = plan_stage(chosen, row.stage, mesh)
     check_split(mesh, plan.state.params, plan.sharding.params)
     result = dataclasses.asdict(row) | {"chips": mesh.size}
     with quick_compilation(), jax.set_mesh(mesh):

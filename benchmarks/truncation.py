@@ -71,7 +71,7 @@ def programs(case, config, params, ratio: float) -> dict:
     import numpy as np
 
     from benchmarks import vae
-    from pv_vae_jax.predictive import max_dropped
+    from pv_vae_jax.dropping import max_dropped
     from pv_vae_jax.train.mfu import model_flops
 
     groups = config.latent_frames(case.frames)

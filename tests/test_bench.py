@@ -20,12 +20,12 @@ from pv_vae_jax.layers.conv import conv2d, default_lowering
 from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAEConfig
-from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import mfu
 from pv_vae_jax.train.configs import Experiment, Objective, VAEStageConfig
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.state import create_state
 from pv_vae_jax.train.writers import read_metrics
+from tests.toy_stage import ToyStage, toy_run
 
 NO_TORCH = "PyTorch is not installed: pip install -e '.[benchmark]'"
 
@@ -516,7 +516,7 @@ def test_recomputation_is_not_counted():
         forward, both = mfu.model_flops(loss, params), mfu.model_flops(jax.grad(loss), params)
         return forward, both
 
-    forward, both = flops(mfu.plain(config))
+    forward, both = flops(mfu.without_remat(config))
     # 12 tokens through two blocks of 12 d^2 weights, the embedding and the output; modulation is of one vector each.
     tokens = 12 * (2 * 12 * 8 * 8 + 2 * 4 * 8)
     conditioning = 256 * 8 + 8 * 8 + 2 * 8 * 48 + 8 * 16
@@ -528,8 +528,8 @@ def test_recomputation_is_not_counted():
 
 def test_plain_keeps_everything_but_recomputation():
     config = VAEConfig(remat=True, remat_levels=("encoder/level0",), remat_blocks=("decoder/level_1",))
-    assert mfu.plain(config) == VAEConfig()
-    assert mfu.plain(LatteConfig(remat="dots", depth=4)) == LatteConfig(depth=4)
+    assert mfu.without_remat(config) == VAEConfig()
+    assert mfu.without_remat(LatteConfig(remat="dots", depth=4)) == LatteConfig(depth=4)
 
 
 def test_the_clock_parts_its_window():
@@ -552,7 +552,6 @@ def test_the_clock_parts_its_window():
 
 def test_a_run_on_a_known_device_writes_its_utilisation(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(mfu.PEAKS, "cpu", mfu.Peak(1e9, 1e9))
-    mesh = make_mesh(data=1, devices=jax.devices()[:1])
     rule = optax.sgd(0.1)
     params = {"w": jnp.ones((64, 32))}
 
@@ -561,21 +560,9 @@ def test_a_run_on_a_known_device_writes_its_utilisation(monkeypatch, tmp_path, c
         value, gradient = jax.value_and_grad(loss)(state.params)
         return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, gradient)), {"loss": value}
 
-    run_stage(
-        name="stage",
-        folder=tmp_path,
-        mesh=mesh,
-        create=lambda given: create_state(params, rule.init(params)),
-        given=dict,
-        step=step,
-        options=lambda number, batch: {"gan": False},
-        batches=lambda at: iter([{"x": np.ones((8, 64), np.float32)}] * 4),
-        steps=4,
-        log_every=2,
-        checkpoint_every=2,
-        unit="rows",
-        units=lambda batch: 8,
-    )
+    create, batch = lambda: create_state(params, rule.init(params)), {"x": np.ones((8, 64), np.float32)}
+    stage = ToyStage(step, create, batch, steps=4, unit="rows", units=8, static_args={"gan": False})
+    run_stage(stage, toy_run(tmp_path, log_every=2, checkpoint_every=2))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert len(rows) == 2
     for row in rows:

@@ -15,7 +15,7 @@ import pytest
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.sources import class_names, open_source
 from pv_vae_jax.data.synthetic import simulate
-from pv_vae_jax.report.comparison_page import PAPER
+from pv_vae_jax.report import paper_table
 from pv_vae_jax.storage import locked, write_json
 from pv_vae_jax.train.configs import (
     DataConfig,
@@ -46,7 +46,7 @@ from studies.ablation.results import (
 from tests.test_lpips import seeded_lpips
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = PAPER["ablations"]["tables"]
+TABLES = paper_table()["ablations"]["tables"]
 ROWS = [row["row"] for row in TABLES[0]["rows"]]
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
 
@@ -307,9 +307,7 @@ def stages(monkeypatch):
         run.result(stage).write_text("{}")
         (run.folder(stage) / "checkpoints" / "8").mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(cells, "train_vae_stage", lambda r, stage, before: run(r, stage))
-    monkeypatch.setattr(cells, "encode_latents", lambda r, stage: run(r, "latents"))
-    monkeypatch.setattr(cells, "train_diffusion_stage", lambda r: run(r, "diffusion"))
+    monkeypatch.setattr(cells, "train_stage", run)
     monkeypatch.setattr(cells, "measure_whole", lambda cell, r, published: {"cell": cell.name})
     monkeypatch.setattr(cells, "measure_decoder", lambda cell, r, base, published: tuned_scores(cell, base))
     return ran
@@ -323,9 +321,16 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     cells.run_study(study, tmp_path / "runs", tmp_path / "scores", most=1)
     assert stages == of("image", 0, ["image"]) + of(first, 0, whole)
 
-    failing = lambda r: stages.append("cut") or (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    train = cells.train_stage
+
+    def failing(run, stage):
+        if stage == "diffusion":
+            stages.append("cut")
+            raise KeyboardInterrupt
+        train(run, stage)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cells, "train_diffusion_stage", failing)
+        patch.setattr(cells, "train_stage", failing)
         cells.run_study(study, tmp_path / "runs", tmp_path / "scores")
     assert stages[4:] == of(second, 0, whole[:2]) + ["cut"], "the image stage is shared"
     assert len(list((tmp_path / "scores").glob("*-seed*.json"))) == 1, "no scores of a cell that is not finished"

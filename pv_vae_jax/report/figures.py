@@ -30,6 +30,8 @@ LEFT, RIGHT, LINE = 56, 20, 19  # margins, and the height of a line of text
 MAX_POINTS = 400  # per curve: a chart is hardly wider on screen
 MARKER_POINTS = 40  # longer curves are drawn without markers
 GAP = 4  # pixels between pictures
+# Borders of frames: an original, one that the encoder saw, one that it had to predict.
+PLAIN, SEEN, PREDICTED = (138, 138, 146), (38, 110, 214), (242, 125, 12)
 # Colours as (light page, dark page). Curves take theirs in this order; the largest study has 13.
 COLOURS = (
     *(("#1f6fd6", "#6ea8fe"), ("#d9480f", "#ff922b"), ("#2b8a3e", "#69db7c"), ("#9c36b5", "#da77f2")),
@@ -283,6 +285,13 @@ def frame(video: np.ndarray, colour: tuple[int, int, int] | np.ndarray, width: i
     framed = np.broadcast_to(colour, (t, h + 2 * width, w + 2 * width, 3)).copy()
     framed[:, width:-width, width:-width] = video
     return framed
+
+
+def borders(frames: int, observed: int | None) -> np.ndarray:
+    """`(frames, 3)` colours of the border: seen by the encoder, then predicted; grey if `observed` is None."""
+    if observed is None:
+        return np.array([PLAIN] * frames)
+    return np.array([SEEN if t < observed else PREDICTED for t in range(frames)])
 
 
 def strip(pictures: np.ndarray) -> np.ndarray:

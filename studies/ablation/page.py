@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.report.comparison_page import PAPER
+from pv_vae_jax.report import paper_table
 from pv_vae_jax.report.figures import Series, line_chart, number
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
@@ -46,7 +46,7 @@ def write_page(results: Path, page: Path) -> None:
     )
     text = environment.get_template("page.md.jinja").render(
         studies=studies,
-        paper=PAPER["ablations"],
+        paper=paper_table()["ablations"],
         tables=tables,
         number=number,
         link=os.path.relpath(results, page.parent),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pv_vae_jax.evaluation.spectra import rank_correlation
+from pv_vae_jax.evaluation.latent_analysis import rank_correlation
 from pv_vae_jax.typing import ConfigError
 
 PLAN = "study.json"

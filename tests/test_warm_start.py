@@ -1,4 +1,4 @@
-"""What a stage starts from: models and training states, whole or in parts, without reading the rest."""
+"""Warm starts of a stage: from models and training states, all of them or parts, without reading the rest."""
 
 import dataclasses
 import shutil
@@ -17,6 +17,8 @@ from pv_vae_jax.train.checkpoint import Checkpoints
 from pv_vae_jax.train.configs import DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import open_run
+from pv_vae_jax.train.state import stage_key
+from pv_vae_jax.train.vae_stage import VAEStage
 from pv_vae_jax.train.vae_step import VAEStep
 from pv_vae_jax.train.warm_start import first_parameters, read_model, restore_params
 from pv_vae_jax.typing import ConfigError, WeightsError
@@ -71,7 +73,7 @@ def begin(tmp_path, vae=TINY, **changes):
     """What a video stage with these settings starts from."""
     experiment = dataclasses.replace(EXPERIMENT, vae=vae, video=dataclasses.replace(STAGE, **changes)).validate()
     run = open_run(experiment, tmp_path / "mine")
-    return first_parameters(run, "video", None, VAE(vae), shapes_of(vae))
+    return first_parameters(VAEStage(experiment, "video"), run)
 
 
 def test_from_a_training_state(other, tmp_path):
@@ -111,15 +113,13 @@ def test_the_encoder_alone_fits_another_decoder(other, tmp_path):
             begin(tmp_path / f"all{i}", vae=wider, init_from=str(source))
 
 
-def test_parts_that_are_not_taken_are_drawn(other, tmp_path, monkeypatch):
-    from pv_vae_jax.train import vae_stage
-
-    monkeypatch.setattr(vae_stage, "run_stage", lambda *, create, given, **_: jax.jit(create)(given()))
+def test_parts_that_are_not_taken_are_drawn(other, tmp_path):
     video = dataclasses.replace(STAGE, init_from=str(other[1]), init_parts=("encoder",))
     run = open_run(dataclasses.replace(EXPERIMENT, video=video), tmp_path / "mine")
-    vae_stage.train_vae_stage(run, "video", None)
+    stage = VAEStage(run.experiment, "video")
+    stage.save_model(run, jax.jit(stage.init_state)(stage.restored(run)))
     found = read_model(run.folder("video") / "model", shapes_of(TINY))
-    fresh = jax.jit(VAE(TINY).init)(vae_stage.stage_key(0, "vae"), jnp.zeros((1, 3, 8, 8, 3)))["params"]
+    fresh = jax.jit(VAE(TINY).init)(stage_key(0, "vae"), jnp.zeros((1, 3, 8, 8, 3)))["params"]
     assert same(found["encoder"], other[3]["encoder"])
     np.testing.assert_allclose(
         found["decoder"]["stem"]["kernel"], fresh["decoder"]["stem"]["kernel"], rtol=0, atol=1e-6
@@ -157,11 +157,13 @@ def test_only_what_is_asked_for_is_read(other, tmp_path):
 def test_what_cannot_be_a_start_is_refused(other, tmp_path):
     workdir, state, _, ema = other
     save(tmp_path / "model", Pretrained(VAE(TINY), ema))
-    with pytest.raises(ConfigError, match="another architecture"):
+    with pytest.raises(ConfigError, match="must start from a VAE of the same architecture"):
         begin(tmp_path / "a", vae=dataclasses.replace(TINY, shortcut_time="interleave"), init_from=str(state))
-    with pytest.raises(ConfigError, match="video.init_weights=params is for training states"):
+    with pytest.raises(ConfigError, match="video.init_weights=params needs a training state"):
         begin(tmp_path / "b", init_from=str(tmp_path / "model"), init_weights="params")
-    with pytest.raises(ConfigError, match="video.init_parts names pad, which this VAE has not"):
+    with pytest.raises(
+        ConfigError, match=r"video.init_parts must be among this VAE's parts \(encoder, decoder\), got 'pad'"
+    ):
         gaussian = dataclasses.replace(TINY, pad="gaussian")
         begin(tmp_path / "c", vae=gaussian, init_from=str(state), init_parts=("encoder", "pad"))
     with pytest.raises(ConfigError, match="video.init_parts names no part of the VAE: .'dekoder'"):
