@@ -13,7 +13,7 @@ SOURCE := $(if $(DATA),--config.data.source="$(DATA)")
 # More flags for the command line, for example ARGS=--config.seed=1
 ARGS ?=
 
-.PHONY: help install demo demo-long test test-slow notebooks bench lint types clean
+.PHONY: help install demo demo-long test test-slow notebooks bench results sizes lint types clean
 
 help:
 	@echo "make demo        train, sample and report in 7 to 11 minutes on 2 cores; DATA=folder for your own videos"
@@ -21,6 +21,8 @@ help:
 	@echo "make test        the tests; make test-slow for those that take longer"
 	@echo "make notebooks   execute the notebooks and keep their outputs; ARGS=notebooks/NAME.ipynb for one of them"
 	@echo "make bench       all measurements beside PyTorch and diffusers (installs both into .venv); run it again to go on"
+	@echo "make results     docs/results.md again from the stored scores of the studies"
+	@echo "make sizes       lines of code beside the bars of this repository"
 	@echo "make lint        ruff; make types for pyright (installs it into .venv)"
 	@echo "PYTHON=python3.12 picks another Python, WORKDIR=folder another work directory."
 
@@ -61,6 +63,12 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark,video]"
 	$(VENV)/bin/python -m benchmarks --all $(ARGS)
 	$(VENV)/bin/python -m benchmarks --page
+
+results: $(INSTALLED)
+	$(VENV)/bin/python -m studies.ablation --page=docs/results.md
+
+sizes: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.code_size
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

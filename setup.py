@@ -65,7 +65,15 @@ setup(
     python_requires=">=3.11",
     # experiments/, launch/, notebooks/, tests/ and benchmarks/ are files of the clone, not modules to install.
     packages=find_packages(include=["pv_vae_jax", "pv_vae_jax.*"]),
-    package_data={"pv_vae_jax": ["py.typed", "weights/**/*.safetensors", "weights/**/*.json", "report/*.json"]},
+    package_data={
+        "pv_vae_jax": [
+            "py.typed",
+            "weights/**/*.safetensors",
+            "weights/**/*.json",
+            "report/*.json",
+            "report/templates/*.html",
+        ]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pv-vae = pv_vae_jax.cli.main:run"]},

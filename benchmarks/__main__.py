@@ -1,21 +1,18 @@
-"""Measure time and memory, side by side with what one would use instead; results are JSON, and a page is made of them.
+"""Measure time and memory side by side with PyTorch and diffusers; results are JSON files, from which a page is made.
 
   python -m benchmarks --list                   # names, one line each; --list vae shows the settings of one
   python -m benchmarks vae --config.sizes=demo  # settings of a bench are flags
-  python -m benchmarks --all                    # every bench of the set, each in its own process; run it again to go on
-  python -m benchmarks --page                   # docs/performance.md again from the results
+  python -m benchmarks --all                    # the set, each bench in its own process; run it again to resume
+  python -m benchmarks --page                   # write docs/performance.md again from the results
 
-Benches are files of the clone, `benchmarks/NAME.py`, so this runs in one. A result goes to
-`benchmarks/results/NAME_DEVICE.json`. `--all` skips what has a result of this very code, `--fresh` does not.
+Run it in a clone of the repository. The bench `benchmarks/NAME.py` writes `benchmarks/results/NAME_DEVICE.json`.
+`--all` skips benches that have a result of this very code, `--all --fresh` does not.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import datetime
-import difflib
-import importlib
 import os
 import subprocess
 import sys
@@ -25,29 +22,29 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmarks import harness
+from benchmarks.registry import benches, described, find_bench, in_set, is_of
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import override
 from pv_vae_jax.typing import ConfigError
 
-CLONE = Path(__file__).resolve().parents[1]
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m benchmarks`."""
-    for name, told in (
-        ("list", "print the names, or what the one named takes"),
-        ("all", "run the set, one process a bench, skipping what has a result of this code"),
+    for name, text in (
+        ("list", "print the names, or the settings of the bench that is named"),
+        ("all", "run the set, each bench in its own process; benches with a result of this code are skipped"),
         ("fresh", "with --all: skip nothing"),
         ("page", "write docs/performance.md again from the results"),
     ):
-        flags.DEFINE_bool(name, False, told, flag_values=values)
+        flags.DEFINE_bool(name, False, text, flag_values=values)
     flags.DEFINE_integer("threads", 0, "cores to use; 0 is all", lower_bound=0, flag_values=values)
     flags.DEFINE_string("out", "", "folder for the result; default benchmarks/results", flag_values=values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
     """Do what the flags say."""
-    out = Path(values.out) if values.out else CLONE / "benchmarks" / "results"
+    out = Path(values.out) if values.out else harness.RESULTS
     wanted = sum((values.list, values.all, values.page)) + bool(positional and not values.list)
     if wanted != 1 or len(positional) > 1:
         raise ConfigError(f"name one bench of {', '.join(benches())}, or give one of --list, --all, --page")
@@ -67,8 +64,6 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def run_one(name: str, overrides: dict[str, str], threads: int, out: Path) -> dict:
     """Run bench `name` in this process, write its record to a file of `out`, and return it."""
-    from benchmarks import harness
-
     bench = find_bench(name)
     settings = override(bench.Settings(), overrides)
     threads, load, code = harness.pin(threads), round(os.getloadavg()[0], 2), harness.code()
@@ -105,8 +100,6 @@ def run_all(threads: int, out: Path, fresh: bool) -> None:
     Raises:
       ConfigError: some failed; the others have been run.
     """
-    from benchmarks import harness
-
     # Asked in a process of its own: a device that this one held would be missing to the others.
     device = harness.in_process("harness", "device")
     failed = []
@@ -118,62 +111,11 @@ def run_all(threads: int, out: Path, fresh: bool) -> None:
             print(f"{name}: has a result of this code, {path}", flush=True)
             continue
         print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", "benchmarks.__main__", name, f"--threads={threads}", f"--out={out}"]
-        if subprocess.run(command, env=os.environ | {"PYTHONPATH": str(CLONE)}).returncode:
+        command = [sys.executable, "-m", "benchmarks", name, f"--threads={threads}", f"--out={out.absolute()}"]
+        if subprocess.run(command, cwd=harness.HERE.parent).returncode:
             failed.append(name)
     if failed:
         raise ChildProcessError(f"{', '.join(failed)} failed; the same command runs only these again")
-
-
-def is_of(path: Path, code: str, threads: int) -> bool:
-    """Whether the result in `path` is of this code, default settings and so many threads."""
-    import json
-
-    record = json.loads(path.read_text())
-    default = json.loads(json.dumps(dataclasses.asdict(find_bench(record["bench"]).Settings())))
-    cores = threads or len(os.sched_getaffinity(0))
-    return (record.get("code"), record.get("settings"), record.get("threads")) == (code, default, cores)
-
-
-def benches() -> dict[str, str]:
-    """Names of all benches and the first line of what they say; nothing is imported."""
-    found = {}
-    for path in sorted((CLONE / "benchmarks").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        if {"run", "table", "Settings"} <= functions:
-            found[path.stem.replace("_", "-")] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
-
-
-def find_bench(name: str):
-    """The module of a bench.
-
-    Raises:
-      ConfigError: there is none of this name.
-    """
-    known = benches()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise ConfigError(f"unknown bench {name!r}; {hint}")
-    return importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
-
-
-def in_set(name: str) -> bool:
-    """Whether `--all` runs it: not what takes hours or needs what few have."""
-    return getattr(find_bench(name), "IN_SET", True)
-
-
-def described(name: str | None = None) -> str:
-    """One line a bench; or what bench `name` says, and its settings with their defaults."""
-    if name is None:
-        width = max(map(len, benches()))
-        return "\n".join(f"{known:{width}}  {line}" for known, line in benches().items())
-    bench = find_bench(name)
-    fields = dataclasses.asdict(bench.Settings())
-    listed = "\n".join(f"  --config.{field}={value!r}" for field, value in fields.items())
-    return f"{bench.__doc__}\n{bench.Settings.__doc__}\n\n{listed}"
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def our_network(name: str):
     def apply(params, video):
         return model.apply({"params": params}, resize(video, i3d.SIDE, "half_pixel")).logits
 
-    return FeatureNetwork("i3d", "drawn", None, i3d.LEAST_FRAMES, "half_pixel", apply, params)
+    return FeatureNetwork("i3d", "drawn", None, "half_pixel", least_frames=i3d.LEAST_FRAMES, apply=apply, params=params)
 
 
 def compare(name: str, settings: Settings) -> dict:

@@ -147,7 +147,7 @@ class Bench:
 
         from pv_vae_jax.flow import classifier_free_guidance, euler
         from pv_vae_jax.pixels import to_float
-        from pv_vae_jax.train.mfu import model_flops, plain
+        from pv_vae_jax.train.mfu import model_flops, without_remat
 
         if part == "sample":
             s = self.settings
@@ -163,7 +163,7 @@ class Bench:
         step = self.our_step(self.config)
         held = [step.create(jax.tree.map(jnp.array, self.params))]
         batch = jax.device_put({"mean": self.mean, "logvar": self.logvar, "label": self.label})
-        flops = model_flops(self.our_step(plain(self.config)), held[0], batch)
+        flops = model_flops(self.our_step(without_remat(self.config)), held[0], batch)
         program = jax.jit(step, donate_argnums=0)
         if part == "online":
             encode = jax.jit(lambda p, x: self.vae.apply({"params": p}, to_float(x), method="encode"))
@@ -250,6 +250,17 @@ class Bench:
             return step(mean.contiguous(), logvar.contiguous().clamp(-30.0, 20.0), given[2])
 
         return name, online, difference
+
+
+def cached_step(size: str, batch: int, dtype: str) -> tuple:
+    """`(step, state, batch)` of a training step on cached latents of the paper-size VAE."""
+    import jax
+    import jax.numpy as jnp
+
+    bench = Bench(size, Settings(parts=("train",), batch=batch, vae="paper", dtype=dtype))
+    step = bench.our_step(bench.config)
+    latents = jax.device_put({"mean": bench.mean, "logvar": bench.logvar, "label": bench.label})
+    return step, step.create(jax.tree.map(jnp.array, bench.params)), latents
 
 
 def table(results: dict) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import harness
+from benchmarks.registry import benches, find_bench
+from pv_vae_jax.storage import write_text
 
 DOCUMENT = harness.HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- results: python -m benchmarks --page -->", "<!-- end of results -->"
@@ -12,7 +14,7 @@ BEGIN, END = "<!-- results: python -m benchmarks --page -->", "<!-- end of resul
 
 def write_page() -> Path:
     """Put the tables into the document, and leave the rest of it as it is."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text()))
+    write_text(DOCUMENT, filled(DOCUMENT.read_text()))
     return DOCUMENT
 
 
@@ -27,8 +29,6 @@ def filled(text: str) -> str:
 
 def tables(folder: Path = harness.RESULTS) -> str:
     """All results of benches that there are, by bench and device."""
-    from benchmarks.__main__ import benches, find_bench
-
     lines, known = benches(), list(benches())
     records = [r for r in harness.read_results(folder) if r.get("bench") in known and r.get("results")]
     records.sort(key=lambda r: (known.index(r["bench"]), r["device"]["kind"]))

@@ -15,6 +15,7 @@ import json
 import subprocess
 
 from benchmarks import harness
+from pv_vae_jax.storage import write_json, write_text
 
 IN_SET = False  # hours
 RESULTS = harness.RESULTS / "topologies.json"
@@ -98,17 +99,15 @@ def measure(row: Row) -> dict:
     """Compile one row in this process."""
     import jax
 
-    from pv_vae_jax.cli.inspect import plan_step
     from pv_vae_jax.sharding.hlo import step_flops
     from pv_vae_jax.sharding.mesh import make_mesh
     from pv_vae_jax.sharding.rules import check_split
     from pv_vae_jax.sharding.topology import DoesNotFit, compile_step, quick_compilation, topology_devices
-    from pv_vae_jax.train.run import check_mesh
+    from pv_vae_jax.train.plan import plan_stage
 
     chosen = experiment(row)
     mesh = make_mesh(**({"data": 1} | row.mesh), devices=topology_devices(row.topology))
-    check_mesh(mesh, chosen, row.stage)
-    plan = plan_step(chosen, row.stage, mesh)
+    (plan,) = plan_stage(chosen, row.stage, mesh)
     check_split(mesh, plan.state.params, plan.sharding.params)
     result = dataclasses.asdict(row) | {"chips": mesh.size}
     with quick_compilation(), jax.set_mesh(mesh):
@@ -128,9 +127,7 @@ def read() -> dict[str, dict]:
 
 
 def keep(key: str, result: dict) -> None:
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(read() | {key: result}, indent=1) + "\n")
-    temporary.replace(RESULTS)
+    write_json(RESULTS, read() | {key: result})
 
 
 # Tables
@@ -150,28 +147,21 @@ def times(result: dict) -> tuple[float, float]:
 
 
 def memory_table(results: list[dict]) -> str:
-    lines = [
-        "| step | px | topology | chips | mesh | batch | peak GiB a chip | TFLOP a chip | MB sent a chip |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in results:
         mesh = " x ".join(f"{axis} {n}" for axis, n in r["mesh"].items())
-        start = f"| {r['stage']} | {r['size']} | {r['topology']} | {r['chips']} | {mesh} | {r['batch']} "
-        if "fault" in r:
-            lines.append(start + f"| {r['fault']} | {r['flops'] / 1e12:.1f} | |")
-        else:
-            sent = sent_bytes(r["traffic"]) / 1e6
-            lines.append(start + f"| {r['peak_bytes'] / 2**30:.1f} | {r['flops'] / 1e12:.1f} | {sent:,.0f} |")
-    return "\n".join(lines)
+        peak = r.get("fault") or f"{r['peak_bytes'] / 2**30:.1f}"
+        sent = None if "fault" in r else f"{sent_bytes(r['traffic']) / 1e6:,.0f}"
+        start = r["stage"], r["size"], r["topology"], r["chips"], mesh, r["batch"]
+        rows.append((*start, peak, f"{r['flops'] / 1e12:.1f}", sent))
+    head = ("step", "px", "topology", "chips", "mesh", "batch", "peak GiB a chip", "TFLOP a chip", "MB sent a chip")
+    return harness.markdown(head, rows)
 
 
 def time_table(results: list[dict]) -> str:
     """Weak scaling: a chip's work stays, and with it what it sends, (n - 1) / n of each result around a ring."""
     counts = (8, 64, 512, 4096)
-    lines = [
-        f"| step | px | TPU | strategy | compute, s | sent, s | efficiency at {', '.join(map(str, counts))} chips |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in results:
         if "fault" in r:
             continue
@@ -181,8 +171,9 @@ def time_table(results: list[dict]) -> str:
         mesh = " x ".join(axis if axis in ("data", "fsdp") else f"{axis} {n}" for axis, n in r["mesh"].items())
         kind = r["topology"].split(":")[0]
         listed = ", ".join(f"{share:.0%}" for share in shares)
-        lines.append(f"| {r['stage']} | {r['size']} | {kind} | {mesh} | {compute:.2f} | {sending:.3f} | {listed} |")
-    return "\n".join(lines)
+        rows.append((r["stage"], r["size"], kind, mesh, f"{compute:.2f}", f"{sending:.3f}", listed))
+    efficiency = f"efficiency at {', '.join(map(str, counts))} chips"
+    return harness.markdown(("step", "px", "TPU", "strategy", "compute, s", "sent, s", efficiency), rows)
 
 
 def write_tables() -> None:
@@ -192,7 +183,7 @@ def write_tables() -> None:
         begin, end = f"<!-- {name}: benchmarks/topologies.py -->", f"<!-- end of {name} -->"
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
-    DOCUMENT.write_text(text)
+    write_text(DOCUMENT, text)
 
 
 @dataclasses.dataclass(frozen=True)

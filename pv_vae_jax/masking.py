@@ -1,7 +1,7 @@
-"""What is withheld from a clip: patterns over latent positions, and how the amount changes while a stage runs.
+"""What is withheld from a clip: patterns over latent positions. How many groups' worth, `k`, see `dropping`.
 
-The paper withholds the last groups ("future"); the other patterns and the schedules are ours, to compare with it. All
-patterns withhold as much for the same `k`, namely `k` groups' worth of latent positions, and none withholds frame 0:
+The paper withholds the last groups ("future"); the other patterns are ours, to compare with it. All patterns
+withhold as much for the same `k`, namely `k` groups' worth of latent positions, and none withholds frame 0:
 
 * `future`: the last `k` groups.
 * `infill`: `k` groups in a row; the last group stays.
@@ -13,44 +13,12 @@ patterns withhold as much for the same `k`, namely `k` groups' worth of latent p
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from pv_vae_jax.dropping import DropPattern, num_droppable
 from pv_vae_jax.typing import Array, PRNGKey
-
-DropPattern = Literal["future", "infill", "block", "tube", "random"]
-SPATIAL: tuple[DropPattern, ...] = ("block", "tube", "random")  # choose positions within a frame
-DropFrom = Literal["pixels", "latents"]
-DropSchedule = Literal["constant", "linear", "cosine"]
-
-
-def num_droppable(groups: int, pattern: DropPattern = "future") -> int:
-    """Largest `k` of a pattern for clips of `groups` groups: all after the first, for `infill` all between the ends."""
-    return max(groups - (2 if pattern == "infill" else 1), 0)
-
-
-def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> int:
-    """Largest `k` that training draws, `k ~ Uniform{0, ..., floor((g - 1) r)}`; `g - 2` groups count for `infill`."""
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"the dropping ratio lies in [0, 1], got {ratio}")
-    # The small term keeps 5 * 0.6 from becoming 2.999...
-    return math.floor(num_droppable(groups, pattern) * ratio + 1e-9)
-
-
-def scheduled_ratio(schedule: DropSchedule, number: int, ramp_steps: float, first: float, last: float) -> float:
-    """Dropping ratio of step `number` of a stage, 0 for its first.
-
-    It goes from `first` to `last` within `ramp_steps` steps, evenly (`linear`) or along half a cosine (`cosine`), and
-    stays there; with `constant` it is `last` throughout. A function of the step alone, so a run may stop anywhere.
-    """
-    if schedule == "constant" or number >= ramp_steps:
-        return last
-    way = number / ramp_steps
-    if schedule == "cosine":
-        way = (1 - math.cos(math.pi * way)) / 2
-    return first + (last - first) * way
 
 
 def sample_mask(pattern: DropPattern, key: PRNGKey, dropped: Array, grid: tuple[int, int, int]) -> Array:

@@ -18,8 +18,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from pv_vae_jax.masking import DropFrom
-from pv_vae_jax.masking import max_dropped as max_dropped  # part of this interface since before there were patterns
+from pv_vae_jax.dropping import DropFrom
 from pv_vae_jax.models.vae import VAE, Posterior
 from pv_vae_jax.typing import Array, Params, PRNGKey, ShapeError, check_clip_shape
 

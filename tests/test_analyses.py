@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow, tracks, visible_layer
-from pv_vae_jax.evaluation.spectra import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
+from pv_vae_jax.evaluation.latent_analysis import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
 from pv_vae_jax.model import Pretrained, save
 from pv_vae_jax.report.latents_page import LatentAnalysis, _prediction, analyze_latents, write_analysis
 
@@ -144,7 +144,9 @@ def test_vaes_whose_groups_differ_share_a_chart():
         LatentAnalysis(name, {"prediction_mse": errors(n), "copying_mse": errors(n)}, none, none, none, none, 9)
         for name, n in (("four", 5), ("two", 9))
     ]
-    assert _prediction(found).count("<circle") == 4 + 8 + 4  # of both VAEs, and of copying
+    (charts,) = _prediction(found)
+    svg = charts["cells"][0][0]["svg"]
+    assert svg.count("<use") == 4 + 8 and "copying ends at 0.1" in svg
 
 
 def test_images_have_no_time_to_analyse(tiny):
@@ -162,20 +164,20 @@ def test_command_puts_models_side_by_side(tiny, tmp_path, capsys):
         save(tmp_path / name, Pretrained(model, params))
     out = tmp_path / "out"
     call = [str(tmp_path / "a"), str(tmp_path / "b"), "--clips=3", "--frames=7", "--size=16", "--batch_size=2"]
-    assert run_command("analyze", [*call, "--out", str(out)]) == 0
+    assert main(["pv-vae", "analyze", *call, "--out", str(out)]) == 0
     tree = json.loads((out / "analysis.json").read_text())
     assert tree["models"]["a"] == tree["models"]["b"] and "exact flow" in tree["source"]
     assert sorted(p.name for p in out.iterdir()) == ["analysis.html", "analysis.json"]
     np.save(tmp_path / "clips.npy", RNG.integers(0, 256, (2, 7, 16, 16, 3), dtype=np.uint8))
     data = ["--data", str(tmp_path / "clips.npy"), "--out", str(tmp_path / "other")]
-    assert run_command("analyze", [call[0], "--frames=7", "--batch_size=2", *data]) == 0
+    assert main(["pv-vae", "analyze", call[0], "--frames=7", "--batch_size=2", *data]) == 0
     capsys.readouterr()
     for wrong, message in (
         ([], "name at least one model"),
         ([call[0], call[0]], "named twice"),
         ([call[0], "--frames=6"], "use 5 or 7 frames"),
         (["nothing-here"], "no model at"),
-        ([call[0], *data], "--size is of videos"),
+        ([call[0], *data], "--size applies to videos"),
     ):
-        assert run_command("analyze", [*wrong, "--size=16", "--clips=1"]) in (1, 2)
+        assert main(["pv-vae", "analyze", *wrong, "--size=16", "--clips=1"]) in (1, 2)
         assert message in capsys.readouterr().err

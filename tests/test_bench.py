@@ -11,25 +11,27 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import harness, page  # noqa: E402
-from benchmarks.__main__ import benches, find_bench, in_set, is_of, run_one
-from pv_vae_jax.cli.main import main
+from benchmarks import __main__ as command
+from benchmarks import harness, page
+from benchmarks.__main__ import run_one
+from benchmarks.registry import benches, find_bench, in_set, is_of
+from pv_vae_jax.cli.main import MOVED, main, run_command
 from pv_vae_jax.layers.conv import conv2d, default_lowering
 from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAEConfig
-from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import mfu
 from pv_vae_jax.train.configs import Experiment, Objective, VAEStageConfig
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.state import create_state
 from pv_vae_jax.train.writers import read_metrics
+from tests.toy_stage import ToyStage, toy_run
 
 NO_TORCH = "PyTorch is not installed: pip install -e '.[benchmark]'"
 
 
-def pv_vae_bench(capsys, *arguments):
-    status = main(["pv-vae", "bench", *map(str, arguments)])
+def bench_command(capsys, *arguments):
+    status = run_command(command, "python -m benchmarks", list(map(str, arguments)))
     out = capsys.readouterr()
     return status, out.out, out.err
 
@@ -38,13 +40,13 @@ def pv_vae_bench(capsys, *arguments):
 
 
 def test_every_bench_tells_its_settings_and_is_listed(capsys):
-    status, listed, _ = pv_vae_bench(capsys, "--list")
+    status, listed, _ = bench_command(capsys, "--list")
     assert status == 0 and len(listed.splitlines()) == len(benches())
     for name, line in benches().items():
         assert line and f"{name} " in listed
         bench = find_bench(name)
         fields = [field.name for field in dataclasses.fields(bench.Settings)]
-        status, told, _ = pv_vae_bench(capsys, "--list", name)
+        status, told, _ = bench_command(capsys, "--list", name)
         assert status == 0 and all(f"--config.{field}=" in told for field in fields)
         described = bench.Settings.__doc__
         assert all(field in described for field in fields), f"{name}: a setting is not described"
@@ -63,15 +65,17 @@ def test_every_bench_tells_its_settings_and_is_listed(capsys):
     ],
 )
 def test_wrong_calls_say_what_to_do(arguments, told, capsys, tmp_path):
-    status, _, error = pv_vae_bench(capsys, *arguments, f"--out={tmp_path}")
+    status, _, error = bench_command(capsys, *arguments, f"--out={tmp_path}")
     assert status in (1, 2) and told in error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_package_without_its_clone_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("benchmarks.__main__.CLONE", tmp_path)
-    status, _, error = pv_vae_bench(capsys, "--list")
-    assert status == 2 and "clone it" in error
+@pytest.mark.parametrize("name", MOVED)
+def test_commands_that_left_the_package_say_where_they_are(name, capsys):
+    assert main(["pv-vae", name, "--help"]) == 2
+    told = capsys.readouterr().err
+    assert MOVED[name] in told and "clone" in told
+    assert (page.DOCUMENT.parents[1] / MOVED[name].split()[-1].replace(".", "/") / "__main__.py").is_file()
 
 
 def test_a_missing_package_names_the_extra():
@@ -360,8 +364,6 @@ def test_kinds_of_instructions_carry_their_work():
 def test_the_paper_s_columns_stand_beside_ours():
     from benchmarks import paper
 
-    columns = paper.paper()["rows"]["PV-VAE"]
-    assert columns == dict(latent="t4s16c64", parameters_M=661, TSpeed=4.4, TMem=33.34, ISpeed=0.69, IMem=7.97)
     ours = dict(parameters_M=658, latent="t4s16c64", inference=dict(per_second=1.5, GiB=2.5))
     ours |= dict(training=dict(per_second=3.5, GiB=4.5), protocol=dataclasses.asdict(paper.Settings()))
     lines = paper.table(ours).splitlines()
@@ -514,7 +516,7 @@ def test_recomputation_is_not_counted():
         forward, both = mfu.model_flops(loss, params), mfu.model_flops(jax.grad(loss), params)
         return forward, both
 
-    forward, both = flops(mfu.plain(config))
+    forward, both = flops(mfu.without_remat(config))
     # 12 tokens through two blocks of 12 d^2 weights, the embedding and the output; modulation is of one vector each.
     tokens = 12 * (2 * 12 * 8 * 8 + 2 * 4 * 8)
     conditioning = 256 * 8 + 8 * 8 + 2 * 8 * 48 + 8 * 16
@@ -526,8 +528,8 @@ def test_recomputation_is_not_counted():
 
 def test_plain_keeps_everything_but_recomputation():
     config = VAEConfig(remat=True, remat_levels=("encoder/level0",), remat_blocks=("decoder/level_1",))
-    assert mfu.plain(config) == VAEConfig()
-    assert mfu.plain(LatteConfig(remat="dots", depth=4)) == LatteConfig(depth=4)
+    assert mfu.without_remat(config) == VAEConfig()
+    assert mfu.without_remat(LatteConfig(remat="dots", depth=4)) == LatteConfig(depth=4)
 
 
 def test_the_clock_parts_its_window():
@@ -550,7 +552,6 @@ def test_the_clock_parts_its_window():
 
 def test_a_run_on_a_known_device_writes_its_utilisation(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(mfu.PEAKS, "cpu", mfu.Peak(1e9, 1e9))
-    mesh = make_mesh(data=1, devices=jax.devices()[:1])
     rule = optax.sgd(0.1)
     params = {"w": jnp.ones((64, 32))}
 
@@ -559,21 +560,9 @@ def test_a_run_on_a_known_device_writes_its_utilisation(monkeypatch, tmp_path, c
         value, gradient = jax.value_and_grad(loss)(state.params)
         return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, gradient)), {"loss": value}
 
-    run_stage(
-        name="stage",
-        folder=tmp_path,
-        mesh=mesh,
-        create=lambda given: create_state(params, rule.init(params)),
-        given=dict,
-        step=step,
-        options=lambda number, batch: {"gan": False},
-        batches=lambda at: iter([{"x": np.ones((8, 64), np.float32)}] * 4),
-        steps=4,
-        log_every=2,
-        checkpoint_every=2,
-        unit="rows",
-        units=lambda batch: 8,
-    )
+    create, batch = lambda: create_state(params, rule.init(params)), {"x": np.ones((8, 64), np.float32)}
+    stage = ToyStage(step, create, batch, steps=4, unit="rows", units=8, static_args={"gan": False})
+    run_stage(stage, toy_run(tmp_path, log_every=2, checkpoint_every=2))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert len(rows) == 2
     for row in rows:

@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 
 from pv_vae_jax import load
-from pv_vae_jax.cli import evaluate, sample
 from pv_vae_jax.cli import main as cli_main
+from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
-from pv_vae_jax.cli.train import check_stages
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.model import SHIPPED, init_latte, save
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.pixels import to_float, to_uint8
+from pv_vae_jax.report import run_report
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.run import open_run, reopen_run
+from pv_vae_jax.train.stages import check_stages
 from pv_vae_jax.train.writers import read_metrics
 from pv_vae_jax.typing import ConfigError, NonFiniteError, WeightsError
 
@@ -379,8 +380,13 @@ def test_one_stage_alone(tmp_path, tiny_experiment):
     [
         ({"config.json": ""}, "config.json is damaged"),
         ({"config.json": '{"name": "tiny", "see'}, "config.json is damaged"),
-        ({"config.json": "[1]"}, "config.json holds no configuration"),
-        ({"config.json": '{"sead": 1}'}, "config.json is of another version of pv_vae_jax (Experiment has no sead)"),
+        ({"config.json": "[1]"}, "config.json does not hold a configuration"),
+        (
+            {"config.json": '{"format": 2, "sead": 1}'},
+            "written by another version of pv_vae_jax (Experiment has no sead)",
+        ),
+        ({"config.json": '{"seed": 1}'}, "in format 2, but pv_vae_jax 0.1.0 wrote it: continue with that version"),
+        ({"config.json": '{"format": 3}'}, "another version of pv_vae_jax (format 3) wrote it"),
         ({"config.json": b"\xff\xfe\x00"}, "config.json is damaged"),
         ({"thesis.txt": "years of work"}, "is not empty and holds no run of pv_vae_jax"),
     ],
@@ -645,7 +651,7 @@ def test_a_smaller_report_does_not_take_the_place_of_a_larger(trained, tmp_path)
     for flags, name in ((["--clips=2", "--sample_clips=0"], "report-2-clips-0-samples"), (["--clips=4"], "report")):
         status, out, error = pv_vae("evaluate", "--workdir", tmp_path / "run", *flags)
         assert status == 0 and out.splitlines()[-1] == f"report: {tmp_path / 'run' / name / 'report.html'}", error
-        assert ("holds a report of more clips and stays" in error) == (name != "report")
+        assert ("holds a report of more clips and is kept" in error) == (name != "report")
         assert (files(tmp_path / "run" / "report") == before) == (name != "report")
     assert json.loads((tmp_path / "run" / "report-2-clips-0-samples" / "metrics.json").read_text())["samples"] is None
 
@@ -655,7 +661,7 @@ def test_a_report_without_finite_samples_says_so(trained, tmp_path, monkeypatch)
         raise NonFiniteError("clips 0 to 3 hold NaN")
 
     shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr(evaluate, "sample_clips", sample_clips)
+    monkeypatch.setattr(run_report, "sample_clips", sample_clips)
     status, _, error = pv_vae("evaluate", "--workdir", tmp_path / "run", "--clips=4")
     assert status == 0 and "no samples: clips 0 to 3 hold NaN" in error
     metrics = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())

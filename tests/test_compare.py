@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.compare import SAME, _named, _taken_along
 from pv_vae_jax.evaluation.convergence import running_mean, steps_to_target
-from pv_vae_jax.report.comparison_page import PAPER, EvaluatedRun, accuracy_and_generation, write_comparison
+from pv_vae_jax.report import paper_table
+from pv_vae_jax.report.comparison_page import EvaluatedRun, accuracy_and_generation, write_comparison
+from pv_vae_jax.report.run_comparison import SAME, scores_by_name, stored_scores
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
 
@@ -56,7 +57,7 @@ def test_page_holds_tables_curves_and_clips_of_all_runs(tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;a" in page and "<b>a" not in page
     for part in ("generation", "reconstruction", "cost"):
-        for name in PAPER[part]:
+        for name in paper_table()[part]:
             assert f"{name} (paper)" in page
     assert "146.4" in page and "12.25" in page and "25.5" in page and page.count(" reaches the end of ") == 6
     assert page.count("<svg") == 1 and page.count("<video") == 2 + 2 or "PyAV" in page
@@ -82,10 +83,13 @@ def test_better_prediction_is_set_against_better_generation():
 
 
 def test_papers_numbers_are_those_of_its_tables():
-    ours = PAPER["generation"]["PV-VAE"]
+    paper = paper_table()
+    ours = paper["generation"]["PV-VAE"]
     assert (ours["FVD"], ours["KVD"], ours["IS"]) == (146.37, 14.52, 69.72)
-    assert PAPER["reconstruction"]["Wan2.2 VAE"]["PSNR"] == 33.78 and PAPER["cost"]["SSVAE"]["training, it/s"] == 3.92
-    assert all(PAPER[part].keys() == PAPER["generation"].keys() for part in ("reconstruction", "cost"))
+    assert paper["reconstruction"]["Wan2.2 VAE"]["PSNR"] == 33.78 and paper["cost"]["SSVAE"]["training, it/s"] == 3.92
+    assert all(paper[part].keys() == paper["generation"].keys() for part in ("reconstruction", "cost"))
+    titles = [table["title"] for table in paper["ablations"]["tables"]]
+    assert [title.split(":")[0] for title in titles] == ["Table 4", "Table 5", "Table 6"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def runs(tmp_path_factory, tiny_experiment):  # noqa: F811
 def test_command_compares_runs(runs, tmp_path):
     before = sorted(runs.rglob("*"))
     (runs / "a" / "report" / "scores.json").write_text(json.dumps([{"name": "FVD", "value": 321.5, "card": {}}]))
-    status, out, error = pv_vae("compare", runs / "a", runs / "b", "--out", tmp_path / "x" / "page.html")
+    status, out, error = pv_vae("evaluate", runs / "a", runs / "b", "--out", tmp_path / "x" / "page.html")
     assert status == 0, error
     (runs / "a" / "report" / "scores.json").unlink()
     assert sorted(runs.rglob("*")) == before  # nothing is written into runs
@@ -123,36 +127,35 @@ def test_scores_of_other_protocols_or_clips_have_columns_of_their_own(tmp_path):
             card = {"protocol": {"name": protocol}, "fake": {"scored": clips}}
             score = {"name": "FVD", "value": value, "card": card}
             (tmp_path / run / f"{name}.json").write_text(json.dumps([score, {"name": "none", "value": None}]))
-        return _taken_along(tmp_path / run)
+        return stored_scores(tmp_path / run)
 
     a, b = report("a", x=("paper", 24, 1.0)), report("b", x=("paper", 24, 2.0))
     c = report("c", x=("paper", 24, 3.0), y=("stylegan-v", 24, 4.0), z=("paper", 8, 5.0))
     again = report("d", x=("paper", 24, 1.0), y=("paper", 24, 2.0))
-    assert _named({"d": again}) == [{"FVD: paper, 24 clips": 1.0, "FVD: paper, 24 clips, y": 2.0}]
-    assert _named({"a": a, "b": b}) == [{"FVD": 1.0}, {"FVD": 2.0}]
+    assert scores_by_name([again]) == [{"FVD: paper, 24 clips": 1.0, "FVD: paper, 24 clips, y": 2.0}]
+    assert scores_by_name([a, b]) == [{"FVD": 1.0}, {"FVD": 2.0}]
     paper, other, few = "FVD: paper, 24 clips", "FVD: stylegan-v, 24 clips", "FVD: paper, 8 clips"
-    assert _named({"a": a, "c": c}) == [{paper: 1.0}, {paper: 3.0, other: 4.0, few: 5.0}]
+    assert scores_by_name([a, c]) == [{paper: 1.0}, {paper: 3.0, other: 4.0, few: 5.0}]
 
 
 def test_what_does_not_compare_is_refused(runs, tmp_path):
-    assert "at least two runs" in fails("compare", runs / "a")
-    assert "named twice" in fails("compare", runs / "a", runs / "a")
-    assert "holds no run" in fails("compare", runs / "a", tmp_path)
-    assert "ends in .html" in fails("compare", runs / "a", runs / "b", "--out", tmp_path / "x.pdf")
+    assert "'compare' is now 'pv-vae evaluate A B'" in fails("compare", runs / "a", runs / "b", status=2)
+    assert "named twice" in fails("evaluate", runs / "a", runs / "a")
+    assert "holds no run" in fails("evaluate", runs / "a", tmp_path)
+    assert "must end in .html" in fails("evaluate", runs / "a", runs / "b", "--out", tmp_path / "x.pdf")
     (tmp_path / "file").write_text("")
-    for command in ("compare", "analyze", "probe", "evaluate"):  # told before anything is read or computed
-        named = (
-            ("--real=none", "--fake=none") if command == "evaluate" else ("none", "other")[: 1 + (command == "compare")]
-        )
-        line = fails(command, *named, "--out", tmp_path / "file" / "x.html")
+    sets = ("--real=none", "--fake=none")
+    calls = (("evaluate", "none", "other"), ("evaluate", *sets), ("analyze", "none"), ("probe", "none"))
+    for call in calls:  # told before anything is read or computed
+        line = fails(*call, "--out", tmp_path / "file" / "x.html")
         assert "cannot write into" in line and "name another --out" in line
     path = runs / "b" / "config.json"
     config = path.read_text()
     path.write_text(config.replace('"size": 16', '"size": 32'))
-    assert "data.size is 32 in b and 16 in a" in fails("compare", runs / "a", runs / "b")
+    assert "data.size is 32 in b and 16 in a" in fails("evaluate", runs / "a", runs / "b")
     path.write_text(config)
     report = runs / "b" / "report" / "metrics.json"
     report.rename(report.with_suffix(".aside"))
-    assert "pv-vae evaluate --workdir" in fails("compare", runs / "a", runs / "b")
+    assert "pv-vae evaluate --workdir" in fails("evaluate", runs / "a", runs / "b")
     report.with_suffix(".aside").rename(report)
     assert set(SAME) == {"source", "frames", "size", "stride"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pv_vae_jax.masking import DropPattern, max_dropped
+from pv_vae_jax.dropping import DropPattern, max_dropped
 from pv_vae_jax.train.config_files import (
     differences,
     from_dict,

@@ -145,24 +145,20 @@ def test_test_clips_are_not_training_clips():
 # Batches
 
 
-@pytest.mark.parametrize("dropped", ["shared", "per_example"])
-def test_a_batch_does_not_depend_on_hosts(dropped):
-    arguments = dict(max_dropped=3, flip=0.5, reverse=0.5, dropped=dropped)
+def test_a_batch_does_not_depend_on_hosts():
+    arguments = dict(flip=0.5, reverse=0.5)
     alone = take(4, WORLD, **arguments)
     for hosts in (2, 4):
         shares = [take(4, WORLD, host_index=h, host_count=hosts, **arguments) for h in range(hosts)]
         for step, whole in enumerate(alone):
             for name, value in whole.items():
-                if name == "dropped" and dropped == "shared":
-                    assert {int(share[step][name]) for share in shares} == {int(value)}
-                else:
-                    np.testing.assert_array_equal(np.concatenate([s[step][name] for s in shares]), value)
-    with pytest.raises(ValueError, match="3 hosts cannot share a batch of 4"):
+                np.testing.assert_array_equal(np.concatenate([s[step][name] for s in shares]), value)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 hosts that share it, got 4"):
         take(1, WORLD, host_count=3)
 
 
 def test_a_batch_does_not_depend_on_restarts_or_threads():
-    arguments = dict(max_dropped=3, flip=0.5, reverse=0.5)
+    arguments = dict(flip=0.5, reverse=0.5)
     straight = take(8, WORLD, threads=1, **arguments)
     assert_same(straight, take(8, WORLD, threads=3, **arguments))
     assert_same(straight[5:], take(3, WORLD, start_step=5, **arguments))
@@ -176,17 +172,6 @@ def test_every_epoch_walks_all_clips_in_a_new_order():
     assert len({tuple(epoch) for epoch in index.tolist()}) > 3
     draws = np.concatenate([b["draw"] for b in batches])
     assert len(set(draws)) == len(draws), "a clip is cut differently every time it comes"
-
-
-def test_k_is_uniform_over_its_range():
-    shared = [int(b["dropped"]) for b in take(400, Numbers(5_000), max_dropped=3)]
-    apart = np.concatenate([b["dropped"] for b in take(100, Numbers(5_000), max_dropped=3, dropped="per_example")])
-    for k in (shared, apart):
-        counts = np.bincount(k, minlength=4)
-        assert len(counts) == 4 and (np.abs(counts - 100) < 30).all(), counts
-    assert any(len(set(row)) > 1 for row in apart.reshape(100, 4).tolist())
-    (batch,) = take(1, Numbers(8))
-    assert batch["dropped"].shape == () and batch["dropped"].dtype == np.int32 and batch["dropped"] == 0
 
 
 def test_flip_mirrors_and_reverse_plays_backwards():

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.inspect import abstract_step
 from pv_vae_jax.convert.pickles import UnsafePickleError, read_pickle
 from pv_vae_jax.data import datasets
 from pv_vae_jax.data.datasets import (
@@ -30,6 +29,7 @@ from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, class_names, fingerprint, open_source
 from pv_vae_jax.data.video_files import BrokenVideoError, write_video
 from pv_vae_jax.train.config_files import load_experiment
+from pv_vae_jax.train.stages import build_stage
 from studies.probes import datasets as probes
 from tests.video_fixture import encode, waves
 
@@ -145,7 +145,7 @@ def test_inspect_looks_at_the_fold_that_training_has(ucf):
     for path in (ucf / "ucfTrainTestlist").glob("t*list0[13].txt"):
         path.unlink()
     demo = Path(__file__).parents[1] / "experiments" / "demo.py"
-    step, *_ = abstract_step(load_experiment(demo, {"data.source": str(ucf), "data.fold": "2"}), "diffusion")
+    step = build_stage(load_experiment(demo, {"data.source": str(ucf), "data.fold": "2"}), "diffusion").step
     assert step.model.config.classes == 2
 
 

@@ -446,7 +446,7 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
 
     # The dataset feeds the pipeline, and repeats itself.
     source = names["MovingBars"](clips=6, frames=5, size=16)
-    draw = lambda: next(train_batches(source, batch_size=4, seed=3, max_dropped=2, start_step=2))  # noqa: E731
+    draw = lambda: next(train_batches(source, batch_size=4, seed=3, start_step=2))  # noqa: E731
     batch = draw()
     assert batch["video"].shape == (4, 5, 16, 16, 3) and batch["video"].dtype == np.uint8
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(draw()), strict=True))
@@ -494,11 +494,10 @@ PAPER = {"paper_vae": ("image", "video", "decoder"), "paper_latte": ("decoder", 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_experiments_resolve_at_full_size(name):
     """What `pv-vae inspect` does before it compiles: every stage with trained steps, on eight devices, all abstract."""
-    from pv_vae_jax.cli.inspect import plan_step
     from pv_vae_jax.models.sizes import SIZES
     from pv_vae_jax.sharding.mesh import make_mesh
     from pv_vae_jax.sharding.rules import check_split
-    from pv_vae_jax.train.run import check_mesh
+    from pv_vae_jax.train.plan import plan_stage
 
     experiment = load_experiment(ROOT / "experiments" / f"{name}.py", {"data.source": "synthetic"})
     assert experiment.vae.name == "t4s16c64" and experiment.data.frames == 17 and experiment.data.size == 256
@@ -506,8 +505,7 @@ def test_the_papers_experiments_resolve_at_full_size(name):
     assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == SIZES["paper"]
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     for stage in PAPER[name]:
-        check_mesh(mesh, experiment, stage)
-        plan = plan_step(experiment, stage, mesh)
+        (plan,) = plan_stage(experiment, stage, mesh)
         check_split(mesh, plan.state.params, plan.sharding.params)
         count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state.params))
         assert count == pytest.approx({"diffusion": 674e6}.get(stage, 661e6), rel=0.01)

@@ -4,26 +4,30 @@ import base64
 import dataclasses
 import io
 import json
+import re
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.evaluate import evaluate_run
-from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES
 from pv_vae_jax.evaluation.image_metrics import psnr, ssim
-from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.model import Diffusion, Pretrained, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.predictive import predict_clip
-from pv_vae_jax.report.figures import Media, Series, fit, line_chart, linear_ticks, log_ticks, png_uri
-from pv_vae_jax.report.run_page import Pictures, ShownClip, write_report
+from pv_vae_jax.report import unavailable
+from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, line_chart, png_uri
+from pv_vae_jax.report.page import Section, chart, render_page, text
+from pv_vae_jax.report.run_page import Pictures, ShownClip, curve_charts, write_report
+from pv_vae_jax.report.run_report import evaluate_run
 from pv_vae_jax.train.configs import (
     DataConfig,
     DiffusionConfig,
@@ -190,22 +194,77 @@ def test_temporal_distance_of_steady_drift_frozen_and_short_clips():
 # Figures and report
 
 
-def test_ticks_enclose_the_values():
-    for low, high in ((0.0, 60.0), (0.013, 0.0174), (-0.08, 1.0), (5.0, 5.0), (0.0, 0.0)):
-        ticks = linear_ticks(low, high, 5)
-        assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9 and 2 <= len(ticks) <= 9
-    for low, high in ((0.013, 0.17), (1e-6, 3.0), (2.0, 2.0)):
-        ticks = log_ticks(low, high)
-        assert ticks[0] <= low * (1 + 1e-9) and 1 <= len(ticks) <= 8
+def numbers_of(svg, attribute):
+    return [float(value) for value in re.findall(rf'<use [^>]*{attribute}="([^"]*)"', svg)]
+
+
+def test_axes_enclose_the_values():
+    for low, high, log in (
+        *((0.0, 60.0, False), (0.013, 0.0174, False), (-0.08, 1.0, False), (5.0, 5.0, False), (0.0, 0.0, False)),
+        *((0.013, 0.17, True), (1e-6, 3.0, True), (2.0, 2.0, True)),
+    ):
+        svg = line_chart("t", [Series("a", [10, 20], [low, high])], x_label="x", log=log)
+        ticks = re.findall(r'text-anchor: end;[^>]*y="([^"]*)">', svg)
+        assert 2 <= len(ticks) <= 9, (low, high)
+        height = float(re.search(r'viewBox="0 0 \d+ (\d+)"', svg)[1])
+        assert all(30 < y < height - 60 for y in numbers_of(svg, "y")), (low, high)
+        assert numbers_of(svg, "x")[0] < numbers_of(svg, "x")[-1] <= 400 and "e+" not in svg
 
 
 def test_charts_survive_gaps_and_single_points():
-    assert "No values" in line_chart("t", [Series("a", [1.0], [np.nan])], x_label="x")
-    assert "circle" in line_chart("t", [Series("a", [5.0], [2.0])], x_label="x")
+    with pytest.raises(ValueError, match="no values"):
+        line_chart("t", [Series("a", [1.0], [np.nan])], x_label="x")
+    assert "no values" in chart("t", [Series("a", [1.0], [np.nan])], x_label="x")["text"]
+    assert "<use" in line_chart("t", [Series("a", [5.0], [2.0])], x_label="x")
     gap = line_chart("t", [Series("a", [1, 2, 3], [1.0, np.nan, 100.0])], x_label="x", log=True)
     assert "nan" not in gap and "logarithmic" in gap
     long = line_chart("t", [Series("a", np.arange(5_000), np.arange(5_000.0))], x_label="x")
     assert len(long) < 20_000
+
+
+def test_charts_are_the_same_each_time_and_legible_light_and_dark():
+    series = [
+        Series("_a $x$ <b>", [1, 2], [1.0, 2.0], low=[0.5, 1], high=[1.5, 3]),
+        Series("b", [1, 2], [3, 1], "dashed"),
+    ]
+    svg = line_chart(
+        "a title that is so long that it takes a second line of the drawing", series, x_label="x", ends=True
+    )
+    assert svg == line_chart(
+        "a title that is so long that it takes a second line of the drawing", series, x_label="x", ends=True
+    )
+    ElementTree.fromstring(svg)
+    assert "_a $x$ &lt;b&gt; 2<" in svg and svg.count("font-weight: 700") == 2 and "stroke-dasharray" in svg
+    assert svg.count("http") == 1 and "url(" not in svg  # its own namespace
+    for light, dark in COLOURS[:2]:
+        assert f",{light})" in svg and dark in svg.split("prefers-color-scheme:dark")[1].split("</style>")[0]
+    drawn = svg.split("</style>")[1]
+    assert all(f",{colour})" in drawn for colour in re.findall(r"#[0-9a-f]{6}", drawn)), "a colour without a dark mate"
+
+
+def test_a_new_loss_term_shows_up_by_itself():
+    rows = [{"step": i, "loss": 2.0 / i, "mse": 1.0 / i, "motion": 0.0, "my_term": 0.5 / i, "odd": -1.0, "mfu": 0.4,
+             "mse/5x16": 1.0} for i in (1, 2, 3)]  # fmt: skip
+    titles = [re.search(r'aria-label="([^",:]*)', block["svg"])[1] for block in curve_charts(rows)]
+    assert [title.split(",")[0] for title in titles] == [
+        "Loss (weighted sum) and its unweighted terms", "Model FLOP utilisation", "mse", "odd",
+    ]  # fmt: skip
+    first = curve_charts(rows)[0]["svg"]
+    assert ">my term 0.167<" in first and ">loss 0.667<" in first and "motion" not in first
+
+
+def test_a_page_takes_sections_of_anyone():
+    page = render_page(
+        "t <b>", [Section("a", "First", [text("<i>"), chart("c", [Series("s", [1], [2])], x_label="x")])]
+    )
+    assert "t &lt;b&gt;" in page and "&lt;i&gt;" in page and page.count("<svg") == 1 and 'href="#a"' in page
+    assert_stands_alone(page)
+
+
+def test_what_a_report_needs_is_named(monkeypatch):
+    assert unavailable() is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jinja2" else name)
+    assert unavailable() == "reports need jinja2: pip install jinja2 (the extra [report] holds them)"
 
 
 def test_pictures_are_enlarged_and_shrunk_by_whole_factors():
@@ -218,9 +277,10 @@ def test_pictures_are_enlarged_and_shrunk_by_whole_factors():
 
 
 def test_media_say_what_is_left_out(clips, monkeypatch):
-    assert "<img" in Media(10_000).picture(clips[0, 0], "a") and "Left out" in Media(100).picture(clips[0, 0], "a")
+    assert Media(10_000).picture(clips[0, 0], "a")["kind"] == "picture"
+    assert "Left out" in Media(100).picture(clips[0, 0], "a")["text"]
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "pip install" in Media(10_000).video(clips[0], "a")
+    assert "pip install" in Media(10_000).video(clips[0], "a")["text"]
 
 
 class References(HTMLParser):
@@ -336,8 +396,8 @@ def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path
     write_video(tmp_path / "films" / "only.mp4", np.concatenate([clips[0], clips[1]]))
     run = open_run(experiment_of(model, source=str(tmp_path / "films")), tmp_path / "run")
     save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
-    assert run_command("evaluate", ["--workdir", str(run.workdir), "--clips=2"]) == 0
+    assert main(["pv-vae", "evaluate", "--workdir", str(run.workdir), "--clips=2"]) == 0
     metrics = json.loads((run.workdir / "report" / "metrics.json").read_text())
     assert metrics["protocol"]["split"] == "train" and metrics["protocol"]["clips"] == 2 and metrics["samples"] is None
-    for text in (capsys.readouterr().out, (run.workdir / "report" / "report.html").read_text(), metrics["notes"][0]):
-        assert "training clips" in text
+    page = (run.workdir / "report" / "report.html").read_text()
+    assert all("training clips" in place for place in (capsys.readouterr().out, page, metrics["notes"][0]))

@@ -21,8 +21,7 @@ from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.moments import FeatureError
 from pv_vae_jax.evaluation.networks import i3d_weights as convert_i3d
 from pv_vae_jax.evaluation.networks import published
-from pv_vae_jax.evaluation.networks.c3d import C3D, c3d_input
-from pv_vae_jax.evaluation.networks.c3d_weights import read_c3d, read_c3d_mean
+from pv_vae_jax.evaluation.networks.c3d import C3D, c3d_input, read_c3d, read_c3d_mean
 from pv_vae_jax.evaluation.networks.extract import OWN, FeatureNetwork, extract, i3d_network, own_network, resize
 from pv_vae_jax.evaluation.networks.feature_net import FeatureNet, FeatureNetConfig, load_features, save_features
 from pv_vae_jax.evaluation.networks.i3d import I3D, MIXED
@@ -265,7 +264,7 @@ def small():
     def apply(params, video):
         return model.apply({"params": params}, resize(video, 16, "antialias"))
 
-    return FeatureNetwork("small", "0" * 16, None, 5, "", apply, params)
+    return FeatureNetwork("small", "0" * 16, None, "", least_frames=5, apply=apply, params=params)
 
 
 def test_features_do_not_depend_on_batches_or_devices(small):

@@ -16,9 +16,9 @@ from pv_vae_jax.model import Pretrained, save
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
-from pv_vae_jax.train import vae_stage
 from pv_vae_jax.train.configs import DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.train.run import open_run
+from pv_vae_jax.train.vae_stage import VAEStage
 from tests.conftest import TINY
 
 
@@ -101,9 +101,8 @@ def test_fresh_weights_are_a_per_frame_model_already():
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
-    """`start(stage, before)`: the parameters with which a stage begins. Its model is what it began with."""
-    monkeypatch.setattr(vae_stage, "run_stage", lambda *, create, given, **_: create(given()))
+def start(tmp_path):
+    """`start(stage)`: the parameters with which a stage begins. Its model is what it began with."""
     stage = dict(steps=1, batch_size=1)
     experiment = Experiment(
         data=DataConfig(clips=2, test_clips=1, frames=3, size=8),
@@ -116,10 +115,11 @@ def start(tmp_path, monkeypatch):
 
     run = open_run(experiment, tmp_path / "run")
 
-    def start(name, before, **changes):
+    def start(name, **changes):
         changed = {name: dataclasses.replace(getattr(experiment, name), **changes)}
         changed = dataclasses.replace(run, experiment=dataclasses.replace(experiment, **changed))
-        vae_stage.train_vae_stage(changed, name, before)
+        stage = VAEStage(changed.experiment, name)
+        stage.save_model(changed, stage.init_state(stage.restored(changed)))
         return load(run.folder(name) / "model").vae_params
 
     return start
@@ -129,10 +129,10 @@ def test_stages_hand_over(tiny, start, tmp_path):
     """Images to clips: inflated. Anything to images, and clips to clips: as it is."""
     model, params, _ = tiny
     save(tmp_path / "elsewhere", Pretrained(model, params))
-    assert same(start("image", None), params)
-    assert same(start("video", "image"), inflate_image_params(params))
-    assert same(start("video", None, init_from=str(tmp_path / "run" / "image" / "model")), inflate_image_params(params))
-    assert same(start("video", None, init_from=str(tmp_path / "elsewhere")), params), "not known to be of images"
-    assert same(start("decoder", "video"), params), "a model of clips keeps what it knows about time"
+    assert same(start("image"), params)
+    assert same(start("video"), inflate_image_params(params))
+    assert same(start("video", init_from=str(tmp_path / "run" / "image" / "model")), inflate_image_params(params))
+    assert same(start("video", init_from=str(tmp_path / "elsewhere")), params), "not known to be of images"
+    assert same(start("decoder"), params), "a model of clips keeps what it knows about time"
     save(tmp_path / "old", Pretrained(model, params, meta={"stage": "image"}))  # before `images` was noted
-    assert same(start("video", None, init_from=str(tmp_path / "old")), inflate_image_params(params))
+    assert same(start("video", init_from=str(tmp_path / "old")), inflate_image_params(params))

@@ -75,5 +75,7 @@ def test_a_run_is_not_continued_with_another_network(tiny_experiment, trained, w
 def test_a_weight_without_a_network_is_refused(tiny_experiment, weights, tmp_path):  # noqa: F811
     line = fails(*call(tiny_experiment, tmp_path / "a", None))
     assert "--config.perceptual.weights" in line and "image.objective.perceptual=0" in line
-    assert "needs pictures of 32" in fails(*call(tiny_experiment, tmp_path / "b", weights, "--config.data.size=16"))
+    assert "needs pictures of at least 32" in fails(
+        *call(tiny_experiment, tmp_path / "b", weights, "--config.data.size=16")
+    )
     assert "no weights file" in fails(*call(tiny_experiment, tmp_path / "c", tmp_path / "nothing"))

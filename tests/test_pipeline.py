@@ -19,6 +19,7 @@ from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.sources import ImageFrames, fingerprint, open_source
 from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.dropping import Dropping
 from pv_vae_jax.model import Pretrained, save
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.sharding.mesh import make_mesh
@@ -30,7 +31,7 @@ from pv_vae_jax.train.preemption import Preempted
 from pv_vae_jax.train.run import Run
 from tests.video_fixture import waves
 
-AUGMENTED = dict(batch_size=4, seed=11, flip=0.5, reverse=0.5, max_dropped=3)
+AUGMENTED = dict(batch_size=4, seed=11, flip=0.5, reverse=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,6 @@ def assert_same(a, b):
 def test_hosts_restarts_and_threads_change_no_element(folders, kind):
     """Every host opens its own source, as on its own machine, and one of them starts in the middle."""
     straight = take(train_batches(source_of(folders, kind), **AUGMENTED), 6)
-    assert len({int(batch["dropped"]) for batch in straight}) > 1
     for hosts in (1, 2, 4):
         for start, threads in ((0, 1), (3, 3)):
             shares = [
@@ -89,7 +89,6 @@ def test_hosts_restarts_and_threads_change_no_element(folders, kind):
                 for host in range(hosts)
             ]
             for step, parts in enumerate(zip(*shares, strict=True), start):
-                assert {int(part["dropped"]) for part in parts} == {int(straight[step]["dropped"])}
                 for name in ("video", "label"):
                     np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), straight[step][name])
 
@@ -128,44 +127,81 @@ class Numbers:
 
 
 PARTS = [
-    MixtureComponent(Numbers(0, 12), 4, share=3, max_dropped=2),
+    MixtureComponent(Numbers(0, 12), 4, weight=3, groups=3),
     MixtureComponent(Numbers(1, 10), 2),
-    MixtureComponent(Numbers(2, 8), 8, share=2),
+    MixtureComponent(Numbers(2, 8), 8, weight=2),
 ]
+ALL = Dropping(ratio=1.0)
 
 
-def test_a_mixture_keeps_shares_and_walks_every_part_by_epochs():
-    batches = take(mixed_batches(PARTS, seed=1), 60)
-    kinds = [kind for kind, _ in batches]
+def kind_of(batch):
+    (kind,) = set(batch["name"].tolist())
+    return kind
+
+
+def test_a_mixture_keeps_weights_and_walks_every_part_by_epochs():
+    batches = take(mixed_batches(PARTS, ALL, seed=1), 60)
+    kinds = [kind_of(batch) for batch in batches]
     for start in range(0, 60, 6):
         assert sorted(kinds[start : start + 6]) == [0, 0, 0, 1, 2, 2]
     assert len({tuple(kinds[start : start + 6]) for start in range(0, 60, 6)}) > 5
     for i, part in enumerate(PARTS):
-        own = [batch for kind, batch in batches if kind == i]
-        assert all((b["name"] == i).all() and len(b["index"]) == part.batch_size for b in own)
+        own = [batch for batch in batches if kind_of(batch) == i]
+        assert all(len(b["index"]) == part.batch_size for b in own)
         index = np.concatenate([b["index"] for b in own])
         whole = len(index) // part.source.clips * part.source.clips
         assert all(
             sorted(epoch) == list(range(part.source.clips)) for epoch in index[:whole].reshape(-1, part.source.clips)
         )
-    assert {int(b["dropped"]) for kind, b in batches if kind == 0} == {0, 1, 2}
-    assert {int(b["dropped"]) for kind, b in batches if kind} == {0}
+    assert {int(b["dropped"]) for b in batches if kind_of(b) == 0} == {0, 1, 2}
+    assert {int(b["dropped"]) for b in batches if kind_of(b)} == {0}
 
 
 @pytest.mark.parametrize("start", [0, 4, 6, 17])
 def test_a_mixture_depends_on_seed_and_step_alone(start):
-    straight = take(mixed_batches(PARTS, seed=1), 24)
-    later = take(mixed_batches(PARTS, seed=1, start_step=start, threads=1), 24 - start)
+    straight = take(mixed_batches(PARTS, ALL, seed=1), 24)
+    later = take(mixed_batches(PARTS, ALL, seed=1, start_step=start, threads=1), 24 - start)
     halves = [
-        take(mixed_batches(PARTS, seed=1, start_step=start, host_index=h, host_count=2), 24 - start) for h in (0, 1)
+        take(mixed_batches(PARTS, ALL, seed=1, start_step=start, host_index=h, host_count=2), 24 - start)
+        for h in (0, 1)
     ]
-    for (kind, expected), (again, batch), (left, a), (right, b) in zip(straight[start:], later, *halves, strict=True):
-        assert kind == again == left == right
+    for expected, batch, a, b in zip(straight[start:], later, *halves, strict=True):
         assert_same(batch, expected)
-        np.testing.assert_array_equal(np.concatenate([a["draw"], b["draw"]]), expected["draw"])
+        for name in ("name", "draw"):
+            np.testing.assert_array_equal(np.concatenate([a[name], b[name]]), expected[name])
         assert a["dropped"] == b["dropped"] == expected["dropped"]
-    with pytest.raises(ValueError, match="share of at least 1"):
-        mixed_batches([dataclasses.replace(PARTS[0], share=0)], seed=1)
+    with pytest.raises(ValueError, match="every part a weight of at least 1"):
+        mixed_batches([dataclasses.replace(PARTS[0], weight=0)], ALL, seed=1)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+@pytest.mark.parametrize("per_example", [False, True], ids=["shared", "per example"])
+def test_k_depends_on_seed_and_step_alone(schedule, per_example):
+    """Neither restarts nor hosts change it; hosts that share one `k` run one program, others hold their examples'."""
+    dropping = Dropping(1.0, per_example=per_example, schedule=schedule, ramp_steps=12.0)
+    draw = lambda start, **host: [  # noqa: E731
+        batch["dropped"] for batch in take(mixed_batches(PARTS, dropping, seed=1, start_step=start, **host), 24 - start)
+    ]
+    straight = draw(0)
+    for start in (0, 7):
+        halves = [draw(start, host_index=h, host_count=2) for h in (0, 1)]
+        for expected, again, *both in zip(straight[start:], draw(start), *halves, strict=True):
+            np.testing.assert_array_equal(again, expected)
+            assert expected.dtype == np.int32 and expected.ndim == int(per_example)
+            found = np.concatenate(both) if per_example else np.asarray(both[0])
+            assert per_example or both[0] == both[1]
+            np.testing.assert_array_equal(found, expected)
+    highest = [int(np.max(k)) for k in straight]
+    assert max(highest) == 2 and (schedule == "constant" or max(highest[:6]) == 0)
+
+
+def test_k_is_uniform_over_its_range():
+    for per_example in (False, True):
+        dropping = Dropping(1.0, per_example=per_example)
+        k = np.array([dropping.draw(4, 4, 5, step) for step in range(400)])
+        counts = np.bincount(k.ravel(), minlength=4)
+        assert len(counts) == 4 and (np.abs(counts / k.size - 0.25) < 0.075).all(), counts
+        assert not per_example or any(len(set(row)) > 1 for row in k.tolist())
 
 
 def test_kinds_of_batches_cost_the_same():
@@ -174,7 +210,7 @@ def test_kinds_of_batches_cost_the_same():
     assert sizes[0] == 8 and all(size % 4 == 0 for size in sizes)
     pixels = [b * t * h * w for b, (t, h, w) in zip(sizes, shapes, strict=True)]
     assert max(pixels) == pixels[0] and min(pixels) > 0.85 * pixels[0]
-    with pytest.raises(ValueError, match="a batch of 6 is no multiple of 4"):
+    with pytest.raises(ValueError, match="the batch size must be a multiple of 4, got 6"):
         balanced_batch_sizes(shapes, 6, multiple=4)
 
 
@@ -185,8 +221,8 @@ def test_images_and_two_resolutions_in_one_stream(folders):
         MixtureComponent(videos[1], 8),
         MixtureComponent(ImageFrames(videos[0]), 18),
     ]
-    shapes = {kind: batch["video"].shape for kind, batch in take(mixed_batches(parts, seed=0), 3)}
-    assert shapes == {0: (2, 9, 16, 16, 3), 1: (8, 9, 8, 8, 3), 2: (18, 1, 16, 16, 3)}
+    shapes = {batch["video"].shape for batch in take(mixed_batches(parts, Dropping(), seed=0), 3)}
+    assert shapes == {(2, 9, 16, 16, 3), (8, 9, 8, 8, 3), (18, 1, 16, 16, 3)}
 
 
 # Latents: cached, or encoded on the way
@@ -289,7 +325,7 @@ def test_a_signal_leaves_whole_files_of_a_cache(run, monkeypatch, number, status
     for config, there in ((run(), ["00000"]), (run(online=True), [])):
         folder, clips = config.folder("latents"), itertools.count()
         monkeypatch.setattr(latents_stage, "_clip", clip)
-        with pytest.raises(Preempted, match="latents: .*; the same command goes on from there") as stopped:
+        with pytest.raises(Preempted, match="latents: .*; run the same command to continue") as stopped:
             encode_latents(config, "video")
         assert stopped.value.status == status and not config.finished("latents")
         assert [p.stem for p in folder.iterdir() if p.suffix != ".json"] == there

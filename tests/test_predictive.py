@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pv_vae_jax.dropping import SPATIAL, DropPattern, max_dropped, num_droppable, scheduled_ratio
 from pv_vae_jax.evaluation.prediction import hold_observed, score_pattern, score_prediction
 from pv_vae_jax.losses import kl_divergence
-from pv_vae_jax.masking import SPATIAL, DropPattern, num_droppable, sample_mask, scheduled_ratio
+from pv_vae_jax.masking import sample_mask
 from pv_vae_jax.models.vae import Posterior
 from pv_vae_jax.predictive import (
     mask_pixels,
-    max_dropped,
     observed_frames,
     predict_clip,
     predict_filled,

@@ -19,6 +19,7 @@ from pv_vae_jax.sharding.processes import start_processes
 from pv_vae_jax.sharding.rules import state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
 from pv_vae_jax.train.config_files import load_experiment
+from pv_vae_jax.train.stages import build_stage
 from pv_vae_jax.train.writers import read_metrics
 from tests.test_cli import pv_vae, tiny_experiment  # noqa: F401
 
@@ -139,7 +140,7 @@ def test_sigterm_to_one_process_stops_all_and_one_process_goes_on(tiny_experimen
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     texts = finish(processes, workdir, status=143, seconds=600)
-    assert all("saved, the same command goes on from there" in text for text in texts)
+    assert all("saved, run the same command to continue" in text for text in texts)
     saved = max(int(p.name) for p in (workdir / "video" / "checkpoints").iterdir() if p.name.isdigit())
     status, _, error = pv_vae("train", "--workdir", workdir, *flags)
     assert status == 0 and f"video: resumed at step {saved} of 400" in error
@@ -170,13 +171,13 @@ def test_processes_with_unequal_shares_stop_together():
     """The first has nothing to do and waits for the second, until SIGTERM comes to one of them."""
     code = (
         "import itertools, time\n"
-        "from pv_vae_jax.train.preemption import Interrupted, stop_signal\n"
-        "with stop_signal() as stop:\n"
-        "    print(list(stop.between(range(3 * index), 'short')), flush=True)\n"
+        "from pv_vae_jax.train.preemption import Preempted, PreemptionHandler\n"
+        "with PreemptionHandler() as handler:\n"
+        "    print(list(handler.until_preempted(range(3 * index), 'short')), flush=True)\n"
         "    try:\n"
-        "        for _ in stop.between(itertools.count() if index else (), 'endless'):\n"
+        "        for _ in handler.until_preempted(itertools.count() if index else (), 'endless'):\n"
         "            time.sleep(0.05)\n"
-        "    except Interrupted as stopped:\n"
+        "    except Preempted as stopped:\n"
         "        print(stopped, flush=True)\n"
         "        sys.exit(stopped.status)\n"
     )
@@ -185,18 +186,19 @@ def test_processes_with_unequal_shares_stop_together():
         processes[0].send_signal(signal.SIGTERM)
         for process in processes:
             assert process.wait(timeout=60) == 143
-            assert process.stdout.readline() == "endless: SIGTERM; the same command goes on from there\n"
+            assert process.stdout.readline() == "endless: SIGTERM; run the same command to continue\n"
 
 
 def test_sigterm_ends_processes_that_report():
     """The first makes the report and the second waits for it: neither asks whether the signal came."""
     code = (
         "import pathlib, time, types\n"
-        "from pv_vae_jax.cli import evaluate, train\n"
+        "from pv_vae_jax.cli import train\n"
+        "from pv_vae_jax.report import run_report\n"
         "def report(_):\n"
         "    print('reporting', flush=True)\n"
         "    time.sleep(60)\n"
-        "evaluate.evaluate_run = train.barrier = report\n"
+        "run_report.evaluate_run = train.barrier = report\n"
         "train.perceptual_term = lambda run: None\n"
         "none = dict(steps=lambda stage: 0, finished=lambda stage: False)\n"
         "run = types.SimpleNamespace(workdir=pathlib.Path('none'), **none)\n"
@@ -236,6 +238,4 @@ def test_who_is_told_everything_does_not_ask_the_cluster():
 
 def state_shapes(experiment):
     """Abstract state of stage video."""
-    from pv_vae_jax.cli.inspect import abstract_step
-
-    return abstract_step(experiment, "video")[1]
+    return build_stage(experiment, "video").abstract_state

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.cli.main import main
 from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
@@ -32,7 +32,9 @@ def mean_colour(params, video):
     return params * video.mean(axis=(1, 2, 3))
 
 
-NETWORK = FeatureNetwork("colours", "0123456789abcdef", None, 2, "as they are", mean_colour, np.float32(1))
+NETWORK = FeatureNetwork(
+    "colours", "0123456789abcdef", None, "as they are", least_frames=2, apply=mean_colour, params=np.float32(1)
+)
 
 
 @pytest.fixture
@@ -213,19 +215,19 @@ def test_command_takes_lpips_of_pairs(network_folder, tmp_path, capsys):
     call = [f"--{name}={tmp_path / name}.npy" for name in ("real", "fake")] + ["--weights", str(network_folder)]
     call += [f"--lpips={backbone}", f"--lpips_weights={weights}", f"--lpips_heads={heads}", "--frames=5", "--clips=3"]
     out = tmp_path / "scores.json"
-    assert run_command("evaluate", [*call, "--paired", f"--out={out}"]) == 0, capsys.readouterr().err
+    assert main(["pv-vae", "evaluate", *call, "--paired", f"--out={out}"]) == 0, capsys.readouterr().err
     (score,) = (s for s in json.loads(out.read_text()) if "lpips" in s["name"])
     params = read_lpips(backbone, weights, heads)
     model = jax.jit(lambda a, b: LPIPS(backbone).apply({"params": params}, to_float(a), to_float(b)))
     assert score["value"] == pytest.approx(np.mean([model(a, b) for a, b in zip(*clips, strict=True)]), rel=1e-5)
-    assert run_command("evaluate", call) == 2 and "it takes --paired" in capsys.readouterr().err
+    assert main(["pv-vae", "evaluate", *call]) == 2 and "add --paired" in capsys.readouterr().err
 
 
 def test_command_compares_sets_and_writes_cards(arrays, network_folder, tmp_path, capsys):
     real, fake, _ = arrays
     out = tmp_path / "deep" / "scores.json"
     call = ["--real", str(real), "--fake", str(fake), "--weights", str(network_folder), "--frames=6"]
-    assert run_command("evaluate", [*call, "--clips=12", "--paired", "--protocol=latte", "--out", str(out)]) == 0
+    assert main(["pv-vae", "evaluate", *call, "--clips=12", "--paired", "--protocol=latte", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     scores = json.loads(out.read_text())
     assert [s["name"].split(" (")[0] for s in scores] == [
@@ -286,5 +288,5 @@ def test_command_says_what_is_wrong(flags, message, capsys, network_folder):
     weights = (
         [] if "--features=i3d" in flags or not any("real" in f for f in flags) else ["--weights", str(network_folder)]
     )
-    assert run_command("evaluate", [*flags, *weights]) in (1, 2)
+    assert main(["pv-vae", "evaluate", *flags, *weights]) in (1, 2)
     assert message in capsys.readouterr().err

@@ -22,11 +22,11 @@ from pv_vae_jax.model import load
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.params_io import write_params
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.train import vae_stage
+from pv_vae_jax.train import stages, vae_stage
 from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage, ignore_abandoned_reads
 from pv_vae_jax.train.config_files import load_experiment
-from pv_vae_jax.train.run import Run, check_mesh
-from pv_vae_jax.train.sizes import sized_batches
+from pv_vae_jax.train.run import Run
+from pv_vae_jax.train.sizes import check_mesh, sized_batches
 from pv_vae_jax.train.writers import MetricWriter, read_metrics
 from pv_vae_jax.typing import ConfigError, WeightsError
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
@@ -62,10 +62,10 @@ def train(tiny_experiment, monkeypatch):  # noqa: F811
 
     Returns the exit status, the state that training ended with (None if it did not end) and standard error.
     """
-    states, real_batches, real_run = [], vae_stage.mixed_batches, vae_stage.run_stage
+    states, real_batches, real_run = [], vae_stage.mixed_batches, stages.run_stage
 
-    def run_stage(**arguments):
-        states.append(real_run(**arguments))
+    def run_stage(*arguments):
+        states.append(real_run(*arguments))
         return states[-1]
 
     def run(workdir: Path, events=None, stage="video", changes=CHANGES):
@@ -80,7 +80,7 @@ def train(tiny_experiment, monkeypatch):  # noqa: F811
 
         states.clear()
         monkeypatch.setattr(vae_stage, "mixed_batches", mixed_batches)
-        monkeypatch.setattr(vae_stage, "run_stage", run_stage)
+        monkeypatch.setattr(stages, "run_stage", run_stage)
         status, _, error = pv_vae(
             "train", "--config", tiny_experiment, "--workdir", workdir, f"--stage={stage}", *changes
         )
@@ -159,7 +159,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, train, tmp_path)
         assert f"resumed at step {done} of 4" in error or not done
         assert status == (143 if event is terminate else 130) and state is None
         name = {terminate: "SIGTERM", interrupt: "Ctrl-C"}.get(event)
-        line = f"video: {name} at step {n + 1}; saved, the same command goes on" if name else "interrupted"
+        line = f"video: {name} at step {n + 1}; saved, run the same command to continue" if name else "interrupted"
         assert f"pv-vae train: {line}" in error
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
         assert not (tmp_path / "video" / "model").exists()
@@ -196,11 +196,11 @@ def test_a_flipped_byte_in_a_discriminator_is_noticed_when_the_next_stage_takes_
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
     run = Run(None, tmp_path, None)
     (tmp_path / "video").mkdir()
-    vae_stage._save_discriminator(run, "video", params)
+    vae_stage.save_discriminator(run, "video", params)
     path, record = tmp_path / "video" / "discriminator.safetensors", tmp_path / "video" / "discriminator.json"
 
     def read():
-        return vae_stage._read_discriminator(run, "video", model, clip)
+        return vae_stage.read_discriminator(run, "video", shapes)
 
     jax.tree.map(np.testing.assert_array_equal, params, read())
     whole = path.read_bytes()
@@ -208,7 +208,9 @@ def test_a_flipped_byte_in_a_discriminator_is_noticed_when_the_next_stage_takes_
         data = bytearray(whole)
         data[place] ^= 1
         path.write_bytes(data)
-        with pytest.raises(WeightsError, match=f"discriminator of stage video .*: delete {path}, and it starts afresh"):
+        with pytest.raises(
+            WeightsError, match=f"discriminator of stage video .*: delete {path} to start with a fresh one"
+        ):
             read()
     path.write_bytes(whole[:-4] + bytes(4))
     with pytest.raises(WeightsError, match="is damaged: its SHA-256 is not the one in discriminator.json"):
@@ -216,14 +218,14 @@ def test_a_flipped_byte_in_a_discriminator_is_noticed_when_the_next_stage_takes_
     written = record.read_text()
     for text in ("{", "[]", "{}", '{"sha256": 1}'):
         record.write_text(text)
-        with pytest.raises(WeightsError, match="cannot be taken over"):
+        with pytest.raises(WeightsError, match="cannot start from the discriminator"):
             read()
     record.write_text(written)
     path.write_bytes(whole)
     record.unlink()  # of a version before there were any
     jax.tree.map(np.testing.assert_array_equal, params, read())
     path.unlink()
-    assert read() is None and vae_stage._read_discriminator(run, None, model, clip) is None
+    assert read() is None and vae_stage.read_discriminator(run, None, shapes) is None
 
 
 def test_a_run_on_several_sizes_goes_on_to_the_same_bits(train, tmp_path):
@@ -250,7 +252,7 @@ def test_batches_of_every_size_have_as_many_pixels_whatever_the_devices(tiny_exp
     changes = {"video.sizes": "((1,16),(5,16),(5,8,2))"}
     kinds = sized_batches(load_experiment(tiny_experiment, changes), "video")
     assert [kind.shape[:3] for kind in kinds] == [(20, 1, 16), (4, 5, 16), (16, 5, 8)]
-    assert [kind.share for kind in kinds] == [1, 1, 2] and [kind.images for kind in kinds] == [True, False, False]
+    assert [kind.weight for kind in kinds] == [1, 1, 2] and [kind.images for kind in kinds] == [True, False, False]
     uneven = load_experiment(tiny_experiment, {"video.sizes": "((5,16),(5,12))"})
     assert [kind.batch_size for kind in sized_batches(uneven, "video")] == [4, 7]
     with pytest.raises(ConfigError, match="batches of 7 at 5 x 12 x 12, .* 4 devices .*video.batch_multiple=4 for a"):

@@ -11,19 +11,21 @@ import optax
 import pytest
 from tqdm import tqdm
 
+from pv_vae_jax.dropping import Dropping
 from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE
-from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.train import loop, vae_stage
-from pv_vae_jax.train.configs import OptimizerConfig, VAEStageConfig
+from pv_vae_jax.train import loop
+from pv_vae_jax.train.configs import Experiment, OptimizerConfig, VAEStageConfig
 from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.optim import ema_update, optimizer, schedule, split_frozen
 from pv_vae_jax.train.state import create_state
+from pv_vae_jax.train.vae_stage import VAEStage
 from pv_vae_jax.train.vae_step import VAEStep
 from tests.conftest import TINY
 from tests.test_cli import pv_vae, tiny_experiment  # noqa: F401
+from tests.toy_stage import ToyStage, toy_run
 
 LEARN = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
 BATCH = {
@@ -129,21 +131,21 @@ def test_the_step_withholds_by_its_pattern_and_regularises_what_is_left(tiny):
 
 
 def test_scheduled_numbers_of_groups_follow_the_ratio_and_the_step_alone():
-    stage = VAEStageConfig(steps=400, drop_ratio=1.0, drop_schedule="linear", drop_ramp=0.5)
-    one, many = np.int32(0), np.zeros(4, np.int32)
-    draw = lambda number, like, host=0: vae_stage.scheduled_drops(3, "video", stage, 5, number, like, host)  # noqa: E731
-    drawn = np.array([draw(n, one) for n in range(400)])
+    config = VAEStageConfig(steps=400, drop_ratio=1.0, drop_schedule="linear", drop_ramp=0.5)
+    dropping = VAEStage(Experiment(video=config), "video").dropping
+    assert dropping.ramp_steps == 200
+    draw = lambda step: dropping.draw(5, 8, 3, step)  # noqa: E731
+    drawn = np.array([draw(n) for n in range(400)])
     limits = np.minimum(np.arange(400) / 200 * 4 + 1e-6, 4).astype(int)
     assert (drawn <= limits).all() and {0, 1, 2, 3, 4} == set(drawn[200:].tolist())
     assert all((drawn[limits == most] == most).any() for most in range(5))
-    assert draw(7, one).dtype == np.int32 and draw(7, one).shape == ()
-    everyone = draw(399, np.zeros(8, np.int32))
-    np.testing.assert_array_equal(everyone, np.concatenate([draw(399, many, host) for host in (0, 1)]))
-    assert len(set(everyone.tolist())) > 1
-    assert draw(399, one, 1) == draw(399, one, 0)  # all hosts run the same program
-    ended = dataclasses.replace(stage, drop_ratio=0.0, drop_ratio_start=1.0)
-    assert ended.drop_ratio_max == 1.0 and stage.drop_ratio_max == 1.0
-    assert not any(vae_stage.scheduled_drops(3, "video", ended, 5, n, one) for n in range(200, 400))
+    assert draw(7).dtype == np.int32 and draw(7).shape == ()
+    everyone = dataclasses.replace(dropping, per_example=True).draw(5, 8, 3, 399)
+    assert everyone.shape == (8,) and len(set(everyone.tolist())) > 1 and everyone[0] == draw(399)
+    ended = dataclasses.replace(config, drop_ratio=0.0, drop_ratio_start=1.0)
+    assert ended.drop_ratio_max == 1.0 and config.drop_ratio_max == 1.0
+    falling = VAEStage(Experiment(video=ended), "video").dropping
+    assert falling.draw(5, 8, 3, 0) > 0 and not any(falling.draw(5, 8, 3, n) for n in range(200, 400))
 
 
 @pytest.mark.parametrize("form", [pytest.param("truncated", marks=pytest.mark.slow), "filled"])  # a program for each k
@@ -155,16 +157,16 @@ def test_a_run_with_a_schedule_that_was_cut_ends_with_the_same_bits(tiny_experim
         settings |= {"drop_pattern": "block", "objective.local_correlation": 0.1}
     flags = [f"--config.video.{key}={value}" for key, value in settings.items()]
     flags += ["--config.image.steps=0", "--config.decoder.steps=0", "--stage=video"]
-    real, seen = vae_stage.scheduled_drops, {}
+    real, seen = Dropping.draw, {}
 
     def train(workdir, stop=None):
-        def spy(seed, name, stage, groups, number, like, host=0):
-            if number == stop:
+        def spy(dropping, groups, batch_size, seed, step):
+            if step == stop:
                 raise KeyboardInterrupt
-            seen.setdefault(number, []).append(real(seed, name, stage, groups, number, like, host))
-            return seen[number][-1]
+            seen.setdefault(step, []).append(real(dropping, groups, batch_size, seed, step))
+            return seen[step][-1]
 
-        monkeypatch.setattr(vae_stage, "scheduled_drops", spy)
+        monkeypatch.setattr(Dropping, "draw", spy)
         status, _, error = pv_vae("train", "--config", tiny_experiment, "--workdir", workdir, *flags)
         assert (status == 0) == (stop is None), error
         return error
@@ -277,11 +279,8 @@ def test_nothing_crosses_to_the_device_unasked_inside_the_loop(tmp_path, monkeyp
         return state.replace(step=state.step + 1, params=params), {"loss": params["w"]}
 
     def train(folder):
-        return loop.run_stage(
-            name="image", folder=folder, mesh=make_mesh(data=1), step=step, options=lambda number, batch: {},
-            create=lambda given: create_state({"w": jnp.zeros(())}, ()), given=dict,
-            batches=lambda at: iter([{"x": np.ones(4, np.float32)}] * 3), steps=3, log_every=1, checkpoint_every=3,
-        )  # fmt: skip
+        stage = ToyStage(step, lambda: create_state({"w": jnp.zeros(())}, ()), {"x": np.ones(4, np.float32)}, steps=3)
+        return loop.run_stage(stage, toy_run(folder))
 
     assert float(train(tmp_path / "put").params["w"]) == 3.0
     monkeypatch.setattr(loop, "put_batch", lambda mesh, batch: batch)
@@ -298,11 +297,8 @@ def test_the_bar_says_that_the_first_step_compiles_and_does_not_count_it(tmp_pat
 
     monkeypatch.setattr(loop, "tqdm", lambda **given: bars.append((tqdm(**given), time.time())) or bars[0][0])
     with jax.log_compiles():
-        loop.run_stage(
-            name="image", folder=tmp_path, mesh=make_mesh(data=1), step=step, options=lambda number, batch: {},
-            create=lambda given: create_state({"w": jnp.zeros(())}, ()), given=dict,
-            batches=lambda at: iter([{"x": np.ones(4, np.float32)}] * 3), steps=3, log_every=1, checkpoint_every=3,
-        )  # fmt: skip
+        stage = ToyStage(step, lambda: create_state({"w": jnp.zeros(())}, ()), {"x": np.ones(4, np.float32)}, steps=3)
+        loop.run_stage(stage, toy_run(tmp_path))
     ((bar, made),) = bars
     shown = capsys.readouterr().err
     assert 0 < shown.index("image, compiling:   0%") < shown.index("image: 100%")

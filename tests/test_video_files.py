@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pv_vae_jax.cli.evaluate import _left_out, _read_clips
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
@@ -26,6 +25,7 @@ from pv_vae_jax.data.video_files import (
     read_video,
     write_video,
 )
+from pv_vae_jax.report.run_report import left_out, read_every_clip
 from pv_vae_jax.train.configs import DataConfig, Experiment
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import SizedBatch
@@ -417,14 +417,14 @@ def test_an_evaluation_leaves_out_what_it_cannot_read(tmp_path):
     path = tmp_path / "test" / "a.mp4"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     whole = FolderVideos(tmp_path, split="test", random=False, **SHAPE)
-    video, _ = _read_clips(whole, 64)
+    video, _ = read_every_clip(whole, 64)
     assert len(whole) == 7 and whole.replaced and len(video) == 7 - len(whole.replaced)
     assert len({clip.tobytes() for clip in video}) == len(video) >= 4
     assert list(whole.skipped) == [path]
-    (line,) = _left_out(whole)
+    (line,) = left_out(whole)
     assert f"{len(whole.replaced)} clips that cannot be read; skipped: 1 files (a.mp4: " in line
     intact = FolderVideos(tmp_path, random=False, **SHAPE)
-    assert len(_read_clips(intact, 64)[0]) == 7 and not _left_out(intact) and not intact.replaced
+    assert len(read_every_clip(intact, 64)[0]) == 7 and not left_out(intact) and not intact.replaced
 
 
 def test_enlarging_is_told_once(tmp_path, capsys):

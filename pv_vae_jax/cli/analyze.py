@@ -1,11 +1,11 @@
-"""Latents of one VAE, or of several side by side, on the same clips: colours, distance in time, spectra, prediction.
+"""Compare the latents of one or several VAEs on the same clips: colours, distance in time, spectra, prediction.
 
   pv-vae analyze tiny-synthetic
   pv-vae analyze runs/a runs/b --data folder --size=64 --clips=64 --out analysis
 
-Models are shipped names, model folders or work directories. Clips come from the synthetic world, whose exact flow is
-then what latents are compared with, or from --data, a folder of videos or an array, where motion is the change of
-brightness. Writes `analysis.json` and `analysis.html` (one page that needs no other file).
+Models are shipped names, model folders or work directories. Clips come from the synthetic world, where motion is its
+exact flow, or from --data, a folder of videos or an array, where motion is the change of brightness. Writes
+`analysis.json` and `analysis.html` (one self-contained page).
 """
 
 from __future__ import annotations
@@ -20,48 +20,51 @@ from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
 from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.latents_page import LatentAnalysis, analyze_latents, write_analysis
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.typing import ConfigError, check_clip_shape
 
-SEED = 20_000  # of the synthetic clips: neither training nor test clips of a run
+SEED = 20_000  # of the synthetic clips, which are then neither training nor test clips of a run
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae analyze`."""
     flags.DEFINE_string("data", "synthetic", "folder of videos, .npy or .npz; or synthetic", flag_values=values)
     flags.DEFINE_string("out", "analysis", "folder for the results", flag_values=values)
-    for name, default, told in (
-        ("clips", 64, "to encode, at most"),
-        ("frames", 17, "of a clip"),
-        ("size", 32, "synthetic: side of the picture; videos: short side, centre square"),
-        ("batch_size", 8, "clips at once"),
+    for name, default, help in (
+        ("clips", 64, "number of clips to encode, at most"),
+        ("frames", 17, "frames per clip"),
+        ("size", 32, "side in pixels; of videos the short side is resized, the centre square cropped"),
+        ("batch_size", 8, "clips per step"),
     ):
-        flags.DEFINE_integer(name, default, told, lower_bound=1, flag_values=values)
+        flags.DEFINE_integer(name, default, help, lower_bound=1, flag_values=values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
     """Analyse every model named, print a table, write numbers and page."""
     if overrides:
-        raise ConfigError("pv-vae analyze takes no --config overrides: each model's configuration is its own")
+        raise ConfigError("pv-vae analyze takes no --config overrides: each model keeps its own configuration")
     if not positional:
         raise ConfigError("name at least one model: a shipped name, a model folder or a work directory")
     if values.frames < 2:
-        raise ConfigError("--frames is 2 at least: what is analysed is how latents change from frame to frame")
+        raise ConfigError(f"--frames must be at least 2, got {values.frames}: latents are analysed from frame to frame")
+    if reason := unavailable():
+        raise ImportError(reason)
     out = make_writable(Path(values.out))
     models = _models(positional)
     video, motion, source = _clips(values)
     _, frames, height, width, _ = video.shape
     for model in models.values():
         check_clip_shape(frames, height, width, model.vae.config.time_factor, model.vae.config.space_factor)
-    found = {
+    analyses = {
         name: analyze_latents(name, model.vae, model.vae_params, video, motion, batch_size=values.batch_size)
         for name, model in models.items()
     }
     facts = {"source": source, "clips": len(video), "frames": video.shape[1], "size": list(video.shape[2:4])}
-    write_json(out / "analysis.json", facts | {"models": {name: a.numbers for name, a in found.items()}})
-    write_analysis(out / "analysis.html", facts, list(found.values()), video)
-    print("\n".join(_table(list(found.values()))))
+    write_json(out / "analysis.json", facts | {"models": {name: a.numbers for name, a in analyses.items()}})
+    write_analysis(out / "analysis.html", facts, list(analyses.values()), video)
+    print("\n".join(_table(list(analyses.values()))))
     print(f"analysis: {out / 'analysis.html'}")
 
 
@@ -74,7 +77,7 @@ def _models(names: Sequence[str]) -> dict[str, Pretrained]:
 
 
 def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
-    """Clips `(n, t, h, w, 3)` uint8, motion between their frames `(n, t - 1, h, w)`, and what both are."""
+    """Clips `(n, t, h, w, 3)` uint8, motion between their frames `(n, t - 1, h, w)`, and a description of both."""
     if values.data == "synthetic":
         source = SyntheticVideos(values.clips, values.frames, values.size, SEED)
         video = np.stack([source.clip(i)["video"] for i in range(len(source))])
@@ -82,14 +85,14 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
         return video, np.linalg.norm(flow, axis=-1), "synthetic world; motion: length of exact flow, pixels"
     arrays = Path(values.data).suffix in (".npy", ".npz")
     if arrays and values["size"].present:
-        raise ConfigError(f"--size is of videos; the clips of {values.data} are taken as they are: leave it out")
+        raise ConfigError(f"--size applies to videos; leave it out, since the clips of {values.data} keep their size")
     clips = open_clips(values.data, Window(values.frames), size=None if arrays else values.size)
     video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
     grey = video.astype(np.float32).mean(axis=-1)
     return video, np.abs(np.diff(grey, axis=1)), f"{values.data}; motion: change of brightness, of 255"
 
 
-def _table(found: Sequence[LatentAnalysis]) -> list[str]:
+def _table(analyses: Sequence[LatentAnalysis]) -> list[str]:
     heads = {
         "model": "config",
         "PSNR dB": "psnr_db",
@@ -99,9 +102,9 @@ def _table(found: Sequence[LatentAnalysis]) -> list[str]:
         "motion corr.": "motion_correlation",
         "against copying": "against_copying",
     }
-    width = max(len(a.name) for a in found) + 2
+    width = max(len(a.name) for a in analyses) + 2
     lines = [f"{'':{width}}" + "".join(f"{head:>17}" for head in heads)]
-    for a in found:
+    for a in analyses:
         cells = [a.numbers[key] for key in heads.values()]
         shown = ["-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
         lines.append(f"{a.name:{width}}" + "".join(f"{cell:>17}" for cell in shown))

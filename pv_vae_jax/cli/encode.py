@@ -1,4 +1,4 @@
-"""Cache the posteriors of the training clips for diffusion training: writes `WORKDIR/latents`.
+"""Cache the latents of the training clips for diffusion training, in `WORKDIR/latents`.
 
 pv-vae encode --workdir runs/demo
 """
@@ -16,12 +16,12 @@ from pv_vae_jax.typing import ConfigError
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae encode`."""
-    flags.DEFINE_string("workdir", None, "folder of a run with a finished VAE stage", flag_values=values)
+    flags.DEFINE_string("workdir", None, "work directory of a run with a finished VAE stage", flag_values=values)
     flags.mark_flag_as_required("workdir", flag_values=values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
-    """Encode, or go on encoding."""
+    """Encode the clips, or continue encoding."""
     if positional or overrides:
         raise ConfigError("pv-vae encode takes --workdir only: the configuration is the run's own")
     run = reopen_run(values.workdir)

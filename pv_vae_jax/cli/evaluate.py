@@ -1,403 +1,192 @@
-"""Measure a run and write its report; or compare two sets of clips, of anyone's model.
+"""Measure a run and write its report, compare several runs, or compare two sets of clips from any model.
 
   pv-vae evaluate --workdir runs/demo
+  pv-vae evaluate runs/a runs/b --out comparison.html
   pv-vae evaluate --real folder --fake samples.npz --clips=256 --out scores.json
   pv-vae evaluate --real originals.npy --fake reconstructions.npy --paired --clips=64
 
-Writes `WORKDIR/report/report.html` (one page that needs no other file), `metrics.json` (the numbers with their
-protocol) and, with a finished diffusion stage, `samples.npz` (uint8 video, label). Stages that are not finished are
-left out and named.
+One run: writes `WORKDIR/report/report.html` (one self-contained page), `metrics.json` (the numbers with their protocol)
+and, with a finished diffusion stage, `samples.npz` (uint8 video, label). Stages that are not finished are listed and
+left out.
 
-With --real and --fake, nothing of a run is needed: distances of the two sets by a feature network, and with --paired
-PSNR and SSIM. A number is called FVD, IS or LPIPS only if the published weights made it; any other carries the name and
-hash of its features. Each comes with its protocol, see docs/evaluation.md.
+Several runs: each must have been evaluated, which `pv-vae train` does at its end, and all must be of the same data. The
+page shows their scores beside the paper's, convergence and the same clips of all; its numbers go beside it as `.json`.
+Generated clips of all runs are compared with the first run's test clips, equally many of each. Scores that were written
+with `--real --fake --out RUN/report/NAME.json` are included.
+
+Two sets: distances of the sets by a feature network, and with --paired PSNR and SSIM. A number is called FVD, IS or
+LPIPS only if the published weights made it; any other carries the name and hash of its features. Each comes with its
+protocol, see docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
-import math
-import os
-import platform
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
-from pv_vae_jax.cli import evaluate_sets
-from pv_vae_jax.data.listing import NoVideosError, summarize
-from pv_vae_jax.data.sources import VideoSource
-from pv_vae_jax.data.synthetic import families_of
-from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
-from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
-from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import Pretrained, load
-from pv_vae_jax.params_io import weights_hash
-from pv_vae_jax.report.run_page import Pictures, ShownClip, write_report
-from pv_vae_jax.sampling import sample_clips
-from pv_vae_jax.storage import write_json
-from pv_vae_jax.train.configs import STAGES, VAE_STAGES
-from pv_vae_jax.train.run import Run, reopen_run
-from pv_vae_jax.train.writers import read_metrics
-from pv_vae_jax.typing import ConfigError, NonFiniteError
-from pv_vae_jax.versions import versions
+from pv_vae_jax.cli import lpips_flags
+from pv_vae_jax.evaluation.clip_sets import open_clips
+from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
+from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, c3d_network, i3d_network, own_network
+from pv_vae_jax.evaluation.perceptual import lpips_distance
+from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, Score
+from pv_vae_jax.report.run_comparison import compare_runs
+from pv_vae_jax.report.run_report import evaluate_run
+from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.train.run import reopen_run
+from pv_vae_jax.typing import ConfigError
 
-SHOWN_CLIPS = 6  # with reconstruction and predictions, and in the latent pictures
-SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
-SHOWN_STILLS = 8
+OF_ONE_RUN = {"workdir", "clips", "sample_clips"}
+OF_SEVERAL_RUNS = {"workdir", "out"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae evaluate`."""
-    flags.DEFINE_string("workdir", None, "folder of a run with a finished stage", flag_values=values)
-    flags.DEFINE_integer(
-        "clips",
-        None,
-        "test clips to score, at most, default data.test_clips; of sets exactly, default the protocol's",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "sample_clips", None, "clips to generate, 0 for none; default sampling.clips", lower_bound=0, flag_values=values
-    )
-    evaluate_sets.define_flags(values)
+
+    def text(name: str, help: str) -> None:
+        flags.DEFINE_string(name, None, help, flag_values=values)
+
+    def integer(name: str, least: int, help: str) -> None:
+        flags.DEFINE_integer(name, None, help, lower_bound=least, flag_values=values)
+
+    text("workdir", "folder of a run with a finished stage")
+    integer("clips", 1, "run: test clips to score at most, default data.test_clips; sets: exact number, default the "
+            "protocol's")  # fmt: skip
+    integer("sample_clips", 0, "run: clips to generate, 0 for none; default sampling.clips")
+    text("out", "several runs: the page, default comparison.html; sets: JSON file for the scores and their protocol")
+    text("real", "sets: folder of videos, or .npy or .npz of clips (n, t, h, w, 3)")
+    text("fake", "sets: the clips to judge, in the same forms")
+    flags.DEFINE_enum("protocol", "paper", sorted(PROTOCOLS), "sets: how they are compared", flag_values=values)
+    flags.DEFINE_enum("features", "own", ("own", "i3d"), "sets: feature network", flag_values=values)
+    text("weights", "sets: file of I3D, or folder made by `python -m studies.features`; own ships with the library")
+    integer("frames", 1, "sets: frames per clip; default the protocol's")
+    integer("size", 1, "sets of videos: side in pixels; the short side is resized, the centre square cropped")
+    integer("seed", 0, "sets: seed of the choice of clips, random starts and intervals; default 0")
+    integer("batch_size", 1, "sets: clips per step; default 8")
+    text("value_range", "sets: range of float arrays, 0,1 or -1,1")
+    flags.DEFINE_bool("paired", False, "sets: clip i of fake reconstructs clip i of real", flag_values=values)
+    flags.DEFINE_bool("intervals", True, "sets: bootstrap intervals", flag_values=values)
+    lpips_flags.define_flags(values)
+    text("c3d", "sets: weights of C3D, .npz, for the inception score")
+    text("c3d_mean", "sets: mean cube of C3D, .npz or .npy")
+    integer("splits", 1, "sets: splits of the inception score; default 10")
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
-    """Evaluate the run of `--workdir`, or the sets of `--real` and `--fake`."""
-    if positional or overrides:
-        raise ConfigError("pv-vae evaluate takes flags only: the configuration is the run's own")
-    sets = values.real or values.fake
-    if bool(sets) == bool(values.workdir):
-        raise ConfigError("name either the run to measure, --workdir, or two sets to compare, --real and --fake")
-    if sets:
-        if values.sample_clips is not None:
-            raise ConfigError("--sample_clips belongs to --workdir: sets are compared as they are")
-        evaluate_sets.run(values)
-        return
-    foreign = [n for n in evaluate_sets.flag_names() if values[n].present]
-    if foreign:
-        raise ConfigError(f"{', '.join(f'--{n}' for n in foreign)}: these compare sets, with --real and --fake")
-    evaluate_run(reopen_run(values.workdir), values.clips, values.sample_clips)
-
-
-def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None) -> Path:
-    """Measure every finished stage, print a table, write report, metrics and samples.
-
-    Args:
-      run: the run.
-      clips: test clips to score, at most; None takes `data.test_clips`.
-      sampled: clips to generate; None takes `sampling.clips`.
-
-    Returns:
-      The path of `report.html`.
-
-    Raises:
-      ConfigError: no stage is finished.
-      NoVideosError: the data cannot be read at all.
-    """
-    finished = [stage for stage in STAGES if run.finished(stage)]
-    vae_stages = [stage for stage in VAE_STAGES if stage in finished]
-    if not vae_stages:
+    """Evaluate one run, compare several, or compare the sets of `--real` and `--fake`."""
+    if overrides:
+        raise ConfigError("pv-vae evaluate takes no --config overrides: each run keeps its own configuration")
+    runs = [*([values.workdir] if values.workdir else []), *positional]
+    given = {name for name in values if values[name].present}
+    if bool(runs) == bool(values.real or values.fake):
         raise ConfigError(
-            f"no VAE stage of {run.workdir} is finished, so there is nothing to evaluate: run the command that began "
-            "it again, pv-vae train continues where it stopped"
+            "expected either one run, --workdir, or two sets of clips, --real and --fake, or several work directories"
         )
-    source, split, notes = _open_clips(run, clips)
-    video, names = _read_clips(source, clips or run.experiment.data.test_clips)
-    left_out = _left_out(source)
-    if clips and len(video) < clips:
-        notes.append(f"{clips} clips were asked for, the {split} split has {len(video)}.")
-    metrics: dict[str, Any] = _describe(run, split, len(video)) | {"notes": notes + left_out}
-    if left_out:
-        metrics["protocol"]["left_out"] = left_out[0]
-    unfinished = [stage for stage in STAGES if run.steps(stage) and stage not in finished]
-    metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
-    metrics["stages"] = {}
-    shown: dict[str, Any] = {"curves": {}}
-    for stage in STAGES:
-        if (run.folder(stage) / "metrics.jsonl").exists():
-            shown["curves"][stage] = read_metrics(run.folder(stage) / "metrics.jsonl")
-    on_clips = [stage for stage in vae_stages if not getattr(run.experiment, stage).images]
-    for stage in vae_stages:
-        model = load(run.folder(stage) / "model")
-        metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
-        metrics["stages"][stage], means = _score_stage(run, stage, model, video)
-        if stage not in on_clips:
-            stills = _middle(video[:SHOWN_STILLS])
-            result = reconstruct(model.vae, model.vae_params, stills, batch_size=_batch_size(run, video))
-            shown["stills"] = (stills[:, 0], result[:, 0])
-        elif stage == on_clips[-1]:  # what later work uses
-            fields, metrics["latents"] = _show_stage(run, stage, model, video, names, means)
-            shown |= fields
-    folder = _report_folder(run, len(video), clips, sampled)
-    folder.mkdir(exist_ok=True)
-    sampled = run.experiment.sampling.clips if sampled is None else sampled
-    if "diffusion" in finished and sampled:
-        model = load(run.folder("diffusion") / "model")
-        try:
-            drawn = _sample(run, model, sampled, folder, metrics)
-            shown["samples"] = _by_class(model, *drawn, video, names)
-        except NonFiniteError as error:  # what the VAE's stages are worth is known all the same
-            metrics["missing"].append(f"There are no samples: {error}.")
-            (folder / "samples.npz").unlink(missing_ok=True)  # of a report before, which `pv-vae compare` would take
-            print(f"pv-vae: no samples: {error}", file=sys.stderr)
-    write_json(folder / "metrics.json", metrics)
-    write_report(folder / "report.html", metrics, Pictures(**shown))
-    print("\n".join(_summary(metrics)))
-    print(f"report: {folder / 'report.html'}", flush=True)
-    return folder / "report.html"
+    if not runs:
+        if "sample_clips" in given:
+            raise ConfigError("--sample_clips belongs to --workdir: sets are compared as they are")
+        _compare_sets(values)
+    elif foreign := sorted(given - (OF_ONE_RUN if len(runs) == 1 else OF_SEVERAL_RUNS)):
+        names = ", ".join(f"--{name}" for name in foreign)
+        if set(foreign) <= OF_ONE_RUN:
+            raise ConfigError(f"{names}: these measure one run; several are compared by the reports they have")
+        raise ConfigError(f"{names}: these compare sets, with --real and --fake")
+    elif len(runs) == 1:
+        evaluate_run(reopen_run(runs[0]), values.clips, values.sample_clips)
+    else:
+        compare_runs(runs, Path(values.out or "comparison.html"))
 
 
-def _report_folder(run: Run, found: int, clips: int | None, sampled: int | None) -> Path:
-    """`report`, unless one of more clips stands there and fewer were asked for: then a folder named after them."""
-    folder = run.workdir / "report"
-    try:
-        old = json.loads((folder / "metrics.json").read_text())
-        fewer = clips is not None and found < old["protocol"]["clips"]
-        fewer |= sampled is not None and sampled < (old["samples"] or {"clips": 0})["clips"]
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or none that is worth keeping
-        return folder
-    if not fewer:
-        return folder
-    name = f"report-{found}-clips" + ("" if sampled is None else f"-{sampled}-samples")
-    print(f"{folder} holds a report of more clips and stays: this one goes to {name}", file=sys.stderr)
-    return run.workdir / name
-
-
-def read_test_clips(run: Run) -> tuple[np.ndarray, list[str]]:
-    """The clips that a run is measured on, `(n, t, h, w, 3)` uint8, and the class of each."""
-    return _read_clips(_open_clips(run, None)[0], run.experiment.data.test_clips)
-
-
-def _open_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:
-    """Test clips, or training clips where a folder holds out none: `(source, split, what to tell)`."""
-    if clips:
-        data = dataclasses.replace(run.experiment.data, test_clips=clips)
-        run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=data))
-    try:
-        return run.source("test", random=False), "test", []
-    except NoVideosError as error:
-        source = run.source("train", random=False)
-        return source, "train", [f"Scored on training clips, which flatters every number: {error}."]
-
-
-def _read_clips(source: VideoSource, most: int) -> tuple[np.ndarray, list[str]]:
-    """`(n, t, h, w, 3)` uint8 and the class of every clip that can be read.
-
-    The source gives another for one that cannot, which trains well, but here would count twice.
-
-    Raises:
-      NoVideosError: none can.
-    """
-    interval = 1 if sys.stderr.isatty() else 20
-    index = tqdm(range(min(most, len(source))), desc="clips", unit="clip", mininterval=interval)
-    items = [source.clip(i, np.random.default_rng(0)) for i in index]
-    replaced = getattr(source, "replaced", set())
-    items = [item for i, item in enumerate(items) if i not in replaced]
-    if not items:
-        why = summarize(getattr(source, "skipped", {}))
-        raise NoVideosError(f"none of the {len(index)} clips to score can be read: {why}")
-    return np.stack([item["video"] for item in items]), [source.class_names[item["label"]] for item in items]
-
-
-def _left_out(source: VideoSource) -> list[str]:
-    """A line on what of the data could not be scored; none if all of it was."""
-    replaced, skipped = getattr(source, "replaced", set()), getattr(source, "skipped", {})
-    if not skipped:
-        return []
-    lost = f"{len(replaced)} clips that cannot be read; skipped: {len(skipped)} files ({summarize(skipped, 2)})"
-    return [f"Left out: {lost}."]
-
-
-def _describe(run: Run, split: str, clips: int) -> dict:
-    """What the numbers are numbers of."""
-    experiment, data = run.experiment, run.experiment.data
-    synthetic = families_of(data.source) is not None
-    kinds = Counter(device.device_kind for device in jax.devices())
-    drawn = experiment.vae.pad == "gaussian"
-    return {
-        "experiment": experiment.name,
-        "model": experiment.vae.name,
-        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "devices": [f"{count} x {kind}" for kind, count in kinds.items()],
-        "versions": versions() | {"python": platform.python_version()},
-        "parameters": {},
-        "protocol": {
-            "source": data.source,
-            "split": split,
-            "clips": clips,
-            "frames": data.frames,
-            "size": data.size,
-            "stride": data.stride,
-            "crop": "none, drawn at this size" if synthetic else "short side resized by area, centre square",
-            "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
-            "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
-            "reconstruction": "decoded posterior mean",
-            "prediction": "gaussian padding and posterior sample drawn with the seed"
-            if drawn
-            else "posterior mean, learned padding",
-            "psnr": "per frame, at most 100 dB, mean over frames, then clips",
-            "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
-            "precision": experiment.vae.dtype,
-            "seed": experiment.seed,
-        },
-        "latents": None,
-        "samples": None,
-    }
-
-
-def _score_stage(run: Run, stage: str, model: Pretrained, video: np.ndarray) -> tuple[dict, np.ndarray]:
-    """Numbers of one VAE stage, and the posterior means of its clips."""
-    images = getattr(run.experiment, stage).images
-    shown = _middle(video) if images else video
-    size = _batch_size(run, video)
-    score = score_reconstruction(model.vae, model.vae_params, shown, batch_size=size, label=f"{stage}: reconstruction")
-    prediction = None
-    if model.vae.config.latent_frames(shown.shape[1]) > 1:
-        errors = score_prediction(
-            model.vae, model.vae_params, shown, seed=run.experiment.seed, batch_size=size, label=f"{stage}: prediction"
+def _compare_sets(values: flags.FlagValues) -> list[Score]:
+    """Compare `--real` and `--fake`, print a table, write the scores with their protocol."""
+    if not (values.real and values.fake):
+        raise ConfigError("comparing sets needs both --real and --fake")
+    if values.features == "i3d" and not values.weights:
+        raise ConfigError(
+            "I3D's weights are not part of this library: name their file with --weights, or leave --features=own"
         )
-        prediction = _prediction_numbers(errors, shown.shape[1], model.vae.config.time_factor)
-    numbers = {
-        "scored": f"the middle frame of {len(video)} clips"
-        if images
-        else f"{len(video)} clips of {shown.shape[1]} frames",
-        "steps": model.meta.get("steps", getattr(run.experiment, stage).steps),
-        "weights": weights_hash(model.vae_params),
-        "psnr_db": score.psnr,
-        "ssim": score.ssim,
-        "prediction": prediction,
-    }
-    return numbers, score.means
-
-
-def _prediction_numbers(errors: PredictionErrors, frames: int, time_factor: int) -> dict:
-    dropped = range(len(errors.predicted))
-    numbers = {"dropped": list(dropped), "observed_frames": [frames - k * time_factor for k in dropped]}
-    for name in ("predicted", "seen", "copying", "extrapolation"):
-        numbers[name] = [None if math.isnan(v) else float(v) for v in getattr(errors, name)]
-    numbers["average"] = errors.average()
-    numbers |= {f"average_{name}": errors.average(name) for name in ("copying", "extrapolation")}
-    numbers["against_copying"] = None if math.isnan(errors.against_copying) else errors.against_copying
-    return numbers
-
-
-def _show_stage(
-    run: Run, stage: str, model: Pretrained, video: np.ndarray, names: Sequence[str], means: np.ndarray
-) -> tuple[dict, dict]:
-    """For a stage trained on clips: fields of `Pictures`, and the numbers of its latents."""
-    p_t, seed, size = model.vae.config.time_factor, run.experiment.seed, _batch_size(run, video)
-    shown, groups = video[:SHOWN_CLIPS], means.shape[1]
-    drops = sorted({int(k) for k in np.linspace(1, groups - 1, 4).round()}) if groups > 1 else []
-    reconstructed = reconstruct(model.vae, model.vae_params, shown, batch_size=size)
-    predicted = {k: predict(model.vae, model.vae_params, shown, k, seed=seed, batch_size=size) for k in drops}
-    clips = [
-        ShownClip(names[i], shown[i], reconstructed[i], {k: predicted[k][i] for k in drops}) for i in range(len(shown))
-    ]
-    colours, distance = principal_colours(means), temporal_distance(means)
-    latents = [(names[i], shown[i][::p_t], colours.pictures[i]) for i in range(len(shown))]
-    numbers = {
-        "stage": stage,
-        "clips": len(means),
-        "explained": colours.explained.tolist(),
-        "ltd_median": distance.median if distance else None,
-        "ltd_curve": distance.curve.tolist() if distance else None,
-        "ltd_chance": distance.chance if distance else None,
-    }
-    return {"clips": clips, "clips_stage": stage, "time_factor": p_t, "latents": latents}, numbers
-
-
-def _sample(run: Run, model: Pretrained, count: int, folder: Path, metrics: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Generate clips, classes in turn, and save them: `(n, t, h, w, 3)` uint8 and labels `(n,)`."""
-    sampling, diffusion = run.experiment.sampling, model.diffusion
-    conditional = diffusion.model.config.classes > 0
-    labels = np.arange(count) % len(diffusion.class_names) if conditional else np.zeros(count, int)
-    guidance = sampling.guidance if conditional else 1.0  # nothing to guide by
-    video = sample_clips(
-        model,
-        labels,
-        steps=sampling.steps,
-        guidance=guidance,
-        seed=run.experiment.seed,
-        batch_size=min(sampling.batch_size, count),
+    if bool(values.c3d) != bool(values.c3d_mean):
+        raise ConfigError("the inception score needs both --c3d and --c3d_mean")
+    lpips = lpips_flags.lpips_files(values)
+    if lpips and not values.paired:
+        raise ConfigError("--lpips compares pairs: add --paired")
+    if values.splits and not values.c3d:
+        raise ConfigError("--splits applies to the inception score, and it takes --c3d and --c3d_mean: add them")
+    if values.out:
+        make_writable(Path(values.out).parent)
+    protocol, seed, batch_size = _protocol(values), values.seed or 0, values.batch_size or 8
+    network = _network(values, protocol)
+    reading = {"size": values.size, "value_range": _range(values.value_range)}
+    real_window = protocol.fake_window() if values.paired else protocol.real_window(seed)
+    real = open_clips(values.real, real_window, **reading)
+    fake = open_clips(values.fake, protocol.fake_window(), **reading)
+    scores = []
+    if values.paired:
+        perceptual, perceptual_network = lpips_distance(*lpips) if lpips else (None, None)
+        scores += compare_pairs(
+            real, fake, protocol, perceptual=perceptual, perceptual_network=perceptual_network, seed=seed
+        )
+    resamples = 40 if values.intervals else 0
+    scores += compare_sets(
+        real, fake, network, protocol, paired=values.paired, seed=seed, batch_size=batch_size, resamples=resamples
     )
-    with (folder / "samples.npz.tmp").open("wb") as file:
-        np.savez_compressed(file, video=video, label=labels)
-    os.replace(folder / "samples.npz.tmp", folder / "samples.npz")
-    metrics["parameters"]["transformer"] = _count(diffusion.params)
-    metrics["samples"] = {
-        "clips": count,
-        "steps": sampling.steps,
-        "guidance": guidance,
-        "seed": run.experiment.seed,
-        "weights": weights_hash(diffusion.params),
-        "vae_stage": model.meta.get("stage", "unknown"),
-        "vae_weights": weights_hash(model.vae_params),
-        "training_steps": model.meta.get("diffusion_steps"),
-        "class_names": list(diffusion.class_names) if conditional else [],
-        "file": "samples.npz",
-    }
-    return video, labels
+    if values.c3d:
+        classifier, splits = c3d_network(values.c3d, values.c3d_mean), values.splits or 10
+        scores.append(score_inception(fake, classifier, protocol, splits=splits, seed=seed, batch_size=batch_size))
+    print("\n".join(_table(scores)))
+    if values.out:
+        write_json(Path(values.out), [s.to_json() for s in scores])
+        print(f"scores and protocol cards: {values.out}")
+    return scores
 
 
-def _by_class(
-    model: Pretrained, video: np.ndarray, labels: np.ndarray, real: np.ndarray, real_names: Sequence[str]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Class -> some generated clips and some real ones."""
-    if not model.diffusion.model.config.classes:
-        return {"all clips": (video[:SHOWN_PER_CLASS], real[:SHOWN_PER_CLASS])}
-    shown = {}
-    for label in np.unique(labels)[:SHOWN_CLASSES]:
-        name = model.diffusion.class_names[label]
-        same = [i for i, other in enumerate(real_names) if other == name]
-        shown[name] = (video[labels == label][:SHOWN_PER_CLASS], real[same[:SHOWN_PER_CLASS]])
-    return shown
+def _protocol(values: flags.FlagValues) -> MetricProtocol:
+    """The named protocol; if flags change it, its name says how, since it is then another one."""
+    chosen = PROTOCOLS[values.protocol]
+    given = {"frames": values.frames, "clips": values.clips}
+    changed = {key: n for key, n in given.items() if n is not None and n != getattr(chosen, key)}
+    renamed = {}
+    if changed:
+        renamed["name"] = f"{chosen.name} with {' and '.join(f'{n} {key}' for key, n in changed.items())}"
+        renamed["note"] = f"unchanged it is: {chosen.note}"
+    as_pairs = {"start": "first", "stride": 1} if values.paired else {}  # a reconstruction has its clip's own frames
+    return dataclasses.replace(chosen, **changed, **renamed, **as_pairs)
 
 
-def _batch_size(run: Run, video: np.ndarray) -> int:
-    """As many clips as the encoding of latents takes at once."""
-    return min(run.experiment.latents.batch_size, len(video))
+def _network(values: flags.FlagValues, protocol: MetricProtocol) -> FeatureNetwork:
+    if values.features == "own":
+        return own_network(values.weights)
+    return i3d_network(values.weights, resize_rule=protocol.resize, crop=protocol.crop)
 
 
-def _middle(video: np.ndarray) -> np.ndarray:
-    """The middle frame of every clip, as a clip of one frame."""
-    middle = video.shape[1] // 2
-    return video[:, middle : middle + 1]
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not (low < high and np.isfinite([low, high]).all()):
+        raise ConfigError(f"--value_range must be two numbers, low,high; got {text}")
+    return low, high
 
 
-def _count(params: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def _summary(metrics: dict) -> list[str]:
-    """The numbers as lines for a terminal."""
-    p = metrics["protocol"]
+def _table(scores: list[Score]) -> list[str]:
+    card = scores[0].card
+    real, protocol = card["real"], card["protocol"]
+    sets = {"real": real, "fake": card["fake"]}
     lines = [
-        f"{metrics['experiment']}: {p['clips']} {p['split']} clips of {p['source']}, {p['frames']} x {p['size']} x "
-        f"{p['size']}, stride {p['stride']}"
+        *(f"{name}: {part['scored']} of {part['available']} clips of {part['set']}" for name, part in sets.items()),
+        f"protocol {protocol['name']}: {protocol['frames']} x {real['size'][0]} x {real['size'][1]}",
     ]
-    lines += metrics["notes"] + metrics["missing"]
-    lines.append(f"{'stage':14}{'PSNR dB':>9}{'SSIM':>9}   EMA weights       scored")
-    for name, stage in metrics["stages"].items():
-        similar = "-" if stage["ssim"] is None else f"{stage['ssim']:.4f}"
-        lines.append(f"{name:14}{stage['psnr_db']:9.2f}{similar:>9}   {stage['weights']}  {stage['scored']}")
-    found = {name: stage["prediction"] for name, stage in metrics["stages"].items() if stage["prediction"]}
-    if found:
-        first = next(iter(found.values()))
-        lines.append("squared error on dropped frames, range [-1, 1]")
-        lines.append(f"{'dropped':14}{''.join(f'{k:9}' for k in first['dropped'][1:])}  average")
-        rows = [(name, q["predicted"], q["average"], q["against_copying"]) for name, q in found.items()]
-        rows += [(name, first[name], first[f"average_{name}"], None) for name in ("copying", "extrapolation")]
-        for name, values, average, ratio in rows:
-            side = "" if ratio is None else f"  {abs(ratio):.0%} {'below' if ratio < 0 else 'above'} copying"
-            lines.append(f"{name:14}{''.join(f'{v:9.4f}' for v in values[1:])}{average:9.4f}{side}")
+    width = max(len(s.name) for s in scores) + 2
+    for s in scores:
+        spread = (
+            "" if s.interval is None else f"   {s.interval.level:.0%} [{s.interval.low:.4g}, {s.interval.high:.4g}]"
+        )
+        lines.append(f"{s.name:{width}}{s.value:12.5g}{spread}")
     return lines

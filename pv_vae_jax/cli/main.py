@@ -17,18 +17,18 @@ COMMANDS = {
     "sample": "generate clips",
     "reconstruct": "encode and decode video files",
     "predict": "see the first frames of a video, draw the rest",
-    "evaluate": "measure a run and write its report, or compare two sets of clips",
-    "compare": "put evaluated runs side by side, and beside the paper's numbers, on one page",
-    "analyze": "compare the latents of one VAE or several on the same clips",
+    "evaluate": "measure a run and write its report, compare several runs, or compare two sets of clips",
+    "analyze": "compare the latents of one or several VAEs on the same clips",
     "convert": "turn published Wan weights into a model folder, or back",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
 }
-# Commands that left the package: what answers this repository's own questions is run from a clone.
+# Commands that moved; what only answers this repository's own questions is run from a clone.
 MOVED = {
-    "study": "python -m studies.ablation",
-    "probe": "python -m studies.probes",
-    "features": "python -m studies.features",
-    "bench": "python -m benchmarks",
+    "compare": "'pv-vae evaluate A B'",
+    "study": "'python -m studies.ablation', run in a clone of the repository",
+    "probe": "'python -m studies.probes', run in a clone of the repository",
+    "features": "'python -m studies.features', run in a clone of the repository",
+    "bench": "'python -m benchmarks', run in a clone of the repository",
 }
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(f"  {command:12} {text}" for command, text in COMMANDS.items()))
         return 0
     if name in MOVED:
-        print(f"pv-vae: {name!r} is now {MOVED[name]!r}, run in a clone of the repository", file=sys.stderr)
+        print(f"pv-vae: {name!r} is now {MOVED[name]}", file=sys.stderr)
         return 2
     if name not in COMMANDS:
         import difflib

@@ -22,6 +22,7 @@ from pv_vae_jax.evaluation.distances import (
 from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
 from pv_vae_jax.evaluation.moments import FeatureError
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
+from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.protocol import Digest, MetricProtocol, Score, card, name_of, set_card
 
 EXTRAPOLATED_FROM = 64  # clips; fewer give no line
@@ -103,7 +104,7 @@ def compare_pairs(
     protocol: MetricProtocol,
     *,
     perceptual: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-    perceptual_network: FeatureNetwork | None = None,
+    perceptual_network: NetworkIdentity | None = None,
     seed: int = 0,
 ) -> list[Score]:
     """PSNR, SSIM and, with a `perceptual` function of two clips `(t, h, w, 3)` uint8, its mean over frames.

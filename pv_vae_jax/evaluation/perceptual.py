@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from pv_vae_jax.convert.lpips import read_lpips
-from pv_vae_jax.evaluation.networks.extract import FeatureNetwork
-from pv_vae_jax.evaluation.networks.published import identify
+from pv_vae_jax.evaluation.networks.published import NetworkIdentity, identify
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
@@ -19,7 +18,7 @@ from pv_vae_jax.typing import ShapeError
 PerceptualDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tuple[PerceptualDistance, FeatureNetwork]:
+def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tuple[PerceptualDistance, NetworkIdentity]:
     """LPIPS as a function of two clips `(t, h, w, 3)` uint8, one distance a frame, and what its numbers are made with.
 
     Args:
@@ -47,6 +46,4 @@ def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tup
 
     facts = {"weights file sha256": trunk.sha256, "heads file sha256": linear.sha256}
     name = f"{trunk.known}, {linear.known}" if known else None
-    pixels = "as they are, [-1, 1]"
-    network = FeatureNetwork(f"lpips-{backbone}", weights_hash(params), name, 1, pixels, lambda p, x: x, params, facts)
-    return checked, network
+    return checked, NetworkIdentity(f"lpips-{backbone}", weights_hash(params), name, "as they are, [-1, 1]", facts)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pv_vae_jax.dropping import DropFrom, DropPattern, num_droppable
 from pv_vae_jax.evaluation.reconstruction import batches
-from pv_vae_jax.masking import DropFrom, DropPattern, num_droppable, sample_mask
+from pv_vae_jax.masking import sample_mask
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.predictive import mask_pixels, observed_frames, predict_filled, predict_masked

@@ -17,7 +17,7 @@ import numpy as np
 
 from pv_vae_jax.evaluation.clip_sets import ClipSet, Window
 from pv_vae_jax.evaluation.distances import Interval
-from pv_vae_jax.evaluation.networks.extract import FeatureNetwork
+from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.versions import versions
 
 
@@ -82,7 +82,7 @@ NAMES = {
 }
 
 
-def name_of(metric: str, network: FeatureNetwork) -> str:
+def name_of(metric: str, network: NetworkIdentity) -> str:
     """FVD, IS or LPIPS if the published weights of the right network made the number; else features and their hash."""
     published, wanted, plain = NAMES[metric]
     if network.name == wanted and network.published:
@@ -141,7 +141,7 @@ def set_card(clips: ClipSet, digest: Digest) -> dict:
     return clips.describe() | {"scored": digest.count, "size": size, "window": window, "pixels sha256": digest.hex}
 
 
-def card(protocol: MetricProtocol, network: FeatureNetwork | None, real: dict, fake: dict, seed: int, **more) -> dict:
+def card(protocol: MetricProtocol, network: NetworkIdentity | None, real: dict, fake: dict, seed: int, **more) -> dict:
     """The protocol card of a score."""
     told = dataclasses.asdict(protocol)
     if network is None or network.name != "i3d":  # rules of I3D's own pixels

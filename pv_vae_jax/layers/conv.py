@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from pv_vae_jax.layers.cache import left_context
 from pv_vae_jax.layers.initializers import last_tap_init, lecun_normal
-from pv_vae_jax.sharding.axes import whole
+from pv_vae_jax.sharding.axes import gather_weights
 from pv_vae_jax.typing import Array, sum_of
 
 Lowering = Literal["auto", "direct", "sum2d", "taps_in", "taps_out"]
@@ -268,7 +268,7 @@ class CausalConv3D(nn.Module):
         context = left_context(self, x, self.kernel_size[0] - 1)
         if x.shape[1] == 1 and context is None:
             kernel = kernel[-1:]  # all that an image meets, and all that is to be gathered
-        return causal_conv3d(x, whole(kernel), whole(bias), context=context, lowering=self.lowering)
+        return causal_conv3d(x, gather_weights(kernel), gather_weights(bias), context=context, lowering=self.lowering)
 
 
 class Conv2D(nn.Module):
@@ -287,5 +287,5 @@ class Conv2D(nn.Module):
         kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        kernel, bias = whole(kernel), whole(bias)
+        kernel, bias = gather_weights(kernel), gather_weights(bias)
         return conv2d(x, kernel, bias, stride=self.stride, padding=self.padding)

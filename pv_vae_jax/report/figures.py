@@ -1,7 +1,7 @@
-"""Figures of the report as text that a page can hold: curves as SVG, pictures and clips as data URIs.
+"""Charts as SVG text, pictures and clips as files in memory.
 
-Nothing here asks for a font, a script or a file: colours come from CSS variables `--c0` .. `--c5`, the page's or the
-chart's own.
+A chart is one self-contained SVG: title, axes and legend are inside it, and its colours follow the reader's light or
+dark scheme. The same text stands in a page, in a file behind an `<img>` and in a notebook.
 """
 
 from __future__ import annotations
@@ -9,198 +9,217 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
+import io
 import math
-import struct
+import re
 import tempfile
-import zlib
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pv_vae_jax.data.video_files import write_video
 
-WIDTH, HEIGHT = 420, 230  # of the drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 52, 22, 10, 38
-MOST_POINTS = 400  # a curve is no wider than that on screen
-COLOURS = 6
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, PLOT_HEIGHT = 420, 182  # of a chart, and of its plotting area, in CSS pixels
+LEFT, RIGHT, LINE = 56, 20, 19  # margins, and the height of a line of text
+MAX_POINTS = 400  # per curve: a chart is hardly wider on screen
+MARKER_POINTS = 40  # longer curves are drawn without markers
 GAP = 4  # pixels between pictures
-# Of a chart that stands alone: the colours and lines of the report's page. Notebooks put it into their own page, whose
-# drawings it must leave alone.
-SVG_STYLE = """
-.pv{--page:#fff;--ink:#1b1f26;--soft:#5b6472;--line:#d9dee6;
---c0:#1f6fd6;--c1:#d9480f;--c2:#2b8a3e;--c3:#9c36b5;--c4:#b08900;--c5:#0b7285}
-@media(prefers-color-scheme:dark){.pv{--page:#1c2128;--ink:#e6e9ee;--soft:#9aa4b2;--line:#333a45;
---c0:#6ea8fe;--c1:#ff922b;--c2:#69db7c;--c3:#da77f2;--c4:#ffd43b;--c5:#3bc9db}}
-.pv text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--soft)}
-.pv .title{fill:var(--ink);font-weight:600}.pv path{fill:none;stroke-width:2}.pv .grid{stroke:var(--line)}
-.pv .page{fill:var(--page)}
-""".replace("\n", "")
+# Borders of frames: an original, one that the encoder saw, one that it had to predict.
+PLAIN, SEEN, PREDICTED = (138, 138, 146), (38, 110, 214), (242, 125, 12)
+# Colours as (light page, dark page). Curves take theirs in this order; the largest study has 13.
+COLOURS = (
+    *(("#1f6fd6", "#6ea8fe"), ("#d9480f", "#ff922b"), ("#2b8a3e", "#69db7c"), ("#9c36b5", "#da77f2")),
+    *(("#b08900", "#ffd43b"), ("#0b7285", "#3bc9db"), ("#868e96", "#adb5bd"), ("#e64980", "#faa2c1")),
+    *(("#5c940d", "#c0eb75"), ("#5f3dc4", "#b197fc"), ("#212529", "#f1f3f5"), ("#c77dff", "#e8a2ff")),
+    ("#c92a2a", "#ff8787"),
+)
+PAGE, INK, SOFT, GRID = ("#ffffff", "#1c2128"), ("#1b1f26", "#e6e9ee"), ("#5b6472", "#9aa4b2"), ("#d9dee6", "#333a45")
+THEME = {light: (f"--c{i}", dark) for i, (light, dark) in enumerate(COLOURS)}
+THEME |= {light: (name, dark) for name, (light, dark) in (("--p", PAGE), ("--i", INK), ("--s", SOFT), ("--g", GRID))}
+# Text stays text, names are never read as TeX, and equal charts are equal files.
+RC = {"svg.fonttype": "none", "svg.hashsalt": "pv-vae", "text.parse_math": False, "font.size": 12}
+STILL = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no date or version in the file
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve: `y` over `x`; values that are not finite leave a gap. `dashed` is for what is no model."""
+    """One curve: `y` over `x`; values that are not finite leave a gap.
+
+    Attributes:
+      name: label in the legend.
+      x, y: the points.
+      style: `line`, `dashed` (for references that are no model) or `points`.
+      low, high: a band around the curve; empty for none.
+    """
 
     name: str
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray
-    dashed: bool = False
+    style: str = "line"
+    low: Sequence[float] | np.ndarray = ()
+    high: Sequence[float] | np.ndarray = ()
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, x_label: str, log: bool = False, whole_x: bool = False, ends: bool = True
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str = "",
+    log: bool = False,
+    ends: bool = False,
+    width: int = WIDTH,
 ) -> str:
-    """A chart with its title and legend as one HTML `<figure>`.
+    """A chart with its title and legend as the text of an SVG file.
 
     Args:
-      title: above it; it names the quantity.
-      series: at most `COLOURS` curves; longer ones are averaged down to `MOST_POINTS` points.
-      x_label: below the axis.
+      title: names the quantity.
+      series: the curves; long ones are averaged down to `MAX_POINTS` points, those without a finite value are left out.
+      x_label, y_label: names of the axes.
       log: logarithmic values, if all of them are positive and span more than a factor of 4.
-      whole_x: every x is a tick (few whole numbers).
-      ends: the legend of a time series tells where it stands; False for curves over anything else.
-    """
-    curves = _curves(series)
-    if not curves:
-        return f'<figure class="chart"><h4>{html.escape(title)}</h4><p class="none">No values.</p></figure>'
-    drawing, told = _drawing(curves, x_label, log, whole_x)
-    legend = []
-    for i, (s, _, y) in enumerate(curves):
-        last = "" if whole_x or not ends else f" <b>{_last(y)}</b>"  # of a time series: where it stands
-        swatch = f'<i style="border-top-color:var(--c{i % COLOURS})"{" class=dashed" if s.dashed else ""}></i>'
-        legend.append(f"<li>{swatch}{html.escape(s.name)}{last}</li>")
-    return (
-        f'<figure class="chart"><h4>{html.escape(title)}</h4><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title + told)}">{drawing}</svg><ul class="legend">{"".join(legend)}</ul></figure>'
-    )
-
-
-def svg_chart(title: str, series: Sequence[Series], *, x_label: str, log: bool = False) -> str:
-    """The chart of `line_chart` as an SVG file that stands alone, title and legend within; for `<img>` and notebooks.
+      ends: the legend gives each curve's last value.
+      width: of the drawing, in CSS pixels.
 
     Raises:
-      ValueError: no series has a value.
+      ImportError: matplotlib is not installed.
+      ValueError: no series has a finite value.
     """
-    curves = _curves(series)
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("charts need matplotlib: pip install matplotlib (the extra [report] holds it)") from error
+    curves = [_thinned(s) for s in series]
+    curves = [s for s in curves if np.isfinite(s.y).any()]
     if not curves:
         raise ValueError(f"{title}: there are no values to draw")
-    drawing, told = _drawing(curves, x_label, log, False)
-    top, across = 30, 2  # above the drawing; columns of the legend
-    height = top + HEIGHT + 20 * math.ceil(len(curves) / across) + 8
-    legend = []
-    for i, (s, _, y) in enumerate(curves):
-        x, line = LEFT + (i % across) * (WIDTH - LEFT) / across, top + HEIGHT + 16 + 20 * (i // across)
-        dash = ' stroke-dasharray="5 4"' if s.dashed else ""
-        legend.append(
-            f'<path d="M{x:.0f} {line - 4}h18" stroke="var(--c{i % COLOURS})" style="stroke-width:3"{dash}/>'
-            f'<text x="{x + 24:.0f}" y="{line}">{html.escape(s.name)} {_last(y)}</text>'
-        )
-    return (
-        f'<svg class="pv" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'height="{height}" role="img" aria-label="{html.escape(title + told)}"><style>{SVG_STYLE}</style>'
-        f'<rect class="page" width="{WIDTH}" height="{height}" rx="8"/>'
-        f'<text class="title" x="10" y="20">{html.escape(title)}</text>'
-        f'<g transform="translate(0 {top})">{drawing}</g>{"".join(legend)}</svg>\n'
-    )
+    names = [f"{s.name} {_last(s)}" if ends else s.name for s in curves]
+    columns = 2 if max(map(len, names)) <= (width - LEFT) // 14 - 4 else 1
+    headline = textwrap.wrap(title, width // 8) or [""]
+    top, bottom = LINE * len(headline) + 19, 46
+    plot_height = PLOT_HEIGHT * width // WIDTH
+    height = top + plot_height + bottom + LINE * math.ceil(len(names) / columns) + 4
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a notebook's own style is not the chart's
+        matplotlib.rcParams.update(RC)
+        figure = Figure((width / 72, height / 72), dpi=72, facecolor=PAGE[0])
+        for i, line in enumerate(headline):
+            figure.text(12 / width, 1 - (22 + LINE * i) / height, line, color=INK[0], size=13, weight="bold")
+        box = (LEFT / width, 1 - (top + plot_height) / height, (width - LEFT - RIGHT) / width, plot_height / height)
+        axes = figure.add_axes(box, facecolor="none")
+        logarithmic = _draw(axes, curves, x_label, y_label, log)
+        for i, name in enumerate(names):
+            x = (LEFT + i % columns * (width - LEFT) / columns) / width
+            y = 1 - (top + plot_height + bottom + 12 + LINE * (i // columns)) / height
+            style = {"linestyle": (0, (2, 1))} if curves[i].style == "dashed" else {}
+            stroke = matplotlib.lines.Line2D([x, x + 18 / width], [y + 4 / height] * 2, color=_colour(i), lw=3, **style)
+            figure.add_artist(stroke)
+            figure.text(x + 24 / width, y, name, color=SOFT[0])
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=STILL, facecolor=PAGE[0])
+    label = f"{title}{', logarithmic' if logarithmic else ''}, over {x_label}: "
+    label += "; ".join(f"{s.name} ends at {_last(s)}" for s in curves)
+    return _compact(file.getvalue(), label, width, height)
 
 
-Curve = tuple[Series, np.ndarray, np.ndarray]
+def _draw(axes: Axes, curves: Sequence[Series], x_label: str, y_label: str, log: bool) -> bool:
+    """Draw curves, ticks and grid; returns whether the values are logarithmic."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-
-def _curves(series: Sequence[Series]) -> list[Curve]:
-    """What of the series can be drawn, with its points."""
-    curves = [(s, *_thin(np.asarray(s.x, float), np.asarray(s.y, float))) for s in series]
-    return [(s, x, y) for s, x, y in curves if np.isfinite(y).any()]
-
-
-def _last(y: np.ndarray) -> str:
-    return number(y[np.isfinite(y)][-1])
-
-
-def _drawing(curves: Sequence[Curve], x_label: str, log: bool, whole_x: bool) -> tuple[str, str]:
-    """Axes and curves as SVG elements, and the same in words for screen readers, to follow the title."""
-    xs, ys = np.concatenate([c[1] for c in curves]), np.concatenate([c[2] for c in curves])
-    ys = ys[np.isfinite(ys)]
-    low, high = float(ys.min()), float(ys.max())
+    xs = np.unique(np.concatenate([s.x for s in curves]))
+    ys = np.concatenate([np.concatenate([s.y, s.low, s.high]) for s in curves])
+    low, high = float(np.nanmin(ys)), float(np.nanmax(ys))
     log = log and low > 0 and high > 4 * low  # a narrow range reads better on a plain axis
-    if not log and 0 < 2 * low < high:
-        low = 0.0
-    x_ticks = np.unique(xs) if whole_x else linear_ticks(0.0, float(xs.max()), 5)
-    x_axis = (float(min(xs.min(), x_ticks[0])), float(xs.max()))
-    if x_axis[0] == x_axis[1]:
-        x_axis = (x_axis[0] - 0.5, x_axis[1] + 0.5)
-    y_ticks = log_ticks(low, high) if log else linear_ticks(low, high, 5)
-    bend = np.log10 if log else lambda v: np.asarray(v, float)
-    y_axis = (float(min(bend(low), bend(y_ticks[0]))), float(max(bend(high), bend(y_ticks[-1]))))
-    across = lambda v: LEFT + (np.asarray(v) - x_axis[0]) / (x_axis[1] - x_axis[0]) * (WIDTH - LEFT - RIGHT)  # noqa: E731
-    down = lambda v: TOP + (y_axis[1] - bend(v)) / (y_axis[1] - y_axis[0]) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
+    count = len(curves)
+    for i, s in enumerate(curves):
+        look = {"color": _colour(i), "clip_on": False, "solid_capstyle": "round"}
+        if s.style == "points":
+            look["linestyle"] = "none"
+        elif s.style == "dashed":
+            look["linestyle"] = (0, (4, 2))
+        if len(s.x) <= MARKER_POINTS and s.style != "dashed":
+            look |= {"marker": "o", "markersize": 7 if s.style == "points" or len(s.x) == 1 else 5}
+        if len(s.low):
+            axes.fill_between(s.x, s.low, s.high, color=_colour(i), alpha=0.15, linewidth=0, clip_on=False)
+        # Earlier curves are wider, so that one that lies under another still shows on both sides.
+        axes.plot(s.x, s.y, linewidth=2 + (1.2 * (count - 1 - i) if count <= 6 else 0), **look)
+    if log:
+        axes.set_yscale("log")
+        fine = math.log10(high / low) < 2.5
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if fine else (1,), numticks=8))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
+    else:
+        low = 0.0 if 0 < 2 * low < high else low
+        room = (high - low) * 0.04 or abs(low) * 0.5 or 1.0
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+        axes.set_ylim(low if low == 0 else low - room, high + room)
+    if len(xs) <= 12 and (xs == np.round(xs)).all():  # few whole numbers: each gets its tick
+        axes.xaxis.set_major_locator(FixedLocator(list(xs)))
+        left, right = float(xs[0]), float(xs[-1])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        left, right = min(0.0, float(xs[0])), float(xs[-1])
+    axes.set_xlim((left, right) if left < right else (left - 0.5, right + 0.5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.tick_params(left=False, bottom=False, labelcolor=SOFT[0])
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="y", color=GRID[0], linewidth=1, clip_on=False)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"{y_label}{' (logarithmic)' if log else ''} over {x_label}" if y_label else x_label, color=SOFT[0])
+    return log
 
-    drawing = []
-    for tick in y_ticks:
-        y = float(down(tick))
-        drawing.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawing.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    for tick in x_ticks[x_ticks <= x_axis[1]]:
-        x = float(across(tick))
-        drawing.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(tick)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    drawing.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>')
-    for i, (s, x, y) in enumerate(curves):
-        drawing.append(_curve(i, len(curves) - 1 - i, s, across(x), down(np.where(y > 0, y, np.nan) if log else y), y))
-    scale = ", logarithmic" if log else ""
-    told = "; ".join(f"{s.name} ends at {_last(y)}" for s, _, y in curves)
-    return "".join(drawing), f"{scale}, over {x_label}: {told}"
+
+def _colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)][0]
 
 
-def _curve(i: int, above: int, series: Series, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> str:
-    colour = f"var(--c{i % COLOURS})"
-    parts, pen = [], "M"
-    for px, py in zip(x, y, strict=True):
-        if math.isfinite(py):
-            parts.append(f"{pen}{px:.1f} {py:.1f}")
-        pen = "L" if math.isfinite(py) else "M"
-    dash = ' stroke-dasharray="5 4"' if series.dashed else ""
-    # Earlier curves are wider, so that one that lies under another still shows on both sides.
-    path = f'<path d="{"".join(parts)}" stroke="{colour}" style="stroke-width:{2 + 1.3 * above:.1f}"{dash}/>'
-    if len(x) > 40:
-        return path
-    name, radius = html.escape(series.name), 5 if len(x) == 1 else 2.6
-    dots = "".join(
-        f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}" fill="{colour}"><title>{name} {number(v)}</title></circle>'
-        for px, py, v in zip(x, y, values, strict=True)
-        if math.isfinite(py)
+def _compact(svg: str, label: str, width: int, height: int) -> str:
+    """Matplotlib's file without what no browser needs, numbers to 0.1 pixel, and light colours as variables.
+
+    A viewer that knows no variables shows the light colours.
+    """
+    body = svg[svg.index("</defs>") + len("</defs>") : svg.rindex("</svg>")]
+    body = re.sub(r"</?g\b[^>]*>| font-family: [^;\"]+;?| transform=\"rotate\(-0 [^\"]*\"", "", body)
+    body = re.sub(r" (d|x|y)=\"([^\"]*)\"", lambda match: f' {match[1]}="{_rounded(match[2])}"', body)
+    body = re.sub(r"\s*\n\s*", "\n", body.replace("xlink:href", "href")).strip()
+    used = {light: THEME[light] for light in sorted(set(re.findall(r"#[0-9a-f]{6}(?=[;\"])", body)) & set(THEME))}
+    for light, (name, _) in used.items():
+        body = body.replace(light, f"var({name},{light})")
+    dark = "".join(f"{name}:{colour};" for name, colour in used.values())
+    style = f".pv text{{font-family:system-ui,sans-serif}}@media(prefers-color-scheme:dark){{.pv{{{dark}}}}}"
+    return (
+        f'<svg class="pv" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{html.escape(label)}"><style>{style}</style>'
+        f"\n{body}\n</svg>\n"
     )
-    return path + dots
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over neighbouring points, so that at most `MOST_POINTS` are left."""
-    if len(x) <= MOST_POINTS:
-        return x, y
-    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
-    return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
+def _rounded(coordinates: str) -> str:
+    words = (word if word.isalpha() else f"{float(word):.1f}".removesuffix(".0") for word in coordinates.split())
+    return " ".join(words)
 
 
-def linear_ticks(low: float, high: float, most: int) -> np.ndarray:
-    """About `most` round numbers whose first lies at or below `low` and whose last at or above `high`."""
-    if not high > low:
-        pad = abs(low) * 0.5 or 1.0
-        low, high = low - pad, high + pad
-    raw = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
-    return np.arange(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1) * step
+def _thinned(series: Series) -> Series:
+    """The series as arrays; means over neighbouring points, so that at most `MAX_POINTS` remain."""
+    parts = np.array_split(np.arange(len(series.x)), min(len(series.x), MAX_POINTS) or 1)
+    names = ("x", "y", "low", "high")
+    values = {name: np.asarray(getattr(series, name), float) for name in names}
+    if len(series.x) > MAX_POINTS:
+        values = {name: np.array([v[p].mean() for p in parts]) if len(v) else v for name, v in values.items()}
+    return dataclasses.replace(series, **values)
 
 
-def log_ticks(low: float, high: float) -> np.ndarray:
-    """Numbers 1, 2, 5 times powers of ten around `[low, high]`; only the powers where those are many."""
-    powers = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    fine = np.sort(np.concatenate([m * 10.0**powers for m in (1, 2, 5)]))
-    inside = fine[max(np.searchsorted(fine, low, "right") - 1, 0) : np.searchsorted(fine, high) + 1]
-    if len(inside) <= 7:
-        return inside
-    return 10.0 ** powers[:: math.ceil(len(powers) / 7)]
+def _last(series: Series) -> str:
+    y = np.asarray(series.y)
+    return number(y[np.isfinite(y)][-1])
 
 
 def number(value: float) -> str:
@@ -210,43 +229,28 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.4g}"
 
 
+def png(video: np.ndarray, fps: float = 8) -> bytes:
+    """A PNG file of pictures `(t, h, w, 3 or 4)` uint8; several play in a loop (APNG).
+
+    A viewer that does not know APNG shows the first picture.
+
+    Raises:
+      ImportError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("pictures need Pillow: pip install pillow (the extra [report] holds it)") from error
+    first, *rest = [Image.fromarray(picture) for picture in video]
+    moving = {"save_all": True, "append_images": rest, "duration": 1000 / fps, "loop": 0} if rest else {}
+    file = io.BytesIO()
+    first.save(file, "PNG", compress_level=9, **moving)
+    return file.getvalue()
+
+
 def png_uri(picture: np.ndarray) -> str:
     """`(h, w, 3 or 4)` uint8 as a PNG data URI."""
     return "data:image/png;base64," + base64.b64encode(png(picture[None])).decode()
-
-
-def png(video: np.ndarray, fps: float = 8) -> bytes:
-    """A PNG file of pictures `(t, h, w, 3 or 4)` uint8: they play in turn, for ever (APNG), or, if t is 1, stand still.
-
-    Wherever a PNG is shown so is this; a viewer that knows no APNG shows the first picture.
-    """
-    frames, height, width, channels = video.shape
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    def packed(picture: np.ndarray) -> bytes:
-        rows = picture.reshape(height, -1)
-        # Filter "up": differences of rows (modulo 256), which are 0 where pixels were enlarged.
-        change = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
-        return zlib.compress(np.concatenate([np.full((height, 1), 2, np.uint8), change], axis=1).tobytes(), 9)
-
-    header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
-    parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
-    if frames > 1:
-        parts.append(chunk(b"acTL", struct.pack(">II", frames, 0)))
-    number = 0  # of animation chunks, which are counted
-    for i, picture in enumerate(video):
-        if frames > 1:
-            timing = struct.pack(">IIIIIHHBB", number, width, height, 0, 0, round(1000 / fps), 1000, 0, 0)
-            parts.append(chunk(b"fcTL", timing))
-            number += 1
-        if i == 0:
-            parts.append(chunk(b"IDAT", packed(picture)))
-        else:
-            parts.append(chunk(b"fdAT", struct.pack(">I", number) + packed(picture)))
-            number += 1
-    return b"".join([*parts, chunk(b"IEND", b"")])
 
 
 def mp4_uri(video: np.ndarray, fps: float = 8) -> str:
@@ -283,6 +287,13 @@ def frame(video: np.ndarray, colour: tuple[int, int, int] | np.ndarray, width: i
     return framed
 
 
+def borders(frames: int, observed: int | None) -> np.ndarray:
+    """`(frames, 3)` colours of the border: seen by the encoder, then predicted; grey if `observed` is None."""
+    if observed is None:
+        return np.array([PLAIN] * frames)
+    return np.array([SEEN if t < observed else PREDICTED for t in range(frames)])
+
+
 def strip(pictures: np.ndarray) -> np.ndarray:
     """Pictures `(n, h, w, 3)` side by side, `(h, W, 4)`: the gaps are transparent."""
     padded = np.pad(pictures, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
@@ -291,31 +302,26 @@ def strip(pictures: np.ndarray) -> np.ndarray:
 
 
 class Media:
-    """Clips and pictures as HTML elements, until they fill `budget` characters; later ones are left out and say so."""
+    """Clips and pictures as blocks of a page, until they fill `budget` characters; the page says what was left out."""
 
     def __init__(self, budget: int):
         self.left = budget
 
-    def video(self, clip: np.ndarray, label: str) -> str:
-        """A `<video>` of `(t, h, w, 3)` uint8 that plays by itself; `label` is for screen readers."""
+    def video(self, clip: np.ndarray, label: str) -> dict:
+        """`(t, h, w, 3)` uint8 as a clip that plays by itself; `label` is for screen readers."""
         try:
             uri = mp4_uri(clip)
         except ImportError as error:
-            return f'<p class="none">{html.escape(str(error))}</p>'
-        width = clip.shape[2]
-        return self._element(
-            f'<video src="{uri}" style="width:min(100%,{width}px)" autoplay loop muted playsinline controls '
-            f'aria-label="{html.escape(label)}"></video>'
-        )
+            return {"kind": "missing", "text": str(error)}
+        return self._within_budget({"kind": "video", "uri": uri, "width": clip.shape[2], "label": label})
 
-    def picture(self, picture: np.ndarray, label: str) -> str:
-        """An `<img>` of `(h, w, 3 or 4)` uint8."""
-        return self._element(
-            f'<img src="{png_uri(picture)}" style="width:min(100%,{picture.shape[1]}px)" alt="{html.escape(label)}">'
-        )
+    def picture(self, picture: np.ndarray, label: str) -> dict:
+        """`(h, w, 3 or 4)` uint8 as a still picture."""
+        block = {"kind": "picture", "uri": png_uri(picture), "width": picture.shape[1], "label": label}
+        return self._within_budget(block)
 
-    def _element(self, element: str) -> str:
-        if len(element) > self.left:
-            return '<p class="none">Left out to keep this page small.</p>'
-        self.left -= len(element)
-        return element
+    def _within_budget(self, block: dict) -> dict:
+        if len(block["uri"]) > self.left:
+            return {"kind": "missing", "text": "Left out to keep this page small."}
+        self.left -= len(block["uri"])
+        return block

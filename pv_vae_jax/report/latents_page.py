@@ -1,23 +1,28 @@
-"""Everything about the latents of one VAE on a set of clips, and the page that puts several VAEs side by side."""
+"""Measurements of a VAE's latents on a set of clips, and the page that puts several VAEs side by side."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.evaluation.latents import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import (
+    channel_spectrum,
+    motion_correlation,
+    power_spectrum,
+    principal_colours,
+    rank_correlation,
+    temporal_distance,
+)
 from pv_vae_jax.evaluation.prediction import predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.evaluation.spectra import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import weights_hash
-from pv_vae_jax.report.figures import Media, Series, fit, line_chart, strip
-from pv_vae_jax.report.run_page import BUDGET, PANEL, table, write_page
+from pv_vae_jax.report.figures import Media, Series, fit, strip
+from pv_vae_jax.report.page import BUDGET, PANEL, Section, cell, chart, grid, heading, missing, table, text, write_page
 from pv_vae_jax.typing import Params
 
 SHOWN = 3  # clips with pictures
@@ -28,13 +33,13 @@ class LatentAnalysis:
     """One VAE's latents on a set of clips.
 
     Attributes:
-      name: of the model.
-      numbers: a JSON tree; None stands for what these clips are too short for.
+      name: label of the model.
+      numbers: a JSON tree; a number that these clips are too short for is None.
       colours: `(s, g, h, w, 3)` uint8 principal components of the first clips.
-      motion: `(s, g, H, W, 3)` uint8, how much moved before each latent frame; black at frame 0.
-      reconstruction, prediction: `(s, t, h, w, 3)` uint8 of the first clips; prediction saw about half the groups, and
-        is None where there is one group.
-      observed: frames that the prediction saw.
+      motion: `(s, g, h, w, 3)` uint8, how much moved before each latent frame; black at frame 0.
+      reconstruction, prediction: `(s, t, h, w, 3)` uint8 of the first clips; the prediction was given about half of the
+        groups, and is None for clips of one group.
+      observed: frames that the prediction was given.
     """
 
     name: str
@@ -52,14 +57,14 @@ def analyze_latents(
     """Encode, decode and predict `(n, t, h, w, 3)` uint8 clips, and measure the posterior means.
 
     Args:
-      name: for tables and pages.
+      name: label in tables and on the page.
       model, params: the VAE.
-      video: clips that fit it.
+      video: clips whose length and size the VAE takes.
       motion: `(n, t - 1, h, w)`, how much moves from each frame to the next.
-      batch_size: clips at once.
+      batch_size: clips per step.
 
     Raises:
-      ShapeError: the clips do not fit.
+      ShapeError: the VAE does not take clips of this length or size.
     """
     score = score_reconstruction(model, params, video, batch_size=batch_size, label=f"{name}: reconstruction")
     means = score.means
@@ -118,121 +123,109 @@ def _motion_pictures(motion: np.ndarray, shape: tuple[int, ...], count: int) -> 
     return pooled, np.repeat(grey[..., None], 3, axis=-1)
 
 
-def write_analysis(path: Path, facts: dict, found: Sequence[LatentAnalysis], video: np.ndarray) -> None:
-    """Write the page: tables, curves over all models, pictures of the same clips. Whole or not at all."""
+def write_analysis(path: Path, facts: dict, analyses: Sequence[LatentAnalysis], video: np.ndarray) -> None:
+    """Write the page atomically: tables, curves of all models, pictures of the same clips.
+
+    Raises:
+      ImportError: the extra [report] is not installed.
+    """
     media = Media(BUDGET)
     height, width = facts["size"]
     headline = f"{facts['clips']} clips of {facts['frames']} x {height} x {width} from {facts['source']}."
     sections = [
-        ("numbers", "Numbers", _numbers(found)),
-        ("time", "Distance in time", _time(found)),
-        ("spectra", "Spectra", _spectra(found)),
-        ("prediction", "Prediction", _prediction(found)),
-        ("pictures", "Clips", _pictures(found, video, media)),
+        Section("numbers", "Numbers", _numbers(analyses)),
+        Section("time", "Distance in time", _time(analyses)),
+        Section("spectra", "Spectra", _spectra(analyses)),
+        Section("prediction", "Prediction", _prediction(analyses)),
+        Section("pictures", "Clips", _pictures(analyses, video, media)),
     ]
-    write_page(path, "Latent analysis", "Latents side by side", headline, (), sections)
+    write_page(path, "Latent analysis", sections, heading="Latents side by side", headline=headline)
 
 
-def _numbers(found: Sequence[LatentAnalysis]) -> str:
+def _numbers(analyses: Sequence[LatentAnalysis]) -> list[dict]:
     rows = {
         "latents": "config",
         "weights": "weights",
         "PSNR, dB": "psnr_db",
         "SSIM": "ssim",
         "distance of neighbouring latent frames, median": "ltd_median",
-        "the same over that of different clips (0 frozen, 1 unrelated)": "ltd_over_chance",
+        "the same, relative to different clips (0 frozen, 1 unrelated)": "ltd_over_chance",
         "variance in 3 components": "explained_by_3_components",
         "channels used (effective number)": "effective_channels",
         "latents move where the video moves (rank correlation)": "motion_correlation",
         "latents are large where the video moves (rank correlation)": "energy_motion_correlation",
         "prediction error against copying": "against_copying",
     }
-    cell = lambda v: "-" if v is None else f"{v:.4g}" if isinstance(v, float) else v  # noqa: E731
-    lines = [[text, *(cell(a.numbers[key]) for a in found)] for text, key in rows.items()]
-    note = "<p>A VAE whose latents never move has distance 0: read it beside PSNR.</p>"
-    return table(["", *(a.name for a in found)], lines) + note
+    lines = [[label, *(cell(a.numbers[key]) for a in analyses)] for label, key in rows.items()]
+    note = text("A VAE whose latents never change has distance 0: read the distance together with PSNR.")
+    return [table(["", *(a.name for a in analyses)], lines), note]
 
 
-def _charts(*charts: str) -> str:
-    return f'<div class="charts">{"".join(charts)}</div>'
-
-
-def _time(found: Sequence[LatentAnalysis]) -> str:
-    timed = [a for a in found if a.numbers["ltd_curve"]]
+def _time(analyses: Sequence[LatentAnalysis]) -> list[dict]:
+    timed = [a for a in analyses if a.numbers["ltd_curve"]]
     if not timed:
-        return '<p class="none">Clips of fewer than three latent frames have no distances in time.</p>'
+        return [missing("Distances in time need clips of at least three latent frames.")]
     curves = [Series(a.name, range(1, len(a.numbers["ltd_curve"]) + 1), a.numbers["ltd_curve"]) for a in timed]
     values = [np.asarray(a.numbers["ltd_by_clip"]) for a in timed]
     edges = np.linspace(min(v.min() for v in values), max(v.max() for v in values) + 1e-9, 17)
     middles = (edges[1:] + edges[:-1]) / 2
     shares = [Series(a.name, middles, np.histogram(v, edges)[0] / len(v)) for a, v in zip(timed, values, strict=True)]
-    return _charts(
-        line_chart(
-            "Distance over that at the longest interval", curves, x_label="interval, latent frames", whole_x=True
-        ),
-        line_chart(
-            "Share of clips by distance of neighbours",
-            shares,
-            x_label="standard deviations per latent value",
-            ends=False,
-        ),
-    )
+    ratio, spread = "Distance, relative to the longest interval", "Share of clips by distance of neighbours"
+    return [
+        grid(
+            "charts",
+            [
+                chart(ratio, curves, x_label="interval, latent frames"),
+                chart(spread, shares, x_label="standard deviations per latent value"),
+            ],
+        )
+    ]
 
 
-def _spectra(found: Sequence[LatentAnalysis]) -> str:
-    series = lambda x, y: [Series(a.name, x(a.numbers), y(a.numbers)) for a in found]  # noqa: E731
-    power = lambda key: lambda numbers: numbers["power"][key]  # noqa: E731
-    shares = series(lambda n: range(1, len(n["channel_shares"]) + 1), lambda n: np.maximum(n["channel_shares"], 1e-12))
-    return _charts(
-        line_chart("Variance by channel direction", shares, x_label="eigenvalue", log=True, ends=False),
-        line_chart(
-            "Power by spatial frequency",
-            series(power("spatial"), power("by_space")),
-            x_label="cycles per latent pixel",
-            log=True,
-            ends=False,
-        ),
-        line_chart(
-            "Power by temporal frequency",
-            series(power("temporal"), power("by_time")),
-            x_label="cycles per latent frame",
-            log=True,
-            ends=False,
-        ),
-    )
+def _spectra(analyses: Sequence[LatentAnalysis]) -> list[dict]:
+    shares = [(a.name, np.maximum(a.numbers["channel_shares"], 1e-12)) for a in analyses]
+    powers = [(a.name, a.numbers["power"]) for a in analyses]
+    channels = [Series(name, range(1, len(s) + 1), s) for name, s in shares]
+    space = [Series(name, power["spatial"], power["by_space"]) for name, power in powers]
+    time = [Series(name, power["temporal"], power["by_time"]) for name, power in powers]
+    return [
+        grid(
+            "charts",
+            [
+                chart("Variance by channel direction", channels, x_label="eigenvalue", log=True),
+                chart("Power by spatial frequency", space, x_label="cycles per latent pixel", log=True),
+                chart("Power by temporal frequency", time, x_label="cycles per latent frame", log=True),
+            ],
+        )
+    ]
 
 
-def _prediction(found: Sequence[LatentAnalysis]) -> str:
-    drawn = [a for a in found if a.numbers["prediction_mse"]]
-    if not drawn:
-        return '<p class="none">Clips of one latent frame leave nothing to predict.</p>'
-    values = lambda row: [math.nan if v is None else v for v in row[1:]]  # noqa: E731
-    first = drawn[0].numbers["copying_mse"]
-    dropped = lambda a: range(1, len(a.numbers["prediction_mse"]))  # noqa: E731  VAEs differ in their groups
-    rows = [Series(a.name, dropped(a), values(a.numbers["prediction_mse"])) for a in drawn]
-    rows.append(Series("copying", range(1, len(first)), values(first), dashed=True))
-    return _charts(line_chart("Squared error on dropped frames", rows, x_label="dropped groups", whole_x=True))
+def _prediction(analyses: Sequence[LatentAnalysis]) -> list[dict]:
+    shown = [a for a in analyses if a.numbers["prediction_mse"]]
+    if not shown:
+        return [missing("Prediction needs clips of at least two latent frames.")]
+
+    def errors(name: str, row: list[float | None], style: str = "line") -> Series:
+        return Series(name, range(1, len(row)), [math.nan if v is None else v for v in row[1:]], style)
+
+    series = [errors(a.name, a.numbers["prediction_mse"]) for a in shown]  # VAEs may differ in their groups
+    series.append(errors("copying", shown[0].numbers["copying_mse"], "dashed"))
+    return [grid("charts", [chart("Squared error on dropped frames", series, x_label="dropped groups")])]
 
 
-def _pictures(found: Sequence[LatentAnalysis], video: np.ndarray, media: Media) -> str:
-    parts = []
+def _pictures(analyses: Sequence[LatentAnalysis], video: np.ndarray, media: Media) -> list[dict]:
+    blocks, side, step = [], PANEL // 2, max((video.shape[1] - 1) // 8, 1)
     for i in range(min(SHOWN, len(video))):
-        parts.append(f"<h3>Clip {i}</h3>")
-        rows = [("frames", strip(fit(video[i][:: _every(video.shape[1])], PANEL // 2)))]
-        for n, a in enumerate(found):
-            side = PANEL // 2
-            if not any(a.motion.shape == other.motion.shape for other in found[:n]):
-                # The clips' own, on the grid of the latents: once for all models of one grid.
-                rows.append(("motion", strip(fit(a.motion[i], side))))
-            rows.append((f"{a.name}: components", strip(fit(a.colours[i], side))))
-            rows.append((f"{a.name}: reconstruction", strip(fit(a.reconstruction[i][:: _every(video.shape[1])], side))))
+        rows = [("frames", video[i][::step])]
+        for n, a in enumerate(analyses):
+            if not any(a.motion.shape == other.motion.shape for other in analyses[:n]):
+                # A property of the clips, on the grid of the latents: once for all models of one grid.
+                rows.append(("motion", a.motion[i]))
+            rows.append((f"{a.name}: components", a.colours[i]))
+            rows.append((f"{a.name}: reconstruction", a.reconstruction[i][::step]))
             if a.prediction is not None:
-                told = f"{a.name}: prediction from {a.observed} frames"
-                rows.append((told, strip(fit(a.prediction[i][:: _every(video.shape[1])], side))))
-        for label, picture in rows:
-            parts.append(f"<p>{html.escape(label)}</p>{media.picture(picture, f'clip {i}, {label}')}")
-    return "".join(parts)
-
-
-def _every(frames: int) -> int:
-    return max((frames - 1) // 8, 1)
+                rows.append((f"{a.name}: prediction from {a.observed} frames", a.prediction[i][::step]))
+        blocks.append(heading(f"Clip {i}"))
+        for name, pictures in rows:
+            blocks += [text(name), media.picture(strip(fit(pictures, side)), f"clip {i}, {name}")]
+    return blocks

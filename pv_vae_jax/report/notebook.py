@@ -1,7 +1,6 @@
-"""Clips, pictures and curves where a notebook can see them: the last expression of a cell shows itself.
+"""Clips, pictures and curves in a notebook, shown as the last expression of a cell.
 
-Clips are animated PNGs and curves SVGs: nothing is loaded, no player and no plotting package is needed, and they stay
-in the saved notebook.
+Clips are animated PNGs and curves SVGs, so they stay in the saved notebook and need no player.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.report.figures import Series, fit, frame, png, strip, svg_chart
-from pv_vae_jax.report.run_page import DRAWN, PLAIN, SEEN
+from pv_vae_jax.report.figures import GAP, Series, borders, fit, frame, line_chart, png, strip
+from pv_vae_jax.storage import atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Figure:
     """A figure that Jupyter and Colab show; `save` writes it to a file.
 
     Attributes:
-      data: of the file, PNG or SVG.
-      kind: `image/png` or `image/svg+xml`.
+      data: content of the file.
+      kind: its type, `image/png` or `image/svg+xml`.
     """
 
     data: bytes
@@ -36,60 +35,55 @@ class Figure:
         return f"<{self.kind}, {len(self.data):,} bytes>"
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(self.data)
-        temporary.replace(path)
+        """Write the file atomically."""
+        with atomic(Path(path)) as temporary:
+            temporary.write_bytes(self.data)
 
 
 def show_clips(*columns: np.ndarray, seen: Sequence[int | None] = (), side: int = 96, fps: float = 8) -> Figure:
     """Clips that play in step: a column for each argument, a row for each clip.
 
     Args:
-      columns: `(n, t, h, w, 3)` uint8 each, or `(t, h, w, 3)`; all alike.
-      seen: for each column the frames that the encoder saw, which get a blue border, the later ones an orange one; None
-        or no entry gives a grey border.
-      side: about the width of a clip on screen, in pixels; small clips grow by a whole factor.
+      columns: `(n, t, h, w, 3)` uint8 each, or `(t, h, w, 3)`, all of one shape.
+      seen: for each column the number of frames that the encoder saw: those get a blue border, the later ones an orange
+        one. None or no entry gives a grey border.
+      side: approximate width of a clip on screen, in pixels; small clips grow by a whole factor.
       fps: frames per second.
 
     Raises:
-      ValueError: the columns have different shapes, or are no clips.
+      ImportError: Pillow is not installed.
+      ValueError: the columns have different shapes, or are not clips.
     """
     clips = [np.asarray(column) for column in columns]
     clips = [clip[None] if clip.ndim == 4 else clip for clip in clips]
     _check(clips, 5, "(n, t, h, w, 3)")
-    frames = clips[0].shape[1]
-
-    def border(column: int) -> np.ndarray:
-        count = seen[column] if column < len(seen) else None
-        if count is None:
-            return np.array([PLAIN] * frames)
-        return np.array([SEEN if t < count else DRAWN for t in range(frames)])
-
-    framed = [[frame(fit(clip, side), border(i), 3) for clip in column] for i, column in enumerate(clips)]
+    observed = [*seen, *[None] * len(clips)]
+    framed = [
+        [frame(fit(clip, side), borders(len(clip), observed[i]), 3) for clip in column]
+        for i, column in enumerate(clips)
+    ]
     rows = [np.concatenate(row, axis=2) for row in zip(*framed, strict=True)]
     return Figure(png(np.concatenate(rows, axis=1), fps), "image/png")
 
 
 def show_pictures(*rows: np.ndarray, side: int = 64) -> Figure:
-    """Still pictures, a row for each argument: `(n, h, w, 3)` uint8, brought to about `side` pixels.
+    """Still pictures, a row for each argument: `(n, h, w, 3)` uint8, scaled to about `side` pixels.
 
-    Rows may differ in `h` and `w`, so that latents stand below their frames.
+    Rows may differ in `h` and `w`, so that latents can be shown below their frames.
 
     Raises:
-      ValueError: the rows have different lengths, or are no pictures.
+      ImportError: Pillow is not installed.
+      ValueError: the rows have different lengths, or are not pictures.
     """
     pictures = [np.asarray(row) for row in rows]
     for row in pictures:
         _check([row], 4, "(n, h, w, 3)")
     if len({len(row) for row in pictures}) != 1:
-        raise ValueError(f"rows of one figure have as many pictures each, got {[len(row) for row in pictures]}")
+        raise ValueError(f"expected as many pictures in every row, got {[len(row) for row in pictures]}")
     strips = [strip(fit(row, side)) for row in pictures]
     width = max(row.shape[1] for row in strips)
-    gap = 4
-    padded = [np.pad(row, ((0, gap), (0, width - row.shape[1]), (0, 0))) for row in strips]
-    return Figure(png(np.concatenate(padded)[None, :-gap]), "image/png")
+    padded = [np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0))) for row in strips]
+    return Figure(png(np.concatenate(padded)[None, :-GAP]), "image/png")
 
 
 def show_curves(title: str, rows: Sequence[dict] | dict[str, Sequence[dict]], *terms: str, log: bool = False) -> Figure:
@@ -97,11 +91,12 @@ def show_curves(title: str, rows: Sequence[dict] | dict[str, Sequence[dict]], *t
 
     Args:
       title: names the quantity.
-      rows: of a `metrics.jsonl` (`train.metrics.read_metrics`): `step` and terms; or several runs by name.
-      terms: to draw; a run draws those that it has.
-      log: logarithmic, where values are positive and far apart.
+      rows: rows of a `metrics.jsonl` (`train.writers.read_metrics`), or those of several runs by name.
+      terms: names of the curves; each run shows those that it has.
+      log: whether the axis is logarithmic, where values are positive and far apart.
 
     Raises:
+      ImportError: matplotlib is not installed.
       ValueError: no run has any of the terms.
     """
     runs = rows if isinstance(rows, dict) else {"": rows}
@@ -111,12 +106,12 @@ def show_curves(title: str, rows: Sequence[dict] | dict[str, Sequence[dict]], *t
             have = [row for row in run if row.get(term) is not None]
             label = " ".join(part for part in (name, "" if name and len(terms) == 1 else term) if part)
             series.append(Series(label, [row["step"] for row in have], [row[term] for row in have]))
-    return Figure(svg_chart(title, series, x_label="step", log=log).encode(), "image/svg+xml")
+    return Figure(line_chart(title, series, x_label="step", log=log, ends=True).encode(), "image/svg+xml")
 
 
 def _check(clips: Sequence[np.ndarray], axes: int, form: str) -> None:
     shapes = [clip.shape for clip in clips]
     if not clips or len(set(shapes)) != 1 or len(shapes[0]) != axes or shapes[0][-1] != 3:
-        raise ValueError(f"clips and pictures are {form} and alike, got {', '.join(map(str, shapes)) or 'none'}")
+        raise ValueError(f"expected arrays {form} of one shape, got {', '.join(map(str, shapes)) or 'none'}")
     if clips[0].dtype != np.uint8:
-        raise ValueError(f"pixels are uint8 here, got {clips[0].dtype}: pv_vae_jax.to_uint8 makes them of [-1, 1]")
+        raise ValueError(f"expected uint8 pixels, got {clips[0].dtype}; convert them with pv_vae_jax.to_uint8")

@@ -1,35 +1,48 @@
-"""One HTML page that shows what a run has come to: numbers with their protocol, curves, clips, latents, samples.
+"""The page of one run: numbers with their protocol, prediction errors, clips, samples, latents and training curves.
 
-The page holds everything itself: it opens without network, from a mail or a memory stick. All numbers are those of
-`metrics.json`; a section without results says so.
+All numbers are those of `metrics.json`; a section without results says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.report.figures import Media, Series, fit, frame, line_chart, strip
+from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, strip
+from pv_vae_jax.report.page import (
+    BUDGET,
+    PANEL,
+    Section,
+    border_key,
+    cell,
+    chart,
+    clip_row,
+    facts,
+    grid,
+    heading,
+    missing,
+    percent,
+    stack,
+    table,
+    text,
+    write_page,
+)
 
-BUDGET = 12 << 20  # characters of clips and pictures; the page stays below 15 MB with some room
-PANEL = 128  # pixels a side at which a small clip is easy to see
-STRIP_FRAMES = 17
-PLAIN, SEEN, DRAWN = (138, 138, 146), (38, 110, 214), (242, 125, 12)  # borders: truth, frames seen, frames predicted
+STRIP_FRAMES = 17  # of a clip shown frame by frame
+NO_CLIP_STAGE = "No stage that was trained on clips is finished."
 
-# Curves that share a chart: title, terms, whether values are best read on a logarithmic axis.
+# Curves that have a chart of their own: title, columns of the metrics file, whether the axis may be logarithmic. Every
+# other column is a term of the objective.
 CHARTS = (
-    ("Loss terms (unweighted) and total", ("loss", "mse", "motion", "perceptual"), True),
-    ("KL divergence, nats a latent value", ("kl",), False),
+    ("KL divergence, nats per latent value", ("kl",), False),
     ("Adversarial terms and mean logits", ("gan", "discriminator", "logits_real", "logits_fake"), False),
     ("Weight of the adversarial term", ("gan_weight",), True),
     ("Gradient norm", ("gradient_norm",), True),
-    ("Frames a second", ("frames_per_second",), False),
-    ("Clips a second", ("clips_per_second",), False),
+    ("Frames per second", ("frames_per_second",), False),
+    ("Clips per second", ("clips_per_second",), False),
     ("Share of time", ("compute", "data_wait", "checkpoint_wait", "evaluation_wait"), False),
     ("Model FLOP utilisation", ("mfu",), False),
 )
@@ -53,15 +66,15 @@ class ShownClip:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Everything a report shows that is not a number; what is empty was not there to show.
+    """Everything that a run's page shows besides numbers; what does not exist stays empty.
 
     Attributes:
       curves: stage -> rows of its metrics file.
-      clips: with reconstruction and predictions.
-      clips_stage: VAE stage that drew them.
-      time_factor: frames a group.
+      clips: test clips with reconstruction and predictions.
+      clips_stage: VAE stage that made them.
+      time_factor: frames per group.
       stills: original and reconstructed pictures `(n, h, w, 3)` of the image stage.
-      latents: (class, frames `(g, h, w, 3)`, principal colours `(g, h', w', 3)`) of some clips.
+      latents: (class, frames `(g, h, w, 3)`, principal components as colours `(g, h', w', 3)`) of some clips.
       samples: class -> generated clips and real clips, each `(n, t, h, w, 3)`.
     """
 
@@ -75,334 +88,205 @@ class Pictures:
 
 
 def write_report(path: Path, metrics: dict, pictures: Pictures) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Args:
       path: ends in `.html`; its folder exists.
-      metrics: the tree that `metrics.json` holds, see `cli.evaluate`.
+      metrics: the tree of `metrics.json`, see `report.run_report`.
       pictures: what to show.
+
+    Raises:
+      ImportError: the extra [report] is not installed.
     """
-    media = Media(BUDGET)
+    media, p = Media(BUDGET), metrics["protocol"]
     sections = [
-        ("numbers", "Numbers", _numbers(metrics)),
-        ("clips", "Reconstruction and prediction", _clips(pictures, media)),
-        ("prediction", "Prediction error", _prediction(metrics)),
-        ("samples", "Generated clips", _samples(metrics, pictures, media)),
-        ("latents", "Latents", _latents(metrics, pictures, media)),
-        ("curves", "Training curves", _curves(pictures)),
-        ("setup", "Model and set-up", _setup(metrics)),
+        Section("numbers", "Numbers", _numbers(metrics)),
+        Section("clips", "Reconstruction and prediction", _clips(pictures, media)),
+        Section("prediction", "Prediction error", _prediction(metrics)),
+        Section("samples", "Generated clips", _samples(metrics, pictures, media)),
+        Section("latents", "Latents", _latents(metrics, pictures, media)),
+        Section("curves", "Training curves", _curves(pictures)),
+        Section("setup", "Model and set-up", _setup(metrics)),
     ]
-    notes = metrics["notes"] + metrics["missing"]
-    write_page(path, f"{metrics['experiment']}: report", metrics["experiment"], _headline(metrics), notes, sections)
-
-
-def write_page(
-    path: Path, title: str, heading: str, headline: str, notes: Sequence[str], sections: Sequence[tuple[str, str, str]]
-) -> None:
-    """Write a page that stands alone, whole or not at all.
-
-    Args:
-      path: ends in `.html`; its folder exists.
-      title, heading, headline, notes: plain text.
-      sections: (anchor, title, HTML) of each.
-    """
-    links = "".join(f'<a href="#{name}">{section}</a>' for name, section, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{section}</h2>{content}</section>' for name, section, content in sections)
-    told = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-        f"<header><h1>{_text(heading)}</h1><p>{_text(headline)}</p>{told}</header><nav>{links}</nav>"
-        f"<main>{body}</main></body></html>\n"
-    )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _headline(metrics: dict) -> str:
-    p = metrics["protocol"]
-    devices = ", ".join(metrics["devices"])
-    return (
+    headline = (
         f"{metrics['model']} VAE on {p['source']}, {p['frames']} frames of {p['size']} x {p['size']} pixels. "
-        f"{devices}, {metrics['date']}."
+        f"{', '.join(metrics['devices'])}, {metrics['date']}."
     )
+    notes = metrics["notes"] + metrics["missing"]
+    name = metrics["experiment"]
+    write_page(path, f"{name}: report", sections, heading=name, headline=headline, notes=notes)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], reference: int = 0) -> str:
-    """The first column names the row; the others are numbers, right-aligned. The last `reference` rows stand back."""
-    cells = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
-    kinds = [""] * (len(rows) - reference) + [' class="reference"'] * reference
-    body = "".join(
-        f'<tr{kind}><th scope="row">{_text(row[0])}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row[1:])}</tr>'
-        for row, kind in zip(rows, kinds, strict=True)
-    )
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _value(value: float | None, form: str = ".4f") -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{abs(value):.0%} {'below' if value < 0 else 'above'}"
-
-
-def _numbers(metrics: dict) -> str:
-    stages = metrics["stages"]
-    if not stages:
-        return '<p class="none">No VAE stage is finished.</p>'
+def _numbers(metrics: dict) -> list[dict]:
+    if not metrics["stages"]:
+        return [missing("No VAE stage is finished.")]
     rows = []
-    for name, stage in stages.items():
+    for name, stage in metrics["stages"].items():
         prediction = stage["prediction"] or {}
-        rows.append(
-            (
-                name,
-                _value(stage["psnr_db"], ".2f"),
-                _value(stage["ssim"]),
-                _value(prediction.get("average")),
-                _percent(prediction.get("against_copying")),
-                stage["scored"],
-                f"{stage['steps']:,}",
-                stage["weights"],
-            )
-        )
+        scores = (cell(stage["psnr_db"], ".2f"), cell(stage["ssim"], ".4f"), cell(prediction.get("average"), ".4f"))
+        against = percent(prediction.get("against_copying"))
+        rows.append((name, *scores, against, stage["scored"], cell(stage["steps"]), stage["weights"]))
     head = ("Stage", "PSNR, dB", "SSIM", "Error of dropped frames", "Against copying", "Scored", "Steps", "EMA weights")
     note = (
-        "Reconstruction is the decoded posterior mean. The error of dropped frames is squared, on the range [-1, 1], "
-        "and averaged over k = 1 .. g - 1 dropped groups; copying repeats the last frame seen."
+        "Reconstruction is the decoded posterior mean. The error of dropped frames is the mean squared error on the "
+        "range [-1, 1], averaged over k = 1 .. g - 1 dropped groups; copying repeats the last observed frame."
     )
-    return table(head, rows) + f"<p>{note}</p>{_protocol(metrics)}"
+    protocol = {name.replace("_", " "): value for name, value in metrics["protocol"].items()}
+    return [table(head, rows), text(note), facts("Protocol of all numbers", protocol)]
 
 
-def _protocol(metrics: dict) -> str:
-    items = "".join(f"<dt>{_text(k.replace('_', ' '))}</dt><dd>{_text(v)}</dd>" for k, v in metrics["protocol"].items())
-    return f'<details open><summary>Protocol of all numbers</summary><dl class="facts">{items}</dl></details>'
-
-
-def _clips(pictures: Pictures, media: Media) -> str:
-    parts = []
+def _clips(pictures: Pictures, media: Media) -> list[dict]:
+    blocks = []
     if pictures.stills is not None:
         original, result = (strip(fit(p, 96)) for p in pictures.stills)
-        parts.append("<h3>Stage image: single frames</h3>")
-        parts.append(_rows([("Original", original), ("Reconstruction", result)], media))
+        rows = [("Original", original), ("Reconstruction", result)]
+        blocks += [heading("Stage image: single frames"), stack(rows, media)]
     if not pictures.clips:
-        return "".join(parts) + '<p class="none">No stage that was trained on clips is finished.</p>'
+        return [*blocks, missing(NO_CLIP_STAGE)]
     drops = list(pictures.clips[0].predictions)
     frames = len(pictures.clips[0].original)
-    seen = {k: frames - k * pictures.time_factor for k in drops}
-    parts.append(
-        f"<h3>Stage {_text(pictures.clips_stage)}</h3><p>Every clip plays in step. The border tells what "
-        'the encoder was given: <i class="key seen"></i> frame seen, <i class="key drawn"></i> frame predicted.</p>'
-    )
-    heads = ["Original", "Reconstruction"] + [f"k = {k}: saw {seen[k]} of {frames}" for k in drops]
-    cells = "".join(f"<span>{_text(head)}</span>" for head in heads)
-    side = min(PANEL, 1056 // len(heads) - 8)
+    observed = {k: frames - k * pictures.time_factor for k in drops}
+    names = {k: f"k = {k}: saw {observed[k]} of {frames}" for k in drops}
+    blocks += [heading(f"Stage {pictures.clips_stage}"), border_key("All panels of a clip play in step.")]
     for clip in pictures.clips:
-        panels = [frame(fit(clip.original, side), PLAIN), frame(fit(clip.reconstruction, side), SEEN)]
-        panels += [frame(fit(clip.predictions[k], side), borders(frames, seen[k])) for k in drops]
-        video = np.concatenate(panels, axis=2)
-        label = f"{clip.name}: {', '.join(heads)}"
-        # At least 84 pixels a panel: a narrow screen scrolls.
-        width = f"max(min(100%,{video.shape[2]}px),{84 * len(heads)}px)"
-        columns = f"grid-template-columns:repeat({len(heads)},1fr)"
-        parts.append(
-            f'<h4>{_text(clip.name)}</h4><div class="wide panels" tabindex="0"><div style="width:{width}">'
-            f'<div class="heads" style="{columns}">{cells}</div>{media.video(video, label)}</div></div>'
-        )
+        cells = [("Original", clip.original, None), ("Reconstruction", clip.reconstruction, frames)]
+        cells += [(names[k], clip.predictions[k], observed[k]) for k in drops]
+        label = f"{clip.name}: {', '.join(name for name, *_ in cells)}"
+        blocks += [heading(clip.name, 4), clip_row(cells, media, label)]
+    index = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
     for clip in pictures.clips[:2] if drops else ():
-        index = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
-        show = lambda video, colour: strip(frame(fit(video[index], 64), colour, 3))  # noqa: B023, E731
-        rows = [("Original", show(clip.original, PLAIN))]
-        rows += [
-            (heads[2 + i], show(clip.predictions[k], borders(frames, seen[k])[index])) for i, k in enumerate(drops)
-        ]
-        parts.append(f"<h4>Frame by frame: {_text(clip.name)}</h4>" + _rows(rows, media))
-    return "".join(parts)
+        rows = [("Original", clip.original, None), *((names[k], clip.predictions[k], observed[k]) for k in drops)]
+        strips = [(name, strip(frame(fit(c[index], 64), borders(frames, seen)[index], 3))) for name, c, seen in rows]
+        blocks += [heading(f"Frame by frame: {clip.name}", 4), stack(strips, media)]
+    return blocks
 
 
-def borders(frames: int, seen: int) -> np.ndarray:
-    """`(frames, 3)` colours of the border: seen by the encoder, then drawn without it."""
-    return np.array([SEEN if t < seen else DRAWN for t in range(frames)])
-
-
-def _rows(rows: Sequence[tuple[str, np.ndarray]], media: Media) -> str:
-    """Pictures of equal width below each other, each under its name."""
-    content = "".join(f"<p>{_text(name)}</p>{media.picture(picture, name)}" for name, picture in rows)
-    least = min(rows[0][1].shape[1], 760)
-    return f'<div class="wide"><div class="rows" style="min-width:{least}px">{content}</div></div>'
-
-
-def _prediction(metrics: dict) -> str:
-    found = {name: stage["prediction"] for name, stage in metrics["stages"].items() if stage["prediction"]}
-    if not found:
-        return '<p class="none">No stage that was trained on clips of several groups is finished.</p>'
-    first = next(iter(found.values()))
+def _prediction(metrics: dict) -> list[dict]:
+    stages = {name: stage["prediction"] for name, stage in metrics["stages"].items() if stage["prediction"]}
+    if not stages:
+        return [missing("No stage that was trained on clips of several groups is finished.")]
+    first = next(iter(stages.values()))
     dropped = first["dropped"]
-    lines = [(f"stage {name}", p["predicted"], p["average"], p["against_copying"]) for name, p in found.items()]
-    for name in ("copying", "extrapolation"):
-        average = first[f"average_{name}"]
-        ratio = average / first["average_copying"] - 1 if name != "copying" and first["average_copying"] else None
-        lines.append((name, first[name], average, ratio))
-    head = ["Squared error, dropped frames", *(f"k = {k}" for k in dropped[1:]), "Average", "Against copying"]
+    lines = [(f"stage {name}", p["predicted"], p["average"], p["against_copying"]) for name, p in stages.items()]
+    copying, straight = first["average_copying"], first["average_extrapolation"]
+    lines.append(("copying", first["copying"], copying, None))
+    lines.append(("extrapolation", first["extrapolation"], straight, straight / copying - 1 if copying else None))
     rows = [
-        (name, *(_value(v) for v in values[1:]), _value(mean), _percent(ratio)) for name, values, mean, ratio in lines
+        (name, *(cell(v, ".4f") for v in values[1:]), cell(mean, ".4f"), percent(ratio))
+        for name, values, mean, ratio in lines
     ]
-    seen = [(f"stage {name}", *(_value(v) for v in p["seen"])) for name, p in found.items()]
-    series = [Series(name, dropped[1:], values[1:], name in ("copying", "extrapolation")) for name, values, *_ in lines]
-    chart = line_chart("Squared error on dropped frames", series, x_label="dropped groups k", whole_x=True)
+    styles = ["line"] * len(stages) + ["dashed"] * 2
+    series = [Series(line[0], dropped[1:], line[1][1:], style) for line, style in zip(lines, styles, strict=True)]
+    groups = [f"k = {k}" for k in dropped]
+    observed = [(f"stage {name}", *(cell(v, ".4f") for v in p["seen"])) for name, p in stages.items()]
     p_t = first["observed_frames"][0] - first["observed_frames"][1]
-    return (
-        f'<div class="charts">{chart}</div>{table(head, rows)}'
-        + table(["Squared error, observed frames", *(f"k = {k}" for k in dropped)], seen)
-        + f"<p>k groups of {p_t} frames are withheld from the end of a clip. Copying repeats the last frame seen; "
-        "extrapolation goes on in a straight line through the last two, clipped to the range, and copies where one "
-        "frame is seen. Range [-1, 1].</p>"
+    note = (
+        f"k groups of {p_t} frames are dropped from the end of a clip. Copying repeats the last observed frame; "
+        "extrapolation continues the last two in a straight line, clipped to the range, and copies where only one "
+        "frame was observed. Range [-1, 1]."
     )
-
-
-def _samples(metrics: dict, pictures: Pictures, media: Media) -> str:
-    if not pictures.samples:
-        return '<p class="none">No samples: the diffusion stage is not finished, or none were asked for.</p>'
-    s = metrics["samples"]
-    parts = [
-        f"<p>{s['clips']} clips, {s['steps']} Euler steps, guidance {s['guidance']:g}, seed {s['seed']}; EMA weights "
-        f"{_text(s['weights'])} of the transformer, VAE of stage {_text(s['vae_stage'])}. Real clips are of the "
-        f"{_text(metrics['protocol']['split'])} split. All clips are in <code>samples.npz</code> beside this page.</p>"
+    return [
+        grid("charts", [chart("Squared error on dropped frames", series, x_label="dropped groups k")]),
+        table(["Squared error, dropped frames", *groups[1:], "Average", "Against copying"], rows),
+        table(["Squared error, observed frames", *groups], observed),
+        text(note),
     ]
-    for name, (generated, real) in pictures.samples.items():
+
+
+def _samples(metrics: dict, pictures: Pictures, media: Media) -> list[dict]:
+    if not pictures.samples:
+        return [missing("No samples: the diffusion stage is not finished, or no samples were requested.")]
+    s = metrics["samples"]
+    blocks = [
+        text(
+            f"{s['clips']} clips, {s['steps']} Euler steps, guidance {s['guidance']:g}, seed {s['seed']}; EMA weights "
+            f"{s['weights']} of the transformer, VAE of stage {s['vae_stage']}. Real clips are from the "
+            f"{metrics['protocol']['split']} split. All generated clips are in samples.npz beside this page."
+        )
+    ]
+    for name, sets in pictures.samples.items():
         halves = []
-        for title, clips in (("Generated", generated), ("Real", real)):
+        for title, clips in zip(("Generated", "Real"), sets, strict=True):
             if len(clips):
                 video = np.concatenate([frame(c, PLAIN, 2) for c in fit(clips, PANEL)], axis=2)
                 shown = media.video(video, f"{title} clips of {name}, {len(clips)} side by side")
             else:
-                shown = '<p class="none">None of this class.</p>'
-            halves.append(f"<div><p>{title}</p>{shown}</div>")
-        parts.append(f'<h4>{_text(name)}</h4><div class="halves">{"".join(halves)}</div>')
-    return "".join(parts)
+                shown = missing("No clip of this class.")
+            halves.append([text(title), shown])
+        blocks += [heading(name, 4), grid("halves", halves)]
+    return blocks
 
 
-def _latents(metrics: dict, pictures: Pictures, media: Media) -> str:
-    found = metrics["latents"]
-    if not found:
-        return '<p class="none">No stage that was trained on clips is finished.</p>'
-    shares = ", ".join(f"{share:.0%}" for share in found["explained"])
-    parts = [
-        f"<p>Posterior means of stage {_text(found['stage'])}. First row: the last frame of each group. Second row: "
-        f"the first three principal components as red, green and blue ({shares} of the variance). Equal colours are "
-        "equal latents, over all clips.</p>"
-    ]
+def _latents(metrics: dict, pictures: Pictures, media: Media) -> list[dict]:
+    latents = metrics["latents"]
+    if not latents:
+        return [missing(NO_CLIP_STAGE)]
+    cells = []
     for name, frames, colours in pictures.latents:
         small = fit(frames, 96)
         nearest = [np.arange(n) * m // n for n, m in zip(small.shape[1:3], colours.shape[1:3], strict=True)]
         painted = colours[:, nearest[0]][:, :, nearest[1]]
-        rows = [("Frames", strip(small)), ("Latents", strip(painted))]
-        parts.append(f'<div class="latent"><h4>{_text(name)}</h4>{_rows(rows, media)}</div>')
-    parts = [parts[0], f'<div class="latent-grid">{"".join(parts[1:])}</div>', "<h3>Distance in time</h3>"]
-    if found["ltd_median"] is None:
-        return "".join(parts) + '<p class="none">Clips of fewer than three latent frames have no curve.</p>'
-    intervals = range(1, len(found["ltd_curve"]) + 1)
-    curve = line_chart(
-        "Distance of latent frames, as a share of the longest interval's",
-        [Series("latents", intervals, found["ltd_curve"])],
-        x_label="interval, latent frames", whole_x=True,
-    )  # fmt: skip
-    chance = f"; two different clips are {found['ltd_chance']:.3f} apart" if found["ltd_chance"] is not None else ""
-    parts.append(
-        f"<p>Neighbouring latent frames of a clip are {found['ltd_median']:.3f} apart (median over clips){chance}. "
-        "Root mean square per latent value in standard deviations of its channel, without latent frame 0.</p>"
-        f'<div class="charts">{curve}</div>'
+        cells.append([heading(name, 4), stack([("Frames", strip(small)), ("Latents", strip(painted))], media)])
+    shares = ", ".join(f"{share:.0%}" for share in latents["explained"])
+    blocks = [
+        text(
+            f"Posterior means of stage {latents['stage']}. First row: the last frame of each group. Second row: the "
+            f"first three principal components as red, green and blue ({shares} of the variance). Equal colours mean "
+            "equal latents, across all clips."
+        ),
+        grid("latents", cells),
+        heading("Distance in time"),
+    ]
+    if latents["ltd_median"] is None:
+        return [*blocks, missing("Distances in time need clips of at least three latent frames.")]
+    curve = Series("latents", range(1, len(latents["ltd_curve"]) + 1), latents["ltd_curve"])
+    title = "Distance of latent frames, relative to the longest interval"
+    chance = f"; two different clips are {latents['ltd_chance']:.3f} apart" if latents["ltd_chance"] is not None else ""
+    note = (
+        f"Neighbouring latent frames of a clip are {latents['ltd_median']:.3f} apart (median over clips){chance}. "
+        "Root mean square per latent value in standard deviations of its channel, without latent frame 0."
     )
-    return "".join(parts)
+    return [*blocks, text(note), grid("charts", [chart(title, [curve], x_label="interval, latent frames")])]
 
 
-def _curves(pictures: Pictures) -> str:
-    parts = []
+def _curves(pictures: Pictures) -> list[dict]:
+    blocks = []
     for stage, rows in pictures.curves.items():
-        parts.append(f"<h3>Stage {_text(stage)}</h3>")
-        if not rows:
-            parts.append('<p class="none">This stage wrote no curve.</p>')
-            continue
-        terms = {term for row in rows for term in row} - {"step"}
-        charts = [(title, [t for t in names if t in terms], log) for title, names, log in CHARTS]
-        rest = sorted(terms - {t for _, names, _ in CHARTS for t in names})
-        alone = sorted({term.split("/")[0] for term in rest})  # a stage with several sizes logs terms by size as well
-        charts += [(t, [term for term in rest if term.split("/")[0] == t], False) for t in alone]
-        drawn = [_chart(title, names, log, rows) for title, names, log in charts if names]
-        parts.append(f'<div class="charts">{"".join(drawn)}</div>')
-    return "".join(parts) or '<p class="none">No stage has been started.</p>'
+        blocks.append(heading(f"Stage {stage}"))
+        charts = curve_charts(rows)
+        blocks.append(grid("charts", charts) if charts else missing("This stage has not written a curve."))
+    return blocks or [missing("No stage has been started.")]
 
 
-def _chart(title: str, names: Sequence[str], log: bool, rows: Sequence[dict]) -> str:
-    series = []
-    for name in names:
-        have = [row for row in rows if row.get(name) is not None]
-        values = [row[name] for row in have]
-        if any(values) or len(names) == 1:  # a term that is 0 throughout (motion of images) says nothing
-            series.append(Series(name.replace("_", " "), [row["step"] for row in have], values))
-    return line_chart(title, series, x_label="step", log=log)
+def curve_charts(rows: Sequence[dict]) -> list[dict]:
+    """Charts of everything in a metrics file; what `CHARTS` does not name is a term of the objective.
+
+    Positive terms share a logarithmic axis, one that takes other values has its own; a stage with several sizes logs
+    terms by size as well (`mse/17x64`), which share a chart for each term.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [(row["step"], row[name]) for row in rows if row.get(name) is not None] for name in names}
+    columns = {name: points for name, points in columns.items() if points and name != "step"}
+    named = {name for _, names, _ in CHARTS for name in names}
+    terms = sorted((name for name in columns if name not in named), key=lambda name: (name != "loss", name))
+    positive = [name for name in terms if "/" not in name and all(value >= 0 for _, value in columns[name])]
+    groups = [("Loss (weighted sum) and its unweighted terms", positive, True)] if positive else []
+    groups += [(title, [name for name in names if name in columns], log) for title, names, log in CHARTS]
+    rest = [name for name in terms if name not in positive]
+    groups += [(prefix, [name for name in rest if name.split("/")[0] == prefix], False)
+               for prefix in dict.fromkeys(name.split("/")[0] for name in rest)]  # fmt: skip
+    charts = []
+    for title, names, log in groups:
+        # A term that is 0 throughout, such as the motion of images, tells nothing.
+        shown = [name for name in names if len(names) == 1 or any(value for _, value in columns[name])]
+        series = [Series(name.replace("_", " "), *zip(*columns[name], strict=True)) for name in shown]
+        if series:
+            charts.append(chart(title, series, x_label="step", log=log, ends=True))
+    return charts
 
 
-def _setup(metrics: dict) -> str:
-    parameters = [(name, f"{count:,}") for name, count in metrics["parameters"].items()]
-    versions = [(name, version) for name, version in metrics["versions"].items()]
-    devices = "".join(f"<li>{_text(device)}</li>" for device in metrics["devices"])
-    return (
-        '<div class="halves"><div>' + table(("Part", "Parameters"), parameters) + "</div><div>"
-        + table(("Package", "Version"), versions) + f"<p>Devices</p><ul>{devices}</ul></div></div>"
-    )  # fmt: skip
-
-
-STYLE = r"""
-:root{color-scheme:light dark;--page:#fff;--ink:#1b1f26;--soft:#5b6472;--line:#d9dee6;--card:#f6f8fa;--note:#fff3d6;
---c0:#1f6fd6;--c1:#d9480f;--c2:#2b8a3e;--c3:#9c36b5;--c4:#b08900;--c5:#0b7285}
-@media(prefers-color-scheme:dark){:root{--page:#14171c;--ink:#e6e9ee;--soft:#9aa4b2;--line:#333a45;--card:#1c2128;
---note:#3a3016;--c0:#6ea8fe;--c1:#ff922b;--c2:#69db7c;--c3:#da77f2;--c4:#ffd43b;--c5:#3bc9db}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:1140px;padding:16px;background:var(--page);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-h1{font-size:1.7rem;margin:.3em 0;overflow-wrap:anywhere}h2{font-size:1.3rem;margin:2em 0 .5em;
-border-bottom:1px solid var(--line)}h3{font-size:1.05rem;margin:1.4em 0 .4em}
-h4{font-size:.92rem;margin:1em 0 .3em;overflow-wrap:anywhere}p{margin:.5em 0}
-header p,dt,.rows p,.halves p,.legend{color:var(--soft)}
-nav{display:flex;flex-wrap:wrap;gap:4px 16px;padding:8px 0;border-bottom:1px solid var(--line)}
-a{color:var(--c0)}.note{background:var(--note);color:var(--ink)!important;padding:6px 10px;border-radius:6px}
-.none{color:var(--soft);font-style:italic}.wide{overflow-x:auto}
-@media(max-width:640px){.panels::before{content:"more panels to the right: scroll \2192";display:block;position:sticky;
-left:0;width:max-content;font-size:.8rem;color:var(--c0)}}
-table{border-collapse:collapse;margin:.6em 0;font-variant-numeric:tabular-nums}
-th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;font-weight:400}
-td,tbody th{white-space:nowrap}
-thead th{color:var(--soft);font-size:.86rem;vertical-align:bottom}
-th:first-child{text-align:left}tbody th{font-weight:600}
-.halves tbody th{white-space:normal;min-width:9em}
-@media(max-width:600px){tbody th{white-space:normal;min-width:9em}th,td{padding:4px 6px}}
-.reference{color:var(--soft)}.reference th{font-weight:400}
-.facts{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:.5em 0}
-.facts dd{margin:0;overflow-wrap:anywhere}
-video,img{display:block;height:auto;border-radius:3px}
-video:not(:hover,:focus)::-webkit-media-controls{opacity:0}
-.heads{display:grid;font-size:.8rem;color:var(--soft);text-align:center;line-height:1.25}.heads span{padding:2px}
-.heads+video{width:100%!important}.rows p{margin:.35em 0 .1em;font-size:.82rem}.rows img{width:100%}
-.halves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:8px 24px}
-.halves p{margin:0;font-size:.85rem}
-.latent-grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,500px),1fr));
-gap:4px 24px}.latent .rows{min-width:0!important}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:14px}
-.chart{margin:0;padding:8px 10px;background:var(--card);border:1px solid var(--line);border-radius:8px;max-width:560px}
-.chart h4{margin:0 0 4px}svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:13px}
-svg path{fill:none;stroke-width:2}.grid{stroke:var(--line)}
-.legend{list-style:none;margin:4px 0 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 14px;font-size:.82rem}
-.legend b{color:var(--ink);font-weight:600}
-.legend i{display:inline-block;width:18px;margin-right:5px;vertical-align:middle;
-border-top:3px solid}.legend .dashed{border-top-style:dashed}
-.key{display:inline-block;width:12px;height:12px;border:3px solid;border-radius:2px;vertical-align:-1px}
-.seen{border-color:rgb(38,110,214)}.drawn{border-color:rgb(242,125,12)}
-"""
+def _setup(metrics: dict) -> list[dict]:
+    parameters = [(name, cell(count)) for name, count in metrics["parameters"].items()]
+    versions = [table(("Package", "Version"), list(metrics["versions"].items()))]
+    devices = text(f"Devices: {', '.join(metrics['devices'])}")
+    return [grid("halves", [table(("Part", "Parameters"), parameters), [*versions, devices]])]

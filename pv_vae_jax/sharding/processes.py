@@ -86,8 +86,8 @@ def broadcast_string(text: Callable[[], str]) -> str:
     return bytes(multihost_utils.broadcast_one_to_all(data)).rstrip(b"\0").decode(errors="replace")
 
 
-def anywhere(here: bool) -> bool:
-    """Whether `here` is true in any process; all must call it, and wait here for each other."""
+def any_process(here: bool) -> bool:
+    """Whether `here` is true in any process; all must call it, and wait for each other."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils

@@ -41,6 +41,8 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
 
 T = typing.TypeVar("T")
 
+FORMAT = 2  # of config.json in a work directory
+
 # What a file may define, and the command that takes it.
 COMMAND_OF = {"get_config": "pv-vae train", "get_study": "python -m studies.ablation"}
 
@@ -184,8 +186,8 @@ def _vae_config(tree: Any) -> VAEConfig | TransformerVAEConfig:
 
 
 def save_config(experiment: Experiment, path: Path) -> None:
-    """Write the resolved configuration as JSON, whole or not at all."""
-    write_json(path, to_dict(experiment))
+    """Write the resolved configuration and its format as JSON, atomically."""
+    write_json(path, {"format": FORMAT} | to_dict(experiment))
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

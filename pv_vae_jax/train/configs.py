@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pv_vae_jax.data.synthetic import families_of
+from pv_vae_jax.dropping import SPATIAL, DropFrom, DropPattern, DropSchedule, max_dropped, num_droppable
 from pv_vae_jax.flow import TimeDistribution
 from pv_vae_jax.losses import Objective
-from pv_vae_jax.masking import SPATIAL, DropFrom, DropPattern, DropSchedule, max_dropped, num_droppable
 from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.latte import LatteConfig
 from pv_vae_jax.models.transformer_vae import TransformerVAEConfig

@@ -1,12 +1,16 @@
-"""Diffusion training: from an experiment and a latent cache to a finished transformer."""
+"""The diffusion stage: the transformer on latents, cached or encoded on the way."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
+import jax
 import numpy as np
 
+from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.data.sources import class_names
 from pv_vae_jax.model import Diffusion, init_latte, load, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.params_io import weights_hash
@@ -14,90 +18,108 @@ from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_pr
 from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.train.dit_step import DiTStep
-from pv_vae_jax.train.latents_stage import OnlineLatents, encoder_hash, open_latents
-from pv_vae_jax.train.loop import run_stage
-from pv_vae_jax.train.mfu import plain
+from pv_vae_jax.train.latents_stage import OnlineLatents, encoder_hash, latent_shape
+from pv_vae_jax.train.mfu import without_remat
 from pv_vae_jax.train.optim import optimizer
-from pv_vae_jax.train.run import Run, check_mesh
-from pv_vae_jax.train.vae_stage import stage_seed
-from pv_vae_jax.train.vae_step import stage_key
+from pv_vae_jax.train.run import Run
+from pv_vae_jax.train.stage import Batch, Stage
+from pv_vae_jax.train.state import TrainState, stage_key, stage_seed
 
 
 def conditioned(experiment: Experiment, classes: int) -> LatteConfig:
-    """The transformer's configuration for data of so many classes; a single class is no condition."""
+    """The transformer's configuration for data of `classes` classes; a single class is no condition."""
     use = experiment.diffusion.conditional and classes > 1
     return dataclasses.replace(experiment.latte, classes=classes if use else 0)
 
 
-def train_diffusion_stage(run: Run) -> None:
-    """Train the transformer on latents, cached or encoded on the way, and write the model.
+class DiffusionStage(Stage):
+    """Stage `diffusion`: train the transformer on latents, cached or encoded on the way.
 
-    Its VAE is that of the last stage finished then: a decoder may have been tuned meanwhile.
+    Args:
+      experiment: the whole configuration.
+      latents: what to train on; None gives a stage with the same shapes and statistics of 0 and 1, to inspect.
+
+    Attributes:
+      step: the training step.
+      shape: `(g, h, w, z)` of a clip's latents.
     """
-    experiment, config = run.experiment, run.experiment.diffusion
-    check_mesh(run.mesh, experiment, "diffusion")
-    latents = open_latents(run, run.last_vae_stage())
-    model = Latte(conditioned(experiment, len(latents.class_names)))
-    mean, std = latents.statistics
-    shape = latents.shape
-    step = DiTStep(
-        model=model,
-        optimizer=optimizer(config.optimizer, config.steps),
-        mean=np.asarray(mean, np.float32),
-        std=np.asarray(std, np.float32),
-        label_dropout=config.label_dropout,
-        time_distribution=config.time_distribution,
-        ema_decay=config.ema_decay,
-        seed=experiment.seed,
-        grad_accum_steps=config.grad_accum_steps,
-    )
 
-    def options(number: int, batch: dict) -> dict:
-        batch.pop("dropped", None)
-        return {}
+    step: DiTStep
 
-    host_index, host_count = host_share(run.mesh)
+    def __init__(self, experiment: Experiment, latents: LatentSource | OnlineLatents | None = None):
+        super().__init__(experiment, "diffusion")
+        self.latents, config = latents, self.config
+        if latents is None:
+            names = class_names(experiment.data.source, experiment.data.fold)
+            channels = experiment.vae.latent_channels
+            self.shape, statistics = latent_shape(experiment), (np.zeros(channels), np.ones(channels))
+        else:
+            names, self.shape, statistics = latents.class_names, latents.shape, latents.statistics
+        mean, std = (np.asarray(value, np.float32) for value in statistics)
+        self.step = DiTStep(
+            model=Latte(conditioned(experiment, len(names))),
+            optimizer=optimizer(config.optimizer, config.steps),
+            mean=mean,
+            std=std,
+            label_dropout=config.label_dropout,
+            time_distribution=config.time_distribution,
+            ema_decay=config.ema_decay,
+            seed=experiment.seed,
+            grad_accum_steps=config.grad_accum_steps,
+        )
 
-    state = run_stage(
-        name="diffusion",
-        folder=run.folder("diffusion"),
-        mesh=run.mesh,
-        create=lambda given: step.create(init_latte(model, shape, stage_key(experiment.seed, "latte"))),
-        given=dict,
-        step=step,
-        options=options,
-        batches=lambda at: train_batches(
-            latents,
-            batch_size=config.batch_size,
-            seed=stage_seed(experiment.seed, "diffusion"),
-            start_step=at,
-            threads=experiment.data.threads,
+    @property
+    def flops_step(self) -> DiTStep:
+        return dataclasses.replace(self.step, model=Latte(without_remat(self.step.model.config)))
+
+    def init_state(self, restored: dict) -> TrainState:
+        key = stage_key(self.experiment.seed, "latte")
+        return self.step.create(init_latte(self.step.model, self.shape, key))
+
+    def batches(self, run: Run, start: int) -> Iterator[Batch]:
+        assert self.latents is not None, "a stage without latents is for inspection only"
+        host_index, host_count = host_share(run.mesh)
+        return train_batches(
+            self.latents,
+            batch_size=self.config.batch_size,
+            seed=stage_seed(self.experiment.seed, self.name),
+            start_step=start,
+            threads=self.experiment.data.threads,
             host_index=host_index,
             host_count=host_count,
-        ),
-        steps=config.steps,
-        log_every=experiment.log_every,
-        checkpoint_every=experiment.checkpoint_every,
-        checkpoints_kept=experiment.checkpoints_kept,
-        prepare=latents.encode if isinstance(latents, OnlineLatents) else None,
-        unit="clips",
-        units=lambda batch: config.batch_size,
-        counted_step=dataclasses.replace(step, model=Latte(plain(model.config))),
-    )
-    ema = gather_to_host(state.ema)
-    if is_primary_process():
-        vae = load(run.folder(run.last_vae_stage()) / "model")
-        g, h, w, z = shape
-        diffusion = Diffusion(model, ema, np.asarray(mean), np.asarray(std), (g, h, w, z), tuple(latents.class_names))
-        meta = vae.meta | {"diffusion_steps": config.steps, "diffusion_weights": weights_hash(ema)}
-        save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
-    barrier("model of diffusion")
+        )
+
+    def example_batches(self) -> list[dict]:
+        b = self.config.batch_size
+        moments = jax.ShapeDtypeStruct((b, *self.shape), np.float32)  # b g h w z
+        return [{"mean": moments, "logvar": moments, "label": jax.ShapeDtypeStruct((b,), np.int32)}]
+
+    def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Encode the clips of a batch, unless its latents come from the cache."""
+        return self.latents.encode(batch) if isinstance(self.latents, OnlineLatents) else batch
+
+    def units(self, batch: dict[str, jax.Array]) -> int:
+        return self.config.batch_size
+
+    def save_model(self, run: Run, state: TrainState) -> None:
+        """Write the transformer with the VAE of the last stage finished now: its decoder may have been tuned since."""
+        assert self.latents is not None
+        ema = gather_to_host(state.ema)
+        if is_primary_process():
+            vae = load(run.folder(run.last_vae_stage()) / "model")
+            mean, std = map(np.asarray, (self.step.mean, self.step.std))
+            g, h, w, z = self.shape
+            names = tuple(self.latents.class_names)
+            diffusion = Diffusion(self.step.model, ema, mean, std, (g, h, w, z), names)
+            meta = vae.meta | {"diffusion_steps": self.steps, "diffusion_weights": weights_hash(ema)}
+            save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
+        barrier("model of diffusion")
 
 
 def renew_vae(run: Run) -> None:
     """Give the finished model of the diffusion stage the VAE of the last stage, if that has the same encoder.
 
-    For a decoder that was fine-tuned while the transformer trained: latents, and so the transformer, stay as they are.
+    For a decoder that was tuned while the transformer trained: the latents, and so the transformer, stay as they are.
     """
     folder = run.folder("diffusion") / "model"
     newest = run.folder(run.last_vae_stage()) / "model"

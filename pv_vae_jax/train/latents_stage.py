@@ -1,4 +1,4 @@
-"""Between the VAE and the diffusion transformer: encode clips once for all, or as they are asked for."""
+"""The latents between the VAE and the diffusion transformer: a cache, or encoded while training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,22 +37,23 @@ from pv_vae_jax.sharding.axes import DATA, FSDP
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
-from pv_vae_jax.train.preemption import stop_signal
+from pv_vae_jax.train.configs import Experiment
+from pv_vae_jax.train.preemption import PreemptionHandler
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.typing import Params
 
-PRECISION = "float32"  # in which clips are encoded
+PRECISION = "float32"  # of encoding
 
 
 def encode_latents(run: Run, vae_stage: str) -> None:
     """Write posterior mean and log variance of `latents.clips` training clips to `<workdir>/latents`.
 
-    Every process of a run calls this. Each encodes files of its own, on all of its devices; the first writes what says
-    that the cache is finished. Record `i` depends on the seed and `i` alone, so an interrupted run goes on with the
-    files that are not there. Of a run with `latents.online` the first process writes the statistics, and nothing else.
+    All processes of a run must call this. Each encodes files of its own, on all of its devices; the first finishes the
+    cache. Record `i` depends on the seed and `i` alone, so an interrupted run continues with the missing files. With
+    `latents.online`, the first process writes the statistics and nothing else.
 
     Raises:
-      Interrupted: after SIGTERM or the first Ctrl-C, in all processes; files that are whole stay.
+      Preempted: SIGTERM or the first Ctrl-C arrived, in all processes; finished files stay.
     """
     config, folder, key = run.experiment.latents, run.folder("latents"), cache_key(run, vae_stage)
     source = run.source("train", random=True)
@@ -63,7 +65,7 @@ def encode_latents(run: Run, vae_stage: str) -> None:
         barrier("statistics of the latents")
         return
     if is_primary_process():
-        remove_partial_shards(folder)  # of a process that was killed
+        remove_partial_shards(folder)  # from a process that was killed
         begin_cache(folder, key)
     barrier("the latent cache has begun")
     encode_shards(run, vae_stage, source, jax.process_index(), jax.process_count())
@@ -74,7 +76,7 @@ def encode_latents(run: Run, vae_stage: str) -> None:
 
 
 def encode_shards(run: Run, vae_stage: str, source: VideoSource, process: int, processes: int) -> None:
-    """Write the files of the cache that are this process's share and not there yet."""
+    """Write the missing files among this process's share of the cache."""
     shards = cache_shards(run.folder("latents"), run.experiment.latents.clips)
     mine = {path: rows for i, (path, rows) in enumerate(shards.items()) if i % processes == process}
     missing = {path: rows for path, rows in mine.items() if not path.exists()}
@@ -84,11 +86,11 @@ def encode_shards(run: Run, vae_stage: str, source: VideoSource, process: int, p
 
 
 class OnlineLatents:
-    """Clips that are encoded as they are trained on: a source of videos, and what makes latents of a batch of them.
+    """Clips that are encoded while the transformer trains: a source of videos, and the encoder of their batches.
 
     Attributes:
-      class_names: in label order.
-      statistics: `(mean, std)`, each `(z,)` float32, of the clips that were encoded for them.
+      class_names: names of the classes, in label order.
+      statistics: channel `(mean, std)`, each `(z,)` float32, of the clips that were encoded for them.
       shape: `(g, h, w, z)` of a clip's latents.
     """
 
@@ -96,9 +98,7 @@ class OnlineLatents:
         manifest = read_manifest(run.folder("latents"), cache_key(run, vae_stage))
         self.class_names, self.statistics = tuple(manifest["class_names"]), manifest["statistics"]
         self._source, self._flip = run.source("train", random=True), run.experiment.latents.flip
-        data, vae = run.experiment.data, run.experiment.vae
-        side = data.size // vae.space_factor
-        self.shape = (vae.latent_frames(data.frames), side, side, vae.latent_channels)
+        self.shape = latent_shape(run.experiment)
         self._mesh, self._at_once = run.mesh, run.experiment.latents.batch_size
         self._encode, params = _encoder(run, vae_stage)
         self._params = shard_from_host(params, state_sharding(run.mesh, params))
@@ -107,14 +107,14 @@ class OnlineLatents:
         return len(self._source)
 
     def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """`video` `(t, h, w, 3)` uint8 and `label` int32 of a clip that `rng` cuts."""
+        """`video` `(t, H, W, 3)` uint8 and `label` int32 of a clip; `rng` draws its window."""
         item = _clip(self._source, index, rng, self._flip)
         return {"video": item["video"], "label": np.int32(item["label"])}
 
     def encode(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """A global batch with `mean` and `logvar`, `(b, g, h, w, z)` float32, in place of `video`.
+        """Replace `video` of a global batch by `mean` and `logvar`, `(b, g, h, w, z)` float32.
 
-        At most `latents.batch_size` clips are encoded at once, as far as that divides what the devices share.
+        At most `latents.batch_size` clips are encoded at once, if that divides each device's share of the batch.
         """
         video = batch["video"]
         examples = self._mesh.shape[DATA] * self._mesh.shape[FSDP]
@@ -147,7 +147,7 @@ class OnlineLatents:
 
 
 def cache_key(run: Run, vae_stage: str) -> dict:
-    """All that decides the numbers in the cache: a cache with another key is stale."""
+    """Everything that the numbers in the cache depend on: a cache with another key is stale."""
     experiment = run.experiment
     data, latents = experiment.data, experiment.latents
     key = {
@@ -170,12 +170,21 @@ def cache_key(run: Run, vae_stage: str) -> dict:
 
 
 def encoder_hash(model_folder: Path) -> str:
-    """Hash of the encoder alone: decoder fine-tuning leaves a cache valid."""
-    return weights_hash(load(model_folder).vae_params["encoder"])
+    """Hash of the encoder of a model folder. Tuning the decoder does not change it, so the cache stays valid."""
+    meta = json.loads((model_folder / "config.json").read_text()).get("meta", {})
+    # Models of older versions do not record the hash.
+    return meta.get("encoder") or weights_hash(load(model_folder).vae_params["encoder"])
+
+
+def latent_shape(experiment: Experiment) -> tuple[int, int, int, int]:
+    """`(g, h, w, z)` of the latents of a clip."""
+    data, vae = experiment.data, experiment.vae
+    side = data.size // vae.space_factor
+    return vae.latent_frames(data.frames), side, side, vae.latent_channels
 
 
 def open_latents(run: Run, vae_stage: str) -> LatentSource | OnlineLatents:
-    """The latents to train on, checked against the encoder and the data of this run."""
+    """The latents to train on, checked to be those of this run's encoder and data."""
     if run.experiment.latents.online:
         return OnlineLatents(run, vae_stage)
     return LatentSource(run.folder("latents"), cache_key(run, vae_stage))
@@ -183,21 +192,21 @@ def open_latents(run: Run, vae_stage: str) -> LatentSource | OnlineLatents:
 
 @contextlib.contextmanager
 def _encoded(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range]) -> Iterator[Iterator[dict]]:
-    """The records of `rows`, encoded as they are taken, with a bar on stderr of the first process.
+    """The records of `rows`, encoded as they are taken, with a progress bar in the first process.
 
-    A record is `mean`, `logvar` `(g, h, w, z)` float32 and `label`. All processes encode side by side, a batch each, so
-    that SIGTERM stops all of them; one that has no more waits for the others as the context ends.
+    A record holds `mean` and `logvar`, `(g, h, w, z)` float32, and `label`. The processes encode a batch each in turn,
+    so that SIGTERM stops all of them; one that has finished waits for the others when the context ends.
 
     Raises:
-      Interrupted: SIGTERM or Ctrl-C came.
+      Preempted: SIGTERM or Ctrl-C arrived.
     """
     shown, interval = is_primary_process() and len(rows) > 0, 1 if sys.stderr.isatty() else 20
     total = sum(map(len, rows))
     with (
-        stop_signal() as stop,
+        PreemptionHandler() as preemption,
         tqdm(total=total, desc="latents", unit="clip", mininterval=interval, disable=not shown) as bar,
     ):
-        batches = stop.between(_batches(run, vae_stage, source, rows), "latents")
+        batches = preemption.until_preempted(_batches(run, vae_stage, source, rows), "latents")
 
         def records() -> Iterator[dict]:
             for batch in batches:
@@ -210,9 +219,9 @@ def _encoded(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range
 
 
 def _batches(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range]) -> Iterator[list[dict]]:
-    """Records of `rows`, as many as are encoded at once."""
+    """The records of `rows`, one list for each batch that is encoded at once."""
     if not rows:
-        return  # and read no model
+        return  # without reading the model
     config, seed = run.experiment.latents, run.experiment.seed
     encode, params = _encoder(run, vae_stage)
     encode = jax.jit(encode)
@@ -234,9 +243,9 @@ def _batches(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range
 
 
 def _encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:
-    """A function of parameters and `(b, t, h, w, 3)` uint8 to mean and logvar `(b, g, h, w, z)`, and the parameters.
+    """A function of parameters and `(b, t, H, W, 3)` uint8 to mean and logvar `(b, g, h, w, z)`, and the parameters.
 
-    It computes in float32, whatever the VAE was trained in: what is lost here, no later stage gets back.
+    It computes in float32, whatever the VAE was trained in: no later stage could restore the precision.
     """
     loaded = load(run.folder(vae_stage) / "model")
     vae = build_vae(dataclasses.replace(loaded.vae.config, dtype=PRECISION))

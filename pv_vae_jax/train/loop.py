@@ -1,16 +1,14 @@
-"""The one loop that runs every stage: fetch, step, log, guard, save, stop."""
+"""The one loop that runs every stage: fetch, step, log, check, save, stop."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from pv_vae_jax.sharding.processes import is_primary_process, shard_from_host
@@ -18,183 +16,182 @@ from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
 from pv_vae_jax.train.mfu import StepTimer, model_flops, peak, utilisation
 from pv_vae_jax.train.nan_check import check_finite, check_finite_params
-from pv_vae_jax.train.preemption import Preempted, stop_signal
+from pv_vae_jax.train.preemption import Preempted, PreemptionHandler
+from pv_vae_jax.train.run import Run
+from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.writers import MetricWriter, NoOpWriter
 from pv_vae_jax.typing import ConfigError
 
-Batch = dict[str, np.ndarray]
 
+def run_stage(stage: Stage, run: Run) -> TrainState:
+    """Train `stage` to its last step, from its newest checkpoint in the work directory of `run` if there is one.
 
-def run_stage(
-    *,
-    name: str,
-    folder: Path,
-    mesh: Mesh,
-    create: Callable[[dict], TrainState],
-    given: Callable[[], dict],
-    step: Callable[..., tuple[TrainState, dict]],
-    options: Callable[[int, Batch], dict],
-    batches: Callable[[int], Iterator[Batch]],
-    steps: int,
-    log_every: int,
-    checkpoint_every: int,
-    checkpoints_kept: int = 2,
-    prepare: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
-    unit: str = "frames",
-    units: Callable[[dict[str, jax.Array]], int] = lambda batch: 1,
-    counted_step: Callable[..., Any] | None = None,
-) -> TrainState:
-    """Run a stage to its last step, from its newest checkpoint if there is one.
-
-    Args:
-      name: of the stage, for messages.
-      folder: holds `checkpoints/` and the curves.
-      mesh: devices.
-      create: makes the state of step 0 from what `given` returned, and draws what is not in there; traced, so that each
-        device makes its own part only.
-      given: reads parameters to start from: `{}`, or trees named `params` and `discriminator`, of which parts may be
-        missing. Called only where there is no checkpoint.
-      step: pure function of state, batch and options.
-      options: keyword arguments of `step` for a step number and a batch on the host, which they may change; each
-        combination is compiled once (the GAN may be off, k may differ).
-      batches: iterator from a given step on; batch `s` must depend on `s` alone.
-      steps: of the whole stage.
-      log_every, checkpoint_every: in steps. All terms are kept for every step and looked at once per `log_every`, so
-        the device is never waited for in between.
-      checkpoints_kept: newest states kept.
-      prepare: makes of a global batch on the devices what the step takes, by computations of its own.
-      unit, units: what the progress bar counts a second, and how many a global batch holds.
-      counted_step: `step` without recomputation, whose operations are counted on devices with a known peak; default
-        `step`.
-
-    With several processes, all call this alike; each feeds its own rows, and the first writes the curves.
+    With several processes, all must call it: each feeds its own share of a batch, and the first writes the curves.
 
     Returns:
       The state after the last step.
 
     Raises:
-      ConfigError: too much of the parameters would stay whole on every device, see `sharding.rules`.
-      NonFiniteError: a term became NaN or infinite; no state from after that step is saved.
-      Interrupted: after SIGTERM or the first Ctrl-C, with the state saved.
+      ConfigError: too large a part of the parameters would be replicated on every device, see `sharding.rules`.
+      NonFiniteError: a term became NaN or infinite; no state after that step is saved.
+      Preempted: SIGTERM or the first Ctrl-C arrived; the state is saved.
     """
-    shapes = jax.eval_shape(lambda: create({}))
-    sharding = state_sharding(mesh, shapes)
+    name, mesh, settings = stage.name, run.mesh, run.experiment
+    sharding = state_sharding(mesh, stage.abstract_state)
     try:
-        check_split(mesh, shapes.params, sharding.params)
+        check_split(mesh, stage.abstract_state.params, sharding.params)
     except ValueError as error:
         raise ConfigError(f"stage {name}: {error}") from error
-    checkpoints = Checkpoints(folder / "checkpoints", checkpoints_kept, checkpoint_every)
-    restored = checkpoints.restore_newest(abstract(shapes, sharding))
-    if restored is None:
-        places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
-        source = {
-            network: {part: shard_from_host(tree, places[network][part]) for part, tree in trees.items()}
-            for network, trees in given().items()
-        }
-        state, start = jax.jit(create, out_shardings=sharding, donate_argnums=0)(source), 0
-        del source
-    else:
-        start, state = restored
-        print(f"{name}: resumed at step {start} of {steps}", file=sys.stderr)
-    if start >= steps:
+    checkpoints = Checkpoints(run.folder(name) / "checkpoints", settings.checkpoints_kept, settings.checkpoint_every)
+    start, state = _begin(stage, run, sharding, checkpoints)
+    if start >= stage.steps:
         checkpoints.close()
         return state
 
-    programs: dict[tuple, Callable] = {}
-
-    def program(number: int, batch: Batch) -> tuple[tuple, Callable[[TrainState, Any], tuple[TrainState, dict]], bool]:
-        """What the options choose, its program, and whether that is yet to be compiled."""
-        chosen = options(number, batch)
-        key = tuple(sorted(chosen.items()))
-        if key in programs:
-            return key, programs[key], False
-
-        def named(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-            return step(state, batch, **chosen)
-
-        named.__name__ = f"{name}_step"  # in messages and profiles of XLA
-        # Stated, not left to the compiler: the state of one step must be the input of the next as it lies.
-        out = (sharding, NamedSharding(mesh, PartitionSpec()))
-        programs[key] = jax.jit(named, out_shardings=out, donate_argnums=0)
-        return key, programs[key], True
-
-    writer = MetricWriter(folder, start) if is_primary_process() else NoOpWriter()
-    pending: list[tuple[int, dict]] = list(writer.unwritten)
-    clock, counted, worked = StepTimer(), 0, 0.0
-    device_peak, flops = peak(mesh.devices.flat[0].device_kind), {}
-    stream = batches(start)
-    bar = tqdm(total=steps, initial=start, desc=name, unit="step", mininterval=1.0 if sys.stderr.isatty() else 20.0)
-
-    def look() -> list[tuple[int, dict[str, float]]]:
-        rows = [(s, {k: float(v) for k, v in logs.items()}) for s, logs in jax.device_get(pending)]
-        pending.clear()
-        check_finite(name, rows)
-        return rows
-
-    def flush(step: int) -> None:
-        nonlocal counted, worked
-        rows = look()
-        elapsed, shares = clock.read()
-        # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
-        terms = {term for _, logs in rows for term in logs}
-        scalars = {term: float(np.mean([logs[term] for _, logs in rows if term in logs])) for term in sorted(terms)}
-        rate = {f"{unit}_per_second": counted / elapsed, "compute": shares.pop("compute")}
-        rate |= {f"{part}_wait": share for part, share in shares.items()}
-        speed = f"{rate[f'{unit}_per_second']:.0f} {unit}/s, "
-        speed += ", ".join(f"{part} {share:.0%}" for part, share in [("compute", rate["compute"]), *shares.items()])
-        if worked and device_peak:
-            seconds = elapsed * (rate["compute"] + rate["data_wait"])
-            rate["mfu"] = utilisation(worked, seconds, mesh.size, device_peak)
-            speed += f", {rate['mfu']:.1%} of peak"
-        writer.write(step, scalars | rate)
-        bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed}", refresh=False)
-        counted, worked = 0, 0.0
-
-    with stop_signal() as stop, jax.set_mesh(mesh):  # to the end of saving: a second signal must not break it off
+    programs, curves = Programs(stage, mesh, sharding), Curves(stage, run, start)
+    stream = stage.batches(run, start)
+    # To the end of saving: a second signal must not interrupt it.
+    with PreemptionHandler() as preemption, jax.set_mesh(mesh):
         number, stopping = start, False
         try:
-            for number in range(start, steps):
-                with clock("data"):
+            for number in range(start, stage.steps):
+                with curves.timer("data"):
                     batch = next(stream)
-                key, run, new = program(number, batch)
-                if new:
-                    bar.set_description(f"{name}, compiling")
-                placed = put_batch(mesh, batch)
-                if prepare is not None:
-                    placed = prepare(placed)
-                if device_peak:
-                    key = (key, *(leaf.shape for leaf in jax.tree.leaves(placed)))
-                    if key not in flops:
-                        flops[key] = model_flops(functools.partial(counted_step or step, **dict(key[0])), state, placed)
-                    worked += flops[key]
-                with jax.transfer_guard("disallow"):  # what crosses to the device and back is put and got by name
-                    state, logs = run(state, placed)
-                if new:
-                    bar.set_description(name, refresh=False)
-                    bar.unpause()  # the rate is that of steps alone
-                pending.append((number + 1, logs))
-                counted += units(placed)
-                bar.update()
-                stopping = stop.came()  # asked once: the signal may come between any two lines
-                regular = (number + 1) % checkpoint_every == 0 or number + 1 == steps
-                if (number + 1) % log_every == 0 or regular:
-                    flush(number + 1)  # never save a state that the guard has not seen
+                static = stage.static_args(number, batch)
+                step, is_new = programs.get(static)
+                curves.compiling(is_new)
+                placed = stage.prepare(put_batch(mesh, batch))
+                flops = programs.flops(static, state, placed)
+                with jax.transfer_guard("disallow"):  # only explicit transfers to and from the device
+                    state, logs = step(state, placed)
+                curves.add(number + 1, logs, stage.units(placed), flops)
+                stopping = preemption.should_stop()  # asked once: the signal may arrive between any two lines
+                regular = (number + 1) % settings.checkpoint_every == 0 or number + 1 == stage.steps
+                if (number + 1) % settings.log_every == 0 or regular:
+                    curves.write_logs(number + 1)  # before saving, so that no unchecked state is saved
                 if stopping:
-                    writer.save_pending(look())
+                    curves.save_pending()
                 if regular or stopping:
                     check_finite_params(name, number + 1, state.params)
-                    with clock("checkpoint"):
+                    with curves.timer("checkpoint"):
                         checkpoints.save(number + 1, state)
                 if stopping:
                     break
-            if stopping or stop.late():
-                where = f"{name}: {stop.NAMES[stop.number]} at step {number + 1}"
-                raise Preempted(f"{where}; saved, the same command goes on from there", 128 + stop.number)
+            if stopping or preemption.arrived_late():
+                message = f"{name}: {preemption.NAMES[preemption.number]} at step {number + 1}; saved, run the same "
+                raise Preempted(message + "command to continue", 128 + preemption.number)
         finally:
-            bar.close()
-            writer.close()
+            curves.close()
             checkpoints.close()
             if hasattr(stream, "close"):
                 stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     return state
+
+
+def _begin(stage: Stage, run: Run, sharding: TrainState, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """The step to start at and the state there: the newest checkpoint, or the first state of the stage."""
+    if (newest := checkpoints.restore_newest(abstract(stage.abstract_state, sharding))) is not None:
+        print(f"{stage.name}: resumed at step {newest[0]} of {stage.steps}", file=sys.stderr)
+        return newest
+    places = {"params": sharding.params, "discriminator": getattr(sharding.discriminator, "params", None)}
+    restored = {
+        network: {part: shard_from_host(tree, places[network][part]) for part, tree in trees.items()}
+        for network, trees in stage.restored(run).items()
+    }
+    return 0, jax.jit(stage.init_state, out_shardings=sharding, donate_argnums=0)(restored)
+
+
+class Programs:
+    """The compiled steps of a stage, one for each combination of static arguments, and their FLOPs."""
+
+    def __init__(self, stage: Stage, mesh: Mesh, sharding: TrainState):
+        self._stage, self._sharding, self._steps, self._flops = stage, sharding, {}, {}
+        self._count = peak(mesh.devices.flat[0].device_kind) is not None
+
+    def get(self, static: dict[str, Any]) -> tuple[jax.stages.Wrapped, bool]:
+        """The step with these static arguments, and whether it is yet to be compiled."""
+        key = tuple(sorted(static.items()))
+        is_new = key not in self._steps
+        if is_new:
+            self._steps[key] = self._stage.jit_step(static, self._sharding)
+        return self._steps[key], is_new
+
+    def flops(self, static: dict[str, Any], state: TrainState, batch: dict[str, jax.Array]) -> float:
+        """Floating-point operations of one step; 0 on devices without a published peak."""
+        if not self._count:
+            return 0.0
+        key = (*sorted(static.items()), *(leaf.shape for leaf in jax.tree.leaves(batch)))
+        if key not in self._flops:
+            self._flops[key] = model_flops(functools.partial(self._stage.flops_step, **static), state, batch)
+        return self._flops[key]
+
+
+class Curves:
+    """Progress bar and curves of a stage.
+
+    The terms of every step stay on the device and are fetched once per `log_every` steps, so that the device is never
+    waited for in between. What is written is their mean over the window since the last `write_logs`.
+
+    Attributes:
+      timer: the parts of the window's time.
+    """
+
+    def __init__(self, stage: Stage, run: Run, start: int):
+        self._name, self._unit = stage.name, stage.unit
+        self._devices, self._peak = run.mesh.size, peak(run.mesh.devices.flat[0].device_kind)
+        self._writer = MetricWriter(run.folder(stage.name), start) if is_primary_process() else NoOpWriter()
+        self._pending: list[tuple[int, dict]] = list(self._writer.unwritten)
+        self.timer, self._units, self._flops, self._compiling = StepTimer(), 0, 0.0, False
+        interval = 1.0 if sys.stderr.isatty() else 20.0
+        self._bar = tqdm(total=stage.steps, initial=start, desc=self._name, unit="step", mininterval=interval)
+
+    def compiling(self, now: bool) -> None:
+        """Show whether the next step is compiled first."""
+        self._compiling = now
+        if now:
+            self._bar.set_description(f"{self._name}, compiling")
+
+    def add(self, step: int, logs: dict, units: int, flops: float) -> None:
+        """Take the terms of a step that has been dispatched."""
+        if self._compiling:
+            self._bar.set_description(self._name, refresh=False)
+            self._bar.unpause()  # the rate leaves out the time of compiling
+        self._pending.append((step, logs))
+        self._units, self._flops = self._units + units, self._flops + flops
+        self._bar.update()
+
+    def fetch_logs(self) -> list[tuple[int, dict[str, float]]]:
+        """The terms of the pending steps as numbers, once they are checked to be finite."""
+        rows = [(s, {k: float(v) for k, v in logs.items()}) for s, logs in jax.device_get(self._pending)]
+        self._pending.clear()
+        check_finite(self._name, rows)
+        return rows
+
+    def save_pending(self) -> None:
+        """Keep the terms of the pending steps for the process that resumes here."""
+        self._writer.save_pending(self.fetch_logs())
+
+    def write_logs(self, step: int) -> None:
+        """Write the means and rates of the window that ends with `step`, and begin a new one."""
+        rows = self.fetch_logs()
+        elapsed, shares = self.timer.read()
+        # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
+        terms = {term for _, logs in rows for term in logs}
+        means = {term: float(np.mean([logs[term] for _, logs in rows if term in logs])) for term in sorted(terms)}
+        per_second, compute = self._units / elapsed, shares.pop("compute")
+        rates = {f"{self._unit}_per_second": per_second, "compute": compute}
+        rates |= {f"{part}_wait": share for part, share in shares.items()}
+        speed = f"{per_second:.0f} {self._unit}/s, "
+        speed += ", ".join(f"{part} {share:.0%}" for part, share in [("compute", compute), *shares.items()])
+        if self._flops and self._peak:
+            seconds = elapsed * (compute + rates["data_wait"])
+            rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
+            speed += f", {rates['mfu']:.1%} of peak"
+        self._writer.write(step, means | rates)
+        self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {speed}", refresh=False)
+        self._units, self._flops = 0, 0.0
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()

@@ -1,4 +1,4 @@
-"""How near a training step comes to what its device can do, and what the rest of the time goes to."""
+"""Model FLOP utilisation, and a breakdown of the time of training steps."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def _chip(name: str) -> Peak:
     return Peak(CHIPS[name].flops, CHIPS[name].bandwidth)
 
 
-# By what JAX calls the device: TPUs by their whole name, GPUs by the longest beginning. Sources: NVIDIA's data sheets
+# By `device_kind`: TPUs by their full name, GPUs by the longest prefix. Sources: NVIDIA's data sheets
 # "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor Core GPU", "L4 Tensor Core GPU", "L40", "L40S" and "T4"
 # (without sparsity, for which they print twice as much); Google Cloud's system architecture page of TPU v4, and
-# `sharding.topology` for the later ones. A device that is not here, such as a CPU, has no published figure that means
-# the same.
+# `sharding.topology` for the later ones. A device that is missing here, such as a CPU, has no comparable published
+# figure.
 PEAKS: dict[str, Peak] = {
     "NVIDIA A100": Peak(312e12, 1_555e9),
     "NVIDIA A100-SXM4-80GB": Peak(312e12, 2_039e9),
@@ -56,13 +56,13 @@ PEAKS: dict[str, Peak] = {
 
 
 def peak(kind: str) -> Peak | None:
-    """Figures of a device by its `device_kind`, or None if it is not known."""
+    """Published figures of a device by its `device_kind`, or None for an unknown one."""
     names = [name for name in PEAKS if kind == name or (kind.startswith(name) and not kind.startswith("TPU"))]
     return PEAKS[max(names, key=len)] if names else None
 
 
 def utilisation(flops: float, seconds: float, devices: int, peak: Peak) -> float:
-    """Model FLOP utilisation (MFU): the share of the bfloat16 peak that `flops` on all `devices` in `seconds` are.
+    """Model FLOP utilisation (MFU): `flops` on all `devices` in `seconds`, as a share of the bfloat16 peak.
 
     Float32 counts against the same peak, so that lowering the precision shows.
     """
@@ -72,26 +72,26 @@ def utilisation(flops: float, seconds: float, devices: int, peak: Peak) -> float
 def model_flops(step: Callable[..., Any], *arguments: Any) -> float:
     """Floating-point operations of `step(*arguments)` in matrix products and convolutions, on all devices together.
 
-    The step is traced, not compiled. Give it a network without recomputation (`plain`): MFU does not count twice what a
-    backward pass computes again.
+    The step is traced, not compiled. Give it a network without recomputation (`without_remat`): MFU does not count
+    recomputation.
     """
     return step_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
 
 
-def plain(config: Any) -> Any:
-    """The configuration of a network with all recomputation off: what is computed is the same."""
+def without_remat(config: Any) -> Any:
+    """The configuration of a network with recomputation off, which does not change its result."""
     off = {"remat": False if isinstance(getattr(config, "remat", False), bool) else "none"}
     off |= {"remat_levels": (), "remat_blocks": ()}
     return dataclasses.replace(config, **{field: value for field, value in off.items() if hasattr(config, field)})
 
 
 class StepTimer:
-    """Parts a window of time by what it goes to; what no part claims is compute.
+    """Divides a window of time among named parts; the time that no part claims is `compute`.
 
-    clock = Clock()
-    with clock("data"):
+    timer = StepTimer()
+    with timer("data"):
         batch = next(stream)
-    elapsed, shares = clock.read()  # and a new window begins
+    elapsed, shares = timer.read()  # and a new window begins
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
@@ -107,7 +107,7 @@ class StepTimer:
             self._spent[part] = self._spent.get(part, 0.0) + self._now() - begin
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds of the window, and the share of every part that came up in it and of `compute`; shares sum to 1."""
+        """Seconds of the window, and the shares of its parts and of `compute`, which sum to 1; a new window begins."""
         now = self._now()
         elapsed = max(now - self._since, 1e-9)
         shares = {part: seconds / elapsed for part, seconds in self._spent.items()}

@@ -1,4 +1,4 @@
-"""Stopping in order: SIGTERM or Ctrl-C ends a run between two steps, in all of its processes."""
+"""Preemption: SIGTERM or Ctrl-C ends a run between two steps, in all of its processes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from pv_vae_jax.sharding.processes import anywhere
+from pv_vae_jax.sharding.processes import any_process
 
 T = TypeVar("T")
 
 
 class Preempted(RuntimeError):
-    """SIGTERM or Ctrl-C came: the state is saved, and the same command goes on from there.
+    """The run was stopped by SIGTERM or Ctrl-C: its state is saved, and the same command continues from there.
 
     Attributes:
-      status: that a process ended by this signal exits with.
+      status: exit status of a process that this signal ended.
     """
 
     def __init__(self, message: str, status: int):
@@ -28,66 +28,66 @@ class Preempted(RuntimeError):
         self.status = status
 
 
-class stop_signal:
-    """Context in which SIGTERM or Ctrl-C only leaves a mark, which `came` reports after each step.
+class PreemptionHandler:
+    """Context manager that turns SIGTERM and Ctrl-C into a flag, which `should_stop` reads after each step.
 
-    A second Ctrl-C stops at once. With several processes, JAX catches SIGTERM wherever it arrives, and `came` answers
-    yes on all of them after the same step; Ctrl-C is left alone.
+    A second Ctrl-C stops at once. With several processes, JAX catches SIGTERM in whichever process it arrives, and
+    `should_stop` is true in all of them after the same step; Ctrl-C keeps its default action.
 
     Attributes:
-      number: of the signal that came.
+      number: number of the signal that arrived.
     """
 
     NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
-    _calls = itertools.count()  # over all stages of this process: the steps that processes agree on only ever grow
+    _calls = itertools.count()  # shared by all stages of this process: JAX needs growing step numbers
 
-    def __enter__(self) -> stop_signal:
-        self._mark, self._old, self.number = False, {}, signal.SIGTERM
+    def __enter__(self) -> PreemptionHandler:
+        self._flag, self._old, self.number = False, {}, signal.SIGTERM
         if jax.process_count() == 1:
             try:
                 self._old = {number: signal.signal(number, self._set) for number in self.NAMES}
-            except ValueError:  # not the main thread (a notebook's worker): keep the default
+            except ValueError:  # not the main thread (a notebook's worker): signals keep their default action
                 pass
         return self
 
     def _set(self, number: int, _: Any) -> None:
         if number == signal.SIGINT:
-            if self._mark:
+            if self._flag:
                 raise KeyboardInterrupt
             print("\nsaving after this step, then stopping; Ctrl-C again stops at once", file=sys.stderr)
-        self._mark, self.number = True, number
+        self._flag, self.number = True, number
 
-    def came(self) -> bool:
-        """Whether to stop after this step."""
+    def should_stop(self) -> bool:
+        """Whether to stop after this step; with several processes, all must call it equally often."""
         if jax.process_count() == 1:
-            return self._mark
+            return self._flag
         return multihost_utils.reached_preemption_sync_point(next(self._calls))
 
-    def late(self) -> bool:
-        """Whether the signal came after the last step's `came`; with several processes the next stage hears of it."""
-        return self._mark
+    def arrived_late(self) -> bool:
+        """Whether the signal arrived after the last `should_stop`; several processes learn of it in the next stage."""
+        return self._flag
 
-    def between(self, items: Iterable[T], name: str) -> Iterator[T]:
-        """`items` up to the signal: before each, the processes wait for each other, as steps of training do.
+    def until_preempted(self, items: Iterable[T], name: str) -> Iterator[T]:
+        """Yield `items` until the signal arrives. Before each, the processes wait for each other, as in training.
 
-        All of them must take items until there are none: one that has fewer then waits for the others, so that all
-        ask `came` equally often.
+        Every process must exhaust the iterator: one with fewer items then waits for the others, so that all call
+        `should_stop` equally often.
 
         Raises:
-          Interrupted: it came, while `name` was made.
+          Preempted: the signal arrived; the message begins with `name`.
         """
         ended = object()
         rest = iter(items)
-        while anywhere((item := next(rest, ended)) is not ended):
-            if self.came():
+        while any_process((item := next(rest, ended)) is not ended):
+            if self.should_stop():
                 break
             if item is not ended:
                 yield item  # pyright: ignore[reportReturnType]
         else:
-            if not self.late():
+            if not self.arrived_late():
                 return
-        raise Preempted(f"{name}: {self.NAMES[self.number]}; the same command goes on from there", 128 + self.number)
+        raise Preempted(f"{name}: {self.NAMES[self.number]}; run the same command to continue", 128 + self.number)
 
     def __exit__(self, *_: Any) -> None:
         for number, old in self._old.items():

@@ -1,4 +1,4 @@
-"""A work directory: which experiment it belongs to, where its stages live, and what is shared between them."""
+"""A work directory: the experiment it belongs to, and the folders and data of its stages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
-from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process
 from pv_vae_jax.storage import locked, partials
-from pv_vae_jax.train.config_files import differences, from_dict, save_config, to_dict
+from pv_vae_jax.train.config_files import FORMAT, differences, from_dict, save_config, to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment, check_local
-from pv_vae_jax.train.sizes import SizedBatch, sized_batches
+from pv_vae_jax.train.sizes import SizedBatch
 from pv_vae_jax.typing import ConfigError, InUseError
 
 # What may change between two starts of one run without changing its numbers.
@@ -30,13 +29,13 @@ FREE_KEYS += ("sampling.",)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An experiment in its folder.
+    """An experiment in its work directory.
 
     Attributes:
-      experiment: resolved configuration.
-      workdir: its folder.
-      mesh: the devices it uses.
-      skips: names a broken file once, however many stages and sizes meet it.
+      experiment: the resolved configuration.
+      workdir: the work directory.
+      mesh: the devices of the run.
+      skips: log that names a broken file once, however many stages and sizes meet it.
     """
 
     experiment: Experiment
@@ -49,24 +48,24 @@ class Run:
         return self.workdir / stage
 
     def result(self, stage: str) -> Path:
-        """The file that a stage writes last."""
+        """The file that a stage writes last; it exists if the stage is finished."""
         return self.folder(stage) / ("manifest.json" if stage == "latents" else "model/config.json")
 
     def finished(self, stage: str) -> bool:
-        """Whether the stage's result is there, whole."""
+        """Whether the stage is finished."""
         return self.result(stage).exists()
 
     def steps(self, stage: str) -> int:
-        """Length of a stage; for the latent cache its clips, if diffusion follows."""
+        """Number of steps of a stage; for `latents`, the number of clips, or 0 if no diffusion follows."""
         if stage == "latents":
             return self.experiment.latents.clips if self.experiment.diffusion.steps else 0
         return getattr(self.experiment, stage).steps
 
     def last_vae_stage(self) -> str:
-        """The last VAE stage that is finished: what encoding and sampling use.
+        """The last finished VAE stage, whose model encoding and sampling use.
 
         Raises:
-          ConfigError: none is.
+          ConfigError: no VAE stage is finished.
         """
         finished = [stage for stage in VAE_STAGES if self.finished(stage)]
         if not finished:
@@ -75,12 +74,12 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self, stage: str) -> Iterator[None]:
-        """Refuse a second process that would write this stage; a killed one leaves no lock behind.
+        """Lock a stage against a second process that would write it; a killed process leaves no lock behind.
 
         Other stages stay free: the decoder may be fine-tuned while the transformer trains, as the paper suggests.
 
         Raises:
-          ConfigError: another process has since begun a stage with other settings.
+          ConfigError: another process has meanwhile begun a stage with other settings.
           InUseError: another process holds the lock.
         """
         with contextlib.ExitStack() as stack:
@@ -89,23 +88,23 @@ class Run:
                 try:
                     stack.enter_context(locked(self.workdir / f".{stage}.lock"))
                 except BlockingIOError as error:
-                    said = f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
-                    raise InUseError(said) from error
-                save_config(self.experiment, self.workdir / "config.json")  # with what may change between two starts
+                    message = f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
+                    raise InUseError(message) from error
+                save_config(self.experiment, self.workdir / "config.json")  # `FREE_KEYS` may have changed
             yield
 
     def source(self, split: str, *, random: bool, kind: SizedBatch | None = None, sources: int = 1) -> VideoSource:
-        """Clips of a split; `random` draws windows, otherwise every clip starts at frame 0.
+        """The clips of a split.
 
         Args:
           split: `train` or `test`.
-          random: for training.
-          kind: size of the clips, if it is not that of the configuration. An image is a frame of a clip as long as the
-            configuration's, so that images come from what clips come from.
-          sources: that share the memory for decoded videos.
+          random: whether windows are drawn, for training; otherwise every clip starts at frame 0.
+          kind: size of the clips, by default that of the configuration. An image is a frame of a clip as long as the
+            configuration's, so that images come from the same videos as clips.
+          sources: number of sources that share the memory for decoded videos.
 
         Raises:
-          NoVideosError: there is none; where all videos are too short, a `data.frames` for which they are not.
+          NoVideosError: the split has no clips; if all videos are too short, the message suggests `data.frames`.
         """
         data = self.experiment.data
         frames, size = (data.frames, data.size) if kind is None else (kind.frames, kind.side)
@@ -135,11 +134,11 @@ class Run:
 
 
 def open_run(experiment: Experiment, workdir: str | Path) -> Run:
-    """Open or make a work directory.
+    """Open or create a work directory.
 
     Raises:
-      ConfigError: the folder belongs to another configuration (the differences are listed), to something else, or
-        cannot be written; or the devices do not make the mesh.
+      ConfigError: the folder belongs to another configuration (the differences are listed) or to another version, holds
+        something else, or cannot be written; or the mesh does not fit the devices.
     """
     check_local("the work directory", workdir)
     workdir = Path(workdir)
@@ -164,22 +163,24 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
         raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
     barrier("work directory made")
     if not path.exists():
-        raise ConfigError(f"process {jax.process_index()} sees no {path}: all processes share one work directory")
+        raise ConfigError(
+            f"process {jax.process_index()} cannot see {path}: all processes must share one work directory"
+        )
     return Run(experiment, workdir, mesh)
 
 
 def begun_stages(workdir: Path) -> list[str]:
-    """Stages of which something was made, or is being made."""
+    """Stages that have begun: they have a folder or a lock."""
     return [stage for stage in STAGES if any((workdir / name).exists() for name in (stage, f".{stage}.lock"))]
 
 
 def refuse_changes(experiment: Experiment, workdir: Path) -> None:
-    """Refuse settings other than those that the stages which have begun were given.
+    """Refuse a configuration other than the one with which the stages of a work directory began.
 
-    Settings of a stage after them may still change; all may, if none has begun, as after a try that found no clips.
+    Settings of later stages may still change. Before any stage has begun, all may, as when no clips were found.
 
     Raises:
-      ConfigError: there are such settings; the differences are listed.
+      ConfigError: other settings have changed; the differences are listed.
     """
     changed = differences(to_dict(read_config(workdir / "config.json")), to_dict(experiment))
     begun = begun_stages(workdir)
@@ -193,38 +194,6 @@ def refuse_changes(experiment: Experiment, workdir: Path) -> None:
         )
 
 
-def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
-    """Refuse a mesh on which a stage's batch, picture or heads cannot be split evenly.
-
-    Raises:
-      ConfigError: the first thing that does not divide, and what to set.
-    """
-    size, data, parts = mesh.shape, experiment.data, getattr(experiment, stage).grad_accum_steps
-    examples = size[DATA] * size[FSDP]
-    single = SizedBatch(getattr(experiment, stage).batch_size, data.frames, data.size)
-    for kind in sized_batches(experiment, stage) if stage in VAE_STAGES else (single,):
-        if kind.batch_size % (examples * parts):
-            times = f", {parts} times over (grad_accum_steps)" if parts > 1 else ""
-            if kind.batch_size != single.batch_size:
-                raise ConfigError(
-                    f"{stage}.sizes gives batches of {kind.batch_size} at {kind.frames} x {kind.side} x {kind.side}, "
-                    f"which is not a multiple of the {examples} devices that split it{times}: set "
-                    f"{stage}.batch_multiple={examples * parts} for a new run, or use fewer devices"
-                )
-            raise ConfigError(
-                f"{stage}.batch_size {kind.batch_size} is not a multiple of the {examples} devices that split it"
-                f"{times}: change it, or use fewer devices with --config.mesh.data=1"
-            )
-        side = kind.side // experiment.vae.space_factor  # the coarsest picture, and the latents
-        for axis, what in ((SPACE, "width"), (CONTEXT, "height")):
-            if side % size[axis]:
-                raise ConfigError(
-                    f"mesh.{axis} {size[axis]} does not divide the {what} of the latents, {side}: change it"
-                )
-    if stage == "diffusion" and experiment.latte.heads % size[TENSOR]:
-        raise ConfigError(f"mesh.{TENSOR} {size[TENSOR]} does not divide the {experiment.latte.heads} heads: change it")
-
-
 def reopen_run(workdir: str | Path) -> Run:
     """Open the run that `workdir` holds, with the configuration it was made with."""
     path = Path(workdir) / "config.json"
@@ -235,14 +204,26 @@ def reopen_run(workdir: str | Path) -> Run:
 
 
 def read_config(path: Path) -> Experiment:
-    """The configuration in `path`. Settings that are younger than the file stand at their defaults."""
+    """The configuration in the `config.json` of a work directory. Fields added since take their defaults.
+
+    Raises:
+      ConfigError: the file is damaged, or another version of pv_vae_jax wrote it.
+    """
     try:
         tree = json.loads(path.read_text())
     except ValueError as error:  # no JSON, or no text at all
         raise ConfigError(f"{path} is damaged ({error}): use another --workdir, or write it back") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no configuration: use another --workdir")
+        raise ConfigError(f"{path} does not hold a configuration: use another --workdir")
+    if (found := tree.pop("format", None)) != FORMAT:
+        writer = "pv_vae_jax 0.1.0" if found is None else f"another version of pv_vae_jax (format {found})"
+        raise ConfigError(
+            f"expected {path} in format {FORMAT}, but {writer} wrote it: continue with that version, or use another "
+            f"--workdir. Its models still load: --config.video.init_from={path.parent}/image/model starts from one"
+        )
     try:
         return from_dict(Experiment, tree)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise ConfigError(f"{path} is of another version of pv_vae_jax ({error}): use another --workdir") from error
+        raise ConfigError(
+            f"{path} was written by another version of pv_vae_jax ({error}): use another --workdir"
+        ) from error

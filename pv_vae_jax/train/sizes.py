@@ -1,11 +1,14 @@
-"""Which batches a VAE stage trains on: of one size, or of several sizes that cost the same."""
+"""The batch sizes of a stage: one size, or several that cost the same, and whether a mesh can split them."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from jax.sharding import Mesh
+
 from pv_vae_jax.data.mixture import balanced_batch_sizes
-from pv_vae_jax.train.configs import Experiment, VAEStageConfig
+from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
+from pv_vae_jax.train.configs import VAE_STAGES, Experiment, VAEStageConfig
 from pv_vae_jax.typing import ConfigError
 
 
@@ -14,33 +17,33 @@ class SizedBatch:
     """One kind of batch.
 
     Attributes:
-      batch_size: clips of the global batch.
-      frames, side: of a clip, `(frames, side, side)` pixels.
-      share: its batches in every round of the stage.
-      images: single frames of clips, rather than clips.
+      batch_size: clips in the global batch.
+      frames, side: a clip has `(frames, side, side)` pixels.
+      weight: number of these batches in every `sum of weights` steps.
+      images: whether a clip is a single frame of a longer one.
     """
 
     batch_size: int
     frames: int
     side: int
-    share: int = 1
+    weight: int = 1
     images: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """Of the videos of a global batch, `(b, t, h, w, 3)`."""
+        """Shape of the videos of a global batch, `(b, t, H, W, 3)`."""
         return (self.batch_size, self.frames, self.side, self.side, 3)
 
 
 def sized_batches(experiment: Experiment, name: str) -> tuple[SizedBatch, ...]:
-    """The kinds of batches of VAE stage `name`, in the order of its `sizes`.
+    """The batches of VAE stage `name`, in the order of its `sizes`.
 
     The size with the most pixels a clip takes `batch_size`; the others take as many clips as come to the same number of
     pixels, rounded down to a multiple of `batch_multiple` (paper: "compute per step is balanced"). Nothing depends on
     the devices, so that a run may go on with another number of them.
 
     Raises:
-      ConfigError: `batch_size` is no multiple.
+      ConfigError: `batch_size` is not a multiple of `batch_multiple`.
     """
     stage: VAEStageConfig = getattr(experiment, name)
     if not stage.sizes:
@@ -52,11 +55,43 @@ def sized_batches(experiment: Experiment, name: str) -> tuple[SizedBatch, ...]:
     except ValueError as error:
         raise ConfigError(f"{name}.batch_size: {error}") from error
     return tuple(
-        SizedBatch(batch, frames, side, *share, images=frames == 1)
-        for batch, (frames, side, *share) in zip(batches, stage.sizes, strict=True)
+        SizedBatch(batch, frames, side, *weight, images=frames == 1)
+        for batch, (frames, side, *weight) in zip(batches, stage.sizes, strict=True)
     )
 
 
 def size_name(shape: tuple[int, ...]) -> str:
-    """`17x256` of videos `(b, 17, 256, 256, 3)`: how curves call a size."""
+    """Name of a size in the curves: `17x256` for videos `(b, 17, 256, 256, 3)`."""
     return f"{shape[1]}x{shape[2]}"
+
+
+def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
+    """Check that a stage's batch, picture and heads can be split evenly over the mesh.
+
+    Raises:
+      ConfigError: they cannot; the message says what to set.
+    """
+    size, data, parts = mesh.shape, experiment.data, getattr(experiment, stage).grad_accum_steps
+    examples = size[DATA] * size[FSDP]
+    single = SizedBatch(getattr(experiment, stage).batch_size, data.frames, data.size)
+    for batch in sized_batches(experiment, stage) if stage in VAE_STAGES else (single,):
+        if batch.batch_size % (examples * parts):
+            times = f", {parts} times over (grad_accum_steps)" if parts > 1 else ""
+            if batch.batch_size != single.batch_size:
+                raise ConfigError(
+                    f"{stage}.sizes gives batches of {batch.batch_size} at {batch.frames} x {batch.side} x "
+                    f"{batch.side}, which is not a multiple of the {examples} devices that split it{times}: set "
+                    f"{stage}.batch_multiple={examples * parts} for a new run, or use fewer devices"
+                )
+            raise ConfigError(
+                f"{stage}.batch_size {batch.batch_size} is not a multiple of the {examples} devices that split it"
+                f"{times}: change it, or use fewer devices with --config.mesh.data=1"
+            )
+        side = batch.side // experiment.vae.space_factor  # the coarsest picture, and the latents
+        for axis, what in ((SPACE, "width"), (CONTEXT, "height")):
+            if side % size[axis]:
+                raise ConfigError(
+                    f"mesh.{axis} {size[axis]} does not divide the {what} of the latents, {side}: change it"
+                )
+    if stage == "diffusion" and experiment.latte.heads % size[TENSOR]:
+        raise ConfigError(f"mesh.{TENSOR} {size[TENSOR]} does not divide the {experiment.latte.heads} heads: change it")

@@ -1,42 +1,52 @@
-"""The stages of a run, one after the other: what `pv-vae train` does, for programs and notebooks."""
+"""The stages of a run in their order: what `pv-vae train` does, for programs and notebooks."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.data.sources import NoVideosError, describe
 from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.sharding.processes import is_primary_process
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
+from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
+from pv_vae_jax.train.latents_stage import encode_latents, open_latents
+from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.run import Run, open_run
+from pv_vae_jax.train.sizes import check_mesh
+from pv_vae_jax.train.stage import Stage
+from pv_vae_jax.train.vae_stage import VAEStage
+from pv_vae_jax.train.warm_start import find_start
 from pv_vae_jax.typing import ConfigError
 
 
 def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> Run:
-    """Train `stages` of an experiment that have steps; what is finished is left alone, what was begun goes on.
+    """Train the stages of an experiment that have steps. Finished stages are skipped, interrupted ones continue.
 
     Args:
-      experiment: the configuration, checked here.
+      experiment: the configuration; it is validated.
       workdir: folder of the run. `pv_vae_jax.load(workdir)` gives the model of its last stage.
-      stages: names, in the order of `config.STAGES`.
+      stages: names of the stages to train, in the order of `configs.STAGES`.
 
     Returns:
       The run: `run.folder(stage) / "metrics.jsonl"` holds the curves of a stage.
 
     Raises:
-      ConfigError: the configuration cannot work, the folder belongs to another, or a stage lacks what it starts from.
+      ConfigError: the configuration cannot work, the folder belongs to another one, or a stage lacks its start.
       NonFiniteError: a loss became NaN or infinite.
-      Interrupted: the run was stopped; the state is saved.
+      Preempted: the run was stopped; the state is saved.
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
-        raise ConfigError(f"no stage {', '.join(map(repr, unknown))}; there are {', '.join(STAGES)}")
+        raise ConfigError(f"stages must be among {', '.join(STAGES)}, got {', '.join(map(repr, unknown))}")
     run = open_run(experiment.validate(), workdir)
     perceptual = perceptual_term(run)
     for stage in stages:
@@ -46,52 +56,111 @@ def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = S
     return run
 
 
-def perceptual_term(run: Run) -> Perceptual | None:
-    """The network of `objective.perceptual`, from the files that the configuration names; None if no stage weighs it.
+def load_perceptual(experiment: Experiment) -> tuple[Perceptual, dict] | None:
+    """The network of `objective.perceptual` and its hash, from the files that the configuration names.
 
-    The work directory keeps the hash of the network, so that a run is never continued with another.
+    Returns None if no stage with steps has a weight for it.
 
     Raises:
-      ConfigError: a stage weighs the term and no files are named, pictures are too small, or the files have changed.
+      ConfigError: a stage weighs the term, and no files are named or its pictures are too small.
     """
-    wanted = [s for s in VAE_STAGES if run.steps(s) and getattr(run.experiment, s).objective.perceptual]
+    stages = {name: getattr(experiment, name) for name in VAE_STAGES}
+    wanted = {name: stage for name, stage in stages.items() if stage.steps and stage.objective.perceptual}
     if not wanted:
         return None
-    named, stage = run.experiment.perceptual, wanted[0]
+    named, first = experiment.perceptual, next(iter(wanted))
     if not (named.weights and named.heads):
         raise ConfigError(
-            f"{stage}.objective.perceptual needs a network, and no weights come with this library: name the files with "
-            "--config.perceptual.weights and --config.perceptual.heads, pass a function of your own to "
-            f"pv_vae_jax.train.vae_stage.train_vae_stage, or set {stage}.objective.perceptual=0"
+            f"{first}.objective.perceptual needs a network, and this library ships no weights of one: name the files "
+            "with --config.perceptual.weights and --config.perceptual.heads, pass a function of your own to "
+            f"pv_vae_jax.train.stages.train_stage, or set {first}.objective.perceptual=0"
         )
-    sides = [entry[1] for s in wanted for entry in getattr(run.experiment, s).sizes]
-    if (side := min(sides, default=run.experiment.data.size)) < LEAST_SIDE:
-        raise ConfigError(f"LPIPS needs pictures of {LEAST_SIDE} x {LEAST_SIDE}, there are some of {side}")
-    params = read_lpips(named.backbone, named.weights, named.heads)
-    found, path = {"backbone": named.backbone, "hash": weights_hash(params)}, run.workdir / "perceptual.json"
+    sides = [entry[1] for stage in wanted.values() for entry in stage.sizes]
+    if (side := min(sides, default=experiment.data.size)) < LEAST_SIDE:
+        raise ConfigError(f"LPIPS needs pictures of at least {LEAST_SIDE} x {LEAST_SIDE}, got {side} x {side}")
+    params, model = read_lpips(named.backbone, named.weights, named.heads), LPIPS(named.backbone)
+    # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.
+    term = lambda output, target: jnp.asarray(model.apply({"params": params}, output, target))  # noqa: E731
+    return term, {"backbone": named.backbone, "hash": weights_hash(params)}
+
+
+def perceptual_term(run: Run) -> Perceptual | None:
+    """`load_perceptual` for a run, whose work directory keeps the hash so that it never continues with another network.
+
+    Raises:
+      ConfigError: as `load_perceptual`, or the run began with another network.
+    """
+    loaded = load_perceptual(run.experiment)
+    if loaded is None:
+        return None
+    (term, found), path = loaded, run.workdir / "perceptual.json"
     if path.exists() and (before := json.loads(path.read_text())) != found:
-        raise ConfigError(f"{run.workdir} was begun with another perceptual network, {before}; the files hold {found}")
+        raise ConfigError(
+            f"{run.workdir} was begun with another perceptual network: expected {before}, got {found}; name its files "
+            "again, or use another --workdir"
+        )
     if is_primary_process():
         write_json(path, found)
-    model = LPIPS(named.backbone)
-    # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.
-    return lambda output, target: jnp.asarray(model.apply({"params": params}, output, target))
+    return term
 
 
-def train_stage(run: Run, stage: str, perceptual: Perceptual | None = None) -> None:
-    """Train one stage on top of those before it."""
-    from pv_vae_jax.train.dit_stage import renew_vae, train_diffusion_stage
-    from pv_vae_jax.train.latents_stage import encode_latents
-    from pv_vae_jax.train.vae_stage import train_vae_stage
+def build_stage(experiment: Experiment, name: str, perceptual: Perceptual | None = None) -> Stage:
+    """A trained stage, without a work directory or data: to look at, not to run (see `train_stage`)."""
+    return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment)
 
-    if stage in VAE_STAGES:
-        before = [s for s in VAE_STAGES[: VAE_STAGES.index(stage)] if run.steps(s)]
-        if before and not run.finished(before[-1]) and not getattr(run.experiment, stage).init_from:
-            raise ConfigError(f"stage {stage} starts from stage {before[-1]}, which is not finished: train it first")
-        train_vae_stage(run, stage, before[-1] if before else None, perceptual)
-        if run.finished("diffusion"):  # which trained meanwhile
-            renew_vae(run)
-    elif stage == "latents":
+
+def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> None:
+    """Train one stage to its end and write its result: a model, or for `latents` the cache.
+
+    Args:
+      run: the run, whose work directory holds the stages before this one.
+      name: one of `STAGES`.
+      perceptual: network of the perceptual term of VAE stages, see `losses.Perceptual`.
+
+    Raises:
+      ConfigError: the stage lacks what it starts from, or does not fit the mesh.
+      NonFiniteError: a loss became NaN or infinite.
+      Preempted: the run was stopped; the state is saved.
+    """
+    if name == "latents":
         encode_latents(run, run.last_vae_stage())
+        return
+    check_mesh(run.mesh, run.experiment, name)
+    if name in VAE_STAGES:
+        stage = VAEStage(run.experiment, name, perceptual)
     else:
-        train_diffusion_stage(run)
+        stage = DiffusionStage(run.experiment, open_latents(run, run.last_vae_stage()))
+    stage.save_model(run, run_stage(stage, run))
+    if name in VAE_STAGES and run.finished("diffusion"):  # it trained while this stage did
+        renew_vae(run)
+
+
+def check_stages(run: Run, stages: Sequence[str]) -> None:
+    """Check the networks, batches and starting points of `stages`, and print what was found in the data.
+
+    Raises:
+      ConfigError: a network, a frozen part or a batch does not work on these devices.
+      FileNotFoundError: a stage starts from a model that does not exist.
+      NoVideosError: the training split has no clips of this length.
+    """
+    for name in stages:
+        if name == "latents":
+            continue
+        check_mesh(run.mesh, run.experiment, name)
+        start = getattr(getattr(run.experiment, name), "init_from", "")
+        if start and not Path(start).resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
+            find_start(start)
+        try:
+            with jax.set_mesh(run.mesh):
+                build_stage(run.experiment, name).check()
+        except (ConfigError, NoVideosError):
+            raise
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"stage {name} cannot run: {error}") from error
+    if stages and is_primary_process():
+        try:
+            held_out = run.source("test", random=True)
+        except NoVideosError:
+            held_out = None
+        found = describe(run.source("train", random=True), run.experiment.data.source, held_out)
+        print(f"data: {found}", file=sys.stderr)

@@ -1,12 +1,13 @@
-"""What a training stage carries from step to step: everything that a resumed run needs, and nothing else."""
+"""The state that a training stage carries from step to step, and the seeds of its random draws."""
 
 from __future__ import annotations
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 
-from pv_vae_jax.typing import Array, Params
+from pv_vae_jax.typing import Array, Params, PRNGKey
 
 
 @flax.struct.dataclass
@@ -19,12 +20,12 @@ class ParamsAndOpt:
 
 @flax.struct.dataclass
 class TrainState:
-    """State of a stage.
+    """State of a stage: all that a resumed run needs.
 
     Attributes:
-      step: steps done, int32. Randomness and data position follow from it and the seed.
+      step: number of steps done, int32. Randomness and the position in the data follow from it and the seed.
       params: all parameters of the generator (VAE or diffusion transformer), frozen ones included.
-      opt_state: of the trained part.
+      opt_state: optimiser state of the trained part.
       ema: moving average of `params`.
       discriminator: its parameters and optimiser, or None where the stage has no GAN.
     """
@@ -37,13 +38,17 @@ class TrainState:
 
 
 def create_state(params: Params, opt_state: optax.OptState, discriminator: ParamsAndOpt | None = None) -> TrainState:
-    """State before the first step; EMA begins as a copy of the parameters."""
-    ema = {k: v for k, v in params.items()}
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, _copy(ema), discriminator)
-
-
-def _copy(tree: Params) -> Params:
-    import jax
-
+    """State before the first step; the moving average begins as a copy of the parameters."""
     # A separate buffer: the step donates both trees, and one buffer cannot be donated twice.
-    return jax.tree.map(jnp.copy, tree)
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema, discriminator)
+
+
+def stage_key(seed: int, name: str) -> PRNGKey:
+    """Key for drawing the initial parameters of the network `name`."""
+    return jax.random.fold_in(jax.random.key(seed), sum(name.encode()))
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """Seed of a stage's batches, so that two stages do not walk the clips alike."""
+    return seed * 1_000 + sum(name.encode()) % 1_000

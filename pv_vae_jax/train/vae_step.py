@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pv_vae_jax.dropping import DropFrom, DropPattern
 from pv_vae_jax.losses import (
     Objective,
     Perceptual,
@@ -19,7 +20,7 @@ from pv_vae_jax.losses import (
     latent_terms,
     pixel_terms,
 )
-from pv_vae_jax.masking import DropFrom, DropPattern, sample_mask
+from pv_vae_jax.masking import sample_mask
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
@@ -185,8 +186,3 @@ class VAEStep:
 
         (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
-
-
-def stage_key(seed: int, name: str) -> PRNGKey:
-    """Key for drawing initial parameters of `name`."""
-    return jax.random.fold_in(jax.random.key(seed), sum(name.encode()))

@@ -1,6 +1,6 @@
-"""What a VAE stage starts from: a model, or the training state of another stage, whole or some of its parts.
+"""Warm starts: a VAE stage starts from a model or from the training state of another stage, or from some of its parts.
 
-Of a file only the tensors that were asked for are read, so the encoder of a large run costs what an encoder costs.
+Only the tensors that are needed are read from a file, so the encoder of a large run costs no more than an encoder.
 """
 
 from __future__ import annotations
@@ -8,78 +8,76 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from pv_vae_jax.model import find_model
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.registry import vae_config_of
-from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import find_checkpoint, read_params, restore_params
 from pv_vae_jax.train.configs import VAEStageConfig
 from pv_vae_jax.train.run import Run, read_config
 from pv_vae_jax.typing import ConfigError, Params, WeightsError
 
-# Fields of a VAE's configuration that decide how it is computed, and not what.
+if TYPE_CHECKING:
+    from pv_vae_jax.train.vae_stage import VAEStage
+
+# Fields of a VAE's configuration that change how it is computed, not its result.
 COMPUTED = ("remat", "remat_levels", "remat_blocks", "lowering", "attention", "dtype")
 
 
-def first_parameters(run: Run, name: str, before: str | None, model: VAE, shapes: Params) -> Params | None:
-    """Parameters that stage `name` starts from; `None` for scratch. Parts that `init_parts` leaves out are not in it.
+def first_parameters(stage: VAEStage, run: Run) -> Params | None:
+    """Parameters that `stage` starts from; None means from scratch. Parts that `init_parts` leaves out are missing.
 
-    They come from `<stage>.init_from`, or from stage `before`. Where images taught them and this stage is on clips,
-    what images leave untrained is set first (`inflate_image_params`); what clips taught is taken as it is.
-
-    Args:
-      run: the run of this stage.
-      name: `image`, `video` or `decoder`.
-      before: the stage before it, which is finished, or `None`.
-      model: the VAE to be trained.
-      shapes: of all its parameters, as `jax.eval_shape` gives them.
+    They come from `init_from`, or from the model of the stage before. If they were trained on images and this stage
+    trains on clips, the parameters that images leave untrained are set first (`inflate_image_params`).
 
     Raises:
-      ConfigError: `init_from` holds nothing to start from, or a VAE of another architecture.
+      ConfigError: `init_from` names nothing to start from, or a VAE of another architecture.
       WeightsError: tensors are missing, misshapen (all are named) or not finite, or a file is damaged.
     """
-    stage: VAEStageConfig = getattr(run.experiment, name)
-    if not stage.init_from and before is None:
+    name, own, given = stage.name, stage.experiment.vae, stage.config
+    if not given.init_from and stage.before is None:
         return None
-    parts = tuple(stage.init_parts) or tuple(shapes)
-    if absent := [part for part in parts if part not in shapes]:
-        raise ConfigError(f"{name}.init_parts names {absent[0]}, which this VAE has not: it has {', '.join(shapes)}")
-    wanted = {part: shapes[part] for part in parts}
-    state = find_checkpoint(Path(stage.init_from)) if stage.init_from else None
+    parts = tuple(given.init_parts) or tuple(stage.shapes)
+    if absent := [part for part in parts if part not in stage.shapes]:
+        known = ", ".join(stage.shapes)
+        raise ConfigError(f"{name}.init_parts must be among this VAE's parts ({known}), got {absent[0]!r}")
+    wanted = {part: stage.shapes[part] for part in parts}
+    state = find_checkpoint(Path(given.init_from)) if given.init_from else None
     if state is not None:
         config, images = _config_of_state(state)
-        params = restore_params(state, stage.init_weights, wanted)
+        params = restore_params(state, given.init_weights, wanted)
     else:
-        if stage.init_weights != "ema":
+        if given.init_weights != "ema":
             raise ConfigError(
-                f"{name}.init_weights={stage.init_weights} is for training states: a model has its moving average only"
+                f"{name}.init_weights={given.init_weights} needs a training state, but {name}.init_from is a model, "
+                f"which holds the moving average only: set {name}.init_weights=ema"
             )
-        folder = find_model(stage.init_from or run.folder(str(before)) / "model")
+        folder = find_model(given.init_from or run.folder(str(stage.before)) / "model")
         config, images = _config_of_model(folder)
         params = read_model(folder, wanted)
-    if not stage.init_parts:
-        # What only decides how a network is computed may differ.
-        free = {field: getattr(model.config, field) for field in COMPUTED if hasattr(model.config, field)}
-        if type(config) is not type(model.config) or replace(config, **free) != model.config:
-            raise ConfigError(f"stage {name} starts from a VAE of another architecture: {config}")
-    return inflate_image_params(params) if images and not stage.images else params
+    if not given.init_parts:
+        free = {field: getattr(own, field) for field in COMPUTED if hasattr(own, field)}
+        if type(config) is not type(own) or replace(config, **free) != own:
+            raise ConfigError(
+                f"stage {name} must start from a VAE of the same architecture as config.vae, got {config}"
+            )
+    return inflate_image_params(params) if images and not given.images else params
 
 
 def find_start(path: str | Path) -> Path:
-    """The training state or the model that `init_from` means.
+    """The training state or the model folder that `init_from` names.
 
     Raises:
-      FileNotFoundError: it is neither; the shipped models are named.
+      FileNotFoundError: `path` is neither; the shipped models are named.
     """
     return find_checkpoint(Path(path)) or find_model(path)
 
 
 def read_model(folder: Path, shapes: Params) -> Params:
-    """The tensors of a model folder's VAE that `shapes` names: float32, shapes as there, no other is read.
+    """The tensors of a model folder's VAE that `shapes` names, in float32; no others are read.
 
     Raises:
       WeightsError: tensors are missing, misshapen or not finite: all are named; or the file is damaged.
@@ -95,10 +93,12 @@ def _config_of_state(state: Path) -> tuple[Any, bool]:
     """Configuration of the VAE in `<workdir>/<stage>/checkpoints/<step>`, and whether that stage trained on images."""
     stage, workdir = state.absolute().parents[1].name, state.absolute().parents[2]
     if not (workdir / "config.json").exists():
-        raise ConfigError(f"the training state {state} lies in no work directory: {workdir}/config.json is not there")
+        raise ConfigError(
+            f"expected the training state {state} in a work directory, but {workdir}/config.json is missing"
+        )
     experiment = read_config(workdir / "config.json")
     if not isinstance(getattr(experiment, stage, None), VAEStageConfig):
-        raise ConfigError(f"{state} is a state of stage {stage}, which has no VAE: name one of image, video, decoder")
+        raise ConfigError(f"expected a training state of image, video or decoder, got one of {stage}: {state}")
     return experiment.vae, getattr(experiment, stage).images
 
 
@@ -109,7 +109,7 @@ def _config_of_model(folder: Path) -> tuple[Any, bool]:
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         config = cls(**settings)
         meta = tree.get("meta", {})
-        # Before `images` was noted, the name of the stage told.
+        # Models of older versions do not record `images`; their stage's name tells.
         return config, bool(meta.get("images", meta.get("stage") == "image"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"the model in {folder} is damaged: {type(error).__name__}: {error}") from error

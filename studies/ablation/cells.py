@@ -13,10 +13,8 @@ from typing import Any
 
 from pv_vae_jax.storage import locked, write_json
 from pv_vae_jax.train.configs import Experiment, VAEStageConfig
-from pv_vae_jax.train.dit_stage import train_diffusion_stage
-from pv_vae_jax.train.latents_stage import encode_latents
 from pv_vae_jax.train.run import Run, open_run
-from pv_vae_jax.train.vae_stage import train_vae_stage
+from pv_vae_jax.train.stages import train_stage
 from studies.ablation.measure import NO_WEIGHTS, Published, measure_decoder, measure_whole
 from studies.ablation.plan import CHECKPOINTS, Cell, Study, deciding, settings_hash
 from studies.ablation.results import PLAN
@@ -104,7 +102,7 @@ def run_cell(cell: Cell, workdir: Path, published: Published = NO_WEIGHTS) -> di
         base = train_whole(cell.base, workdir, seconds={})  # it is there, unless its folder was removed
         alone = _only(experiment, "decoder", init_from=str(base.workdir / "video" / "model"))
         run = open_run(alone, folder(cell, workdir))
-        _stage(run, "decoder", lambda: train_vae_stage(run, "decoder", None), seconds)
+        _stage(run, "decoder", seconds)
         return measure_decoder(cell, run, base, published) | {"seconds": seconds}
     return measure_whole(cell, train_whole(cell, workdir, seconds), published) | {"seconds": seconds}
 
@@ -115,12 +113,11 @@ def train_whole(cell: Cell, workdir: Path, seconds: dict) -> Run:
     shared = f"image-seed{cell.seed}-{image_key(experiment)}"
     with locked(workdir / f".{shared}.lock", wait=True):  # another cell of this seed may be training it
         images = open_run(_only(experiment, "image"), workdir / shared)
-        _stage(images, "image", lambda: train_vae_stage(images, "image", None), seconds)
+        _stage(images, "image", seconds)
     start = str(images.folder("image") / "model")
     run = open_run(_only(experiment, "video", "diffusion", init_from=start), folder(cell, workdir))
-    _stage(run, "video", lambda: train_vae_stage(run, "video", None), seconds)
-    _stage(run, "latents", lambda: encode_latents(run, "video"), seconds)
-    _stage(run, "diffusion", lambda: train_diffusion_stage(run), seconds)
+    for stage in ("video", "latents", "diffusion"):
+        _stage(run, stage, seconds)
     return run
 
 
@@ -153,13 +150,13 @@ def _only(experiment: Experiment, *stages: str, init_from: str = "") -> Experime
     return dataclasses.replace(experiment, **idle)
 
 
-def _stage(run: Run, stage: str, train, seconds: dict) -> None:
+def _stage(run: Run, stage: str, seconds: dict) -> None:
     """Train a stage that is not finished; `seconds` says how long, for a stage that was not resumed."""
     if run.finished(stage):
         return
     fresh = not run.folder(stage).exists()
     began = time.time()
     with run.lock(stage):
-        train()
+        train_stage(run, stage)
     if fresh:
         seconds[stage] = round(time.time() - began, 1)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
-from pv_vae_jax.evaluation.latents import temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import temporal_distance
 from pv_vae_jax.evaluation.linear_probe import class_accuracy
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract, i3d_network, own_network
 from pv_vae_jax.evaluation.perceptual import lpips_distance

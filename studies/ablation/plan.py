@@ -205,7 +205,7 @@ def settings_hash(tree: dict) -> str:
 
 
 def paper_rows() -> tuple[Row, ...]:
-    """The rows of table 4, each of which adds one setting to the row before; in `docs/results/paper.json` by name."""
+    """The rows of table 4, each of which adds one setting to the row before; in `report/paper.json` by name."""
     return (
         Row("Baseline", {"video.drop_ratio": 0.0} | STILL),
         Row("+ Predictive Reconstruction", {"video.drop_ratio": 1.0} | STILL),

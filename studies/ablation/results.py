@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pv_vae_jax.evaluation.spectra import rank_correlation
+from pv_vae_jax.evaluation.latent_analysis import rank_correlation
 from pv_vae_jax.typing import ConfigError
 
 PLAN = "study.json"
 # 97.5 % point of Student's t with 1, 2, ... degrees of freedom; beyond the last, the last: rather too wide.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 Distance = Literal["frechet", "kernel"]
+# A path into a cell such as `generation.own.frechet`, or a function of the cell; None where the cell lacks it.
+Score = str | Callable[[dict], float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,16 @@ class Results:
     cells: dict[tuple[str, int], dict]
 
     @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.plan["name"]
+
+    @property
+    def first(self) -> dict:
+        """A cell, for the facts that all cells share."""
+        return next(iter(self.cells.values()))
+
+    @property
     def rows(self) -> list[str]:
         """Rows of which there is a cell, in the order of the plan."""
         return [row["name"] for row in self.plan["rows"] if self.seeds(row["name"])]
@@ -83,12 +95,17 @@ class Results:
         return [name for name in first if all(name in other for other in others)]
 
     @property
+    def curves(self) -> bool:
+        """Whether any cell is scored along training, not only at its end."""
+        return any(len(cell["curve"][self.networks[0]]["step"]) > 1 for cell in self.cells.values())
+
+    @property
     def perceptual(self) -> str | None:
         """Name of the perceptual distance with which all cells are scored; None if there is none, or several."""
         names = {cell.get("perceptual") for cell in self.cells.values()}
         return names.pop() if len(names) == 1 else None
 
-    def values(self, row: str, score: str | Callable[[dict], float | None]) -> dict[int, float]:
+    def values(self, row: str, score: Score) -> dict[int, float]:
         """Seed -> a score of the row: a path such as `generation.own.frechet`, or a function of the cell's tree.
 
         Seeds without the score are left out.
@@ -97,12 +114,12 @@ class Results:
         found = {seed: take(self.cells[row, seed]) for seed in self.seeds(row)}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def estimate(self, row: str, score: str | Callable[[dict], float | None]) -> Estimate | None:
+    def estimate(self, row: str, score: Score) -> Estimate | None:
         """Over seeds; None if no cell has the score."""
         values = list(self.values(row, score).values())
         return over_seeds(values) if values else None
 
-    def measured(self, row: str, score: str | Callable[[dict], float | None]) -> Estimate:
+    def measured(self, row: str, score: Score) -> Estimate:
         """Over seeds, of a score that every cell has.
 
         Raises:
@@ -110,9 +127,7 @@ class Results:
         """
         return over_seeds(list(self.values(row, score).values()))
 
-    def difference(
-        self, row: str, other: str, score: str | Callable[[dict], float | None], *, one_device: bool = False
-    ) -> Estimate | None:
+    def difference(self, row: str, other: str, score: Score, *, one_device: bool = False) -> Estimate | None:
         """`row` less `other`, over the seeds that both have; `one_device`: those that ran on one kind of device."""
         a, b = self.values(row, score), self.values(other, score)
         device = lambda name, seed: self.cells[name, seed]["device"]  # noqa: E731

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -14,12 +14,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from pv_vae_jax.batching import padded_batches
 from pv_vae_jax.evaluation.moments import check_features
 from pv_vae_jax.evaluation.networks import c3d, feature_net, i3d
-from pv_vae_jax.evaluation.networks.c3d_weights import read_c3d, read_c3d_mean
+from pv_vae_jax.evaluation.networks.c3d import read_c3d, read_c3d_mean
 from pv_vae_jax.evaluation.networks.feature_net import load_features
-from pv_vae_jax.evaluation.networks.i3d_weights import read_i3d
-from pv_vae_jax.evaluation.networks.published import identify
+from pv_vae_jax.evaluation.networks.i3d import read_i3d
+from pv_vae_jax.evaluation.networks.published import NetworkIdentity, identify
 from pv_vae_jax.model import SHIPPED
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
@@ -30,30 +31,19 @@ OWN = SHIPPED / "metrics" / "features"  # a level down: the folders of SHIPPED a
 RESIZES = ("half_pixel", "tf1", "antialias")
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureNetwork:
-    """A network ready for use.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureNetwork(NetworkIdentity):
+    """A network that is ready to extract features, with its identity.
 
     Attributes:
-      name: `own`, `i3d` or `c3d`.
-      hash: of all parameters, 16 digits.
-      published: which published file the weights came from; None where that is not known, and then no number made with
-        this network may take the name of a published metric.
-      least_frames: fewer cannot be seen.
-      pixels: how clips reach the network.
+      least_frames: the fewest frames that the network accepts.
       apply: `(params, (b, t, h, w, 3) in [-1, 1]) -> (b, d)`.
-      params: of the network.
-      facts: further lines for a card.
+      params: parameters of the network.
     """
 
-    name: str
-    hash: str
-    published: str | None
     least_frames: int
-    pixels: str
     apply: Callable[[Params, Array], Array]
     params: Params
-    facts: dict = dataclasses.field(default_factory=dict)
 
 
 def own_network(folder: str | Path | None = None) -> FeatureNetwork:
@@ -64,21 +54,14 @@ def own_network(folder: str | Path | None = None) -> FeatureNetwork:
     def apply(params: Params, video: Array) -> Array:
         return model.apply({"params": params}, resize(video, side, "antialias"))
 
-    return FeatureNetwork(
-        "own",
-        found,
-        None,
-        feature_net.LEAST_FRAMES,
-        f"stretched to {side} x {side}, antialiased bilinear",
-        apply,
-        params,
-    )
+    pixels = f"stretched to {side} x {side}, antialiased bilinear"
+    return FeatureNetwork("own", found, None, pixels, least_frames=feature_net.LEAST_FRAMES, apply=apply, params=params)
 
 
 def i3d_network(
     path: str | Path, *, resize_rule: str = "half_pixel", crop: bool = False, epsilon: float = 1e-3
 ) -> FeatureNetwork:
-    """I3D with weights from a file (see `convert.i3d.read_i3d`).
+    """I3D with weights from a file (see `i3d.read_i3d`).
 
     Args:
       path: the weights.
@@ -86,32 +69,36 @@ def i3d_network(
       crop: bring the short side to 224 and crop the centre, instead of stretching both.
       epsilon: of batch norm; anything but 1e-3 is no longer the published network.
     """
-    identity = identify(path)
+    file = identify(path)
     params = read_i3d(path)
     model = i3d.I3D(epsilon)
 
     def apply(params: Params, video: Array) -> Array:
         return model.apply({"params": params}, resize(video, i3d.SIDE, resize_rule, crop)).logits
 
-    known = identity.known if identity.network == "i3d" and epsilon == 1e-3 else None
+    known = file.known if file.network == "i3d" and epsilon == 1e-3 else None
     way = "short side, then centre square" if crop else "stretched"
-    facts = {"weights file sha256": identity.sha256, "batch norm epsilon": epsilon}
+    facts = {"weights file sha256": file.sha256, "batch norm epsilon": epsilon}
     pixels = f"{way} to {i3d.SIDE} x {i3d.SIDE}, bilinear, {resize_rule}"
-    return FeatureNetwork("i3d", weights_hash(params), known, i3d.LEAST_FRAMES, pixels, apply, params, facts)
+    return FeatureNetwork(
+        "i3d", weights_hash(params), known, pixels, facts, least_frames=i3d.LEAST_FRAMES, apply=apply, params=params
+    )
 
 
 def c3d_network(path: str | Path, mean: str | Path) -> FeatureNetwork:
-    """C3D's logits, for the inception score; weights and mean cube from files of chainer (`convert.image_networks`)."""
-    identity = identify(path)
+    """C3D's logits, for the inception score; weights and mean cube from files of chainer."""
+    file = identify(path)
     params = {"net": read_c3d(path), "mean": read_c3d_mean(mean)}
 
     def apply(params: Params, video: Array) -> Array:
         return c3d.C3D().apply({"params": params["net"]}, c3d.c3d_input(video, params["mean"]))
 
-    known = identity.known if identity.network == "c3d" else None
+    known = file.known if file.network == "c3d" else None
     pixels = f"first {c3d.FRAMES} frames, corner-aligned bilinear to {c3d.SIDE} x {c3d.SIDE}, BGR less the mean cube"
-    facts = {"weights file sha256": identity.sha256}
-    return FeatureNetwork("c3d", weights_hash(params), known, c3d.FRAMES, pixels, apply, params, facts)
+    facts = {"weights file sha256": file.sha256}
+    return FeatureNetwork(
+        "c3d", weights_hash(params), known, pixels, facts, least_frames=c3d.FRAMES, apply=apply, params=params
+    )
 
 
 def resize(video: Array, side: int, rule: str, crop: bool = False) -> Array:
@@ -186,10 +173,10 @@ def extract(
     found = []
     interval = 1 if sys.stderr.isatty() else 20
     with tqdm(total=count, desc=label, unit="clip", mininterval=interval, disable=label is None) as bar:
-        for batch, filled in _batches(clips, batch_size):
+        for batch, count_real in padded_batches(clips, batch_size):
             features = _features(network.apply, params, jax.device_put(batch, spread))
-            found.append(np.asarray(features)[:filled])
-            bar.update(filled)
+            found.append(np.asarray(features)[:count_real])
+            bar.update(count_real)
     features = np.concatenate(found) if found else np.zeros((0, 0), np.float32)
     check_features(features)
     return features
@@ -198,15 +185,3 @@ def extract(
 @functools.partial(jax.jit, static_argnums=0)
 def _features(apply: Callable, params: Params, video: Array) -> Array:
     return apply(params, to_float(video))
-
-
-def _batches(clips: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield batches and the number of clips in them that count: the last is filled up, one compiled shape."""
-    batch = []
-    for clip in clips:
-        batch.append(clip)
-        if len(batch) == size:
-            yield np.stack(batch), size
-            batch = []
-    if batch:
-        yield np.stack(batch + [batch[-1]] * (size - len(batch))), len(batch)

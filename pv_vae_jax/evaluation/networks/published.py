@@ -26,6 +26,26 @@ SHA256 = {
 
 
 @dataclasses.dataclass(frozen=True)
+class NetworkIdentity:
+    """What a number was made with.
+
+    Attributes:
+      name: short name, such as `own`, `i3d`, `c3d` or `lpips-vgg16`.
+      hash: 16 hex digits over all parameters.
+      published: the published file that the weights came from; None where that is unknown, and then no number made with
+        this network may take the name of a published metric.
+      pixels: how clips reach the network, in words.
+      facts: further lines for a protocol card.
+    """
+
+    name: str
+    hash: str
+    published: str | None
+    pixels: str
+    facts: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class FileIdentity:
     """A file by its content.
 

@@ -1,0 +1,85 @@
+"""How many groups of a clip a training step withholds: the number `k` of section 3.1 of the paper.
+
+`k` is a number of latent frames: of a clip's `g`, the encoder sees all but `k`, and the decoder draws every one.
+It is drawn in `Dropping.draw`, of (seed, step) alone, and nowhere else; the data pipeline (`data.mixture`) calls it.
+A batch carries it as `batch["dropped"]`, int32: one for the batch, `()`, or one for each example, `(b,)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+
+DropPattern = Literal["future", "infill", "block", "tube", "random"]
+SPATIAL: tuple[DropPattern, ...] = ("block", "tube", "random")  # patterns that choose positions within a frame
+DropFrom = Literal["pixels", "latents"]
+DropSchedule = Literal["constant", "linear", "cosine"]
+
+
+def num_droppable(groups: int, pattern: DropPattern = "future") -> int:
+    """Largest `k` of a pattern for clips of `groups` groups: all after the first, for `infill` all between the ends."""
+    return max(groups - (2 if pattern == "infill" else 1), 0)
+
+
+def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> int:
+    """Largest `k` of training, `floor((g - 1) r)` (section 3.1); `infill` counts `g - 2` groups.
+
+    Raises:
+      ValueError: `ratio` is outside [0, 1].
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"the dropping ratio must be in [0, 1], got {ratio}")
+    # The small term keeps 5 * 0.6 from becoming 2.999...
+    return math.floor(num_droppable(groups, pattern) * ratio + 1e-9)
+
+
+def scheduled_ratio(schedule: DropSchedule, step: int, ramp_steps: float, first: float, last: float) -> float:
+    """Dropping ratio at a step of a stage, 0 for its first.
+
+    The ratio goes from `first` to `last` within `ramp_steps` steps, evenly (`linear`) or along half a cosine
+    (`cosine`), and then stays; with `constant` it is `last` throughout.
+    """
+    if schedule == "constant" or step >= ramp_steps:
+        return last
+    progress = step / ramp_steps
+    if schedule == "cosine":
+        progress = (1 - math.cos(math.pi * progress)) / 2
+    return first + (last - first) * progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropping:
+    """How a stage draws `k`: uniform over `0 .. max_dropped` at the ratio of the step. The default drops nothing.
+
+    Attributes:
+      ratio: `r` of the paper, the largest share of the droppable groups; that of the end, where there is a schedule.
+      pattern: decides how many groups can be dropped, see `num_droppable`.
+      per_example: draws a `k` for each example instead of one for the batch.
+      schedule, ratio_start, ramp_steps: see `scheduled_ratio`.
+    """
+
+    ratio: float = 0.0
+    pattern: DropPattern = "future"
+    per_example: bool = False
+    schedule: DropSchedule = "constant"
+    ratio_start: float = 0.0
+    ramp_steps: float = 0.0
+
+    def draw(self, groups: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+        """`k` of step `step`, for the global batch: `()` int32, or `(batch_size,)` with `per_example`.
+
+        Args:
+          groups: latent frames of the batch's clips; 1, as images have, gives 0.
+          batch_size: examples of the global batch, of which every host takes its share.
+          seed: seed of the stream of batches.
+          step: step of the stage, or, for a constant ratio, of the stream.
+        """
+        ratio = scheduled_ratio(self.schedule, step, self.ramp_steps, self.ratio_start, self.ratio)
+        most = max_dropped(groups, ratio, self.pattern)
+        stream = 2 if self.schedule == "constant" else 4  # fixed, so that runs of before go on with the same bits
+        rng = np.random.default_rng([seed, stream, step])
+        k = rng.integers(0, most + 1, size=batch_size, dtype=np.int32)  # k ~ U{0, ..., floor((g - 1) r)}
+        return k if self.per_example else k[0]

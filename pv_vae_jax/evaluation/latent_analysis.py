@@ -1,0 +1,185 @@
+"""Latents over space and time: principal components as colours, distance in time (LTD), spectra, motion.
+
+All take posterior means `(n, g, h, w, z)` of a set of clips. Latent frame 0 stands for one video frame and the others
+for `p_t` each, so its statistics are its own: it is left out wherever directions or distances are fitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import scipy.stats
+
+
+@dataclasses.dataclass(frozen=True)
+class PrincipalColours:
+    """Three principal components as RGB.
+
+    Attributes:
+      pictures: `(n, g, h, w, 3)` uint8.
+      explained: `(3,)` shares of the variance.
+    """
+
+    pictures: np.ndarray
+    explained: np.ndarray
+
+
+def principal_colours(means: np.ndarray) -> PrincipalColours:
+    """Paint every latent by its first three principal components.
+
+    Components are fitted to all tokens of all clips but those of latent frame 0, centred per channel. The entry of
+    largest size of each is made positive, so that signs do not depend on the solver. Colours run from the 1st to the
+    99th percentile of the whole set: two pictures of one colour show equal latents.
+
+    Args:
+      means: `(n, g, h, w, z)`. With `z < 3` the colours that are left over stay 0.
+    """
+    means = np.asarray(means, np.float64)
+    tokens = _without_first(means).reshape(-1, means.shape[-1])
+    centre = tokens.mean(axis=0)
+    # The right singular vectors of the centred tokens, through their small (z, z) Gram matrix.
+    variance, basis = np.linalg.eigh((tokens - centre).T @ (tokens - centre))
+    kept = min(3, len(variance))
+    basis, share = basis[:, ::-1][:, :kept], np.zeros(3)
+    share[:kept] = variance[::-1][:kept] / max(variance.sum(), 1e-30)
+    basis = basis * np.sign(np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0))
+    values = (means - centre) @ basis
+    low, high = np.percentile(values.reshape(-1, kept), (1, 99), axis=0)
+    unit = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
+    pictures = np.zeros((*means.shape[:-1], 3), np.uint8)
+    pictures[..., :kept] = np.rint(255 * unit)
+    return PrincipalColours(pictures, np.clip(share, 0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalDistance:
+    """How far latents move in time, per latent value, in standard deviations of their channel.
+
+    Attributes:
+      adjacent: `(n,)` a clip: mean distance of neighbouring latent frames.
+      curve: `(d,)` distance at intervals 1 .. d over that at the longest, mean over clips. It should rise to 1.
+      chance: mean distance of the same place and time in two different clips; None with one clip.
+    """
+
+    adjacent: np.ndarray
+    curve: np.ndarray
+    chance: float | None
+
+    @property
+    def median(self) -> float:
+        """Median over clips of the distance of neighbouring latent frames; lower is smoother."""
+        return float(np.median(self.adjacent))
+
+
+def temporal_distance(means: np.ndarray) -> TemporalDistance | None:
+    """Latent temporal distance of `means` `(n, g, h, w, z)`, without latent frame 0.
+
+    `|| z[i + d] - z[i] ||_2 / sqrt(h w z)`, mean over `i`; channels are standardised over the set (our choice: VAEs of
+    different latent scale cannot be compared otherwise). None with fewer than three latent frames.
+    """
+    if means.shape[1] < 3:
+        return None
+    z = np.asarray(_without_first(means), np.float64)
+    z = (z - z.mean(axis=(0, 1, 2, 3))) / np.maximum(z.std(axis=(0, 1, 2, 3)), 1e-12)
+    distance = lambda a, b: np.sqrt(np.mean((a - b) ** 2, axis=(2, 3, 4)))  # noqa: E731
+    by_interval = np.stack([distance(z[:, d:], z[:, :-d]).mean(axis=1) for d in range(1, z.shape[1])], axis=1)
+    moving = by_interval[by_interval[:, -1] > 0]  # a frozen clip has no curve
+    curve = (moving / moving[:, -1:]).mean(axis=0) if len(moving) else np.zeros(by_interval.shape[1])
+    chance = float(distance(z, np.roll(z, 1, axis=0)).mean()) if len(z) > 1 else None
+    return TemporalDistance(by_interval[:, 0], curve, chance)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelSpectrum:
+    """Eigenvalues of the channels' covariance.
+
+    Attributes:
+      shares: `(z,)` of the variance, descending.
+      effective: number of equal eigenvalues with the same `(sum)^2 / sum of squares`: 1 for one direction, z for all.
+    """
+
+    shares: np.ndarray
+    effective: float
+
+
+def channel_spectrum(means: np.ndarray) -> ChannelSpectrum:
+    """Spectrum over all places, times and clips. Latents that never vary have shares of 0."""
+    z = _without_first(np.asarray(means, np.float64)).reshape(-1, means.shape[-1])
+    values = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(z.T, ddof=0)))[::-1], 0)
+    total = values.sum()
+    if not total:
+        return ChannelSpectrum(np.zeros_like(values), 0.0)
+    return ChannelSpectrum(values / total, float(total**2 / np.sum(values**2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerSpectrum:
+    """Variance per latent value by frequency, channels standardised: all entries of `power` add up to 1.
+
+    Attributes:
+      spatial: `(a,)` radial frequency in cycles per latent pixel, centres of equal bins from 0 to 0.5 and beyond.
+      by_space: `(a,)` variance in each of those bins.
+      temporal: `(b,)` cycles per latent frame, 0 to 0.5.
+      by_time: `(b,)` variance at each.
+    """
+
+    spatial: np.ndarray
+    by_space: np.ndarray
+    temporal: np.ndarray
+    by_time: np.ndarray
+
+
+def power_spectrum(means: np.ndarray) -> PowerSpectrum:
+    """Power of the discrete Fourier transform over time, height and width, mean over channels and clips.
+
+    The mean of each channel over the set is removed, so frequency 0 holds what differs between clips alone. No window
+    is applied: the borders of a clip leak into high frequencies, in all VAEs alike.
+    """
+    z = _without_first(np.asarray(means, np.float64))
+    z = (z - z.mean(axis=(0, 1, 2, 3))) / np.maximum(z.std(axis=(0, 1, 2, 3)), 1e-12)
+    g, h, w = z.shape[1:4]
+    power = np.mean(np.abs(np.fft.fftn(z, axes=(1, 2, 3))) ** 2, axis=(0, 4)) / (g * h * w) ** 2
+    frequency = [np.abs(np.fft.fftfreq(size)) for size in (g, h, w)]
+    temporal = np.unique(frequency[0])
+    by_time = np.array([power[frequency[0] == f].sum() for f in temporal])
+    radius = np.sqrt(frequency[1][:, None] ** 2 + frequency[2][None, :] ** 2)
+    bins = max(max(h, w) // 2, 1)
+    step = 0.5 / bins
+    place = np.rint(radius / step).astype(int)
+    by_space = np.bincount(place.ravel(), weights=power.sum(axis=0).ravel())
+    return PowerSpectrum(np.arange(len(by_space)) * step, by_space, temporal, by_time)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of two arrays of equal size. NaN where one of them is constant."""
+    a, b = np.ravel(a), np.ravel(b)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:  # for which scipy warns
+        return float("nan")
+    return float(scipy.stats.spearmanr(a, b).statistic)
+
+
+def motion_correlation(means: np.ndarray, motion: np.ndarray) -> float:
+    """Rank correlation of how far latents move and how much moves in the video, place by place.
+
+    Args:
+      means: `(n, g, h, w, z)`.
+      motion: `(n, t - 1, H, W)` amount of motion from each frame to the next, such as the length of optical flow;
+        `t = 1 + (g - 1) p_t`. It is averaged over the pixels and frames of a latent.
+
+    Raises:
+      ValueError: the shapes do not fit each other, or there are fewer than three latent frames.
+    """
+    n, g, h, w, _ = means.shape
+    steps, height, width = motion.shape[1:]
+    if g < 3:
+        raise ValueError(f"latents of {g} frames have no two neighbours that stand for groups of frames")
+    if len(motion) != n or steps % (g - 1) or height % h or width % w:
+        raise ValueError(f"motion {motion.shape} does not fit latents {means.shape}")
+    pooled = motion.reshape(n, g - 1, steps // (g - 1), h, height // h, w, width // w).mean(axis=(2, 4, 6))
+    moved = np.linalg.norm(np.diff(_without_first(np.asarray(means, np.float64)), axis=1), axis=-1)  # n g-2 h w
+    return rank_correlation(moved, (pooled[:, 1:] + pooled[:, :-1]) / 2)
+
+
+def _without_first(means: np.ndarray) -> np.ndarray:
+    return means[:, 1:] if means.shape[1] > 1 else means
