@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from pv_vae_jax.batching import padded_batches
 from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
@@ -74,10 +75,8 @@ def batches(video: np.ndarray, batch_size: int, label: str | None = None) -> Ite
         raise ValueError("expected at least one clip to evaluate, got none")
     interval = 1 if sys.stderr.isatty() else 20
     with tqdm(total=len(video), desc=label, unit="clip", mininterval=interval, disable=label is None) as bar:
-        for start in range(0, len(video), batch_size):
-            index = np.minimum(np.arange(start, start + batch_size), len(video) - 1)
-            count = min(batch_size, len(video) - start)
-            yield start, video[index], count
+        for number, (batch, count) in enumerate(padded_batches(video, batch_size)):
+            yield number * batch_size, batch, count
             bar.update(count)
 
 
