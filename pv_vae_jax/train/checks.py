@@ -98,7 +98,8 @@ def _check_sizes(stage: VAEStageConfig) -> None:
         below = stage.batch_size // stage.batch_multiple * stage.batch_multiple
         near = " or ".join(str(n) for n in (below, below + stage.batch_multiple) if n)
         raise ConfigError(
-            f"batch_size must be a multiple of batch_multiple, {stage.batch_multiple}; got {stage.batch_size}: use {near}"
+            f"batch_size must be a multiple of batch_multiple={stage.batch_multiple}, got {stage.batch_size}: "
+            f"use {near}"
         )
 
 
@@ -157,8 +158,8 @@ def _check_dropped_groups(experiment: Experiment, name: str) -> None:
     if ratio and most and not max_dropped(groups, ratio, pattern):
         least = math.ceil(1e4 / most) / 1e4  # rounded up, so that it does drop one
         raise ConfigError(
-            f"config.{name}.drop_ratio={ratio:g} drops no group: {frames} frames have {most} that drop_pattern={pattern} "
-            f"can drop. Set it to {least:g} or more, or to 0"
+            f"config.{name}.drop_ratio={ratio:g} drops no group: {frames} frames have {most} that "
+            f"drop_pattern={pattern} can drop. Set it to {least:g} or more, or to 0"
         )
     if stage.objective.local_correlation and (side < 2 or vae.latent_channels < 2):
         raise ConfigError(

@@ -105,11 +105,8 @@ def find_config(name: str | Path, kind: type, function: str = "get_config") -> P
         return shipped[path.name]
     defines = f"def {function}() -> {kind.__name__}:"
     names = [stem for stem, file in shipped.items() if defines in file.read_text(encoding="utf-8")]
-    near = did_you_mean(path.name, names, else_list=False)
-    raise ConfigError(
-        f"no shipped {what} {path.name!r}{near and '; ' + near} It must be one of {', '.join(names) or 'nothing'}, or "
-        f"the path of a file that defines {function}()"
-    )
+    hint = did_you_mean(path.name, names, else_list=False) or "name one of these, or the path of a Python file"
+    raise ConfigError(f"unknown {what} {path.name!r}: shipped are {', '.join(names) or 'none'}; {hint}")
 
 
 @contextlib.contextmanager
@@ -136,7 +133,7 @@ def _other_command(module: types.ModuleType, path: Path) -> str:
 # Flags are parsed here, into a ConfigDict. `ml_collections.config_flags` raises FrozenInstanceError on nested frozen
 # dataclasses; tyro takes them, but neither `--config.a.b=value` nor a configuration file.
 def override(config: T, overrides: dict[str, str]) -> T:
-    """A copy with the settings of dotted keys replaced, all at once, so that they need to fit together only.
+    """A copy with the settings of dotted keys replaced, all of them at once: only the result needs to be valid.
 
     Values are Python literals; anything else is text.
 
@@ -172,6 +169,8 @@ def _parse(text: str, old: Any) -> Any:
         value = text.lower() == "true" if text.lower() in ("true", "false") else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
+    if isinstance(value, bool) and not isinstance(old, bool):
+        return text  # which from_dict refuses; a ConfigDict would make it 1.0 in place of a float
     if isinstance(old, tuple) and not isinstance(value, (tuple, list)):
         value = value.split(",") if isinstance(value, str) and value else (value,)
     return to_tuples(value)
