@@ -19,18 +19,16 @@ import numpy as np
 from safetensors import SafetensorError
 
 from pv_vae_jax.models.latte import Latte, LatteConfig
-from pv_vae_jax.models.registry import build_vae, vae_config_of
+from pv_vae_jax.models.registry import build_vae, to_tuples, vae_config_of
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import find_checkpoint, read_params, restore_params, write_params
 from pv_vae_jax.storage import write_json
-from pv_vae_jax.typing import Params, WeightsError
+from pv_vae_jax.typing import VAE_STAGES, Params, WeightsError
 
 SHIPPED = Path(__file__).parent / "weights"
 
 # The stage whose model a work directory offers: the last that is finished.
-VAE_STAGES = ("decoder", "video", "image")
-
-STAGE_ORDER = ("diffusion", *VAE_STAGES)
+STAGE_ORDER = ("diffusion", *reversed(VAE_STAGES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +86,11 @@ def load(name_or_path: str | Path) -> Pretrained:
 def _load(folder: Path) -> Pretrained:
     config = json.loads((folder / "config.json").read_text())
     hashes = dict(config.get("sha256", {}))
-    cls, fields = vae_config_of(config["vae"])
-    vae = build_vae(cls(**_tuples(fields)))
+    vae = build_vae(vae_config_of(config["vae"]))
     vae_params = read_params(folder / "vae.safetensors", jax.eval_shape(lambda: _init_vae(vae)), hashes=hashes)
     diffusion = None
     if "latte" in config:
-        latte = Latte(LatteConfig(**_tuples(config["latte"])))
+        latte = Latte(LatteConfig(**to_tuples(config["latte"])))
         shape = tuple(config["latents"]["shape"])
         params = read_params(
             folder / "latte.safetensors", jax.eval_shape(lambda: init_latte(latte, shape)), hashes=hashes
@@ -112,8 +109,7 @@ def _load_state(state: Path) -> Pretrained:
     if stage not in VAE_STAGES:
         raise FileNotFoundError(f"{state} is a training state of {stage}, which holds no VAE: give one of a VAE stage")
     config = json.loads((workdir / "config.json").read_text())
-    cls, fields = vae_config_of(config["vae"])
-    vae = build_vae(cls(**_tuples(fields)))
+    vae = build_vae(vae_config_of(config["vae"]))
     params = restore_params(state, "ema", jax.eval_shape(lambda: _init_vae(vae)))
     meta = {"experiment": config["name"], "stage": stage, "images": config[stage]["images"], "steps": int(state.name)}
     return Pretrained(vae, jax.tree.map(jax.numpy.asarray, params), meta=meta)
@@ -169,7 +165,7 @@ def find_model(name_or_path: str | Path) -> Path:
     for folder in candidates:
         if (folder / "config.json").exists() and (folder / "vae.safetensors").exists():
             return folder
-    for state in filter(None, (find_checkpoint(path / stage) for stage in VAE_STAGES)):
+    for state in filter(None, (find_checkpoint(path / stage) for stage in reversed(VAE_STAGES))):
         raise FileNotFoundError(
             f"no model at {path}: its stage {state.parents[1].name} is not finished. The command that began it goes on "
             f"from step {state.name}; give {state} to take the weights of that step"
@@ -181,7 +177,3 @@ def find_model(name_or_path: str | Path) -> Path:
         f"no model at {name_or_path}{hint}: give a model folder, the work directory of a run with a finished stage, or "
         f"one of the shipped models ({', '.join(shipped) or 'none'})"
     )
-
-
-def _tuples(tree: dict) -> dict:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}

@@ -15,6 +15,8 @@ Array = jax.Array
 PRNGKey = jax.Array
 Params = Any  # a nested dict of arrays, as Flax Linen makes it
 
+VAE_STAGES = ("image", "video", "decoder")  # in order: each starts from the model of the one before
+
 
 def sum_of(arrays: Iterable[Array]) -> Array:
     """The sum of at least one array; to a type checker `sum` may be the number 0."""

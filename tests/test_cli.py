@@ -383,7 +383,7 @@ def test_one_stage_alone(tmp_path, tiny_experiment):
         ({"config.json": "[1]"}, "config.json does not hold a configuration"),
         (
             {"config.json": '{"format": 2, "sead": 1}'},
-            "written by another version of pv_vae_jax (Experiment has no sead)",
+            "written by another version of pv_vae_jax (unknown config key config.sead; did you mean 'seed'?)",
         ),
         ({"config.json": '{"seed": 1}'}, "in format 2, but pv_vae_jax 0.1.0 wrote it: continue with that version"),
         ({"config.json": '{"format": 3}'}, "another version of pv_vae_jax (format 3) wrote it"),
@@ -460,11 +460,10 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     study = tmp_path / "mine.py"
     study.write_text("def get_study(): pass")
     call = ("--config", study, "--workdir", tmp_path / "x")
-    assert f"is a study: python -m studies.ablation --config {study} --workdir runs/mine" in fails(
-        "train", *call, status=2
-    )
-    call = ("--config", tiny_experiment, "--workdir", tmp_path / "x")
-    assert f"is no study: pv-vae train --config {tiny_experiment} --workdir" in fails("study", *call, status=2)
+    other = f"{study} does not define get_config() but get_study(): use python -m studies.ablation --config {study} "
+    assert other + "--workdir runs/mine" in fails("train", *call, status=2)
+    call = ("--config", "dmo", "--workdir", tmp_path / "x")
+    assert "paper_vae; did you mean 'demo'?" in fails("train", *call, status=2)
     assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "x")
     assert "did you mean 'steps'?" in fails(*call, "--config.video.stepz=3")
@@ -490,9 +489,9 @@ def test_a_bucket_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
         ("--out", "reconstruct", "a.mp4"),
     )
     for flag, *call in calls:
-        assert f"{flag} is a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
+        assert f"{flag} must be a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
     for address in ("gs://b/run", Path("s3://b/run")):
-        with pytest.raises(ConfigError, match="directory is a folder, got (gs://|s3:/)b/run: mount the bucket"):
+        with pytest.raises(ConfigError, match="directory must be a folder, got (gs://|s3:/)b/run: mount the bucket"):
             open_run(load_experiment(tiny_experiment), address)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 

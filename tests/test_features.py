@@ -419,7 +419,7 @@ def test_the_shipped_network_was_trained_by_the_configuration_of_this_repository
     path = Path(__file__).parents[1] / "experiments" / "feature_net.py"
     shipped = json.loads((OWN / "config.json").read_text())
     assert json.loads(json.dumps(dataclasses.asdict(run_config(path, FeatureTraining)))) == shipped["meta"]["training"]
-    with pytest.raises(ConfigError, match="returns FeatureTraining, not an Experiment"):
+    with pytest.raises(ConfigError, match="must return Experiment, got FeatureTraining"):
         run_config(path, Experiment)
 
 

@@ -281,11 +281,11 @@ def test_an_experiment_holds_either_kind():
     changed = override(transformer, {"vae.window": "7", "vae.remat": "blocks", "vae.attention": "xla"}).vae
     assert changed == dataclasses.replace(TINY, window=7, remat="blocks", attention="xla")
     for key, value, says in (
-        ("vae.windw", "3", "no 'windw' in config.vae; did you mean 'window'?"),
-        ("vae.encoder_widths", "(8,)", "no 'encoder_widths' in config.vae"),
-        ("vae.remat", "all", "TransformerVAEConfig.remat is 'none' or 'blocks' or"),
-        ("vae.heads", "7", "heads need an even width"),
-        ("vae.kind", "convnet", "config.vae.kind: there is no VAE of kind 'convnet'; did you mean 'cnn'?"),
+        ("vae.windw", "3", "config.vae has no 'windw'; did you mean 'window'?"),
+        ("vae.encoder_widths", "(8,)", "config.vae has no 'encoder_widths'"),
+        ("vae.remat", "all", "config.vae.remat must be 'none' or 'blocks' or"),
+        ("vae.heads", "7", "config.vae.heads"),
+        ("vae.kind", "convnet", "config.vae.kind: unknown kind of VAE 'convnet'; did you mean 'cnn'?"),
     ):
         with pytest.raises(ConfigError) as error:
             override(transformer, {key: value})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+from typing import Any
 
+from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
 from pv_vae_jax.models.vae import VAE, VAEConfig
 
@@ -28,18 +29,34 @@ def build_vae(config: AnyVAEConfig) -> VAE:
     raise ValueError(f"{type(config).__name__} is the configuration of no known VAE: add it to models/registry.py")
 
 
-def vae_config_of(tree: dict) -> tuple[type[AnyVAEConfig], dict]:
-    """The class of the configuration that `tree` (from JSON) holds, and its fields.
+def vae_config_of(tree: dict) -> AnyVAEConfig:
+    """The configuration that `tree` (from JSON) holds.
 
     Raises:
-      ValueError: there is no such kind; the nearest is named.
+      ValueError: the kind is unknown; the message names the nearest.
+      TypeError: a field is unknown.
+    """
+    cls, fields = vae_fields_of(tree)
+    return cls(**to_tuples(fields))
+
+
+def vae_fields_of(tree: dict) -> tuple[type[AnyVAEConfig], dict]:
+    """Class and fields of the configuration that `tree` holds, under the names they have today.
+
+    Raises:
+      ValueError: the kind is unknown; the message names the nearest.
     """
     kind = tree.get("kind", "cnn")
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}"
-        raise ValueError(f"there is no VAE of kind {kind!r}; {hint}")
+        raise ValueError(f"unknown kind of VAE {kind!r}; {did_you_mean(str(kind), KINDS)}")
     cls, _ = KINDS[kind]
     tree = {RENAMED_FIELDS.get(name, name): value for name, value in tree.items()}
     tree |= {name: new for (name, old), new in RENAMED_VALUES.items() if tree.get(name) == old}
     return cls, {name: value for name, value in tree.items() if name != "kind" or hasattr(cls, "kind")}
+
+
+def to_tuples(tree: Any) -> Any:
+    """`tree` with tuples in place of all lists, which JSON makes of them."""
+    if isinstance(tree, dict):
+        return {name: to_tuples(value) for name, value in tree.items()}
+    return tuple(map(to_tuples, tree)) if isinstance(tree, (list, tuple)) else tree

@@ -100,8 +100,8 @@ class Study:
     def cell(self, row: Row, seed: int) -> Cell:
         """The cell of `row` and `seed`."""
         experiment = dataclasses.replace(self.experiment, seed=seed)
-        for key, value in row.settings.items():
-            experiment = override(experiment, {key: value if isinstance(value, str) else repr(value)})
+        settings = {key: value if isinstance(value, str) else repr(value) for key, value in row.settings.items()}
+        experiment = override(experiment, settings)
         # The states that are scored are the checkpoints of the diffusion stage.
         every = experiment.diffusion.steps // self.scores
         experiment = dataclasses.replace(experiment, checkpoint_every=every, checkpoints_kept=self.scores)
