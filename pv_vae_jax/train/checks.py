@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pv_vae_jax.masking import SPATIAL, max_dropped, num_droppable
+from pv_vae_jax.dropping import SPATIAL, max_dropped, num_droppable
 from pv_vae_jax.typing import VAE_STAGES, ConfigError, ShapeError, check_clip_shape
 
 if TYPE_CHECKING:  # configs imports this module
