@@ -19,7 +19,7 @@ from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.convert.torch_file import read_torch
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.moments import FeatureError
-from pv_vae_jax.evaluation.networks import i3d_weights as convert_i3d
+from pv_vae_jax.evaluation.networks import i3d as convert_i3d
 from pv_vae_jax.evaluation.networks import published
 from pv_vae_jax.evaluation.networks.c3d import C3D, c3d_input, read_c3d, read_c3d_mean
 from pv_vae_jax.evaluation.networks.extract import OWN, FeatureNetwork, extract, i3d_network, own_network, resize
