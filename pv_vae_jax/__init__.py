@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pv_vae_jax.flow import classifier_free_guidance, euler, flow_matching_loss
     from pv_vae_jax.masking import sample_mask
-    from pv_vae_jax.model import Pretrained, load, save
+    from pv_vae_jax.model import Model, load, save
     from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
     from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.pixels import to_float, to_uint8
-    from pv_vae_jax.predictive import predict_clip, predict_filled, predict_masked, predict_truncated
+    from pv_vae_jax.predictive import predict_filled, predict_masked, predict_truncated
     from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step
 
 # Resolved on first use: loader processes import `pv_vae_jax.data` and must not start jax with it.
@@ -30,8 +30,8 @@ _HOMES = {
     "models.transformer_vae": ("TransformerVAE", "TransformerVAEConfig"),
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
     "pixels": ("to_float", "to_uint8"),
-    "predictive": ("predict_clip", "predict_filled", "predict_masked", "predict_truncated"),
-    "model": ("Pretrained", "load", "save"),
+    "predictive": ("predict_filled", "predict_masked", "predict_truncated"),
+    "model": ("Model", "load", "save"),
     "streaming": ("decode_chunks", "decode_step", "encode_chunks", "encode_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -42,7 +42,7 @@ __all__ = [
     "Latte",
     "LatteConfig",
     "Posterior",
-    "Pretrained",
+    "Model",
     "TransformerVAE",
     "TransformerVAEConfig",
     "VAE",
@@ -56,7 +56,6 @@ __all__ = [
     "flow_matching_loss",
     "classifier_free_guidance",
     "load",
-    "predict_clip",
     "predict_filled",
     "predict_masked",
     "predict_truncated",

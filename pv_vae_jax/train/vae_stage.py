@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from pv_vae_jax.data.mixture import MixtureComponent, mixed_batches
 from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.masking import scheduled_ratio
-from pv_vae_jax.model import Pretrained, save
+from pv_vae_jax.model import Model, save
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.models.vae import VAE
@@ -155,7 +155,7 @@ def train_vae_stage(run: Run, name: str, before: str | None, perceptual: Percept
             _save_discriminator(run, name, networks)
         meta = {"experiment": experiment.name, "stage": name, "images": stage.images, "steps": stage.steps}
         meta["weights"] = weights_hash(ema)
-        save(run.folder(name) / "model", Pretrained(model, ema, meta=meta))
+        save(run.folder(name) / "model", Model(model, ema, meta=meta))
     barrier(f"model of {name}")
 
 
