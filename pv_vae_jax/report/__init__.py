@@ -1,0 +1,18 @@
+"""Pages, charts and pictures of what was measured, on disk and in notebooks."""
+
+from typing import TYPE_CHECKING
+
+from pv_vae_jax._lazy import lazy_imports
+
+if TYPE_CHECKING:  # imported on first use
+    from pv_vae_jax.report.notebook import show_clips, show_curves, show_pictures
+    from pv_vae_jax.report.run_page import write_report
+
+__all__ = [
+    "show_clips",
+    "show_curves",
+    "show_pictures",
+    "write_report",
+]
+
+__getattr__, __dir__ = lazy_imports(__name__)
