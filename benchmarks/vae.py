@@ -348,7 +348,7 @@ def step_sides(config, params, video, part: str, settings: Settings) -> tuple[di
     def decoded(params):
         model = VAE(config)
         prediction = predict_filled(model, params, to_float(batch["video"]), batch["dropped"], None)
-        return model.apply({"params": params}, prediction.features, method="to_pixels")
+        return model.apply({"params": params}, prediction.latents, method="decode")
 
     torch = harness.need("torch")
     from benchmarks.torch_vae import TorchStep

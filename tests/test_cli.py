@@ -559,16 +559,16 @@ def test_sample_writes_clips_of_every_class(trained, tmp_path):
 def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     call = ("sample", "--out", tmp_path / "out", "--model")
     assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
-    assert "there are bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
+    assert "expected one of bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
     assert "no diffusion transformer yet" in fails(*call, trained / "video" / "model")
-    assert "--guidance is a finite number" in fails(*call, trained, "--guidance=nan")
+    assert "--guidance must be a finite number" in fails(*call, trained, "--guidance=nan")
     for wrong in ("--clips=0", "--steps=3000000000", "--seed=-1"):
         assert fails(*call, trained, wrong, status=2)
     assert not (tmp_path / "out").exists()
 
 
 def test_labels_that_are_no_class_are_refused(trained):
-    with pytest.raises(ValueError, match=r"labels are classes 0 to \d, got \[-1, 9\]"):
+    with pytest.raises(ValueError, match=r"labels must be whole numbers from 0 to \d, got \[-1, 9\]"):
         sample.sample_clips(load(trained), np.array([0, -1, 9]))
 
 
@@ -596,8 +596,8 @@ def test_sample_of_a_model_without_classes_needs_no_flag(trained, tmp_path, monk
     call = ("sample", "--model", tmp_path / "model", "--out", tmp_path / "out")
     assert pv_vae(*call, "--clips=2")[0] == 0
     assert set(files(tmp_path / "out")) == {"samples.npz", "samples_all.mp4"} and seen == [1.0]
-    assert "trained without classes: leave --class_name out" in fails(*call, "--class_name=fall")
-    assert "no guidance: leave --guidance out" in fails(*call, "--guidance=2")
+    assert "trained without classes: leave out --class_name" in fails(*call, "--class_name=fall")
+    assert "leave out --class_name and --guidance" in fails(*call, "--guidance=2")
 
 
 def test_reconstruct_writes_both_side_by_side(trained, clips, tmp_path):
@@ -698,7 +698,9 @@ def test_wrong_shapes_name_the_right_ones(trained, clips, tmp_path):
     assert "several files are called 0" in fails(*call, video, clips / "train" / "jump" / "0.mp4")
     call = ("predict", "--model", trained, "--out", tmp_path, video)
     assert "4 frames do not fit 1 + 2 n: use 3 or 5 frames" in fails(*call, "--frames=4")
-    assert "--observe: 4 frames do not fit 1 + 2 n: use 3 or 5" in fails(*call, "--frames=5", "--observe=4")
+    assert "--observe: expected observed to be 1 + 2 n and at most the clip's 5 frames, got 4: pass 3 or 5" in fails(
+        *call, "--frames=5", "--observe=4"
+    )
     assert "must leave at least one" in fails(*call, "--frames=5", "--observe=5")
     result = tmp_path / "0_prediction.mp4"
     result.write_bytes(video.read_bytes())

@@ -440,7 +440,7 @@ def test_exported_weights_work_in_pytorch(tmp_path, monkeypatch):
 def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     names = program("CONTRIBUTING.md", tmp_path, monkeypatch)
     from pv_vae_jax.data.pipeline import train_batches
-    from pv_vae_jax.model import Pretrained, save
+    from pv_vae_jax.model import Model, save
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_filled, predict_truncated
 
@@ -457,16 +457,16 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     model = names["LinearVAE"](names["LinearConfig"]())
     params = jax.jit(model.init)(jax.random.key(0), video)["params"]
     forms = [
-        jax.jit(lambda p: predict_truncated(model, p, video, 2, None).features)(params),
-        jax.jit(lambda p: predict_filled(model, p, video, jnp.asarray(2), None).features)(params),
+        jax.jit(lambda p: predict_truncated(model, p, video, 2, None).latents)(params),
+        jax.jit(lambda p: predict_filled(model, p, video, jnp.asarray(2), None).latents)(params),
     ]
     np.testing.assert_allclose(*forms, atol=1e-6)
-    slope = jax.grad(lambda p: jnp.square(predict_truncated(model, p, video, 2, None).features).sum())(params)
+    slope = jax.grad(lambda p: jnp.square(predict_truncated(model, p, video, 2, None).latents).sum())(params)
     assert float(jnp.abs(slope["pad"]["token"]).min()) > 0
     with pytest.raises(ShapeError, match="not a multiple of 4"):
         model.apply({"params": params}, video[:, :, :15], method="encode")
     with pytest.raises(ValueError, match="add it to models/registry.py"):
-        save(tmp_path, Pretrained(model, params))
+        save(tmp_path, Model(model, params))
     # The metric knows still from moving.
     still = np.full((2, 5, 16, 16, 3), 7, np.uint8)
     moving = still + np.arange(5, dtype=np.uint8)[:, None, None, None] * 3
@@ -532,12 +532,12 @@ def test_the_papers_experiments_hold_the_papers_numbers():
 @pytest.mark.slow
 def test_a_stage_in_which_nothing_moves_brings_a_vae_into_a_run(tiny, tmp_path):
     """`experiments/paper_latte.py` rests on it."""
-    from pv_vae_jax.model import Pretrained, load, save
+    from pv_vae_jax.model import Model, load, save
     from pv_vae_jax.train.configs import DataConfig, MeshConfig
     from pv_vae_jax.train.stages import train
 
     model, params, _ = tiny
-    save(tmp_path / "vae", Pretrained(model, params))
+    save(tmp_path / "vae", Model(model, params))
     paper = load_experiment(ROOT / "experiments" / "paper_latte.py").decoder
     stage = dataclasses.replace(paper, batch_size=2, init_from=str(tmp_path / "vae"))
     latte = dataclasses.replace(Experiment().latte, latent_channels=4)

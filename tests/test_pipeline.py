@@ -20,7 +20,7 @@ from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.sources import ImageFrames, fingerprint, open_source
 from pv_vae_jax.data.video_files import write_video
 from pv_vae_jax.dropping import Dropping
-from pv_vae_jax.model import Pretrained, save
+from pv_vae_jax.model import Model, save
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import batch_sharding, put_batch
@@ -232,7 +232,7 @@ def test_images_and_two_resolutions_in_one_stream(folders):
 def run(tiny, folders, tmp_path):
     """`run(**latents)`: a run whose VAE is trained, on the prepared videos."""
     model, params, _ = tiny
-    save(tmp_path / "video" / "model", Pretrained(model, params))
+    save(tmp_path / "video" / "model", Model(model, params))
 
     def make(data=None, **latents):
         config = LatentsConfig(**{"clips": 20, "batch_size": 1, **latents})

@@ -11,7 +11,7 @@ from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_paths
 from pv_vae_jax.evaluation.linear_probe import class_accuracy
-from pv_vae_jax.model import Diffusion, Pretrained, init_latte, save
+from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from studies.probes.datasets import Sintel, Tracks
 from studies.probes.probe_sets import area, bilinear, davis_clips, full_flow_error, sintel_windows, small_flow
@@ -27,7 +27,7 @@ def model(tiny, tmp_path_factory):
     latte, shape = Latte(LatteConfig(latent_channels=4, depth=2, width=8, heads=2)), (3, 2, 2, 4)
     d = Diffusion(latte, jax.jit(lambda: init_latte(latte, shape))(), np.zeros(4), np.ones(4), shape, ("all",))
     folder = tmp_path_factory.mktemp("probe") / "model"
-    save(folder, Pretrained(vae, params, d))
+    save(folder, Model(vae, params, d))
     return folder
 
 
@@ -68,7 +68,7 @@ def davis(tmp_path_factory):
 @pytest.mark.slow
 def test_the_truth_scores_at_zero_and_noise_at_chance(tiny, tmp_path, capsys):
     """A VAE without a transformer, whose programs take half of the time; the other test has one."""
-    save(tmp_path / "vae", Pretrained(*tiny[:2]))
+    save(tmp_path / "vae", Model(*tiny[:2]))
     out = tmp_path / "scores.json"
     call = [str(tmp_path / "vae"), "--frames=5", "--size=16", "--clips=192", "--test_clips=32", "--steps=4"]
     assert run_command("probe", [*call, "--out", str(out)]) == 0
@@ -102,7 +102,7 @@ def test_published_data_is_probed(model, sintel, davis, tmp_path):
 
 
 def test_what_cannot_be_probed_is_refused(model, tiny, tmp_path, capsys):
-    save(tmp_path / "vae", Pretrained(*tiny[:2]))
+    save(tmp_path / "vae", Model(*tiny[:2]))
     for wrong, message in (
         ([], "name one model"),
         ([str(model), "--layer=3"], "even number up to the transformer's depth 2"),

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.losses import Objective
-from pv_vae_jax.model import Pretrained, load, save
+from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig, frame_causal
 from pv_vae_jax.models.vae import VAE, VAEConfig
-from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
+from pv_vae_jax.predictive import predict_filled, predict_truncated
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
 from pv_vae_jax.train.config_files import from_dict, override, to_dict
 from pv_vae_jax.train.configs import Experiment, OptimizerConfig
@@ -24,7 +24,7 @@ from pv_vae_jax.train.optim import _decayed, optimizer
 from pv_vae_jax.train.vae_step import VAEStep
 from pv_vae_jax.typing import ConfigError, ShapeError
 from tests.conftest import TINY as TINY_CNN
-from tests.conftest import perturbed
+from tests.conftest import decoded, perturbed
 
 TINY = TransformerVAEConfig(
     time_factor=2, space_factor=4, latent_channels=4, width=24, heads=2, encoder_layers=2, decoder_layers=2, window=2
@@ -138,9 +138,9 @@ def test_truncated_equals_filled(tiny):
 
     @jax.jit
     def both(params, video):
-        filled = predict_filled(model, params, video, jnp.array([1, 4]), key).features
-        truncated = [predict_truncated(model, params, video, k, key).features[i] for i, k in enumerate((1, 4))]
-        return jnp.stack(truncated), filled
+        filled = predict_filled(model, params, video, jnp.array([1, 4]), key).latents
+        truncated = [predict_truncated(model, params, video, k, key).latents[i] for i, k in enumerate((1, 4))]
+        return [model.apply({"params": params}, latents, method="decode") for latents in (jnp.stack(truncated), filled)]
 
     np.testing.assert_allclose(*both(params, video), atol=2e-5)
 
@@ -150,7 +150,10 @@ def test_gradient_reaches_the_pad_token_only_when_frames_are_dropped(tiny):
 
     @jax.jit
     def gradient(dropped):
-        return jax.grad(lambda p: jnp.mean(predict_filled(model, p, video, dropped, None).features ** 2))(params)
+        def energy(params):
+            return jnp.mean(decoded(model, params, predict_filled(model, params, video, dropped, None)) ** 2)
+
+        return jax.grad(energy)(params)
 
     none, two = gradient(jnp.int32(0)), gradient(jnp.int32(2))
     assert float(jnp.abs(none["pad"]["token"]).max()) == 0.0
@@ -160,11 +163,11 @@ def test_gradient_reaches_the_pad_token_only_when_frames_are_dropped(tiny):
 
 def test_predicting_a_clip(tiny):
     model, params, video = tiny
-    output = jax.jit(lambda p, v: predict_clip(model, p, v, 1))(params, video[:, :3])
+    output = Model(model, params).predict(video[:, :3], 1)
     assert output.shape == (2, 3, 8, 12, 3) and float(jnp.abs(output).max()) <= 1.0
     gaussian = TransformerVAE(dataclasses.replace(TINY, pad="gaussian"))
     with pytest.raises(ValueError, match="gaussian padding needs a random key"):
-        predict_clip(gaussian, {k: params[k] for k in ("encoder", "decoder")}, video[:, :3], 1)
+        Model(gaussian, {k: params[k] for k in ("encoder", "decoder")}).predict(video[:, :3], 1)
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -248,7 +251,7 @@ def test_works_in_a_foreign_jit_under_another_mesh(tiny, apply):
 
 def test_a_model_folder_says_which_kind_it_holds(tiny, tmp_path):
     model, params, _ = tiny
-    save(tmp_path / "t", Pretrained(model, params))
+    save(tmp_path / "t", Model(model, params))
     loaded = load(tmp_path / "t")
     assert type(loaded.vae) is TransformerVAE and loaded.vae.config == TINY
     jax.tree.map(np.testing.assert_array_equal, loaded.vae_params, params)
@@ -264,7 +267,7 @@ def test_a_model_folder_says_which_kind_it_holds(tiny, tmp_path):
 def test_a_folder_without_a_kind_holds_the_cnn(tmp_path, named):
     model = VAE(TINY_CNN)
     params = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3))))
-    save(tmp_path, Pretrained(model, params["params"]))
+    save(tmp_path, Model(model, params["params"]))
     tree = json.loads((tmp_path / "config.json").read_text())
     assert "kind" not in tree["vae"]
     if named:

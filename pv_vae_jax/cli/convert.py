@@ -30,7 +30,7 @@ from pv_vae_jax.convert.wan import (
     from_wan,
     to_wan,
 )
-from pv_vae_jax.model import Pretrained, load, save
+from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.train.config_files import override
@@ -68,7 +68,7 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
     layout = detect_layout(tensors)
     architecture = architecture or _architecture(tensors)
     config: VAEConfig = override(SIZES[architecture], overrides)
-    model = Pretrained(VAE(config), from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
+    model = Model(VAE(config), from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
     if config == SIZES[architecture]:
         mean, std = STATISTICS[architecture]
         model.meta["latent_statistics"] = {"mean": list(mean), "std": list(std)}

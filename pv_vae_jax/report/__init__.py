@@ -1,4 +1,4 @@
-"""Pages and pictures of what a run, several runs or a set of latents have come to."""
+"""Pages, charts and pictures of what was measured, on disk and in notebooks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ import functools
 import importlib.util
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["paper_table", "unavailable"]
+from pv_vae_jax._lazy import lazy_imports
+
+if TYPE_CHECKING:  # imported on first use
+    from pv_vae_jax.report.notebook import show_clips, show_curves, show_pictures
+    from pv_vae_jax.report.run_page import write_report
+
+__all__ = [
+    "paper_table",
+    "show_clips",
+    "show_curves",
+    "show_pictures",
+    "unavailable",
+    "write_report",
+]
+
+__getattr__, __dir__ = lazy_imports(__name__)
 
 
 def unavailable() -> str | None:

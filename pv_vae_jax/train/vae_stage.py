@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from pv_vae_jax.data.mixture import MixtureComponent, mixed_batches
 from pv_vae_jax.dropping import Dropping, max_dropped
 from pv_vae_jax.losses import Perceptual
-from pv_vae_jax.model import Pretrained, save
+from pv_vae_jax.model import Model, save
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.params_io import read_params, weights_hash, write_params
@@ -187,7 +187,7 @@ class VAEStage(Stage):
                 save_discriminator(run, self.name, discriminator)
             meta = {"experiment": self.experiment.name, "stage": self.name, "images": self.config.images}
             meta |= {"steps": self.steps, "weights": weights_hash(ema), "encoder": weights_hash(ema["encoder"])}
-            save(run.folder(self.name) / "model", Pretrained(self.model, ema, meta=meta))
+            save(run.folder(self.name) / "model", Model(self.model, ema, meta=meta))
         barrier(f"model of {self.name}")
 
 

@@ -84,7 +84,7 @@ def read_model(folder: Path, shapes: Params) -> Params:
     """
     path = folder / "vae.safetensors"
     try:
-        return read_params(path, shapes, whole=False)
+        return read_params(path, shapes, strict=False)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
 

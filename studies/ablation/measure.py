@@ -20,7 +20,7 @@ from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import score_prediction
 from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.lpips import LEAST_SIDE
 from pv_vae_jax.params_io import restore_params, weights_hash
 from pv_vae_jax.sampling import sample_clips
@@ -95,7 +95,7 @@ def measure_decoder(cell: Cell, run: Run, base: Run, published: Published = NO_W
     return _facts(cell, model, published) | _scores(cell, run, model, states, published)
 
 
-def _states(cell: Cell, run: Run, model: Pretrained) -> dict[int, Callable[[], Pretrained]]:
+def _states(cell: Cell, run: Run, model: Model) -> dict[int, Callable[[], Model]]:
     """`model` with the transformer as it was after a step, for each step to score whose training state is kept.
 
     The last is the finished model, which stays when training states are gone.
@@ -103,14 +103,14 @@ def _states(cell: Cell, run: Run, model: Pretrained) -> dict[int, Callable[[], P
     diffusion: Any = model.diffusion
     shapes = jax.eval_shape(lambda: diffusion.params)
 
-    def at(path: Path) -> Pretrained:
+    def at(path: Path) -> Model:
         params = restore_params(path, "ema", shapes)
         return dataclasses.replace(model, diffusion=dataclasses.replace(diffusion, params=params))
 
     last = cell.experiment.diffusion.steps
     every = last // cell.study.scores
     kept = {step: run.folder("diffusion") / "checkpoints" / str(step) for step in range(every, last, every)}
-    found: dict[int, Callable[[], Pretrained]] = {
+    found: dict[int, Callable[[], Model]] = {
         step: functools.partial(at, path) for step, path in kept.items() if path.is_dir()
     }
     return found | {last: lambda: model}
@@ -147,9 +147,7 @@ def _random_network() -> FeatureNetwork:
     return dataclasses.replace(own, name="random", hash=weights_hash(params), params=params)
 
 
-def _scores(
-    cell: Cell, run: Run, model: Pretrained, states: dict[int, Callable[[], Pretrained]], published: Published
-) -> dict:
+def _scores(cell: Cell, run: Run, model: Model, states: dict[int, Callable[[], Model]], published: Published) -> dict:
     study, seed = cell.study, cell.seed
     looks = networks(published.i3d)
     first, kinds, floor = _real(cell, run, looks)
@@ -229,7 +227,7 @@ def _real(cell: Cell, run: Run, looks: dict[str, FeatureNetwork]) -> tuple[dict,
     return first, kinds, {name: _distances(first[name], other[name]) for name in looks}
 
 
-def _class_probe(run: Run, model: Pretrained, most: int, means: np.ndarray, label: np.ndarray) -> dict | None:
+def _class_probe(run: Run, model: Model, most: int, means: np.ndarray, label: np.ndarray) -> dict | None:
     """How well the class of test clips is read out of the VAE's latents; None for clips without classes.
 
     Args:
@@ -261,7 +259,7 @@ def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([item["video"] for item in items]), np.array([item["label"] for item in items])
 
 
-def _facts(cell: Cell, model: Pretrained, published: Published) -> dict:
+def _facts(cell: Cell, model: Model, published: Published) -> dict:
     count = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
     study, device = cell.study, jax.devices()[0]
     diffusion: Any = model.diffusion

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.model import Model, load
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.typing import ConfigError, check_clip_shape
@@ -84,7 +84,7 @@ def define_flags(values: flags.FlagValues) -> None:
 class _Reader:
     """A model with all that says how features are made of it."""
 
-    model: Pretrained
+    model: Model
     frames: int
     size: int
     layer: int
@@ -139,7 +139,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         print(f"scores: {values.out}")
 
 
-def _reader(model: Pretrained, values: flags.FlagValues) -> _Reader:
+def _reader(model: Model, values: flags.FlagValues) -> _Reader:
     config, d = model.vae.config, model.diffusion
     frames, size, layer = values.frames or 17, values.size or 32, 0
     if d is None:

@@ -21,7 +21,7 @@ from pv_vae_jax.data.synthetic_motion import exact_flow, exact_paths, visible_la
 from pv_vae_jax.evaluation.linear_probe import class_accuracy
 from pv_vae_jax.evaluation.reconstruction import batches
 from pv_vae_jax.flow import normalize_latents
-from pv_vae_jax.model import Pretrained, init_latte
+from pv_vae_jax.model import Model, init_latte
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
@@ -115,7 +115,7 @@ class FeatureMaps:
 
 
 def model_features(
-    model: Pretrained, video: np.ndarray, *, layer: int, time: float, seed: int = 0, batch_size: int = 8
+    model: Model, video: np.ndarray, *, layer: int, time: float, seed: int = 0, batch_size: int = 8
 ) -> dict[str, FeatureMaps]:
     """Features of clips by name: the VAE's latents, and where there is a transformer its layer, trained and untrained.
 
