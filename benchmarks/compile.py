@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from functools import partial
 
 from benchmarks import harness
 
@@ -76,29 +75,12 @@ def first_step(kind: str) -> dict:
 
 
 def a_step(kind: str):
-    """`(step, state, batch)` of a training step."""
-    import jax
-    import jax.numpy as jnp
+    """`(step, state, batch)` of a training step, in float32 on one clip."""
+    from benchmarks import latte, vae
 
     if kind.startswith("Latte-"):
-        from benchmarks import latte
-
-        bench = latte.Bench(
-            kind.removeprefix("Latte-"), latte.Settings(parts=("train",), batch=1, vae="paper", dtype=DTYPE)
-        )
-        batch = jax.device_put({"mean": bench.mean, "logvar": bench.logvar, "label": bench.label})
-        step = bench.our_step(bench.config)
-        return step, step.create(jax.tree.map(jnp.array, bench.params)), batch
-    from benchmarks import vae
-
-    case = vae.CPU_CASES[kind.removeprefix("VAE ")]
-    config = vae.network(case, DTYPE)
-    video = jnp.zeros((1, case.frames, case.side, case.side, 3), jnp.uint8)
-    step, state, options = vae.our_step(config, vae.draw_params(config), "video", None)
-    return partial(step, **options), state, {"video": video, "dropped": jnp.zeros(1, jnp.int32)}
-
-
-DTYPE = "float32"
+        return latte.cached_step(kind.removeprefix("Latte-"), 1, "float32")
+    return vae.clip_step(dataclasses.replace(vae.CPU_CASES[kind.removeprefix("VAE ")], batch=1), "float32")
 
 
 def programs_of_the_demo() -> dict:

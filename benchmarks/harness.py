@@ -132,6 +132,18 @@ def take_turns(runs: dict[str, Callable[[], Any]], rounds: int, *, warmup: int =
     }
 
 
+def in_turn(program: Callable[..., tuple[Any, dict]], state: Any, *given: Any) -> Callable[[], None]:
+    """A call that takes one training step after another from `state`, and waits for each loss as `loss.item()` does."""
+    held = [state]  # a program may write over the state it is given
+    del state
+
+    def once() -> None:
+        held[0], logs = program(held[0], *given)
+        float(logs["loss"])
+
+    return once
+
+
 def _seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()

@@ -252,6 +252,17 @@ class Bench:
         return name, online, difference
 
 
+def cached_step(size: str, batch: int, dtype: str) -> tuple:
+    """`(step, state, batch)` of a training step on cached latents of the paper-size VAE."""
+    import jax
+    import jax.numpy as jnp
+
+    bench = Bench(size, Settings(parts=("train",), batch=batch, vae="paper", dtype=dtype))
+    step = bench.our_step(bench.config)
+    latents = jax.device_put({"mean": bench.mean, "logvar": bench.logvar, "label": bench.label})
+    return step, step.create(jax.tree.map(jnp.array, bench.params)), latents
+
+
 def table(results: dict) -> str:
     """A row a size and part."""
     rows = []

@@ -68,14 +68,7 @@ def run(settings: Settings) -> dict:
 
     state, label = step.create(jax.tree.map(jnp.array, bench.params)), jax.device_put(bench.label)
     program = jax.jit(online, donate_argnums=0).lower(state, vae_params, video, label).compile()
-    held = [state]
-    del state
-
-    def once() -> None:
-        held[0], logs = program(held[0], vae_params, video, label)
-        float(logs["loss"])
-
-    training = timed(once, settings)
+    training = timed(harness.in_turn(program, state, vae_params, video, label), settings)
     training["GiB"] = peak_gib(program)
     parameters = sum(p.size for p in jax.tree.leaves(vae_params))
     results = {

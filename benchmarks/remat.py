@@ -6,7 +6,6 @@ Training steps in turns; memory is what the compiled program asks for beside its
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 from benchmarks import harness
 
@@ -48,29 +47,19 @@ def run(settings: Settings) -> dict:
 def vae_steps(size: str) -> dict:
     """The training step on clips, by what is recomputed: `{name: (step, state, batch)}`."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
     from benchmarks import vae
 
-    cases = vae.CPU_CASES if jax.default_backend() == "cpu" else vae.GPU_CASES
-    case = cases[harness.names((size,), cases, "size")[0]]
-    config = vae.network(case, "float32" if jax.default_backend() == "cpu" else "bfloat16")
-    params = vae.draw_params(config)
-    levels = len(config.space_factors)
-    wide = ("encoder/level0", f"decoder/level_{levels}")  # where pixels are many
-    video = np.zeros((case.batch, case.frames, case.side, case.side, 3), np.uint8)
-    batch = {"video": jnp.asarray(video), "dropped": jnp.zeros(case.batch, jnp.int32)}
-    found = {}
-    for name, changed in {
+    case = vae.find_case(size)
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    wide = ("encoder/level0", f"decoder/level_{len(vae.network(case, dtype).space_factors)}")  # where pixels are many
+    policies = {
         "none": {},
         "remat_levels, widest": {"remat_levels": wide},
         "remat_blocks, widest": {"remat_blocks": wide},
         "remat": {"remat": True},
-    }.items():
-        step, state, options = vae.our_step(dataclasses.replace(config, **changed), params, "video", None)
-        found[name] = partial(step, **options), state, batch
-    return found
+    }
+    return {name: vae.clip_step(case, dtype, **changed) for name, changed in policies.items()}
 
 
 def latte_steps(size: str, clips: int, side: int) -> dict:
@@ -100,12 +89,7 @@ def time_policies(steps: dict, settings: Settings) -> dict:
     for name, (step, state, batch) in steps.items():
         program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
         memory[name] = program.memory_analysis().temp_size_in_bytes
-
-        def once(program=program, held=[state], batch=batch):  # noqa: B006  a box of its own for every side
-            held[0], logs = program(held[0], batch)
-            float(logs["loss"])
-
-        sides[name] = once
+        sides[name] = harness.in_turn(program, state, batch)
     times = harness.take_turns(sides, settings.rounds, seconds=settings.seconds)
     return {
         name: {

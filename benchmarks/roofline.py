@@ -14,7 +14,6 @@ import math
 import re
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 from benchmarks import harness
@@ -99,12 +98,7 @@ def measure(kind: str, settings: Settings, peaks: dict) -> dict:
     program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     costs = program.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
-    held = [state]
-
-    def once() -> None:
-        held[0], logs = program(held[0], batch)
-        float(logs["loss"])
-
+    once = harness.in_turn(program, state, batch)
     times = harness.take_turns({"ours": once}, settings.rounds)["ours"]
     seconds = times["median_ms"] / 1e3
     kinds = profile(once, program.as_text(), settings.rounds)
@@ -128,37 +122,14 @@ def measure(kind: str, settings: Settings, peaks: dict) -> dict:
 def a_step(kind: str):
     """`(step, state, batch)`; on CPU as the bench `vae` has it, elsewhere its larger cases."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
+
+    from benchmarks import latte, vae
 
     on_cpu = jax.default_backend() == "cpu"
     dtype = "float32" if on_cpu else "bfloat16"
     if kind.startswith("Latte-"):
-        from benchmarks import latte
-
-        chosen = latte.Settings(parts=("train",), batch=1 if on_cpu else 32, vae="paper", dtype=dtype)
-        bench = latte.Bench(kind.removeprefix("Latte-"), chosen)
-        batch = jax.device_put({"mean": bench.mean, "logvar": bench.logvar, "label": bench.label})
-        step = bench.our_step(bench.config)
-        return step, step.create(jax.tree.map(jnp.array, bench.params)), batch
-    from benchmarks import vae
-
-    case = find_case(kind)
-    config = vae.network(case, dtype)
-    rng = np.random.default_rng(0)
-    video = rng.integers(0, 256, (case.batch, case.frames, case.side, case.side, 3), dtype=np.uint8)
-    step, state, options = vae.our_step(config, vae.draw_params(config), "video", None)
-    return partial(step, **options), state, jax.device_put({"video": video, "dropped": np.zeros(case.batch, np.int32)})
-
-
-def find_case(kind: str):
-    """The case of `VAE name`."""
-    import jax
-
-    from benchmarks import vae
-
-    cases = vae.CPU_CASES if jax.default_backend() == "cpu" else vae.GPU_CASES
-    return cases[harness.names((kind.removeprefix("VAE "),), cases, "size")[0]]
+        return latte.cached_step(kind.removeprefix("Latte-"), 1 if on_cpu else 32, dtype)
+    return vae.clip_step(vae.find_case(kind.removeprefix("VAE ")), dtype)
 
 
 # Kinds of operations
@@ -180,7 +151,7 @@ def profile(once, text: str, rounds: int) -> dict:
         for plane in data.planes:
             for line in plane.lines:
                 for event in line.events:
-                    # On a CPU an event bears the instruction's name; on a GPU the kernel's, and tells the instruction.
+                    # A CPU's event has the instruction's name; a GPU's the kernel's, and the instruction as a stat.
                     name = event.name if event.name in instructions else dict(event.stats).get("hlo_op")
                     kind, flops = instructions.get(name, (None, 0.0))
                     if kind is not None:
@@ -231,10 +202,10 @@ def instruction_kinds(text: str) -> dict[str, tuple[str, float]]:
             return "matrix product", dot_flops(instruction, shapes)
         if op == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', rest)
-            told = target[1].lower() if target else ""
-            if "conv" in told:
+            called = target[1].lower() if target else ""
+            if "conv" in called:
                 return "convolution", 0.0
-            return ("matrix product", 0.0) if "matmul" in told or "gemm" in told else ("other", 0.0)
+            return ("matrix product", 0.0) if "matmul" in called or "gemm" in called else ("other", 0.0)
         if op in ("reduce", "reduce-window"):
             return "reduction", 0.0
         return ("copy or transpose" if op in MOVING else "elementwise"), 0.0
@@ -275,19 +246,16 @@ def torch_kinds(kind: str, rounds: int) -> dict:
     """PyTorch's own profile of its step: milliseconds of convolutions, and of everything else."""
     torch = harness.need("torch")
     import jax
-    import numpy as np
 
     from benchmarks import vae
     from benchmarks.torch_vae import TorchStep
 
-    device, case = harness.torch_device(), find_case(kind)
+    device, case = harness.torch_device(), vae.find_case(kind.removeprefix("VAE "))
     config = vae.network(case, "float32" if jax.default_backend() == "cpu" else "bfloat16")
     layout = torch.channels_last_3d
     rates = (vae.RATE, vae.KL, vae.EMA)
     step = TorchStep(vae.draw_params(config), config, layout, device, *rates, bfloat16=config.dtype == "bfloat16")
-    rng = np.random.default_rng(0)
-    video = rng.integers(0, 256, (case.batch, case.frames, case.side, case.side, 3), dtype=np.uint8)
-    given = torch.tensor(video, device=device), torch.zeros(case.batch, dtype=torch.int32, device=device)
+    given = torch.tensor(vae.draw_video(case), device=device), torch.zeros(case.batch, dtype=torch.int32, device=device)
     step(*given)
     activities = [torch.profiler.ProfilerActivity.CPU]
     on_gpu = device.type == "cuda"
@@ -328,6 +296,6 @@ def table(results: dict) -> str:
             more.append((kind, name, f"{k['share']:.1%}", harness.ms(k["ms"]), k["gflop_per_second"]))
         for name, spent in r.get("torch", {}).items():
             more.append((f"{kind}, PyTorch", {"else": "all else"}.get(name, name), None, harness.ms(spent), None))
-    told = f"Peaks: {peaks['flops'] / 1e9:,.0f} GFLOP/s, {peaks['bandwidth'] / 1e9:,.0f} GB/s ({peaks['source']})."
+    peak = f"Peaks: {peaks['flops'] / 1e9:,.0f} GFLOP/s, {peaks['bandwidth'] / 1e9:,.0f} GB/s ({peaks['source']})."
     kinds = harness.markdown(("step", "operations", "share", "time on all threads", "GFLOP/s a thread"), more)
-    return f"{told}\n\n{harness.markdown(head, rows)}\n\n{kinds}"
+    return f"{peak}\n\n{harness.markdown(head, rows)}\n\n{kinds}"

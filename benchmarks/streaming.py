@@ -34,10 +34,7 @@ def measure(way: str, frames: int, size: int, chunk: int) -> dict:
     model = VAE(VAEConfig(**MODEL))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1, size, size, 3)))["params"]
-    # Drawn by hand: the zero-initialised convolutions of a fresh network would hide differences.
-    params = jax.tree.map(
-        lambda p: jnp.asarray(rng.standard_normal(p.shape, np.float32) / max(1, np.prod(p.shape[:-1])) ** 0.5), shapes
-    )
+    params = jax.device_put(harness.random_like(shapes))
     video = jnp.asarray(rng.uniform(-1, 1, (1, frames, size, size, 3)), jnp.float32)
 
     def encode(params, video):

@@ -147,28 +147,21 @@ def times(result: dict) -> tuple[float, float]:
 
 
 def memory_table(results: list[dict]) -> str:
-    lines = [
-        "| step | px | topology | chips | mesh | batch | peak GiB a chip | TFLOP a chip | MB sent a chip |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in results:
         mesh = " x ".join(f"{axis} {n}" for axis, n in r["mesh"].items())
-        start = f"| {r['stage']} | {r['size']} | {r['topology']} | {r['chips']} | {mesh} | {r['batch']} "
-        if "fault" in r:
-            lines.append(start + f"| {r['fault']} | {r['flops'] / 1e12:.1f} | |")
-        else:
-            sent = sent_bytes(r["traffic"]) / 1e6
-            lines.append(start + f"| {r['peak_bytes'] / 2**30:.1f} | {r['flops'] / 1e12:.1f} | {sent:,.0f} |")
-    return "\n".join(lines)
+        peak = r.get("fault") or f"{r['peak_bytes'] / 2**30:.1f}"
+        sent = None if "fault" in r else f"{sent_bytes(r['traffic']) / 1e6:,.0f}"
+        start = r["stage"], r["size"], r["topology"], r["chips"], mesh, r["batch"]
+        rows.append((*start, peak, f"{r['flops'] / 1e12:.1f}", sent))
+    head = ("step", "px", "topology", "chips", "mesh", "batch", "peak GiB a chip", "TFLOP a chip", "MB sent a chip")
+    return harness.markdown(head, rows)
 
 
 def time_table(results: list[dict]) -> str:
     """Weak scaling: a chip's work stays, and with it what it sends, (n - 1) / n of each result around a ring."""
     counts = (8, 64, 512, 4096)
-    lines = [
-        f"| step | px | TPU | strategy | compute, s | sent, s | efficiency at {', '.join(map(str, counts))} chips |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in results:
         if "fault" in r:
             continue
@@ -178,8 +171,9 @@ def time_table(results: list[dict]) -> str:
         mesh = " x ".join(axis if axis in ("data", "fsdp") else f"{axis} {n}" for axis, n in r["mesh"].items())
         kind = r["topology"].split(":")[0]
         listed = ", ".join(f"{share:.0%}" for share in shares)
-        lines.append(f"| {r['stage']} | {r['size']} | {kind} | {mesh} | {compute:.2f} | {sending:.3f} | {listed} |")
-    return "\n".join(lines)
+        rows.append((r["stage"], r["size"], kind, mesh, f"{compute:.2f}", f"{sending:.3f}", listed))
+    efficiency = f"efficiency at {', '.join(map(str, counts))} chips"
+    return harness.markdown(("step", "px", "TPU", "strategy", "compute, s", "sent, s", efficiency), rows)
 
 
 def write_tables() -> None:

@@ -59,10 +59,7 @@ def chosen(settings: Settings) -> tuple:
     from benchmarks import vae
 
     on_cpu = jax.default_backend() == "cpu"
-    cases = vae.CPU_CASES if on_cpu else vae.GPU_CASES
-    (size,) = harness.names((settings.size or ("demo" if on_cpu else "base"),), cases, "size")
-    given = {f: getattr(settings, f) for f in ("batch", "frames", "side") if getattr(settings, f)}
-    case = dataclasses.replace(cases[size], **given)
+    case = vae.find_case(settings.size or ("demo" if on_cpu else "base"), settings)
     config = vae.network(case, "float32" if on_cpu else "bfloat16")
     return case, config, vae.draw_params(config)
 
@@ -83,14 +80,8 @@ def programs(case, config, params, ratio: float) -> dict:
 
     def side(dropped: int | None):
         step, state, options = vae.our_step(config, params, "video", None)
-        call, held = partial(step, **(options | {"dropped": dropped})), [state]
-        program = jax.jit(call, donate_argnums=0)
-
-        def once() -> None:
-            held[0], logs = program(held[0], batch)
-            float(logs["loss"])
-
-        return once, model_flops(call, state, batch)
+        call = partial(step, **(options | {"dropped": dropped}))
+        return harness.in_turn(jax.jit(call, donate_argnums=0), state, batch), model_flops(call, state, batch)
 
     drawn = range(max_dropped(groups, ratio) + 1)
     return {"filled": side(None)} | {f"k = {k}": side(k) for k in drawn}
@@ -124,9 +115,8 @@ def table(results: dict) -> str:
         for name, t in results["times"].items()
     ]
     rows.append(("mean over k", None, results["time_ratio"], f"{results['flops_ratio']} of filled"))
-    saved = (
-        f"The mean saves {results['encoder_share_saved']:.0%} of the encoder's {results['encoder_gflop']:.4g} GFLOP."
-    )
+    share, work = results["encoder_share_saved"], results["encoder_gflop"]
+    saved = f"The mean saves {share:.0%} of the encoder's {work:.4g} GFLOP."
     clips = "x".join(map(str, results["clips"][:-1]))
     head = (f"{results['size']}, {clips}", "step", "/ filled", "GFLOP")
     return f"{harness.markdown(head, rows)}\n\n{saved}"

@@ -22,7 +22,7 @@ TOLERANCE = 2e-4  # of pixels in [-1, 1], in float32
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network and its batch: `batch` clips of `frames` frames of `side` pixels; what to time where not told."""
+    """A network and its batch: `batch` clips of `frames` frames of `side` pixels; what to time by default."""
 
     model: dict | str
     batch: int
@@ -98,17 +98,34 @@ def run(settings: Settings) -> dict:
     import jax
 
     on_cpu = jax.default_backend() == "cpu"
-    cases = CPU_CASES if on_cpu else GPU_CASES
+    cases = known_cases()
     default = [size for size in cases if not (on_cpu and size == "paper")]  # which takes minutes there
     sizes = default if settings.sizes == ("default",) else harness.names(settings.sizes, cases, "size")
     results = {}
     for size in sizes:
-        case = cases[size]
-        given = {f: getattr(settings, f) for f in ("batch", "frames", "side") if getattr(settings, f)}
-        case = dataclasses.replace(case, **given)
+        case = find_case(size, settings)
         parts = harness.names(settings.parts, PARTS, "part") if settings.parts else case.parts
         results[size] = {part: time_part(case, part, settings) for part in parts}
     return {"results": results, "aims": aims(results)}
+
+
+def known_cases() -> dict[str, Case]:
+    """The cases of the platform."""
+    import jax
+
+    return CPU_CASES if jax.default_backend() == "cpu" else GPU_CASES
+
+
+def find_case(size: str, settings: Any = None) -> Case:
+    """The case of this name; `batch`, `frames` and `side` of `settings` that are not 0 replace its own.
+
+    Raises:
+      ConfigError: no case has this name.
+    """
+    cases = known_cases()
+    (size,) = harness.names((size,), cases, "size")
+    given = {name: getattr(settings, name, 0) for name in ("batch", "frames", "side")}
+    return dataclasses.replace(cases[size], **{name: value for name, value in given.items() if value})
 
 
 def aims(results: dict) -> list[dict]:
@@ -141,18 +158,23 @@ def draw_params(config) -> Any:
     return harness.random_like(jax.eval_shape(VAE(config).init, jax.random.key(0), clip)["params"])
 
 
+def draw_video(case: Case) -> Any:
+    """Clips of noise, `(batch, frames, side, side, 3)` uint8."""
+    import numpy as np
+
+    shape = case.batch, case.frames, case.side, case.side, 3
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 def time_part(case: Case, part: str, settings: Settings) -> dict:
     """One case and part: all sides in turns."""
     import jax
-    import numpy as np
 
     on_cpu = jax.default_backend() == "cpu"
     dtype = settings.dtype or ("float32" if on_cpu else "bfloat16")
     config = network(case, dtype)
     params = draw_params(config)
-    rng = np.random.default_rng(0)
-    frames = 1 if part == "image" else case.frames
-    video = rng.integers(0, 256, (case.batch, frames, case.side, case.side, 3), dtype=np.uint8)
+    video = draw_video(dataclasses.replace(case, frames=1) if part == "image" else case)
     build = forward_sides if part in ("encode", "decode") else step_sides
     sides, difference = build(config, params, video, part, settings)
     times = harness.take_turns(sides, settings.rounds, seconds=settings.seconds)
@@ -271,6 +293,17 @@ def our_step(config, params, part: str, discriminator: tuple | None):
     return step, state, {"dropped": None if part.startswith("video") else 0, "gan": gan}
 
 
+def clip_step(case: Case, dtype: str, **changed: Any) -> tuple:
+    """`(step, state, batch)` of the training step on clips; `changed` are fields of the network."""
+    import jax
+    import numpy as np
+
+    config = network(case, dtype)
+    step, state, options = our_step(dataclasses.replace(config, **changed), draw_params(config), "video", None)
+    batch = {"video": draw_video(case), "dropped": np.zeros(case.batch, np.int32)}
+    return partial(step, **options), state, jax.device_put(batch)
+
+
 RATE, KL, EMA, GAN, FROZEN = 1e-4, 1e-5, 0.999, 0.1, ("encoder", "pad")
 
 
@@ -303,14 +336,7 @@ def step_sides(config, params, video, part: str, settings: Settings) -> tuple[di
 
     def ours(config) -> Callable[[], None]:
         step, state, options = our_step(config, params, part, discriminator)
-        program = jax.jit(partial(step, **options), donate_argnums=0)
-        held = [state]
-
-        def once() -> None:
-            held[0], logs = program(held[0], batch)
-            float(logs["loss"])  # waits for the result, as `loss.item()` does
-
-        return once
+        return harness.in_turn(jax.jit(partial(step, **options), donate_argnums=0), state, batch)
 
     sides: dict[str, Callable] = {"ours": ours(config)}
     if settings.direct and part == "video" and jax.default_backend() == "cpu":

@@ -299,7 +299,8 @@ def correlation(study: Results) -> str:
     for named, rows in groups.items():
         for network in study.networks:
             found = prediction_correlation(study, network, rows)
-            pooled, within = ("-" if math.isnan(v) else f"{v:+.2f}" for v in (found.pooled, found.within))
+            # Coefficients of few ranks are short fractions: without their last digits a tie rounds the same everywhere.
+            pooled, within = ("-" if math.isnan(v) else f"{round(v, 9):+.2f}" for v in (found.pooled, found.within))
             body.append([named, network, within, str(found.seeds), pooled, str(found.cells)])
     return markdown(["cells", "network", "within seeds", "seeds", "pooled", "cells"], body)
 
