@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import importlib.util
 import json
 import os
 import shutil
@@ -179,6 +180,23 @@ def test_a_finished_run_stays_as_it_is(trained, tiny_experiment):
     os.utime(trained / "report" / "report.html", (older, older))
     status, out, _ = pv_vae(*call)
     assert status == 0 and "PSNR" in out, "a report older than a stage is written anew"
+
+
+def test_a_run_without_what_reports_need_is_told_so_and_ends_well(trained, tiny_experiment, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "report")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "jinja2" else find(name, *more)
+    )
+    status, out, error = pv_vae("train", "--config", tiny_experiment, "--workdir", tmp_path / "run")
+    needs = "reports need jinja2: pip install jinja2 (the extra [report] holds them)"
+    first, *_, last = error.splitlines()
+    assert status == 0 and out == "" and first == f"the report will be skipped: {needs}"
+    assert last == f"no report was written: {needs}; then run pv-vae evaluate --workdir {tmp_path / 'run'}"
+    assert not (tmp_path / "run" / "report").exists()
+    assert fails("evaluate", "--workdir", tmp_path / "run").endswith(needs)
+    assert fails("analyze", tmp_path / "run", "--out", tmp_path / "out").endswith(needs)
 
 
 def test_another_configuration_is_refused_with_its_differences(trained, tiny_experiment):

@@ -139,7 +139,9 @@ def test_scores_of_other_protocols_or_clips_have_columns_of_their_own(tmp_path):
 
 
 def test_what_does_not_compare_is_refused(runs, tmp_path):
-    assert "'compare' is now 'pv-vae evaluate A B'" in fails("compare", runs / "a", runs / "b", status=2)
+    assert pv_vae("compare", "a", "b") == (2, "", "pv-vae: 'compare' is now 'pv-vae evaluate A B'\n")
+    assert "--clips: these measure one run" in fails("evaluate", runs / "a", runs / "b", "--clips=2")
+    assert "--paired: these compare sets" in fails("evaluate", runs / "a", runs / "b", "--paired")
     assert "named twice" in fails("evaluate", runs / "a", runs / "a")
     assert "holds no run" in fails("evaluate", runs / "a", tmp_path)
     assert "must end in .html" in fails("evaluate", runs / "a", runs / "b", "--out", tmp_path / "x.pdf")

@@ -81,6 +81,13 @@ def test_wheel_says_that_it_is_typed(built):
     assert (built / "pv_vae_jax" / "py.typed").exists()
 
 
+def test_wheel_has_what_reports_are_made_of(built):
+    for name in ("paper.json", "templates/page.html"):
+        assert (built / "pv_vae_jax" / "report" / name).read_text() == (
+            ROOT / "pv_vae_jax" / "report" / name
+        ).read_text()
+
+
 def test_entry_point_exists():
     (script,) = ast.literal_eval(keyword("entry_points"))["console_scripts"]
     command, target = re.fullmatch(r"(\S+) = (\S+)", script).groups()
