@@ -1,9 +1,8 @@
 """Lists of names that packages export, imported on first use.
 
 Loader processes import `pv_vae_jax.data` and must not start jax with it, and `import pv_vae_jax` is to be quick. So the
-imports in a package's `__init__` stand under `TYPE_CHECKING`, where type checkers and editors read them, and are made
-at run time when a name is first asked for. `etils.epy.lazy_api_imports` would do it as well, but costs an import of
-its own, and type checkers do not see through it.
+imports in a package's `__init__` are under `TYPE_CHECKING`, where type checkers and editors read them, and are made at
+run time when a name is first asked for. `etils.epy.lazy_api_imports` does the same; this needs no dependency.
 """
 
 from __future__ import annotations

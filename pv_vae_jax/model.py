@@ -23,6 +23,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Num
 from safetensors import SafetensorError
 
 from pv_vae_jax.flow import classifier_free_guidance, denormalize_latents, euler
@@ -50,6 +51,11 @@ SHIPPED = Path(__file__).parent / "weights"
 
 # The stage whose model a work directory offers: the last that is finished.
 STAGE_ORDER = ("diffusion", *reversed(VAE_STAGES))
+
+# What methods take and return. Videos are uint8 or float in [-1, 1], on the host or on a device.
+Video = Num[Array | np.ndarray, "b t H W 3"]
+Latents = Float[Array | np.ndarray, "b g h w z"]
+Labels = Int[Array | np.ndarray, " n"] | list[int]
 
 
 class Meta(dict):
@@ -104,11 +110,13 @@ class Model:
         if not isinstance(self.meta, Meta):
             object.__setattr__(self, "meta", Meta(self.meta))
 
-    def posterior(self, video: Array, *, chunk: int | None = None) -> Posterior:
+    def posterior(self, video: Video, *, chunk: int | None = None) -> Posterior:
         """The Gaussian over latents, `mean` and `logvar`; `chunk` as for `encode`."""
         return _posterior(self.vae, chunk, self.vae_params, _checked_video(self.vae, video))
 
-    def encode(self, video: Array, key: PRNGKey | None = None, *, chunk: int | None = None) -> Array:
+    def encode(
+        self, video: Video, key: PRNGKey | None = None, *, chunk: int | None = None
+    ) -> Float[Array, "b g h w z"]:
         """Video to latents: the posterior's mean, or with `key` a sample of it.
 
         Args:
@@ -119,16 +127,16 @@ class Model:
         """
         return _encode(self.vae, chunk, self.vae_params, _checked_video(self.vae, video), key)
 
-    def decode(self, latents: Array, *, chunk: int | None = None) -> Array:
+    def decode(self, latents: Latents, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
         """Latents `(b, g, h, w, z)` to float32 video, about [-1, 1] and not clamped; `chunk` as for `encode`."""
         _check_not_empty("latents", latents)
         return _decode(self.vae, chunk, self.vae_params, latents)
 
-    def reconstruct(self, video: Array, *, chunk: int | None = None) -> Array:
+    def reconstruct(self, video: Video, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
         """Encode to the posterior's mean, decode: the video's shape, float32 clamped to [-1, 1]."""
         return _reconstruct(self.vae, chunk, self.vae_params, _checked_video(self.vae, video))
 
-    def predict(self, video: Array, observed: int = 9, key: PRNGKey | None = None) -> Array:
+    def predict(self, video: Video, observed: int = 9, key: PRNGKey | None = None) -> Float[Array, "b t H W 3"]:
         """See the first `observed` frames and draw all: the video's shape, float32 clamped to [-1, 1].
 
         Args:
@@ -148,13 +156,13 @@ class Model:
 
     def sample(
         self,
-        labels: ArrayLike,
+        labels: Labels,
         key: PRNGKey,
         *,
         steps: int = 100,
         guidance: float = 1.0,
-        index: ArrayLike | None = None,
-    ) -> Array:
+        index: Labels | None = None,
+    ) -> Float[Array, "n t H W 3"]:
         """Generate one clip a label: noise, Euler steps with guidance, decoder.
 
         Args:
@@ -166,7 +174,7 @@ class Model:
             number alone, so a large set may be drawn in batches.
 
         Returns:
-          `(n, 1 + T, H, W, 3)` float32 clamped to [-1, 1]; NaN where a pixel is not finite.
+          Video clamped to [-1, 1]; NaN where a pixel is not finite.
         """
         labels = checked_labels(self, labels, guidance)
         index = np.arange(len(labels)) if index is None else index

@@ -21,6 +21,7 @@ import flax.struct
 import jax
 import jax.core
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from pv_vae_jax.dropping import DropFrom
 from pv_vae_jax.models.vae import VAE, Posterior
@@ -32,15 +33,15 @@ class Prediction:
     """What one predictive pass yields.
 
     Attributes:
-      latents: `(b, g, h, w, z)`, what the decoder draws all frames from: observed positions and pads.
+      latents: what the decoder draws all frames from, observed positions and pads.
       posterior: the posterior over the encoded latent frames: `g - k` of them (truncated) or all `g` (filled).
-      observed: `(b, frames of posterior)` float, 1 where a latent frame was seen; `(b, g, h, w)` if `predict_masked`
-        withheld parts of frames. The KL term counts these only.
+      observed: 1 where a latent frame was seen, `(b, frames of posterior)`; `(b, g, h, w)` if `predict_masked` withheld
+        parts of frames. The KL term counts these only.
     """
 
-    latents: Array
+    latents: Float[Array, "b g h w z"]
     posterior: Posterior
-    observed: Array
+    observed: Float[Array, "b n *place"]
 
 
 def observed_frames(frames: int, dropped: int, time_factor: int) -> int:
@@ -60,7 +61,9 @@ def observed_frames(frames: int, dropped: int, time_factor: int) -> int:
     return kept
 
 
-def predict_truncated(model: VAE, params: Params, video: Array, dropped: int, key: PRNGKey | None) -> Prediction:
+def predict_truncated(
+    model: VAE, params: Params, video: Float[Array, "b t H W 3"], dropped: int, key: PRNGKey | None
+) -> Prediction:
     """Encode the observed frames alone and append `dropped` pad frames.
 
     Args:
@@ -81,7 +84,9 @@ def predict_truncated(model: VAE, params: Params, video: Array, dropped: int, ke
     return Prediction(latents, posterior, jnp.ones(posterior.mean.shape[:2]))
 
 
-def predict_filled(model: VAE, params: Params, video: Array, dropped: Array, key: PRNGKey | None) -> Prediction:
+def predict_filled(
+    model: VAE, params: Params, video: Float[Array, "b t H W 3"], dropped: Int[Array, "*b"], key: PRNGKey | None
+) -> Prediction:
     """Encode every frame and overwrite the last `dropped` latent frames with pads.
 
     `dropped` is an int array: scalar, or `(b,)` for a `k` per example; it is clipped to `0 .. g - 1`, because group 0
@@ -96,7 +101,13 @@ def predict_filled(model: VAE, params: Params, video: Array, dropped: Array, key
 
 
 def predict_masked(
-    model: VAE, params: Params, video: Array, observed: Array, key: PRNGKey | None, *, drop_from: DropFrom = "pixels"
+    model: VAE,
+    params: Params,
+    video: Float[Array, "b t H W 3"],
+    observed: Bool[Array, "b g *place"],
+    key: PRNGKey | None,
+    *,
+    drop_from: DropFrom = "pixels",
 ) -> Prediction:
     """Overwrite the latent positions that are not `observed` with pads.
 
@@ -122,7 +133,9 @@ def predict_masked(
     return Prediction(jnp.where(kept, latents, pad.astype(latents.dtype)), posterior, observed.astype(jnp.float32))
 
 
-def mask_pixels(video: Array, observed: Array, time_factor: int, space_factor: int) -> Array:
+def mask_pixels(
+    video: Float[Array, "b t H W c"], observed: Bool[Array, "b g *place"], time_factor: int, space_factor: int
+) -> Float[Array, "b t H W c"]:
     """`video (b, 1 + T, H, W, 3)` with mid-grey (0) for the pixels of latent positions that are not `observed`.
 
     A position `(i, y, x)` stands for a square of `space_factor` pixels in the frames of group `i`.

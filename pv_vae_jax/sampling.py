@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from pv_vae_jax.model import Model, checked_labels
@@ -16,25 +17,22 @@ from pv_vae_jax.typing import Array, NonFiniteError
 
 def sample_clips(
     model: Model,
-    labels: np.ndarray,
+    labels: Int[np.ndarray, " n"],
     *,
     steps: int = 100,
     guidance: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "n t H W 3"]:
     """`Model.sample` in batches of one compiled shape: one clip a label.
 
     Args:
       model: a model with a diffusion transformer.
-      labels: `(n,)` classes; a model without classes only takes their number.
+      labels: classes; a model without classes only takes their number.
       steps: Euler steps (paper: 100).
       guidance: scale of classifier-free guidance; 1 is none. A model without classes takes 1 only.
       seed: seed of the noise; clip `i` depends on `(seed, i)` alone.
       batch_size: clips at a time.
-
-    Returns:
-      `(n, 1 + T, H, W, 3)` uint8.
 
     Raises:
       ValueError: the model has no transformer, or no classes to guide by, or a label is out of range.
@@ -56,5 +54,5 @@ def sample_clips(
 
 
 @jax.jit
-def _pixels(video: Array) -> tuple[Array, Array]:
+def _pixels(video: Float[Array, "n t H W 3"]) -> tuple[UInt8[Array, "n t H W 3"], Array]:
     return to_uint8(video), jnp.isfinite(video).all()

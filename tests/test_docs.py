@@ -371,7 +371,7 @@ def program(page: str, tmp_path: Path, monkeypatch, without: str = "") -> dict:
     return names
 
 
-IMPORTING = "Plain JAX", "A module as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch", "A clip from"
+IMPORTING = "Plain JAX", "A model as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch", "A clip from"
 
 
 def test_the_importing_page_has_the_sections_that_are_tested():
@@ -386,6 +386,7 @@ def test_plain_jax_and_modules_as_pytrees(tmp_path, monkeypatch):
     assert jax.tree.structure(slopes) == jax.tree.structure(names["one"])
     np.testing.assert_allclose(names["ensemble"][0], names["latents"], atol=1e-5)
     assert float(jnp.abs(names["ensemble"][1] - names["latents"]).max()) > 1e-4
+    assert names["drawn"].shape == names["video"].shape and names["half"].vae.config.dtype == "bfloat16"
 
 
 def test_flax_nnx_and_a_foreign_mesh(tmp_path, monkeypatch):
