@@ -34,9 +34,10 @@ from pv_vae_jax.data.latents import LatentSource, write_latents
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry, videos_below
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos, unpack
+from pv_vae_jax.data.readers.records import RecordVideos, unpack
 from pv_vae_jax.data.sources import FolderVideos
-from pv_vae_jax.data.video_files import read_video, write_video
+from pv_vae_jax.data.video_reading import read_video
+from pv_vae_jax.data.video_writing import write_video
 
 FRAMES = 17
 TURNS = 5

@@ -22,13 +22,14 @@ from pv_vae_jax.data.datasets import (
     realestate10k,
     ucf101,
 )
-from pv_vae_jax.data.images import ImageFiles, read_image
+from pv_vae_jax.data.readers.images import ImageFiles, read_image
 from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos
-from pv_vae_jax.data.skips import SkipLog
+from pv_vae_jax.data.readers.records import RecordVideos
+from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.sources import ImageFrames, class_names, fingerprint, open_source
-from pv_vae_jax.data.video_files import BrokenVideoError, write_video
+from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.train.config_files import load_experiment
 from studies.probes import datasets as probes
 from tests.video_fixture import encode, waves

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from pv_vae_jax.data import video_files
+from pv_vae_jax.data import video_reading
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry
 from pv_vae_jax.data.prepare import ClipSettings, plan, run_task
 from pv_vae_jax.data.sources import FolderVideos, open_source
-from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, probe, read_video, write_video
+from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, probe, read_video
+from pv_vae_jax.data.video_writing import encode_video, write_video
 from tests.video_fixture import encode, encode_sound, waves
 
 FILES = 500
@@ -113,14 +114,14 @@ def test_preparing_accounts_for_every_file(fuzzed, tmp_path):
 
 def test_pictures_too_large_to_decode_are_refused(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", waves(12))
-    monkeypatch.setattr(video_files, "MAX_PIXELS", 32 * 48 - 1)
+    monkeypatch.setattr(video_reading, "MAX_PIXELS", 32 * 48 - 1)
     for read in (probe, read_video):
         with pytest.raises(BrokenVideoError, match="a.mp4: pictures of 32 x 48, more than 1535 pixels"):
             read(tmp_path / "a.mp4")
 
 
 def test_records_with_flipped_bytes_give_clips_or_reasons():
-    data = video_files.encode_video(waves(20), fps=12, gop=8, crf=18)
+    data = encode_video(waves(20), fps=12, gop=8, crf=18)
     outcomes = set()
     for i in range(200):
         try:

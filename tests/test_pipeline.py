@@ -18,7 +18,7 @@ from pv_vae_jax.data.mixture import MixtureComponent, balanced_batch_sizes, mixe
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.sources import ImageFrames, fingerprint, open_source
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.model import Pretrained, save
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.sharding.mesh import make_mesh

@@ -20,9 +20,10 @@ from pv_vae_jax.data import prepare
 from pv_vae_jax.data.datasets import list_dataset
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, Task, finish, plan, prepare_split, run_task
-from pv_vae_jax.data.records import RecordVideos, read_manifest, unpack
+from pv_vae_jax.data.readers.records import RecordVideos, read_manifest, unpack
 from pv_vae_jax.data.shards import Shards, file_hash, write_shard
-from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video, write_video
+from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.storage import locked
 from tests.video_fixture import encode, encode_sound, waves
 

@@ -5,11 +5,12 @@ import pytest
 
 from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos, pack, unpack
+from pv_vae_jax.data.readers.records import RecordVideos, pack, unpack
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
-from pv_vae_jax.data.skips import SkipLog
+from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.sources import class_names, open_source
-from pv_vae_jax.data.video_files import EncodedVideo, encode_video, read_video, write_video
+from pv_vae_jax.data.video_reading import EncodedVideo, read_video
+from pv_vae_jax.data.video_writing import encode_video, write_video
 from tests.video_fixture import waves
 
 SHAPE = dict(frames=9, size=16)

@@ -14,10 +14,10 @@ from pv_vae_jax.cli.evaluate import _left_out, _read_clips
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos
-from pv_vae_jax.data.skips import SkipLog
+from pv_vae_jax.data.readers.records import RecordVideos
+from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.sources import FolderVideos, NoVideosError, open_source
-from pv_vae_jax.data.video_files import (
+from pv_vae_jax.data.video_reading import (
     BrokenVideoError,
     EncodedVideo,
     count_frames,
@@ -492,7 +492,7 @@ def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_bef
 LEFT_EARLY = """
 import ctypes, gc, sys
 from pathlib import Path
-from pv_vae_jax.data.video_files import EncodedVideo, iterate_video, read_video
+from pv_vae_jax.data.video_reading import EncodedVideo, iterate_video, read_video
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "a b c d e f g used h i".split()]

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.data.clips import centre_crop
-from pv_vae_jax.data.video_files import count_frames, iterate_video, probe
+from pv_vae_jax.data.video_reading import count_frames, iterate_video, probe
 from pv_vae_jax.model import Pretrained
 from pv_vae_jax.typing import ConfigError, check_clip_shape
 

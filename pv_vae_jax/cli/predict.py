@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli.clips import define_model_flags, read_clips, result_path, scale_for
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.model import load
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.predictive import predict_clip

@@ -19,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from pv_vae_jax.cli.clips import VideoFile, define_model_flags, open_clips, result_path, scale_for
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
 from pv_vae_jax.model import Pretrained, load
 from pv_vae_jax.models.vae import VAE

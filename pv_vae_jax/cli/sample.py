@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli.clips import scale_for
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.model import load
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.typing import ConfigError

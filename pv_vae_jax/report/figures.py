@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 
 WIDTH, HEIGHT = 420, 230  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 52, 22, 10, 38
