@@ -65,7 +65,7 @@ def file_hash(path: Path) -> str:
 
 
 def make_writable(folder: Path) -> Path:
-    """Create `folder` if needed, check that it is writable, and return it. Call this before the work whose results go there.
+    """Create `folder` if needed, check that it is writable, and return it. To be called before the work, not after it.
 
     Raises:
       OSError: files cannot be written there; the message says what to do.

@@ -10,14 +10,17 @@ import dataclasses
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.shards import BrokenRecordError
 from pv_vae_jax.data.video_reading import BrokenVideoError
+
+T = TypeVar("T")
 
 UNREADABLE = (BrokenVideoError, BrokenRecordError, OSError)
 
@@ -120,6 +123,18 @@ class Reader:
             self.log.skip(shown, self.skipped[name])
 
 
+def first_readable(
+    indices: Iterable[int], read: Callable[[int], T], skip: Callable[[int, Exception], None]
+) -> tuple[T, int] | None:
+    """What `read` gives for the first of `indices` that can be read, and this index; others are passed to `skip`."""
+    for i in indices:
+        try:
+            return read(i), i
+        except UNREADABLE as error:
+            skip(i, error)
+    return None
+
+
 class ClipSource:
     """Clips, or single frames, of the videos of a reader.
 
@@ -211,21 +226,22 @@ class ClipSource:
         # Drawn before reading: which video replaces a broken one does not change the draws.
         corner = rng.random(2) if self.crop == "random" or reader.draws_corner else None
         corner = corner if self.crop == "random" else None
-        for i in ((video + step) % total for step in range(total)):
-            if reader.lengths is not None and reader.lengths[i] < self.span:
-                continue
-            try:
-                clip = reader.open(i)
-                last = clip.length - 1 - (count - 1) * self.stride  # start of the last window
-                if last < 0:
-                    raise BrokenVideoError(f"{clip.length} frames, a clip spans {clip.length - last}")
-                # A shorter video that replaces another may not have the window: then its last one.
-                frames = self.cache.read(i, clip, min(start(clip.length), last), count, self.stride)  # (count, h, w, 3)
-            except UNREADABLE as error:
-                reader.skip(reader.name(i), error)
-                continue
+        indices = ((video + step) % total for step in range(total))
+        if reader.lengths is not None:
+            indices = (i for i in indices if reader.lengths[i] >= self.span)
+
+        def read(i: int) -> dict:
+            clip = reader.open(i)
+            last = clip.length - 1 - (count - 1) * self.stride  # start of the last window
+            if last < 0:
+                raise BrokenVideoError(f"{clip.length} frames, a clip spans {clip.length - last}")
+            # A shorter video that replaces another may not have the window: then its last one.
+            frames = self.cache.read(i, clip, min(start(clip.length), last), count, self.stride)  # (count, h, w, 3)
             frames = np.array(crop(frames, reader.size, corner))  # copied, so that the cache keeps its own
-            return {"video": frames, "label": np.int32(clip.label)}, i
+            return {"video": frames, "label": np.int32(clip.label)}
+
+        if found := first_readable(indices, read, lambda i, error: reader.skip(reader.name(i), error)):
+            return found
         raise NoVideosError(
             f"none of the {total} {reader.unit} of {reader.folder} can be read: {summarize(reader.skipped)}"
         )

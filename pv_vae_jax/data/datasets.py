@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, summarize, videos_below, videos_in
-from pv_vae_jax.data.readers import images
+from pv_vae_jax.data.readers import image_files
 from pv_vae_jax.data.video_reading import SUFFIXES
 
 _SPLITS = ("train", "test")
@@ -108,7 +108,9 @@ def realestate10k(folder: str | Path, split: str) -> SplitIndex:
         video = on_disk.get(identity, folder / "videos" / f"{identity}.mp4")
         # The last frame is part of the sequence; one more millisecond keeps rounding from losing it.
         wanted.append(VideoEntry(video, f"{split}/{path.stem}", 0, times[0] / 1e6, times[-1] / 1e6 + 1e-3))
-    listing = _present("RealEstate10K", ["real estate"], wanted, "put complete YouTube videos into videos/YOUTUBEID.mp4")
+    listing = _present(
+        "RealEstate10K", ["real estate"], wanted, "put complete YouTube videos into videos/YOUTUBEID.mp4"
+    )
     return SplitIndex(listing.dataset, listing.class_names, listing.items, listing.absent | broken)
 
 
@@ -146,7 +148,7 @@ def imagenet(folder: str | Path, split: str) -> SplitIndex:
         if not (folder / part).is_dir():
             raise NoVideosError(f"{folder} has no folder {part}: images are expected in train/CLASS/ and val/CLASS/")
     class_names = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
-    flat = [p.name for p in (folder / name).iterdir() if p.suffix.lower() in images.SUFFIXES]
+    flat = [p.name for p in (folder / name).iterdir() if p.suffix.lower() in image_files.SUFFIXES]
     if flat and not any((folder / name / c).is_dir() for c in class_names):
         raise NoVideosError(
             f"{folder / name} holds {len(flat)} images directly: sort them into CLASS/ like those of train"
@@ -155,10 +157,12 @@ def imagenet(folder: str | Path, split: str) -> SplitIndex:
         VideoEntry(path, path.relative_to(folder).as_posix(), label)
         for label, c in enumerate(class_names)
         for path in sorted((folder / name / c).glob("*"))
-        if path.suffix.lower() in images.SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in image_files.SUFFIXES and path.is_file() and not path.name.startswith(".")
     ]
     if not items:
-        raise NoVideosError(f"{folder / name} holds no images ({', '.join(images.SUFFIXES)}) in sub-folders of classes")
+        raise NoVideosError(
+            f"{folder / name} holds no images ({', '.join(image_files.SUFFIXES)}) in sub-folders of classes"
+        )
     return SplitIndex("ImageNet", tuple(class_names), tuple(items), kind="image")
 
 
@@ -215,7 +219,7 @@ def _holds_images(*folders: Path) -> bool:
     for folder in folders:
         for path in sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith(".")):
             suffixes = [p.suffix.lower() for p in path.iterdir() if not p.name.startswith(".")]
-            pictures, videos = (sum(s in known for s in suffixes) for known in (images.SUFFIXES, SUFFIXES))
+            pictures, videos = (sum(s in known for s in suffixes) for known in (image_files.SUFFIXES, SUFFIXES))
             if pictures or videos:
                 return pictures > videos
     return False
@@ -244,7 +248,7 @@ def _kinetics_rows(path: Path) -> list[dict]:
 def _present(dataset: str, class_names: list[str], wanted: list[VideoEntry], where: str) -> SplitIndex:
     """The files that exist. Raises NoVideosError if none does."""
 
-    @functools.lru_cache(maxsize=None)  # one scan a folder: a list may name hundreds of thousands of files
+    @functools.cache  # one scan a folder: a list may name hundreds of thousands of files
     def names(folder: Path) -> set[str]:
         # A link to a missing file is not a file.
         return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()

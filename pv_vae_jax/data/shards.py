@@ -119,4 +119,3 @@ class Shards:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _readers=OrderedDict(), _lock=threading.Lock())
-

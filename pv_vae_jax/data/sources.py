@@ -18,8 +18,8 @@ from pv_vae_jax.data import datasets
 from pv_vae_jax.data.clips import ClipSource, Reader, SkipLog
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, video_folder
 from pv_vae_jax.data.readers import records, tfds
-from pv_vae_jax.data.readers.files import VideoFiles
-from pv_vae_jax.data.readers.images import ImageFiles
+from pv_vae_jax.data.readers.image_files import ImageFiles
+from pv_vae_jax.data.readers.video_files import VideoFiles
 from pv_vae_jax.data.synthetic import SyntheticVideos, families_of
 
 __all__ = ["DATASETS", "NoVideosError", "VideoSource"]

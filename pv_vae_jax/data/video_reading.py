@@ -101,7 +101,7 @@ def _open(path: str | Path | EncodedVideo):
         container.close()
         raise BrokenVideoError(f"{path}: frames of {context.height} x {context.width}, more than {MAX_PIXELS} pixels")
     context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change later on
-    # Clips are decoded in parallel anyway. More threads would take memory for each open file and leave damage unreported:
+    # Clips are decoded in parallel anyway. More threads would take memory for each open file, and not report damage:
     # what is skipped would depend on the number of cores.
     context.thread_count = 1
     return container, stream

@@ -58,8 +58,8 @@ def encode_video(video: Iterable[np.ndarray], *, fps: float, gop: int, crf: int)
       BrokenVideoError: the encoder refuses the frames, usually because of their size.
     """
     file = io.BytesIO()
-    # One thread: the bytes of x264 depend on their number, and clips are encoded in parallel anyway. With its macroblock
-    # tree the same frames gave other bytes once in 150 times; over short groups it gains little.
+    # One thread: the bytes of x264 depend on their number, and clips are encoded in parallel anyway. With its
+    # macroblock tree the same frames gave other bytes once in 150 times; over short groups it gains little.
     options = {"crf": str(crf), "g": str(gop), "bf": "0", "sc_threshold": "0", "preset": "veryfast"}
     options |= {"threads": "1", "mbtree": "0"}
     # The same frames in 5 to 15 % more bytes, of which a window decodes up to 2.4 times as fast.

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.clips import SkipLog
+from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.sources import VideoSource, open_source
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.sharding.mesh import make_mesh

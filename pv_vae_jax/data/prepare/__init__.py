@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, summarize
-from pv_vae_jax.data.prepare.clips import ClipSettings
+from pv_vae_jax.data.prepare.encoding import ClipSettings
 from pv_vae_jax.data.prepare.local import prepare_split
 from pv_vae_jax.data.sources import DATASETS, detect_format, list_dataset
 
@@ -48,10 +48,10 @@ def prepare_dataset(
     dataset = dataset or detect_format(source)
     if dataset not in DATASETS:
         raise NoVideosError(
-            f"{source} is prepared already, and training reads it as it is: use it as --config.data.source={source}"
+            f"{source} is prepared already, and training reads it as it is: use --config.data.source={source}"
         )
     if source.resolve() in (out.resolve(), *out.resolve().parents):
-        raise NoVideosError(f"{out} is inside the source, where its folders would be taken for classes: use another --out")
+        raise NoVideosError(f"{out} is inside the source and would be taken for classes: use another --out")
     # All lists first, so that missing files show before hours of work.
     listings = {split: list_dataset(source, split, dataset, fold) for split in dict.fromkeys(splits)}
     if "train" in listings and not listings["train"].items:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pv_vae_jax.data.listing import SplitIndex
-from pv_vae_jax.data.prepare.clips import ClipSettings
+from pv_vae_jax.data.prepare.encoding import ClipSettings
 from pv_vae_jax.data.prepare.tasks import finish, lock_split, plan, run_task, unfinished
 from pv_vae_jax.data.shards import remove_partial_shards
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex
-from pv_vae_jax.data.prepare.clips import ClipSettings
+from pv_vae_jax.data.prepare.encoding import ClipSettings
 from pv_vae_jax.data.prepare.tasks import Task, finish, lock_split, plan, run_task, unfinished
 from pv_vae_jax.data.readers.records import read_manifest
 from pv_vae_jax.data.shards import remove_partial_shards
@@ -31,8 +31,8 @@ def prepare_split(
 ) -> dict:
     """Make all shards of a split and return the manifest.
 
-    Existing shards are kept; deleted or truncated ones are made again. A file that crashes its process is named and left
-    out. Workers end at once when this call ends or its process is killed.
+    Existing shards are kept; deleted or truncated ones are made again. A file that crashes its process is named and
+    left out. Workers end at once when this call ends or its process is killed.
 
     Args:
       listing: files of the split.

@@ -1,8 +1,8 @@
 """Shards as tasks.
 
-The files of a split are distributed over shards in an order drawn from their names, so that every shard holds all kinds.
-A task makes one shard. It depends on its files and the settings alone, and is done when its JSON file exists and the
-records have the size that the JSON file states. So tasks may run in processes of one machine (`local`), or on many
+The files of a split are distributed over shards in an order drawn from their names, so that every shard holds all
+kinds. A task makes one shard. It depends on its files and the settings alone, and is done when its JSON file exists and
+the records have the size that the JSON file states. So tasks may run in processes of one machine (`local`), or on many
 machines (`beam`), and write the same bytes.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, summarize
-from pv_vae_jax.data.prepare.clips import ClipSettings, encode_clips
+from pv_vae_jax.data.prepare.encoding import ClipSettings, encode_clips
 from pv_vae_jax.data.readers.records import FORMAT, pack
 from pv_vae_jax.data.shards import write_shard
 from pv_vae_jax.data.video_reading import BrokenVideoError
@@ -71,7 +71,7 @@ def lock_split(folder: Path) -> Iterator[None]:
 
 
 def plan(listing: SplitIndex, folder: Path, settings: ClipSettings, *, files: int = 64) -> list[Task]:
-    """Distribute a split over shards of about `files` source files, and write `key.json`, which says what they are made of.
+    """Distribute a split over shards of about `files` source files, and write what they are made of to `key.json`.
 
     Raises:
       NoVideosError: the split has no files; the folder holds shards of other files or settings, which are named, or
@@ -213,7 +213,7 @@ def _check_new(folder: Path, key: dict) -> None:
     found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if found:
         raise NoVideosError(
-            f"{folder} holds {', '.join(found[:3])} but no key.json, so pv-vae prepare did not make it: use another --out"
+            f"{folder} holds {', '.join(found[:3])} but no key.json, so it was not prepared here: use another --out"
         )
     other = {"train": "test", "test": "train"}.get(folder.name)
     if other:  # otherwise a model could be scored on its training clips: folds of UCF101 share videos

@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> dict:
             _check(manifest)
     except (ValueError, AttributeError, TypeError) as error:
         raise NoVideosError(
-            f"{path} is damaged ({error}): run the same pv-vae prepare again, it keeps the shards and rewrites this file"
+            f"{path} is damaged ({error}): run the same pv-vae prepare again, it keeps the shards and rewrites it"
         ) from error
     if found != FORMAT:
         raise NoVideosError(f"{path} has format {found!r}, this version reads {FORMAT!r}: prepare {folder} again")
@@ -95,8 +95,9 @@ class RecordReader(Reader):
 
     def __init__(self, folder: Path, *, size: int, log: SkipLog | None = None):
         if not folder.is_dir():
+            split = folder.name
             raise NoVideosError(
-                f"{folder.parent} was prepared without the split {folder.name}: run pv-vae prepare with --split={folder.name}"
+                f"{folder.parent} was prepared without the split {split}: prepare it with --split={split}"
             )
         manifest = read_manifest(folder)
         super().__init__(folder, manifest["class_names"], size, log)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pv_vae_jax.data.listing import VideoEntry
-from pv_vae_jax.data.readers import images, tfds
+from pv_vae_jax.data.readers import image_files, tfds
 from pv_vae_jax.data.video_reading import BrokenVideoError, iterate_at_rate, probe, resize
 from pv_vae_jax.data.video_writing import encode_video
 
@@ -73,9 +73,9 @@ def _clips(entry: VideoEntry, settings: ClipSettings, kind: str) -> Iterator[tup
     """Those of `encode_clips`, one at a time."""
     label, min_frames, side = entry.label, settings.min_frames, settings.short_side
     if kind == "image":
-        image = images.read_image(entry.path)
+        image = image_files.read_image(entry.path)
         if min(image.shape[:2]) > side:
-            image = images.read_image(entry.path, short_side=side)
+            image = image_files.read_image(entry.path, short_side=side)
         fps, frames, min_frames = 1.0, [image], 1
     elif kind == "tfds":
         video, label = tfds.read_entry(entry)
