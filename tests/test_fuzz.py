@@ -7,7 +7,8 @@ import pytest
 
 from pv_vae_jax.data import video_reading
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry
-from pv_vae_jax.data.prepare import ClipSettings, plan, run_task
+from pv_vae_jax.data.prepare import ClipSettings
+from pv_vae_jax.data.prepare.tasks import plan, run_task
 from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, probe, read_video
 from pv_vae_jax.data.video_writing import encode_video, write_video
