@@ -424,7 +424,7 @@ def test_programs_of_a_stage():
 def test_reading(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     from benchmarks import data
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
 
     write_video(tmp_path / "a.mp4", data.texture(24, 48, 64, 0), fps=24, crf=20)
     changed = dict(seconds=0.01, batches=10, step=0.0, steps=2, batch_size=1, side=32, videos=tmp_path)

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import io
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -33,7 +33,8 @@ from pv_vae_jax.typing import ConfigError, NonFiniteError, WeightsError
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
-from pv_vae_jax.data.video_files import read_video, write_video  # noqa: E402
+from pv_vae_jax.data.video_reading import read_video  # noqa: E402
+from pv_vae_jax.data.video_writing import write_video  # noqa: E402
 from tests.test_video_files import lying_file, waves  # noqa: E402
 
 # Every stage in a few steps; one device, so that a batch of four needs no eight. The GAN starts within stage video.

@@ -268,7 +268,7 @@ def workplace(tmp_path_factory) -> Path:
     """A folder with everything that the documents' commands name, and the demo trained."""
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     from pv_vae_jax.data.synthetic import SyntheticVideos
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
     from tests.test_cli import TINY_EXPERIMENT
 
     place = tmp_path_factory.mktemp("workplace")
@@ -409,7 +409,7 @@ def test_flax_nnx_and_a_foreign_mesh(tmp_path, monkeypatch):
 def test_a_clip_from_a_file_is_coded_and_scored(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     from pv_vae_jax.data.synthetic import SyntheticVideos
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
 
     video = SyntheticVideos(clips=1, frames=20, size=32).clip(0)["video"]
     write_video(tmp_path / "clip.mp4", np.pad(video, ((0, 0), (0, 0), (0, 6), (0, 0)), mode="edge"))

@@ -388,7 +388,7 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys):
 
 def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path, capsys):
     pytest.importorskip("av")
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
 
     model, params, _ = tiny
     (tmp_path / "films").mkdir()

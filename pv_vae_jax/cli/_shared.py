@@ -12,7 +12,7 @@ from absl import flags
 
 from pv_vae_jax.convert.lpips import HEAD_NAMES
 from pv_vae_jax.data.clips import centre_crop
-from pv_vae_jax.data.video_files import count_frames, iterate_video, probe
+from pv_vae_jax.data.video_reading import count_frames, iterate_video, probe
 from pv_vae_jax.model import Model
 from pv_vae_jax.typing import ConfigError, check_clip_shape
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli._shared import define_video_flags, open_videos, result_path, scale_for
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.model import load
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.typing import ConfigError, ShapeError

@@ -19,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from pv_vae_jax.cli._shared import VideoFile, define_video_flags, open_videos, result_path, scale_for
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
 from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.vae import VAE

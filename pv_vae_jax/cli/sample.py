@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli._shared import define_model_flags, scale_for
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.model import load
 from pv_vae_jax.sampling import sample_clips

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.data.pipeline import train_batches
     from pv_vae_jax.data.sources import open_source
     from pv_vae_jax.data.synthetic import SyntheticVideos
-    from pv_vae_jax.data.video_files import (
+    from pv_vae_jax.data.video_reading import (
         BrokenVideoError,
         VideoInfo,
         count_frames,
@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # imported on first use
         iterate_video,
         probe,
         read_video,
-        write_video,
     )
+    from pv_vae_jax.data.video_writing import write_video
 
 __all__ = [
     "BrokenVideoError",
