@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pv_vae_jax.flow import classifier_free_guidance, euler, flow_matching_loss
     from pv_vae_jax.masking import sample_mask
     from pv_vae_jax.model import Pretrained, load, save
-    from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
+    from pv_vae_jax.models.latte import Latte, LatteConfig
     from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.pixels import to_float, to_uint8
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "flow": ("classifier_free_guidance", "euler", "flow_matching_loss"),
     "masking": ("sample_mask",),
-    "models.latte": ("LATTE_SIZES", "Latte", "LatteConfig"),
+    "models.latte": ("Latte", "LatteConfig"),
     "models.transformer_vae": ("TransformerVAE", "TransformerVAEConfig"),
     "models.vae": ("VAE", "Posterior", "VAEConfig"),
     "pixels": ("to_float", "to_uint8"),
@@ -38,7 +38,6 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 # Written out for type checkers, to which a typed package exports what stands here.
 __all__ = [
-    "LATTE_SIZES",
     "Latte",
     "LatteConfig",
     "Posterior",

@@ -71,19 +71,20 @@ def check_sizes(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{name} is at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise `ValueError` unless networks compute in `dtype`."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
+def check_choices(config: Any, **choices: Iterable[str]) -> None:
+    """Raise `ValueError` unless each named field of `config` has one of the given values."""
+    for name, values in choices.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {getattr(config, name)!r}")
 
 
 def check_latent_shape(shape: tuple[int, ...], channels: int) -> None:
     """Raise `ShapeError` unless `shape` is `(b, g, h, w, channels)`."""
     if len(shape) != 5 or shape[-1] != channels:
-        raise ShapeError(f"latents have shape (b, g, h, w, {channels}); got {tuple(shape)}")
+        raise ShapeError(f"expected latents of shape (b, g, h, w, {channels}), got {tuple(shape)}")

@@ -91,7 +91,7 @@ def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
         ("video.objective.local_correlation", "-1", "objective.local_correlation is a weight >= 0"),
         ("video.objective.local_correlation_target", "2", "local_correlation_target lies in (0, 1], got 2"),
         ("video.drop_pattern", "past", "drop_pattern is 'future' or 'infill' or 'block' or 'tube' or 'random'"),
-        ("latte.depth", "3", "depth counts pairs"),
+        ("latte.depth", "3", "depth must be even"),
         ("video.drop_form", "cut", "VAEStageConfig.drop_form is 'truncated' or 'filled', got 'cut'"),
         ("diffusion.time_distribution", "normal", "DiffusionConfig.time_distribution is 'uniform' or "),
         (
@@ -160,10 +160,10 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"video.optimizer.b1": "1.0"}, ConfigError, r"config.video.optimizer.b1 lies in \[0, 1\), got 1.0"),
         ({"diffusion.optimizer.clip_norm": "-1"}, ConfigError, "diffusion.optimizer.clip_norm is at least 0, got -1"),
         ({"video.optimizer.learning_rate": "1e999"}, ConfigError, "learning_rate is a finite number, got inf"),
-        ({"vae.patch": "0"}, ConfigError, "patch is at least 1, got 0"),
-        ({"vae.encoder_widths": "(0, 1, 1, 1, 1)"}, ConfigError, "encoder_widths is at least 1"),
-        ({"vae.dtype": "float7"}, ConfigError, "dtype is 'float32' or 'bfloat16'"),
-        ({"latte.heads": "0"}, ConfigError, "heads is at least 1, got 0"),
+        ({"vae.patch": "0"}, ConfigError, "patch must be at least 1, got 0"),
+        ({"vae.encoder_widths": "(0, 1, 1, 1, 1)"}, ConfigError, "encoder_widths must be at least 1"),
+        ({"vae.dtype": "float7"}, ConfigError, "dtype must be 'float32' or 'bfloat16'"),
+        ({"latte.heads": "0"}, ConfigError, "heads must be at least 1, got 0"),
         ({"video.sizes": "(17, 32)"}, ConfigError, r"config.video.sizes holds 17; an entry is \(frames, side\) or"),
         ({"video.sizes": "((17, 32, 0),)"}, ConfigError, r"holds \(17, 32, 0\); an entry is"),
         ({"video.sizes": "((16, 32),)"}, ShapeError, r"video.sizes, \(16, 32\): 16 frames .*: use 13 or 17"),
@@ -260,7 +260,7 @@ def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path, monkeypatch):
         (
             "from pv_vae_jax.train.configs import Experiment, VAEConfig\n"
             "def get_config():\n    return Experiment(vae=VAEConfig(pad='x'))\n",
-            "line 3: ValueError: pad is",
+            "line 3: ValueError: pad must be",
         ),
     ):
         (tmp_path / "wrong.py").write_text(text)

@@ -32,7 +32,6 @@ from pv_vae_jax.convert.wan import (
     published_shapes,
     to_wan,
 )
-from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.typing import WeightsError
 from tests import torch_fixture, wan_fixture
@@ -72,7 +71,7 @@ def convert(*arguments) -> tuple[int, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_and_shapes_are_the_published_ones(reference, name, layout):
     published = json.loads((reference / f"{name}_vae_param_shapes.json").read_text())
-    ours = published_shapes(SIZES[name], layout)
+    ours = published_shapes(getattr(VAEConfig, name)(), layout)
     assert ours == {key: tuple(shape) for key, shape in published[layout].items()}
     assert len(ours) == published["totals"]["tensors"]
     assert sum(int(np.prod(shape)) for shape in ours.values()) == published["totals"]["parameters"]
@@ -80,7 +79,7 @@ def test_names_and_shapes_are_the_published_ones(reference, name, layout):
 
 def test_the_two_layouts_name_the_same_tensors(reference):
     published = json.loads((reference / "wan22_vae_param_shapes.json").read_text())
-    pairs = zip(*(published_shapes(SIZES["wan22"], layout) for layout in ("diffusers", "original")), strict=True)
+    pairs = zip(*(published_shapes(VAEConfig.wan22(), layout) for layout in ("diffusers", "original")), strict=True)
     assert dict(pairs) == published["diffusers_to_original"]
     assert (published["latents_mean"], published["latents_std"]) == tuple(map(list, WAN22_LATENTS))
 
@@ -174,7 +173,7 @@ def test_a_network_that_is_no_wan_is_refused():
     with pytest.raises(WeightsError, match="not the names of a Wan VAE.*layer1.weight"):
         detect_layout({"layer1.weight": 0})
     with pytest.raises(ValueError, match="layouts are original and diffusers"):
-        published_shapes(SIZES["wan21"], "comfy")
+        published_shapes(VAEConfig.wan21(), "comfy")
 
 
 # Files

@@ -78,9 +78,9 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known
     overrides = {key: value for key, value in overrides.items() if not (value.isupper() or "FOLDER" in value)}
     if name == "convert":
-        from pv_vae_jax.models.sizes import SIZES
+        from pv_vae_jax.models.vae import VAEConfig
 
-        override(SIZES["wan22"], overrides)
+        override(VAEConfig.wan22(), overrides)
     elif name == "bench":
         from benchmarks.__main__ import find_bench
 
@@ -495,7 +495,7 @@ PAPER = {"paper_vae": ("image", "video", "decoder"), "paper_latte": ("decoder", 
 def test_the_papers_experiments_resolve_at_full_size(name):
     """What `pv-vae inspect` does before it compiles: every stage with trained steps, on eight devices, all abstract."""
     from pv_vae_jax.cli.inspect import plan_step
-    from pv_vae_jax.models.sizes import SIZES
+    from pv_vae_jax.models.vae import VAEConfig
     from pv_vae_jax.sharding.mesh import make_mesh
     from pv_vae_jax.sharding.rules import check_split
     from pv_vae_jax.train.run import check_mesh
@@ -503,7 +503,7 @@ def test_the_papers_experiments_resolve_at_full_size(name):
     experiment = load_experiment(ROOT / "experiments" / f"{name}.py", {"data.source": "synthetic"})
     assert experiment.vae.name == "t4s16c64" and experiment.data.frames == 17 and experiment.data.size == 256
     assert [s for s in TRAINED if getattr(experiment, s).steps] == list(PAPER[name])
-    assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == SIZES["paper"]
+    assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == VAEConfig.paper()
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     for stage in PAPER[name]:
         check_mesh(mesh, experiment, stage)

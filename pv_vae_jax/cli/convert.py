@@ -31,7 +31,6 @@ from pv_vae_jax.convert.wan import (
     to_wan,
 )
 from pv_vae_jax.model import Pretrained, load, save
-from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.train.config_files import override
 from pv_vae_jax.typing import ConfigError, WeightsError
@@ -67,9 +66,10 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
     tensors = read_tensors(source)
     layout = detect_layout(tensors)
     architecture = architecture or _architecture(tensors)
-    config: VAEConfig = override(SIZES[architecture], overrides)
+    preset: VAEConfig = getattr(VAEConfig, architecture)()
+    config: VAEConfig = override(preset, overrides)
     model = Pretrained(VAE(config), from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
-    if config == SIZES[architecture]:
+    if config == preset:
         mean, std = STATISTICS[architecture]
         model.meta["latent_statistics"] = {"mean": list(mean), "std": list(std)}
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -97,7 +97,7 @@ def export_weights(source: Path, target: Path, layout: Layout) -> None:
 def _architecture(tensors: dict[str, np.ndarray]) -> str:
     bias = tensors.get(f"{MODULES[detect_layout(tensors)]['encoder/moments']}.bias")
     for name in STATISTICS:
-        if bias is not None and bias.shape == (2 * SIZES[name].latent_channels,):
+        if bias is not None and bias.shape == (2 * getattr(VAEConfig, name)().latent_channels,):
             return name
     found = "cannot be seen" if bias is None else f"are {bias.size // 2}"
     raise WeightsError(

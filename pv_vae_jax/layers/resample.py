@@ -14,7 +14,7 @@ from einops import rearrange
 from pv_vae_jax.layers.cache import continues, left_context
 from pv_vae_jax.layers.conv import Conv2D, Lowering, causal_conv3d
 from pv_vae_jax.layers.initializers import identity_tap_init
-from pv_vae_jax.sharding.axes import whole
+from pv_vae_jax.sharding.axes import gather_weights
 from pv_vae_jax.typing import Array
 
 ShortcutPad = Literal["zero", "first"]
@@ -84,8 +84,8 @@ class TimeDown(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = x.shape[-1]
-        kernel = whole(self.param("kernel", identity_tap_init(), (3, 1, 1, c, c)).astype(self.dtype))
-        bias = whole(self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype))
+        kernel = gather_weights(self.param("kernel", identity_tap_init(), (3, 1, 1, c, c)).astype(self.dtype))
+        bias = gather_weights(self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype))
         context = left_context(self, x, 1)
         if context is not None:
             x = jnp.concatenate([context, x], axis=1)
@@ -106,8 +106,10 @@ class TimeUp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = x.shape[-1]
-        kernel = whole(self.param("kernel", identity_tap_init(copies=2), (3, 1, 1, c, 2 * c)).astype(self.dtype))
-        bias = whole(self.param("bias", nn.initializers.zeros, (2 * c,)).astype(self.dtype))
+        kernel = gather_weights(
+            self.param("kernel", identity_tap_init(copies=2), (3, 1, 1, c, 2 * c)).astype(self.dtype)
+        )
+        bias = gather_weights(self.param("bias", nn.initializers.zeros, (2 * c,)).astype(self.dtype))
         # The convolution does not see frame 0, as in Wan: its left context starts with zeros.
         first, later = (x[:, :0], x) if continues(self) else (x[:, :1], x[:, 1:])
         context = left_context(self, later, 2)

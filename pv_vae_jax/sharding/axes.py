@@ -50,10 +50,10 @@ def constrain(x: Array, axes: tuple[str, ...]) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def whole(parameter: Array) -> Array:
-    """A parameter of a convolution that `fsdp` split, gathered before use, and its gradient summed before it is split.
+def gather_weights(parameter: Array) -> Array:
+    """Gather a convolution's parameter that `fsdp` split before its use, and sum its gradient before splitting it.
 
-    To be called in the compute type, which may have half the bytes.
+    Call it on the parameter in the compute dtype, which may have half the bytes.
 
     Left to itself, XLA may gather the activations of the whole batch to compute each device's part of the gradient (the
     paper-size VAE on 64 chips: 41 GiB a step), and it computes wrong numbers for a convolution whose kernel and picture
