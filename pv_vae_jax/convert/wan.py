@@ -92,8 +92,8 @@ def detect_architecture(tensors: Mapping[str, np.ndarray]) -> str:
             return name
     found = "cannot be seen" if bias is None else f"are {bias.size // 2}"
     raise WeightsError(
-        f"the latent channels {found}, so this is neither Wan2.2 (48) nor Wan2.1 (16): name the nearest --architecture, "
-        "and the differences as --config.latent_channels=... and so on"
+        f"the latent channels {found}, so this is neither Wan2.2 (48) nor Wan2.1 (16); name the --architecture that it "
+        "resembles, and the differences as --config.latent_channels=... and so on"
     )
 
 

@@ -27,7 +27,9 @@ def build_vae(config: AnyVAEConfig) -> VAE:
     """
     config_class, network = KINDS.get(getattr(config, "kind", ""), (None, None))
     if network is None or type(config) is not config_class:
-        raise ValueError(f"expected the config of a known VAE, got {type(config).__name__}; add it to KINDS")
+        raise ValueError(
+            f"expected the config of a known VAE, got {type(config).__name__}; add it to models/registry.py"
+        )
     return network(config)
 
 
