@@ -22,7 +22,7 @@ def sum_of(arrays: Iterable[Array]) -> Array:
 
 
 class ShapeError(ValueError):
-    """A clip whose frame count or size the network cannot hold; the message names the nearest valid ones."""
+    """A clip whose frame count or size does not fit the network; the message names the nearest that do."""
 
 
 class WeightsError(ValueError):
@@ -34,7 +34,7 @@ class ConfigError(ValueError):
 
 
 class InUseError(ConfigError):
-    """Another process writes there; when it ends, the same call works."""
+    """Another process writes to the same place; the same call works when that process has ended."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -44,7 +44,7 @@ class NonFiniteError(FloatingPointError):
 def check_clip_shape(frames: int, height: int, width: int, time_factor: int, space_factor: int) -> None:
     """Raise `ShapeError` unless `frames = 1 + n * time_factor` and both sides are multiples of `space_factor`.
 
-    Peers truncate such clips silently; a clip that comes back shorter than it went in is worse than an error.
+    Other libraries truncate such clips silently; a clip that comes back shorter is worse than an error.
     """
     problems = []
     if frames < 1 or (frames - 1) % time_factor:

@@ -440,7 +440,8 @@ def test_exported_weights_work_in_pytorch(tmp_path, monkeypatch):
 def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     names = program("CONTRIBUTING.md", tmp_path, monkeypatch)
     from pv_vae_jax.data.pipeline import train_batches
-    from pv_vae_jax.model import Pretrained, save
+    from pv_vae_jax.model import Pretrained, load, save
+    from pv_vae_jax.models.registry import KINDS
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_filled, predict_truncated
 
@@ -467,6 +468,9 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
         model.apply({"params": params}, video[:, :, :15], method="encode")
     with pytest.raises(ValueError, match="add it to models/registry.py"):
         save(tmp_path, Pretrained(model, params))
+    monkeypatch.setitem(KINDS, "linear", (names["LinearConfig"], names["LinearVAE"]))
+    save(tmp_path, Pretrained(model, params))
+    assert load(tmp_path).vae == model
     # The metric knows still from moving.
     still = np.full((2, 5, 16, 16, 3), 7, np.uint8)
     moving = still + np.arange(5, dtype=np.uint8)[:, None, None, None] * 3

@@ -305,3 +305,17 @@ def test_an_experiment_holds_either_kind():
 def test_a_config_that_cannot_be_built_says_why(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+def test_a_folder_of_older_names_is_read(tmp_path):
+    """Fields and values of the config that have been renamed since the folder was written."""
+    config = dataclasses.replace(TINY_CNN, shortcuts=False, upsample_halves_channels=True, lowering="taps_in")
+    config = dataclasses.replace(config, shortcut_time="interleave")
+    model = VAE(config)
+    params = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3))))
+    save(tmp_path, Pretrained(model, params["params"]))
+    tree = json.loads((tmp_path / "config.json").read_text())
+    old = tree["vae"] | {"shortcut_time": "deal", "lowering": "im2col", "halve_up": True}
+    del old["kind"], old["upsample_halves_channels"]
+    (tmp_path / "config.json").write_text(json.dumps(tree | {"vae": old}))
+    assert load(tmp_path).vae == model
