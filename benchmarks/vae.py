@@ -139,10 +139,9 @@ def aims(results: dict) -> list[dict]:
 
 def network(case: Case, dtype: str):
     """The `VAEConfig` of a case."""
-    from pv_vae_jax.models.sizes import SIZES
     from pv_vae_jax.models.vae import VAEConfig
 
-    config = SIZES[case.model] if isinstance(case.model, str) else VAEConfig(**case.model)
+    config = getattr(VAEConfig, case.model)() if isinstance(case.model, str) else VAEConfig(**case.model)
     return dataclasses.replace(config, dtype=dtype, pad="learnable")
 
 

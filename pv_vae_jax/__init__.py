@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.flow import (
         classifier_free_guidance,
         denormalize_latents,
-        drop_labels,
         euler,
         flow_matching_loss,
+        label_dropout,
         normalize_latents,
         sample_timesteps,
     )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.masking import sample_mask
     from pv_vae_jax.model import Diffusion, Model, load, save
     from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
-    from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
+    from pv_vae_jax.models.latte import Latte, LatteConfig
     from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
     from pv_vae_jax.pixels import to_float, to_uint8
@@ -38,7 +38,6 @@ __all__ = [
     "Diffusion",
     "Discriminator",
     "DiscriminatorConfig",
-    "LATTE_SIZES",
     "Latte",
     "LatteConfig",
     "Model",
@@ -53,7 +52,7 @@ __all__ = [
     "decode_chunks",
     "decode_step",
     "denormalize_latents",
-    "drop_labels",
+    "label_dropout",
     "encode_chunks",
     "encode_step",
     "euler",

@@ -37,6 +37,7 @@ from pv_vae_jax.predictive import predict_truncated
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
 from pv_vae_jax.typing import (
+    DTYPES,
     VAE_STAGES,
     Array,
     Params,
@@ -44,7 +45,6 @@ from pv_vae_jax.typing import (
     ShapeError,
     WeightsError,
     check_clip_shape,
-    check_dtype,
 )
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -318,8 +318,8 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
       WeightsError: tensors are missing, left over, misshapen or not finite (all are named), or a file is damaged.
       ValueError: the networks cannot compute in `dtype`.
     """
-    if dtype is not None:
-        check_dtype(dtype)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
     path = Path(name_or_path)
     state = None if (path / "model" / "config.json").exists() else find_checkpoint(path)
     folder = state or find_model(path)

@@ -583,12 +583,12 @@ def test_a_pickle_runs_nothing(tmp_path):
             except (pickle.PicklingError, AttributeError):
                 continue  # a local class
             path.write_bytes(data)
-            with pytest.raises(UnsafePickleError, match="a.pkl (is not read|is damaged)"):
+            with pytest.raises(UnsafePickleError, match="cannot read .*a.pkl: its pickle"):
                 read_pickle(path)
     assert not mark.exists()
     # BUILD sets attributes: of what a pickle was given, too.
     path.write_bytes(b"cnumpy.core.multiarray\n_reconstruct\n}S'__defaults__'\n(I1\ntsb.")
-    with pytest.raises(UnsafePickleError, match="it changes what it is read with"):
+    with pytest.raises(UnsafePickleError, match="its pickle changes what it is read with"):
         read_pickle(path)
 
 

@@ -78,9 +78,9 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known
     overrides = {key: value for key, value in overrides.items() if not (value.isupper() or "FOLDER" in value)}
     if name == "convert":
-        from pv_vae_jax.models.sizes import SIZES
+        from pv_vae_jax.models.vae import VAEConfig
 
-        override(SIZES["wan22"], overrides)
+        override(VAEConfig.wan22(), overrides)
     elif name == "bench":
         from benchmarks.__main__ import find_bench
 
@@ -441,7 +441,8 @@ def test_exported_weights_work_in_pytorch(tmp_path, monkeypatch):
 def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     names = program("CONTRIBUTING.md", tmp_path, monkeypatch)
     from pv_vae_jax.data.pipeline import train_batches
-    from pv_vae_jax.model import Model, save
+    from pv_vae_jax.model import Model, load, save
+    from pv_vae_jax.models.registry import KINDS
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_filled, predict_truncated
 
@@ -468,6 +469,9 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
         model.apply({"params": params}, video[:, :, :15], method="encode")
     with pytest.raises(ValueError, match="add it to models/registry.py"):
         save(tmp_path, Model(model, params))
+    monkeypatch.setitem(KINDS, "linear", (names["LinearConfig"], names["LinearVAE"]))
+    save(tmp_path, Model(model, params))
+    assert load(tmp_path).vae == model
     # The metric knows still from moving.
     still = np.full((2, 5, 16, 16, 3), 7, np.uint8)
     moving = still + np.arange(5, dtype=np.uint8)[:, None, None, None] * 3
@@ -495,7 +499,7 @@ PAPER = {"paper_vae": ("image", "video", "decoder"), "paper_latte": ("decoder", 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_experiments_resolve_at_full_size(name):
     """What `pv-vae inspect` does before it compiles: every stage with trained steps, on eight devices, all abstract."""
-    from pv_vae_jax.models.sizes import SIZES
+    from pv_vae_jax.models.vae import VAEConfig
     from pv_vae_jax.sharding.mesh import make_mesh
     from pv_vae_jax.sharding.rules import check_split
     from pv_vae_jax.train.plan import plan_stage
@@ -503,7 +507,7 @@ def test_the_papers_experiments_resolve_at_full_size(name):
     experiment = load_experiment(ROOT / "experiments" / f"{name}.py", {"data.source": "synthetic"})
     assert experiment.vae.name == "t4s16c64" and experiment.data.frames == 17 and experiment.data.size == 256
     assert [s for s in STAGES if s != "latents" and getattr(experiment, s).steps] == list(PAPER[name])
-    assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == SIZES["paper"]
+    assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == VAEConfig.paper()
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     for stage in PAPER[name]:
         (plan,) = plan_stage(experiment, stage, mesh)

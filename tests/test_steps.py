@@ -212,7 +212,7 @@ def test_schedule_warms_up_and_decays_to_a_tenth():
 
 def test_a_step_that_cannot_be_says_why(tiny):
     step, state = vae_step(tiny)
-    with pytest.raises(TypeError, match="pixels are uint8 in .*, got float32"):
+    with pytest.raises(TypeError, match="expected uint8 pixels in .*, got float32"):
         step(state, {"video": BATCH["video"] / np.float32(255), "dropped": BATCH["dropped"]}, dropped=None)
     with pytest.raises(ValueError, match="the GAN needs a discriminator"):
         dataclasses.replace(step, discriminator=None)(state, BATCH, dropped=None, gan=True)

@@ -1,4 +1,7 @@
-"""Which video VAE a configuration means: the CNN of `models.vae`, or the transformer of `models.transformer_vae`."""
+"""The kinds of video VAE: the CNN of `models.vae` and the transformer of `models.transformer_vae`.
+
+A new kind is a module of its own, whose config holds a `kind`, and its entry here.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConf
 from pv_vae_jax.models.vae import VAE, VAEConfig
 
 AnyVAEConfig = VAEConfig | TransformerVAEConfig
-# In JSON, `kind` tells them apart. Files that are older than the transformer have none: they hold a CNN.
+# By the `kind` of the config. Files older than the transformer have no kind: they hold a CNN.
 KINDS = {"cnn": (VAEConfig, VAE), "transformer": (TransformerVAEConfig, TransformerVAE)}
 
-# Model folders outlive names: what fields and values of a VAE's configuration were called when older ones were written.
+# Model folders outlive names: old names of fields and values of a VAE's config, which older folders hold.
 RENAMED_FIELDS = {"halve_up": "upsample_halves_channels"}
 RENAMED_VALUES = {("shortcut_time", "deal"): "interleave", ("lowering", "im2col"): "taps_in"}
 
@@ -21,12 +24,14 @@ def build_vae(config: AnyVAEConfig) -> VAE:
     """The network that `config` describes.
 
     Raises:
-      ValueError: it is none of a known kind.
+      ValueError: the kind is not registered.
     """
-    for known, network in KINDS.values():
-        if type(config) is known:
-            return network(config)
-    raise ValueError(f"{type(config).__name__} is the configuration of no known VAE: add it to models/registry.py")
+    config_class, network = KINDS.get(getattr(config, "kind", ""), (None, None))
+    if network is None or type(config) is not config_class:
+        raise ValueError(
+            f"expected the config of a known VAE, got {type(config).__name__}; add it to models/registry.py"
+        )
+    return network(config)
 
 
 def vae_config_of(tree: dict) -> AnyVAEConfig:

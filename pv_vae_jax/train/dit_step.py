@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from pv_vae_jax.flow import TimeDistribution, drop_labels, flow_matching_loss, normalize_latents, sample_timesteps
+from pv_vae_jax.flow import TimeDistribution, flow_matching_loss, label_dropout, normalize_latents, sample_timesteps
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.train.optim import accumulate_grads, ema_update
 from pv_vae_jax.train.state import TrainState, create_state
@@ -68,7 +68,7 @@ class DiTStep:
         data = normalize_latents(latents, self.mean, self.std)  # (b, g, h, w, z)
         noise = jax.random.normal(k_noise, data.shape)
         t = sample_timesteps(k_time, data.shape[0], self.time_distribution)  # (b,)
-        label = drop_labels(k_label, batch["label"], self.model.config.classes, self.label_dropout)
+        label = label_dropout(k_label, batch["label"], self.model.config.classes, self.label_dropout)
 
         def loss_fn(params: Params) -> Array:
             return flow_matching_loss(lambda x, t: self.model.apply({"params": params}, x, t, label), data, noise, t)
