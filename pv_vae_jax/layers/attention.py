@@ -62,7 +62,7 @@ def dot_product_attention(
             raise ValueError(f"splash attention needs a TPU, got {jax.default_backend()}; use 'auto' or 'xla'")
         return _splash(q, k, v, mask)
     if implementation == "cudnn" and (missing := _missing_for_cudnn(q, k, mask is not None)):
-        raise ValueError(f"cuDNN attention needs {missing}; change that, or use 'auto' or 'xla'")
+        raise ValueError(f"cuDNN attention needs {missing}; provide it, or use 'auto' or 'xla'")
     if mask is not None:
         n, m = q.shape[1], k.shape[1]
         mask = mask(jnp.arange(n)[:, None], jnp.arange(m)[None]) if callable(mask) else jnp.asarray(mask)
