@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.core
@@ -15,7 +15,7 @@ from pv_vae_jax.sharding.axes import per_example
 from pv_vae_jax.typing import Array
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+IMPLEMENTATIONS = get_args(Implementation)
 # (query index (n, 1), key index (1, m)) -> bool (n, m). Written with operators only, so that it takes JAX arrays (XLA
 # computes the mask where it is used) and NumPy ones (splash plans its blocks by the mask, and reads it when compiling).
 MaskFunction = Callable[[Any, Any], Array]
