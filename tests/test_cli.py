@@ -362,7 +362,7 @@ def test_numbers_that_are_not_finite_end_the_run_with_their_name(trained, tmp_pa
 
 def test_what_a_later_stage_cannot_do_ends_the_run_before_it_starts(tmp_path, tiny_experiment):
     for change, says in {
-        "latte.attention=splash": "stage diffusion cannot run: splash attention runs on TPU only",
+        "latte.attention=splash": "stage diffusion cannot run: splash attention needs a TPU",
         "diffusion.batch_size=3": "diffusion.batch_size 3 is not a multiple of the 2 devices",
         f"decoder.init_from={tmp_path / 'nowhere'}": f"no model at {tmp_path / 'nowhere'}: give a model folder",
     }.items():

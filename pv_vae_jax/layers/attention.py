@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.core
@@ -15,7 +15,7 @@ from pv_vae_jax.sharding.axes import per_example
 from pv_vae_jax.typing import Array
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+IMPLEMENTATIONS = get_args(Implementation)
 # (query index (n, 1), key index (1, m)) -> bool (n, m). Written with operators only, so that it takes JAX arrays (XLA
 # computes the mask where it is used) and NumPy ones (splash plans its blocks by the mask, and reads it when compiling).
 MaskFunction = Callable[[Any, Any], Array]
@@ -62,7 +62,7 @@ def dot_product_attention(
             raise ValueError(f"splash attention needs a TPU, got {jax.default_backend()}; use 'auto' or 'xla'")
         return _splash(q, k, v, mask)
     if implementation == "cudnn" and (missing := _missing_for_cudnn(q, k, mask is not None)):
-        raise ValueError(f"cuDNN attention needs {missing}; change that, or use 'auto' or 'xla'")
+        raise ValueError(f"cuDNN attention needs {missing}; provide it, or use 'auto' or 'xla'")
     if mask is not None:
         n, m = q.shape[1], k.shape[1]
         mask = mask(jnp.arange(n)[:, None], jnp.arange(m)[None]) if callable(mask) else jnp.asarray(mask)

@@ -12,7 +12,7 @@ form is slower than 2-D ones (`python -m benchmarks lowerings` measures them all
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from pv_vae_jax.sharding.axes import gather_weights
 from pv_vae_jax.typing import Array, sum_of
 
 Lowering = Literal["auto", "direct", "sum2d", "taps_in", "taps_out"]
-LOWERINGS = ("auto", "direct", "sum2d", "taps_in", "taps_out")
+LOWERINGS = get_args(Lowering)
 
 
 def causal_conv3d(

@@ -24,11 +24,8 @@ from einops import rearrange
 from pv_vae_jax.layers.attention import IMPLEMENTATIONS, Implementation, dot_product_attention
 from pv_vae_jax.layers.embeddings import ClassEmbedding, TimestepEmbedding, sincos_1d, sincos_2d
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
-from pv_vae_jax.sharding.axes import TOKEN_AXES, constrain, split
+from pv_vae_jax.sharding.axes import HEAD_AXES, HIDDEN_AXES, TOKEN_AXES, constrain, split
 from pv_vae_jax.typing import DTYPES, Array, check_choices, check_sizes
-
-HIDDEN_AXES = ("batch", "time", "tokens", "hidden")
-HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 @dataclasses.dataclass(frozen=True)

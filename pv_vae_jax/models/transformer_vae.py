@@ -38,11 +38,8 @@ from pv_vae_jax.layers.initializers import lecun_normal
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.models.vae import VAE, PadToken, low_variance_bias_init
 from pv_vae_jax.models.vae_config import Compression
-from pv_vae_jax.sharding.axes import TOKEN_AXES, constrain
+from pv_vae_jax.sharding.axes import HEAD_AXES, HIDDEN_AXES, TOKEN_AXES, constrain
 from pv_vae_jax.typing import DTYPES, Array, check_choices, check_sizes
-
-HIDDEN_AXES = ("batch", "time", "tokens", "hidden")
-HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 @dataclasses.dataclass(frozen=True)

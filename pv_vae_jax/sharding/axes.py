@@ -30,6 +30,8 @@ LOGICAL = {
 }
 VIDEO_AXES = ("batch", "time", "height", "width", "channels")
 TOKEN_AXES = ("batch", "time", "tokens", "channels")
+HIDDEN_AXES = ("batch", "time", "tokens", "hidden")
+HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:
