@@ -195,7 +195,9 @@ def run(settings: Settings) -> dict:
             ways = {"PyAV": over(files, plain_pyav), "read_video": over(files, lambda path: len(read_video(path)))}
             if decord := decord_reader():
                 ways["decord"] = over(files, decord)
-            ways["files"] = clips_of(ClipSource(VideoFiles(files[0].parent, listing, size=settings.side), **clip))
+            ways["files"] = clips_of(
+                ClipSource(VideoFiles(files[0].parent, "train", listing, size=settings.side), **clip)
+            )
             ways["records"] = clips_of(records)
             ways["records, PyAV"] = plain_records(records)
             ways["latents"] = records_of(latents)

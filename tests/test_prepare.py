@@ -110,7 +110,7 @@ def test_an_interrupted_split_goes_on_to_the_same_bytes(source, tmp_path, monkey
     with pytest.raises(NoVideosError, match="00000.array_record is missing: run the same command again"):
         finish(listing(source), tasks)
     with pytest.raises(NoVideosError, match="is unfinished"):
-        RecordReader(tmp_path / "stopped", size=16)
+        RecordReader(tmp_path, "stopped", size=16)
     assert prepare_split(listing(source), stopped, SETTINGS, files=4) == first
     assert shards(stopped) == shards(straight)
     assert tasks[1].path.stat().st_mtime_ns == before, "what is there is not made again"

@@ -151,7 +151,7 @@ class ClipSource:
       cache_bytes: memory for decoded videos, if the reader's are worth caching.
 
     Attributes:
-      class_names: class names in label order.
+      class_names, skipped: as of the reader.
       replaced: indices of clips that `clip` replaced by those of another video, for a source that is not `random`.
 
     Raises:
@@ -170,7 +170,7 @@ class ClipSource:
         crop: str = "centre",
         cache_bytes: int = 0,
     ):
-        self.reader, self.class_names = reader, reader.class_names
+        self.reader, self.class_names, self.skipped = reader, reader.class_names, reader.skipped
         self.frames, self.stride, self.random, self.images = frames, stride, random, images
         self.crop = crop if random else "centre"
         self.replaced: set[int] = set()
@@ -183,11 +183,6 @@ class ClipSource:
     def span(self) -> int:
         """Source frames from the first to the last frame of a clip."""
         return (self.frames - 1) * self.stride + 1
-
-    @property
-    def skipped(self) -> dict[Path | str, str]:
-        """File or record -> why it, or a window of it, could not be used."""
-        return self.reader.skipped
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -218,14 +213,11 @@ class ClipSource:
         return self._read(self.windows[index][1], lambda n: int(place * n), 1, rng)[0]
 
     def _read(self, video: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> tuple[dict, int]:
-        """`count` frames of a video, or of the next that can be read, and the index of the video used.
-
-        `start` computes the first frame from the number of frames.
-        """
+        """`count` frames of a video, or the next that can be read, from `start(length)` on, and its index."""
         reader, total = self.reader, len(self.reader)
         # Drawn before reading: which video replaces a broken one does not change the draws.
-        corner = rng.random(2) if self.crop == "random" or reader.draws_corner else None
-        corner = corner if self.crop == "random" else None
+        drawn = rng.random(2) if self.crop == "random" or reader.draws_corner else None
+        corner = drawn if self.crop == "random" else None
         indices = ((video + step) % total for step in range(total))
         if reader.lengths is not None:
             indices = (i for i in indices if reader.lengths[i] >= self.span)

@@ -108,9 +108,8 @@ def realestate10k(folder: str | Path, split: str) -> SplitIndex:
         video = on_disk.get(identity, folder / "videos" / f"{identity}.mp4")
         # The last frame is part of the sequence; one more millisecond keeps rounding from losing it.
         wanted.append(VideoEntry(video, f"{split}/{path.stem}", 0, times[0] / 1e6, times[-1] / 1e6 + 1e-3))
-    listing = _present(
-        "RealEstate10K", ["real estate"], wanted, "put complete YouTube videos into videos/YOUTUBEID.mp4"
-    )
+    where = "put complete YouTube videos into videos/YOUTUBEID.mp4"
+    listing = _present("RealEstate10K", ["real estate"], wanted, where)
     return SplitIndex(listing.dataset, listing.class_names, listing.items, listing.absent | broken)
 
 

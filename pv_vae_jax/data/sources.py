@@ -46,16 +46,16 @@ class Format:
       name: name of the format, as in `pv-vae prepare --dataset`.
       detect: `(folder, names of its sub-folders)` -> whether a folder is of this kind.
       index: `(folder, split)` -> the files of a split; None if `pv-vae prepare` does not read this format.
-      reader: `(folder, split, index, span, size=, log=)` -> a reader of the split, whose clips span `span` frames.
-      summary: folder -> class names and a hash of the training clips, if they are known without `index`. Then `reader`
-        gets None for it.
+      reader: class of the reader of a split.
+      summary: folder -> class names and a hash of the training clips, if they are known without `index`, which is then
+        not called for reading either.
       folds: whether `index` takes the number of an official split.
     """
 
     name: str
     detect: Callable[[Path, set[str]], bool]
     index: Callable[..., SplitIndex] | None
-    reader: Callable[..., Reader]
+    reader: Callable[..., Reader] = VideoFiles
     summary: Callable[[Path], tuple[tuple[str, ...], str]] | None = None
     folds: bool = False
 
@@ -82,32 +82,16 @@ def _summary_of_tfds(folder: Path) -> tuple[tuple[str, ...], str]:
     return tfds.classes(folder), hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
 
 
-def _videos(folder: Path, split: str, index: SplitIndex, span: int, **options) -> Reader:
-    return VideoFiles(folder, index, min_frames=span, split=split, **options)
-
-
-def _images(folder: Path, split: str, index: SplitIndex, span: int, **options) -> Reader:
-    return ImageFiles(folder, index, **options)
-
-
-def _records(folder: Path, split: str, index: None, span: int, **options) -> Reader:
-    return records.RecordReader(folder / split, **options)
-
-
-def _examples(folder: Path, split: str, index: None, span: int, **options) -> Reader:
-    return tfds.TFDSReader(folder, split, **options)
-
-
 # In the order in which they are recognised.
 FORMATS = (
-    Format("records", records.is_prepared, None, _records, _summary_of_records),
-    Format("tfds", tfds.is_dataset, tfds.tensorflow_dataset, _examples, _summary_of_tfds),
-    Format("ucf101", datasets.is_ucf101, datasets.ucf101, _videos, folds=True),
-    Format("kinetics400", datasets.is_kinetics400, datasets.kinetics400, _videos),
-    Format("realestate10k", datasets.is_realestate10k, datasets.realestate10k, _videos),
-    Format("imagenet", datasets.is_imagenet, datasets.imagenet, _images),
-    Format("kinetics400", datasets.is_part_of_kinetics400, datasets.kinetics400, _videos),
-    Format("folder", lambda folder, below: True, video_folder, _videos),
+    Format("records", records.is_prepared, None, records.RecordReader, _summary_of_records),
+    Format("tfds", tfds.is_dataset, tfds.tensorflow_dataset, tfds.TFDSReader, _summary_of_tfds),
+    Format("ucf101", datasets.is_ucf101, datasets.ucf101, folds=True),
+    Format("kinetics400", datasets.is_kinetics400, datasets.kinetics400),
+    Format("realestate10k", datasets.is_realestate10k, datasets.realestate10k),
+    Format("imagenet", datasets.is_imagenet, datasets.imagenet, ImageFiles),
+    Format("kinetics400", datasets.is_part_of_kinetics400, datasets.kinetics400),
+    Format("folder", lambda folder, below: True, video_folder),
 )
 DATASETS = {form.name: form for form in FORMATS if form.index}  # what `pv-vae prepare` reads
 
@@ -210,7 +194,7 @@ def open_source(
     form, span = _format_of(folder), (frames - 1) * stride + 1
     form.check_fold(folder, fold)
     index = None if form.summary else form.list(folder, split, fold)
-    reader = form.reader(folder, split, index, span, size=size, log=log)
+    reader = form.reader(folder, split, index, size=size, span=span, log=log)
     settings = dict(frames=frames, stride=stride, random=random, images=images, clips=clips, crop=crop)
     return ClipSource(reader, cache_bytes=cache_bytes, **settings)
 

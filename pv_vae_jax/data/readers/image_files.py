@@ -63,7 +63,9 @@ class ImageFiles(Reader):
 
     unit, images, draws_start = "images", True, False
 
-    def __init__(self, folder: Path, index: SplitIndex, *, size: int, log: SkipLog | None = None):
+    def __init__(
+        self, folder: Path, split: str, index: SplitIndex, *, size: int, span: int = 1, log: SkipLog | None = None
+    ):
         super().__init__(folder, index.class_names, size, log)
         self.entries = index.items
 

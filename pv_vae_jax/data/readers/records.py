@@ -80,9 +80,10 @@ class RecordReader(Reader):
     """The clips of a prepared split, resized by area to the short side `size`.
 
     Args:
-      folder: folder of the split.
-      size: short side in pixels.
-      log: log of skipped records.
+      folder: prepared folder.
+      split: `train` or `test`.
+      index, span: not used, as the manifest of the split says what it holds.
+      size, log: as for `Reader`.
 
     Attributes:
       shards: the records.
@@ -93,12 +94,12 @@ class RecordReader(Reader):
 
     unit, draws_corner = "clips", True
 
-    def __init__(self, folder: Path, *, size: int, log: SkipLog | None = None):
+    def __init__(
+        self, folder: Path, split: str, index: None = None, *, size: int, span: int = 1, log: SkipLog | None = None
+    ):
+        folder = folder / split
         if not folder.is_dir():
-            split = folder.name
-            raise NoVideosError(
-                f"{folder.parent} was prepared without the split {split}: prepare it with --split={split}"
-            )
+            raise NoVideosError(f"{folder.parent} was prepared without the split {split}: add it with --split={split}")
         manifest = read_manifest(folder)
         super().__init__(folder, manifest["class_names"], size, log)
         side = manifest.get("settings", {}).get("short_side", size)

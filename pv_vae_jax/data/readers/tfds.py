@@ -21,10 +21,9 @@ class TFDSReader(Reader):
     `video` is `(t, h, w, 3)` uint8, or `image` `(h, w, 3)`.
 
     Args:
-      folder: folder of the dataset.
+      folder, size, log: as for `Reader`.
       split: `train` or `test`.
-      size: short side in pixels.
-      log: log of skipped examples.
+      index, span: not used, as labels and lengths are known after opening an example only.
 
     Raises:
       NoVideosError, ImportError: as `open_examples`.
@@ -32,7 +31,9 @@ class TFDSReader(Reader):
 
     unit = "examples"
 
-    def __init__(self, folder: Path, split: str, *, size: int, log: SkipLog | None = None):
+    def __init__(
+        self, folder: Path, split: str, index: None = None, *, size: int, span: int = 1, log: SkipLog | None = None
+    ):
         super().__init__(folder, classes(folder), size, log)
         self._examples, self.feature = open_examples(folder, split)
         self.images = self.feature == "image"

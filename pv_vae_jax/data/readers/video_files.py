@@ -15,15 +15,13 @@ class VideoFiles(Reader):
     """The video files of a split, resized by area to the short side `size`.
 
     Args:
-      folder: folder of the data set, used in messages.
-      index: files of the split.
-      size: short side in pixels.
-      min_frames: shorter files are skipped.
+      folder, size, log: as for `Reader`.
       split: `train` or `test`, used in messages.
-      log: log of skipped files.
+      index: files of the split.
+      span: files of fewer frames are skipped.
 
     Attributes:
-      paths: files of at least `min_frames` frames.
+      paths: files that are long enough.
 
     Raises:
       NoVideosError: no file can be used, or the entries are parts of files.
@@ -32,14 +30,7 @@ class VideoFiles(Reader):
     unit, cached = "files", True
 
     def __init__(
-        self,
-        folder: Path,
-        index: SplitIndex,
-        *,
-        size: int,
-        min_frames: int = 1,
-        split: str = "train",
-        log: SkipLog | None = None,
+        self, folder: Path, split: str, index: SplitIndex, *, size: int, span: int = 1, log: SkipLog | None = None
     ):
         super().__init__(folder, index.class_names, size, log)
         if any(entry.start or entry.stop != float("inf") for entry in index.items):
@@ -53,8 +44,8 @@ class VideoFiles(Reader):
             try:
                 info = probe(entry.path)
                 longest = max(longest, info.frames)
-                if info.frames < min_frames:
-                    raise BrokenVideoError(f"{entry.path}: {info.frames} frames, a clip spans {min_frames}")
+                if info.frames < span:
+                    raise BrokenVideoError(f"{entry.path}: {info.frames} frames, a clip spans {span}")
             except (BrokenVideoError, OSError) as error:
                 self.skip(entry.path, error)
                 continue
