@@ -177,7 +177,7 @@ class Model:
           Video clamped to [-1, 1]; NaN where a pixel is not finite.
         """
         labels = checked_labels(self, labels, guidance)
-        index = np.arange(len(labels)) if index is None else index
+        index = np.arange(len(labels)) if index is None else jnp.asarray(index)
         return _sample(self.vae, steps, guidance, self.vae_params, self.diffusion, key, index, labels)
 
 
@@ -259,18 +259,20 @@ def _checked_video(vae: VAE, video: Any) -> Any:
         raise TypeError(f"expected uint8 or float video, got {video.dtype}: convert pixels in [0, 255] to uint8")
     if not isinstance(video, jax.core.Tracer):
         with jax.ensure_compile_time_eval():  # within a jit as well, where a constant is known
-            low, high = np.asarray(_extent(video))
-        if not (low >= -1 and high <= 1):  # NaN as well
+            fits, low, high = np.asarray(_extent(video))
+        if not fits:
+            found = f"values from {low:.4g} to {high:.4g}" if low < -1 or high > 1 else "NaN"
             raise ValueError(
-                f"expected float video in [-1, 1], got values from {low:.4g} to {high:.4g}: pass uint8 pixels, or "
-                "pv_vae_jax.to_float of them; clip what a network made"
+                f"expected float video in [-1, 1], got {found}: pass uint8 pixels, or pv_vae_jax.to_float of them; "
+                "clip what a network made"
             )
     return video
 
 
 @jax.jit
 def _extent(video: Array) -> Array:
-    return jnp.stack([video.min(), video.max()]).astype(jnp.float32)
+    """Whether all values are in [-1, 1], the smallest and the largest; NaN is in no range, but may not be largest."""
+    return jnp.stack([(jnp.abs(video) <= 1).all(), video.min(), video.max()]).astype(jnp.float32)
 
 
 def _check_not_empty(name: str, array: Array) -> None:

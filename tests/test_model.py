@@ -57,11 +57,11 @@ def test_methods_are_those_of_the_networks(model, apply):
     unit = to_float(VIDEO)
     posterior = apply("encode", unit)
     latents = model.encode(VIDEO)
-    np.testing.assert_array_equal(latents, posterior.mean)
-    np.testing.assert_array_equal(latents, model.encode(unit))  # uint8 is scaled
-    np.testing.assert_allclose(model.posterior(VIDEO).logvar, posterior.logvar, atol=1e-6)
+    np.testing.assert_allclose(latents, posterior.mean, atol=2e-6)
+    np.testing.assert_allclose(latents, model.encode(unit), atol=2e-6)  # uint8 is scaled
+    np.testing.assert_allclose(model.posterior(VIDEO).logvar, posterior.logvar, atol=2e-6)
     key = jax.random.key(4)
-    np.testing.assert_allclose(model.encode(VIDEO, key), posterior.sample(key), atol=1e-6)
+    np.testing.assert_allclose(model.encode(VIDEO, key), posterior.sample(key), atol=5e-6)
     np.testing.assert_array_equal(model.decode(latents), apply("decode", latents))
     decoded = np.clip(apply("decode", latents), -1, 1)
     np.testing.assert_allclose(model.reconstruct(VIDEO), decoded, atol=1e-6)
@@ -179,7 +179,7 @@ def test_what_does_not_fit_says_what_to_do(model):
         (VIDEO.astype(int), TypeError, "expected uint8 or float video, got int64"),
         (VIDEO.astype(np.float32), ValueError, r"float video in \[-1, 1\], got values from 0 to 255: pass uint8"),
         (jnp.asarray(unit) * 1.5, ValueError, "got values from -1.5"),
-        (np.where(unit > 0.99, np.nan, unit), ValueError, "got values from nan to nan"),
+        (np.where(unit > 0.99, np.nan, unit), ValueError, "got NaN"),
     ):
         for method in (model.encode, model.posterior, model.reconstruct, model.predict):
             with pytest.raises(error, match=words):
