@@ -23,7 +23,7 @@ from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import array_shardings, check_split
 from pv_vae_jax.sharding.topology import compile_step, quick_compilation, topology_devices
 from pv_vae_jax.train.config_files import load_experiment, to_dict
-from pv_vae_jax.train.configs import VAE_STAGES
+from pv_vae_jax.train.configs import TRAINED
 from pv_vae_jax.train.plan import Plan, plan_stage
 from pv_vae_jax.train.stages import load_perceptual
 from pv_vae_jax.typing import ConfigError
@@ -32,7 +32,7 @@ from pv_vae_jax.typing import ConfigError
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae inspect`."""
     flags.DEFINE_string("config", None, "experiment file with get_config()", flag_values=values)
-    flags.DEFINE_enum("stage", "video", (*VAE_STAGES, "diffusion"), "stage whose step to compile", flag_values=values)
+    flags.DEFINE_enum("stage", "video", TRAINED, "stage whose step to compile", flag_values=values)
     flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4", flag_values=values)
     flags.mark_flag_as_required("config", flag_values=values)
 

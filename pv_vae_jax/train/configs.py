@@ -21,6 +21,7 @@ from pv_vae_jax.train.ranges import Config, Count, Decay, Fraction, NonNegative,
 from pv_vae_jax.typing import VAE_STAGES, ConfigError
 
 STAGES = VAE_STAGES + ("latents", "diffusion")
+TRAINED = (*VAE_STAGES, "diffusion")  # stages with a training step
 
 
 @dataclasses.dataclass(frozen=True)
