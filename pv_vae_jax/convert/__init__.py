@@ -10,13 +10,7 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.convert.wan import detect_layout, from_wan, published_shapes, to_wan
 
 __all__ = [
-    "detect_layout",
-    "from_wan",
-    "published_shapes",
-    "read_lpips",
-    "read_tensors",
-    "to_wan",
-    "write_tensors",
-]
+    "detect_layout", "from_wan", "published_shapes", "read_lpips", "read_tensors", "to_wan", "write_tensors",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)

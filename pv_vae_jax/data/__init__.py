@@ -24,19 +24,8 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.data.video_writing import write_video
 
 __all__ = [
-    "BrokenVideoError",
-    "LatentSource",
-    "SyntheticVideos",
-    "VideoInfo",
-    "count_frames",
-    "iterate_at_rate",
-    "iterate_video",
-    "open_source",
-    "probe",
-    "read_video",
-    "train_batches",
-    "write_latents",
-    "write_video",
-]
+    "BrokenVideoError", "LatentSource", "SyntheticVideos", "VideoInfo", "count_frames", "iterate_at_rate",
+    "iterate_video", "open_source", "probe", "read_video", "train_batches", "write_latents", "write_video",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)

@@ -15,22 +15,9 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.evaluation.reconstruction import score_reconstruction
 
 __all__ = [
-    "c3d_network",
-    "compare_pairs",
-    "compare_sets",
-    "extract",
-    "frechet_distance",
-    "i3d_network",
-    "kernel_distance",
-    "open_clips",
-    "own_network",
-    "principal_colours",
-    "psnr",
-    "score_pattern",
-    "score_prediction",
-    "score_reconstruction",
-    "ssim",
-    "temporal_distance",
-]
+    "c3d_network", "compare_pairs", "compare_sets", "extract", "frechet_distance", "i3d_network", "kernel_distance",
+    "open_clips", "own_network", "principal_colours", "psnr", "score_pattern", "score_prediction",
+    "score_reconstruction", "ssim", "temporal_distance",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)

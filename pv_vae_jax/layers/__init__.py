@@ -12,20 +12,8 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.layers.resample import Downsample, Upsample, patchify, unpatchify
 
 __all__ = [
-    "CausalConv3D",
-    "ClassEmbedding",
-    "Conv2D",
-    "Downsample",
-    "FrameAttention",
-    "RMSNorm",
-    "ResidualBlock",
-    "TimestepEmbedding",
-    "Upsample",
-    "causal_conv3d",
-    "conv2d",
-    "dot_product_attention",
-    "patchify",
-    "unpatchify",
-]
+    "CausalConv3D", "ClassEmbedding", "Conv2D", "Downsample", "FrameAttention", "RMSNorm", "ResidualBlock",
+    "TimestepEmbedding", "Upsample", "causal_conv3d", "conv2d", "dot_product_attention", "patchify", "unpatchify",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)

@@ -14,18 +14,8 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.models.vae import VAE, Posterior, VAEConfig
 
 __all__ = [
-    "Discriminator",
-    "DiscriminatorConfig",
-    "LPIPS",
-    "Latte",
-    "LatteConfig",
-    "Posterior",
-    "TransformerVAE",
-    "TransformerVAEConfig",
-    "VAE",
-    "VAEConfig",
-    "build_vae",
-    "inflate_image_params",
-]
+    "Discriminator", "DiscriminatorConfig", "LPIPS", "Latte", "LatteConfig", "Posterior", "TransformerVAE",
+    "TransformerVAEConfig", "VAE", "VAEConfig", "build_vae", "inflate_image_params",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)

@@ -15,13 +15,8 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.report.run_page import write_report
 
 __all__ = [
-    "paper_table",
-    "show_clips",
-    "show_curves",
-    "show_pictures",
-    "unavailable",
-    "write_report",
-]
+    "paper_table", "show_clips", "show_curves", "show_pictures", "unavailable", "write_report",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)
 

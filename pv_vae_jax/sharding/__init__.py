@@ -17,16 +17,8 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.sharding.rules import batch_sharding, put_batch, state_sharding
 
 __all__ = [
-    "barrier",
-    "batch_sharding",
-    "constrain",
-    "gather_to_host",
-    "is_primary_process",
-    "make_mesh",
-    "put_batch",
-    "shard_from_host",
-    "start_processes",
-    "state_sharding",
-]
+    "barrier", "batch_sharding", "constrain", "gather_to_host", "is_primary_process", "make_mesh", "put_batch",
+    "shard_from_host", "start_processes", "state_sharding",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)

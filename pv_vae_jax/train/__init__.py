@@ -5,10 +5,11 @@ An experiment file imports its configs from here. `load_experiment` reads one, a
   run = train(load_experiment("demo"), "runs/demo")
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+from pv_vae_jax._lazy import lazy_imports
+
+if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.losses import Objective
     from pv_vae_jax.models.discriminator import DiscriminatorConfig
     from pv_vae_jax.models.latte import LatteConfig
@@ -28,35 +29,10 @@ if TYPE_CHECKING:
     )
     from pv_vae_jax.train.stages import train
 
-# Written out for type checkers, to which a typed package exports what is listed here.
 __all__ = [
-    "DataConfig",
-    "DiffusionConfig",
-    "DiscriminatorConfig",
-    "Experiment",
-    "LatentsConfig",
-    "LatteConfig",
-    "MeshConfig",
-    "Objective",
-    "OptimizerConfig",
-    "PerceptualConfig",
-    "SamplingConfig",
-    "TransformerVAEConfig",
-    "VAEConfig",
-    "VAEStageConfig",
-    "load_experiment",
-    "train",
-]
+    "DataConfig", "DiffusionConfig", "DiscriminatorConfig", "Experiment", "LatentsConfig", "LatteConfig",
+    "MeshConfig", "Objective", "OptimizerConfig", "PerceptualConfig", "SamplingConfig", "TransformerVAEConfig",
+    "VAEConfig", "VAEStageConfig", "load_experiment", "train",
+]  # fmt: skip
 
-# Resolved on first use; everything else is a config, and `configs` has them all.
-_HOME_OF = {"load_experiment": "config_files", "train": "stages"}
-
-
-def __getattr__(name: str):
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF.get(name, 'configs')}"), name)
-
-
-def __dir__():
-    return [*globals(), *__all__]
+__getattr__, __dir__ = lazy_imports(__name__)
