@@ -1,6 +1,5 @@
 """The shapes that public functions promise in their annotations are those of what they take and return."""
 
-import dataclasses
 import inspect
 import types
 import typing
@@ -24,18 +23,24 @@ def fits(value, hint) -> bool:
         return any(fits(value, part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return all(fits(v, part) for v, part in zip(value, typing.get_args(hint), strict=True))
-    if dataclasses.is_dataclass(hint):
+    if getattr(hint, "_flax_dataclass", False):
         hints = typing.get_type_hints(hint)
         return isinstance(value, hint) and all(fits(getattr(value, name), hints[name]) for name in hints)
     return not isinstance(hint, type) or hint is float or isinstance(value, hint)
 
 
 def holds(function, *args, **kwargs) -> bool:
-    """Whether the arguments and the result of a call fit the annotations of `function`."""
-    bound = inspect.signature(function).bind(*args, **kwargs)
-    result, hints = function(*args, **kwargs), typing.get_type_hints(function)
-    with jaxtyping.jaxtyped("context"):
-        return all(fits(value, hints.get(name)) for name, value in [*bound.arguments.items(), ("return", result)])
+    """Whether the arguments and the result of a call, which is traced but not run, fit the annotations."""
+    values, hints = inspect.signature(function).bind(*args, **kwargs).arguments, typing.get_type_hints(function)
+    found = []
+
+    def trace():
+        values["return"] = function(*args, **kwargs)
+        with jaxtyping.jaxtyped("context"):
+            found.append(all(fits(value, hints.get(name)) for name, value in values.items()))
+
+    jax.eval_shape(trace)
+    return found[0]
 
 
 def test_predictions(tiny):

@@ -95,7 +95,7 @@ class VAEStep:
           The new state, and float32 scalars: every term unweighted, `loss`, and the gradient norm.
 
         Raises:
-          ValueError: the truncated form is asked to drop something else than the end of a clip, or the GAN is on
+          ValueError: the truncated form is asked for a pattern other than `future`, or the GAN is on
             without a discriminator.
           TypeError: `video` is not uint8.
         """
@@ -164,8 +164,9 @@ class VAEStep:
         logs["loss"] = loss
         if not gan:
             return grads, None, logs
-        discriminator_grads, more = self._discriminator_gradients(networks.params, video, jax.lax.stop_gradient(output))
-        return grads, discriminator_grads, logs | more
+        fake = jax.lax.stop_gradient(output)
+        discriminator_grads, terms = _discriminator_gradients(discriminator, networks.params, video, fake)
+        return grads, discriminator_grads, logs | terms
 
     def _predict(self, params: Params, video: Array, dropped: Array | int, key: PRNGKey) -> Prediction:
         """Predictive reconstruction (section 3.1): filled for `k` as an array, truncated for a Python int."""
@@ -184,15 +185,14 @@ class VAEStep:
         observed = sample_mask(self.drop_pattern, jax.random.fold_in(key, 2), each, grid)  # (b, g, h, w)
         return predict_masked(self.model, params, video, observed, key, drop_from=self.drop_from)
 
-    def _discriminator_gradients(self, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:
-        discriminator: Any = self.discriminator
 
-        def loss(params: Params):
-            variables = {"params": params}
-            real_logits = discriminator.apply(variables, real)
-            fake_logits = discriminator.apply(variables, fake)
-            mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
-            return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
+def _discriminator_gradients(model: Any, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:
+    """Gradient of the discriminator's hinge loss, and its terms."""
 
-        (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return grads, {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
+    def loss(params: Params):
+        real_logits, fake_logits = (model.apply({"params": params}, video) for video in (real, fake))
+        mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
+        return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
+
+    (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return grads, {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
