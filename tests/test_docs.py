@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import math
@@ -476,6 +477,30 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     moving = still + np.arange(5, dtype=np.uint8)[:, None, None, None] * 3
     assert names["flicker"](still, still + 9) == 0 and names["flicker"](still, moving) == pytest.approx(3)
     assert names["reconstruction_flicker"](model, params, batch["video"]) > 0
+
+
+def test_the_loss_term_of_the_contributing_page_is_trained_and_logged(tmp_path):
+    (patch,) = blocks(ROOT / "CONTRIBUTING.md", "diff")
+    (tmp_path / "pv_vae_jax").mkdir()
+    path = shutil.copy(ROOT / "pv_vae_jax" / "losses.py", tmp_path / "pv_vae_jax")
+    subprocess.run(["git", "apply", "-p1"], input=patch, text=True, cwd=tmp_path, check=True, timeout=60)
+    spec = importlib.util.spec_from_file_location("losses_with_a_term", path)
+    sys.modules[spec.name] = losses = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(losses)
+    clips = np.random.default_rng(0).uniform(-1, 1, (2, 1, 3, 4, 4, 3)).astype(np.float32)
+    before, terms = losses.pixel_terms(losses.Objective(), *clips)
+    assert "edges" not in terms  # off: nothing is computed
+    after, terms = losses.pixel_terms(losses.Objective(edges=0.5), *clips)
+    assert float(after) == pytest.approx(float(before + 0.5 * terms["edges"])) and terms["edges"] > 0
+
+
+def test_the_reading_order_is_short():
+    """The files that hold the method, which docs/reading.md leads through."""
+    files = re.findall(r"^\| \d \| `([\w/]+\.py)`", (ROOT / "docs" / "reading.md").read_text(), re.MULTILINE)
+    lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)
+    losses = (ROOT / "pv_vae_jax" / "losses.py").read_text()
+    passed_over = losses[losses.index("def local_correlation") : losses.index("def generator_hinge")]
+    assert len(files) == 7 and lines - len(passed_over.splitlines()) <= 1_100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
