@@ -193,6 +193,8 @@ def deciding(experiment: Experiment) -> dict:
     tree = to_dict(experiment)
     for free in ("name", "log_every", "mesh"):
         del tree[free]
+    if tree["vae"]["kind"] == "cnn":  # cells are older than the field
+        del tree["vae"]["kind"]
     data = experiment.data
     if Path(data.source).is_dir():
         tree["data"]["source"] = fingerprint(data.source, data.fold)
