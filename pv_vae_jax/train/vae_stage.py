@@ -15,13 +15,12 @@ from safetensors import SafetensorError
 
 from pv_vae_jax.data.mixture import MixtureComponent, mixed_batches
 from pv_vae_jax.losses import Perceptual
-from pv_vae_jax.masking import scheduled_ratio
+from pv_vae_jax.masking import max_dropped, scheduled_ratio
 from pv_vae_jax.model import Model, save
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import read_params, weights_hash, write_params
-from pv_vae_jax.predictive import max_dropped
 from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_process
 from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.storage import write_json
