@@ -26,7 +26,7 @@ def fits(value, hint) -> bool:
     if getattr(hint, "_flax_dataclass", False):
         hints = typing.get_type_hints(hint)
         return isinstance(value, hint) and all(fits(getattr(value, name), hints[name]) for name in hints)
-    return not isinstance(hint, type) or hint is float or isinstance(value, hint)
+    return hint is typing.Any or hint is float or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def holds(function, *args, **kwargs) -> bool:
