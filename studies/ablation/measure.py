@@ -14,7 +14,6 @@ import numpy as np
 
 from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
 from pv_vae_jax.evaluation.latent_analysis import temporal_distance
-from pv_vae_jax.evaluation.linear_probe import class_accuracy
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract, i3d_network, own_network
 from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import score_prediction
@@ -28,6 +27,7 @@ from pv_vae_jax.train.run import Run
 from pv_vae_jax.typing import ConfigError
 from pv_vae_jax.versions import versions
 from studies.ablation.plan import Cell
+from studies.linear_probe import class_accuracy
 
 BATCH = 32
 LEAST = 16  # clips of a class that has scores of its own

@@ -21,11 +21,11 @@ import numpy as np
 import optax
 from einops import rearrange
 
-from pv_vae_jax.evaluation.linear_probe import ridge
 from pv_vae_jax.evaluation.networks.feature_net import TimeConv
 from pv_vae_jax.flow import interpolate
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.typing import Array, Params
+from studies.linear_probe import ridge
 
 
 def diffusion_features(

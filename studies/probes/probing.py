@@ -18,7 +18,6 @@ from einops import rearrange
 
 from pv_vae_jax.data.synthetic import FAMILIES, Scene, SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow, exact_paths, visible_layer
-from pv_vae_jax.evaluation.linear_probe import class_accuracy
 from pv_vae_jax.evaluation.reconstruction import batches
 from pv_vae_jax.flow import normalize_latents
 from pv_vae_jax.model import Model, init_latte
@@ -26,6 +25,7 @@ from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.typing import Array, Params
+from studies.linear_probe import class_accuracy
 from studies.probes.probe_metrics import endpoint_error, tracking_auc
 from studies.probes.probes import (
     DenseHead,
