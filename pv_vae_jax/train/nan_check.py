@@ -15,8 +15,8 @@ def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> No
     """Check the terms of steps, `(step, terms)`.
 
     Raises:
-      NonFiniteError: a term is not finite; the first such step is named, and of its terms the loss and the gradient norm
-        only if all others are finite, since any of them makes these two non-finite.
+      NonFiniteError: a term is not finite. The first such step is named; of its terms, loss and gradient norm only if
+        all others are finite, since any of them makes these two non-finite.
     """
     for step, terms in rows:
         bad = [name for name, value in terms.items() if not math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, gradient accumulation, and the split of parameters into trained and frozen ones."""
+"""Optimiser, learning-rate schedule, gradient accumulation, moving average, and freezing of parameters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
 
 
 def _decayed(params: Params) -> Params:
-    """Mask of matrices and kernels. Biases and gains are excluded by name: `nn.scan` stacks them, so they have two axes."""
+    """Mask of matrices and kernels. Biases and gains are excluded by name: `nn.scan` stacks them to two axes."""
     return jax.tree.map_with_path(lambda path, p: p.ndim > 1 and path[-1].key not in ("bias", "gamma"), params)
 
 
