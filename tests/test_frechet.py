@@ -155,11 +155,11 @@ def test_features_that_cannot_be_scored_are_refused():
     for distance in (frechet_distance, kernel_distance):
         with pytest.raises(FeatureError, match="1 of 60 clips .* clip 3"):
             distance(broken, B)
-        with pytest.raises(FeatureError, match="2 clips at least"):
+        with pytest.raises(FeatureError, match="at least 2 clips"):
             distance(A[:1], B)
-        with pytest.raises(FeatureError, match="of 8 and 4 numbers"):
+        with pytest.raises(FeatureError, match="got 8 and 4"):
             distance(A, B[:, :4])
-    with pytest.raises(FeatureError, match="10 splits need 20 clips"):
+    with pytest.raises(FeatureError, match="10 splits need at least 20 clips"):
         inception_score(A[:19])
     with pytest.raises(FeatureError, match="one shape"):
         paired_squared_distance(A, B)

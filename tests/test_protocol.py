@@ -65,15 +65,15 @@ def test_arrays_that_cannot_be_meant_are_refused(tmp_path):
         with pytest.raises(FeatureError, match=match):
             ArrayClips(tmp_path / ("a.npz" if named else "a.npy"), Window(frames), value_range).clip(0)
 
-    refused(CLIPS / 255, "say on which range")
-    refused(CLIPS / 127.5 - 1, "not in the value range", (0, 1))
-    refused(np.where(CLIPS > 9, CLIPS / 255, np.nan), "not in the value range", (0, 1))
-    refused(CLIPS.astype(np.int64), "holds int64")
+    refused(CLIPS / 255, "name their range")
+    refused(CLIPS / 127.5 - 1, "expected values in", (0, 1))
+    refused(np.where(CLIPS > 9, CLIPS / 255, np.nan), "expected values in", (0, 1))
+    refused(CLIPS.astype(np.int64), "got int64")
     refused(np.moveaxis(CLIPS, -1, 1), "channels come last")
-    refused(CLIPS[0], r"clips are \(n, t, h, w, 3\)")
-    refused(CLIPS, "clips of 6 frames, 7 are needed", frames=7)
-    refused(None, "call the clips `video`", a=CLIPS, b=CLIPS)
-    refused(np.array([{}], dtype=object), "not an array file")  # a pickle is not opened
+    refused(CLIPS[0], r"expected clips \(n, t, h, w, 3\)")
+    refused(CLIPS, "at least 7 frames .*got 6", frames=7)
+    refused(None, "name the clips `video`", a=CLIPS, b=CLIPS)
+    refused(np.array([{}], dtype=object), "expected an array file")  # a pickle is not opened
     with pytest.raises(FileNotFoundError):
         ArrayClips(tmp_path / "none.npy", Window(6))
 
@@ -101,7 +101,7 @@ def test_folders_of_videos(tmp_path):
     with pytest.raises(FeatureError, match="mixes sizes.* 16 x 16, .*wide.mp4 is 16 x 32; --size"):
         list(read_clips(FolderClips(tmp_path, Window(6)), np.arange(3)))
     assert len(list(read_clips(FolderClips(tmp_path, Window(6), size=8), np.arange(3)))) == 3
-    with pytest.raises(FeatureError, match="has the 30 frames"):
+    with pytest.raises(FeatureError, match="at least 30 frames"):
         FolderClips(tmp_path, Window(30))
     with pytest.raises(FeatureError, match="no video files"):
         (tmp_path / "empty").mkdir()
@@ -181,10 +181,10 @@ def test_sets_that_cannot_be_compared_are_refused(arrays, tmp_path):
             compare_sets(open_set(a), open_set(b), network, protocol, labels=(None, None), **more)
 
     refused(real, tmp_path / "large.npy", "16 x 16 and 32 x 32")
-    refused(real, tmp_path / "few.npy", "fake set has 5 clips, protocol short wants 12. --clips")
-    refused(real, tmp_path / "few.npy", "one length", dataclasses.replace(SHORT, clips=5), paired=True)
-    refused(real, fake, "2 clips at least", dataclasses.replace(SHORT, clips=1))
-    refused(real, fake, "sees 9 frames at least", network=dataclasses.replace(NETWORK, least_frames=9))
+    refused(real, tmp_path / "few.npy", "protocol short needs 12 clips, got 5 in the fake set. --clips")
+    refused(real, tmp_path / "few.npy", "equal length", dataclasses.replace(SHORT, clips=5), paired=True)
+    refused(real, fake, "at least 2 clips", dataclasses.replace(SHORT, clips=1))
+    refused(real, fake, "at least 9 frames", network=dataclasses.replace(NETWORK, least_frames=9))
     refused(real, fake, "NaN", network=dataclasses.replace(NETWORK, params=np.float32(np.nan)))
 
 
@@ -263,7 +263,7 @@ def test_pairs_of_files_are_told_by_their_names(tmp_path):
     check(real, folder("reconstructed", c1_reconstruction=5, c2_reconstruction=5, c3_reconstruction=5))
     with pytest.raises(FeatureError, match="1 videos too short .* shift the pairs"):
         check(real, folder("shorter", c1=5, c2=5, c25=3, c3=5))
-    with pytest.raises(FeatureError, match="c02.mp4 stands beside c1.mp4"):
+    with pytest.raises(FeatureError, match="got c1.mp4 and c02.mp4"):
         check(real, folder("renamed", c02=5, c03=5, c1=5))
 
 

@@ -1,7 +1,7 @@
-"""Sets of clips of anyone's model: a folder of video files, or an array in `.npy` or `.npz`.
+"""Sets of clips to compare: a folder of video files, or an array in `.npy` or `.npz`.
 
-A set gives `(t, h, w, 3)` uint8 by index. All clips of a set have one size; a set that mixes sizes is refused, as
-resizing some of its clips and not others would show in every distance.
+A set yields clips `(t, h, w, 3)` uint8 by index. All clips of a set must have one size: resizing some of them and not
+others would show in every distance.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pv_vae_jax.evaluation.moments import FeatureError
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Which frames of a longer clip count.
+    """Which frames of a longer clip are scored.
 
     Attributes:
-      frames: their number.
-      stride: source frames from one to the next.
-      start: `first`, or `random`: uniform, drawn by the seed and the clip's place in the set.
-      seed: of random starts.
+      frames: number of frames.
+      stride: source frames from one scored frame to the next.
+      start: `first`, or `random`: uniform, drawn from the seed and the clip's index in the set.
+      seed: seed of random starts.
     """
 
     frames: int
@@ -47,7 +47,7 @@ class Window:
 
 
 class ClipSet(Protocol):
-    """Clips by index, and how they came to be pixels."""
+    """Clips by index, and how their pixels were made."""
 
     window: Window
 
@@ -58,7 +58,7 @@ class ClipSet(Protocol):
         ...
 
     def describe(self) -> dict:
-        """What a protocol card tells about the set."""
+        """What a protocol card says about the set."""
         ...
 
 
@@ -66,9 +66,9 @@ class ArrayClips:
     """Clips of one array `(n, t, h, w, 3)`.
 
     Args:
-      path: `.npy` (read as needed, so it may be larger than memory) or `.npz` (the array `video`, or the only one).
-      window: frames that count.
-      value_range: of float arrays, `(0, 1)` or `(-1, 1)`; they are rounded to uint8. uint8 arrays need none.
+      path: `.npy` (memory-mapped, so it may be larger than memory) or `.npz` (the array `video`, or its only array).
+      window: the frames that are scored.
+      value_range: range of float arrays, `(0, 1)` or `(-1, 1)`; they are rounded to uint8. uint8 arrays need none.
 
     Raises:
       FeatureError: another shape or type, too few frames, floats without their range.
@@ -79,15 +79,15 @@ class ArrayClips:
         self.video = _load_array(self.path)
         if self.video.ndim != 5 or self.video.shape[-1] != 3:
             hint = ": channels come last, transpose it" if self.video.ndim == 5 and 3 in self.video.shape[1:3] else ""
-            raise FeatureError(f"{path} has shape {self.video.shape}, clips are (n, t, h, w, 3){hint}")
+            raise FeatureError(f"expected clips (n, t, h, w, 3) in {path}, got shape {self.video.shape}{hint}")
         if self.video.shape[1] < window.span:
-            raise FeatureError(f"{path} has clips of {self.video.shape[1]} frames, {window.span} are needed")
+            raise FeatureError(f"expected clips of at least {window.span} frames in {path}, got {self.video.shape[1]}")
         if self.video.dtype != np.uint8:
             if not np.issubdtype(self.video.dtype, np.floating):
-                raise FeatureError(f"{path} holds {self.video.dtype}; clips are uint8, or floats with a value range")
+                raise FeatureError(f"expected uint8, or floats with a value range, in {path}; got {self.video.dtype}")
             if value_range is None:
                 raise FeatureError(
-                    f"{path} holds floats: say on which range (--value_range=0,1 or --value_range=-1,1 of pv-vae "
+                    f"{path} holds floats: name their range (--value_range=0,1 or --value_range=-1,1 of pv-vae "
                     "evaluate), or save them as uint8"
                 )
         self.size = self.video.shape[2:4]
@@ -106,8 +106,8 @@ class ArrayClips:
         # Written so that NaN fails as well.
         if not (clip.min() >= low - SLACK and clip.max() <= high + SLACK):
             raise FeatureError(
-                f"clip {index} of {self.path} runs from {clip.min():.4g} to {clip.max():.4g}, which is not in the "
-                f"value range [{low:g}, {high:g}]"
+                f"expected values in [{low:g}, {high:g}], got {clip.min():.4g} to {clip.max():.4g} in clip {index} of "
+                f"{self.path}: name another --value_range"
             )
         return np.clip(np.rint((clip.astype(np.float64) - low) / (high - low) * 255), 0, 255).astype(np.uint8)
 
@@ -119,12 +119,12 @@ class ArrayClips:
 
 
 class FolderClips:
-    """One clip of every video file under a folder, in the order of their names.
+    """One clip of every video file below a folder, in the order of their names.
 
     Args:
-      folder: searched at every depth.
-      window: frames that count; shorter files are left out and counted.
-      size: bring the short side to this by area and crop the centre square; None keeps what is there.
+      folder: searched recursively.
+      window: the frames that are scored; shorter files are left out and counted.
+      size: resize the short side to this by area and crop the centre square; None keeps the frames as they are.
 
     Raises:
       FeatureError: no file is long enough.
@@ -134,16 +134,22 @@ class FolderClips:
     def __init__(self, folder: str | Path, window: Window, size: int | None = None):
         self.folder, self.window, self._size = Path(folder), window, size
         if not self.folder.is_dir():
-            found = f"{folder} is a file: name the folder it lies in" if self.folder.exists() else f"no folder {folder}"
+            found = (
+                f"{folder} is a file: name the folder that contains it"
+                if self.folder.exists()
+                else f"no folder {folder}"
+            )
             raise FileNotFoundError(found)
         found = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise FeatureError(f"{folder} holds no video files ({', '.join(SUFFIXES)})")
+            raise FeatureError(f"found no video files ({', '.join(SUFFIXES)}) in {folder}")
         lengths = [count_frames(path) for path in found]
         kept = [(p, n) for p, n in zip(found, lengths, strict=True) if n >= window.span]
         self.short = len(found) - len(kept)
         if not kept:
-            raise FeatureError(f"none of the {len(found)} videos of {folder} has the {window.span} frames of a clip")
+            raise FeatureError(
+                f"expected videos of at least {window.span} frames in {folder}, but all {len(found)} are shorter"
+            )
         self.files, self.lengths = zip(*kept, strict=True)
         self.size = self.clip(0).shape[1:3]
 
@@ -158,7 +164,7 @@ class FolderClips:
 
     def describe(self) -> dict:
         resized = f"short side to {self._size} by area, centre square" if self._size else "no"
-        kind = "decoded video files: their compression enters the score"
+        kind = "decoded video files: their compression is part of the score"
         return {
             "set": str(self.folder),
             "available": len(self),
@@ -178,7 +184,7 @@ def open_clips(
     """
     if Path(path).suffix in (".npy", ".npz"):
         if size:
-            raise FeatureError(f"--size resizes videos only; bring the array {path} to that size yourself")
+            raise FeatureError(f"--size resizes videos only: resize the array {path} yourself")
         return ArrayClips(path, window, value_range)
     return FolderClips(path, window, size)
 
@@ -187,7 +193,7 @@ def read_clips(clips: ClipSet, index: np.ndarray):
     """Yield the clips of `index`.
 
     Raises:
-      FeatureError: a clip has another size than the set's first.
+      FeatureError: a clip differs in size from the first clip of the set.
     """
     for i in index:
         clip = clips.clip(int(i))
@@ -209,9 +215,9 @@ def _load_array(path: Path) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
             if "video" not in names and len(names) != 1:
-                raise FeatureError(f"{path} holds the arrays {', '.join(names) or '(none)'}: call the clips `video`")
+                raise FeatureError(f"{path} contains the arrays {', '.join(names) or '(none)'}: name the clips `video`")
             return archive["video" if "video" in names else names[0]]
     except FeatureError:
         raise
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise FeatureError(f"{path} is not an array file: {error}") from error
+        raise FeatureError(f"expected an array file, but {path} cannot be read as one: {error}") from error

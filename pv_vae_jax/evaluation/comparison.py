@@ -1,4 +1,4 @@
-"""Two sets of clips, of anyone's model, compared: distances of features, and scores of pairs for reconstructions."""
+"""Compare two sets of clips: distances of features, and scores of pairs for reconstructions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.protocol import Digest, MetricProtocol, Score, card, name_of, set_card
 
-EXTRAPOLATED_FROM = 64  # clips; fewer give no line
+EXTRAPOLATED_FROM = 64  # clips; fewer do not determine a line
 
 
 def compare_sets(
@@ -40,25 +40,27 @@ def compare_sets(
     resamples: int = 40,
     labels: tuple[str | None, str | None] = ("real", "fake"),
 ) -> list[Score]:
-    """Frechet and kernel distance of two sets.
+    """Frechet and kernel distance between two sets.
 
     Args:
       real, fake: the sets, opened with the protocol's windows.
-      network: that makes the features.
-      protocol: how many clips count, and the covariance.
+      network: the network that extracts features.
+      protocol: number of clips, and the covariance's estimator.
       paired: clip `i` of `fake` is a reconstruction of clip `i` of `real`: the first clips are taken of both, and the
         mean squared distance of paired features is given as well.
-      seed: of the choice of clips and of the intervals.
-      batch_size: clips at once.
-      resamples: of the intervals of the Frechet distance; 0 leaves intervals out.
-      labels: of the progress bars.
+      seed: seed of the choice of clips and of the intervals.
+      batch_size: clips per batch.
+      resamples: resamples for the Frechet distance's interval; 0 computes no intervals.
+      labels: labels of the progress bars.
 
     Raises:
       FeatureError: too few clips, clips of different sizes, features that are not finite, or fewer frames than the
-        network sees.
+        network needs.
     """
     if protocol.frames < network.least_frames:
-        raise FeatureError(f"{network.name} sees {network.least_frames} frames at least, clips have {protocol.frames}")
+        raise FeatureError(
+            f"{network.name} needs clips of at least {network.least_frames} frames, got {protocol.frames}"
+        )
     check_sets(real, fake, protocol, paired)
     features, cards = [], []
     for number, (clips, label) in enumerate(zip((real, fake), labels, strict=True)):
@@ -94,7 +96,7 @@ def compare_sets(
     if paired:
         squared = paired_squared_distance(a, b)
         name = f"mean_paired_{network.name}_sqdist"
-        scores.append(Score(name, squared, None, made(estimator="mean |f(x) - f(x')|^2, no distance of sets")))
+        scores.append(Score(name, squared, None, made(estimator="mean |f(x) - f(x')|^2, not a distance of sets")))
     return scores
 
 
@@ -119,7 +121,7 @@ def compare_pairs(
     rows = []
     for a, b in zip(*streams, strict=True):
         if a.shape != b.shape:
-            raise FeatureError(f"a pair of clips has shapes {a.shape} and {b.shape}")
+            raise FeatureError(f"expected pairs of clips of one shape, got {a.shape} and {b.shape}")
         similar = ssim(a[None], b[None], 255.0) if min(a.shape[1:3]) >= WINDOW else np.nan
         looks = float(np.mean(perceptual(a, b))) if perceptual else np.nan
         rows.append((psnr(a[None], b[None], 255.0), similar, looks))
@@ -169,7 +171,7 @@ def score_inception(
 
 
 def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: bool) -> None:
-    """Raise `FeatureError` unless both sets have the protocol's clips, of one size."""
+    """Raise `FeatureError` unless both sets have as many clips as the protocol asks for, of one size."""
     for clips, name in ((real, "real"), (fake, "fake")):
         _enough(clips, protocol, name)
     if paired:
@@ -177,32 +179,32 @@ def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: b
     if tuple(real.size) != tuple(fake.size):
         sizes = " and ".join(" x ".join(map(str, c.size)) for c in (real, fake))
         raise FeatureError(
-            f"real and generated clips are {sizes}: whatever resizes one of them would be part of the distance. Bring "
-            "both to one size first (--size=N for folders of videos)"
+            f"expected real and generated clips of one size, got {sizes}: resizing one of them would be part of "
+            "the distance. Resize both to one size first (--size=N for folders of videos)"
         )
 
 
 def _check_pairs(real: ClipSet, fake: ClipSet) -> None:
-    """Clip `i` of one set must be that of the other; names tell where there are any."""
+    """Raise `FeatureError` unless clip `i` of one set belongs to clip `i` of the other; file names show it."""
     for clips in (real, fake):
         if isinstance(clips, FolderClips) and clips.short:
             raise FeatureError(
                 f"{clips.folder} has {clips.short} videos too short for a clip; left out, they would shift the pairs: "
-                "take them and their partners away, or give fewer --frames"
+                "remove them and their partners, or give fewer --frames"
             )
     if len(real) != len(fake):
-        raise FeatureError(f"pairs need sets of one length, got {len(real)} and {len(fake)} clips")
+        raise FeatureError(f"--paired needs two sets of equal length, got {len(real)} and {len(fake)} clips")
     if isinstance(real, FolderClips) and isinstance(fake, FolderClips):
         for a, b in zip(real.files, fake.files, strict=True):
             if not b.stem.startswith(a.stem):
                 raise FeatureError(
-                    f"pairs are files of one name, in the order of names: {b.name} stands beside {a.name}. The name of "
-                    "a reconstruction begins with that of its video"
+                    f"expected pairs of files with one name, got {a.name} and {b.name}: the name of a "
+                    "reconstruction must begin with that of its video"
                 )
 
 
 def choose(available: int, count: int, paired: bool, seed: Sequence[int]) -> np.ndarray:
-    """Indices of the clips that count, in ascending order: drawn without replacement, or the first of a paired set."""
+    """Ascending indices of the clips to score: drawn without replacement, or the first ones of a paired set."""
     if paired or available == count:
         return np.arange(count)
     return np.sort(np.random.default_rng(list(seed)).choice(available, count, replace=False))
@@ -210,10 +212,10 @@ def choose(available: int, count: int, paired: bool, seed: Sequence[int]) -> np.
 
 def _enough(clips: ClipSet, protocol: MetricProtocol, name: str) -> int:
     if protocol.clips < 2:
-        raise FeatureError("a set needs 2 clips at least")
+        raise FeatureError("a set needs at least 2 clips: set --clips=2 or more")
     if len(clips) < protocol.clips:
         raise FeatureError(
-            f"the {name} set has {len(clips)} clips, protocol {protocol.name} wants {protocol.clips}. --clips=N scores "
-            "fewer; such a number cannot be compared with one at another N: at small N these distances are mostly bias"
+            f"protocol {protocol.name} needs {protocol.clips} clips, got {len(clips)} in the {name} set. --clips=N "
+            "scores fewer; numbers at different N cannot be compared: at small N these distances are mostly bias"
         )
     return len(clips)

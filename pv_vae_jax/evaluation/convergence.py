@@ -1,6 +1,6 @@
-"""When does one run get to where another ends? The figure behind "converges 52 % faster".
+"""Steps until one run reaches the final score of another: the figure behind "converges 52 % faster".
 
-Training curves are noisy, so both the curve that arrives and the score to arrive at are running means.
+Training curves are noisy, so both the curve and the target are running means.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WINDOW = 0.1  # of the curve
+WINDOW = 0.1  # fraction of the curve that is averaged
 
 
 @dataclasses.dataclass(frozen=True)
 class StepsToTarget:
-    """One run compared with the end of another.
+    """When one run reaches the final score of another.
 
     Attributes:
-      step: at which its curve first is as low as the other's end; None if it never is.
-      steps: length of the other.
-      score: the other's end.
+      step: first step at which its curve is as low as the other's final score; None if it never is.
+      steps: length of the other run.
+      score: final score of the other run.
     """
 
     step: float | None
@@ -29,12 +29,12 @@ class StepsToTarget:
 
     @property
     def sooner(self) -> float | None:
-        """Share of the other's steps that this one saved; below 0 if it took longer, None if it never arrived."""
+        """Fraction of the other's steps that was saved; negative if it took longer, None if it never got there."""
         return None if self.step is None else 1 - self.step / self.steps
 
 
 def running_mean(values: Sequence[float], share: float = WINDOW) -> np.ndarray:
-    """Mean over the last `share` of the curve up to each point; nothing after it is looked at."""
+    """Mean over the last fraction `share` of the curve up to each point; later points do not enter."""
     width = max(int(round(share * len(values))), 1)
     total = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
     start = np.maximum(np.arange(len(values)) + 1 - width, 0)
@@ -47,10 +47,10 @@ def steps_to_target(
     """Compare a curve, lower is better, with the end of `other`.
 
     Raises:
-      ValueError: a curve without points.
+      ValueError: a curve is empty.
     """
     if not len(values) or not len(other):
-        raise ValueError("a curve without points has no end")
+        raise ValueError("a curve needs at least one point")
     score = float(running_mean(other)[-1])
     there = np.flatnonzero(running_mean(values) <= score)
     return StepsToTarget(float(steps[there[0]]) if len(there) else None, float(other_steps[-1]), score)

@@ -1,7 +1,7 @@
 """Distances of two sets of features, and the inception score of one set of predictions; float64 on the host.
 
-Rows are clips. None of these knows which network made the features, so none is an FVD by itself: `protocol.name_of`
-gives a number its name.
+Rows are clips. These functions do not know which network made the features, so none is an FVD by itself:
+`protocol.name_of` names a number.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments, *, ddof: 
     """
     a, b = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
     if a.mean.shape != b.mean.shape:
-        raise FeatureError(f"the two sets have features of {a.mean.size} and {b.mean.size} numbers")
+        raise FeatureError(f"expected two sets with features of one dimension, got {a.mean.size} and {b.mean.size}")
     cov_a, cov_b = a.covariance(ddof), b.covariance(ddof)
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -52,9 +52,9 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     a, b = check_features(a), check_features(b)
     if min(len(a), len(b)) < 2:
-        raise FeatureError(f"the kernel distance needs 2 clips at least in each set, got {len(a)} and {len(b)}")
+        raise FeatureError(f"the kernel distance needs at least 2 clips in each set, got {len(a)} and {len(b)}")
     if a.shape[1] != b.shape[1]:
-        raise FeatureError(f"the two sets have features of {a.shape[1]} and {b.shape[1]} numbers")
+        raise FeatureError(f"expected two sets with features of one dimension, got {a.shape[1]} and {b.shape[1]}")
     return _mmd(_kernel(a, a), _kernel(b, b), _kernel(a, b))
 
 
@@ -79,22 +79,22 @@ class InceptionScore:
 
 
 def inception_score(logits: np.ndarray, *, splits: int = 10, shuffle_seed: int | None = 42) -> InceptionScore:
-    """Score predictions part by part.
+    """Inception score of predictions, part by part.
 
     More splits bias the score down (about a tenth at 2,048 clips and 10 splits), so both numbers belong with it.
 
     Args:
       logits: `(n, classes)` before the softmax; log-probabilities are logits too.
-      splits: equal parts.
-      shuffle_seed: of NumPy's `RandomState` that shuffles the clips first, 42 as in the StyleGAN-V tool; None keeps
-        their order.
+      splits: number of equal parts.
+      shuffle_seed: seed of NumPy's `RandomState` that shuffles the clips first, 42 as in the StyleGAN-V tool; None
+        keeps their order.
 
     Raises:
       FeatureError: logits that are not finite, or fewer clips than twice the splits.
     """
     logits = check_features(logits)
     if splits < 1 or len(logits) < 2 * splits:
-        raise FeatureError(f"{splits} splits need {2 * max(splits, 1)} clips at least, got {len(logits)}")
+        raise FeatureError(f"{splits} splits need at least {2 * max(splits, 1)} clips, got {len(logits)}")
     if shuffle_seed is not None:
         logits = logits[np.random.RandomState(shuffle_seed).permutation(len(logits))]
     log_p = logits - logits.max(axis=1, keepdims=True)
@@ -110,7 +110,7 @@ def inception_score(logits: np.ndarray, *, splits: int = 10, shuffle_seed: int |
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval: it holds the share `level` of the resampled values."""
+    """A bootstrap interval that contains the fraction `level` of the resampled values."""
 
     low: float
     high: float
@@ -123,11 +123,11 @@ def mean_interval(values: np.ndarray, *, resamples: int = 1000, level: float = 0
     """Interval of the mean of per-clip values `(n,)` (PSNR, SSIM, LPIPS): percentiles of resampled means.
 
     Raises:
-      FeatureError: fewer than 2 values, or some that are not finite.
+      FeatureError: fewer than 2 values, or values that are not finite.
     """
     values = check_features(np.asarray(values)[:, None])[:, 0]
     if len(values) < 2:
-        raise FeatureError("an interval needs 2 clips at least")
+        raise FeatureError("an interval needs at least 2 clips")
     index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     return _percentiles(values[index].mean(axis=1), level, "percentile bootstrap over clips")
 
@@ -137,8 +137,8 @@ def kernel_interval(
 ) -> Interval:
     """Interval of `kernel_distance`, both sets resampled.
 
-    A clip that is drawn twice must not meet itself, or the estimator is no longer unbiased: pairs of one clip with its
-    own copy are left out of the sums, as the diagonal is.
+    A clip that is drawn twice must not be paired with itself, or the estimator is biased: pairs of a clip and its own
+    copy are left out of the sums, as the diagonal is.
     """
     a, b = check_features(a), check_features(b)
     aa, bb, ab = _kernel(a, a), _kernel(b, b), _kernel(a, b)
@@ -157,12 +157,12 @@ def kernel_interval(
 def frechet_interval(
     a: np.ndarray, b: np.ndarray, *, ddof: int = 1, resamples: int = 40, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Interval of `frechet_distance`, both sets resampled, pivoted about the estimate.
+    """Bootstrap interval of `frechet_distance`, both sets resampled, re-centred on the estimate.
 
-    A Frechet distance has a bias of order tr(S) / n, and a resampled set, having fewer different clips, has more of
-    it: plain percentiles would lie above the value that they are to enclose. So the *deviations* of the resampled
-    values from their own mean are laid about the estimate. The interval says how far another draw of `n` clips might
-    move the number, not where it would be at infinite `n`: see `frechet_limit`.
+    A Frechet distance has a bias of order tr(S) / n, and a resampled set, having fewer distinct clips, has more of it:
+    plain percentiles would lie above the estimate. The resampled values are therefore shifted so that their mean is
+    the estimate. The interval says how far another draw of `n` clips might move the number, not where it would be at
+    infinite `n`: see `frechet_limit`.
     """
     a, b = check_features(a), check_features(b)
     rng = np.random.default_rng(seed)
@@ -197,7 +197,7 @@ def frechet_limit(a: np.ndarray, b: np.ndarray, *, sizes: int = 10, ddof: int = 
     rng = np.random.default_rng(seed)
     counts = np.unique(np.linspace(max(most // 4, 2), most, sizes).astype(int))
     if len(counts) < 2:
-        raise FeatureError(f"{most} clips are too few to extrapolate from")
+        raise FeatureError(f"{most} clips are too few to extrapolate from: give more")
     pick = lambda x, n: x[rng.choice(len(x), n, replace=False)]  # noqa: E731
     found = [frechet_distance(pick(a, n), pick(b, n), ddof=ddof) for n in counts]
     return float(np.polyfit(1.0 / counts, found, 1)[1])
@@ -206,12 +206,12 @@ def frechet_limit(a: np.ndarray, b: np.ndarray, *, sizes: int = 10, ddof: int = 
 def paired_squared_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Mean squared distance of the features of each clip and of its own reconstruction.
 
-    What "rFVD" is in scripts that compute a Frechet distance batch by batch with one clip a batch. It is no distance of
-    two sets.
+    This is what "rFVD" means in scripts that compute a Frechet distance per batch with one clip a batch. It is not a
+    distance of two sets.
     """
     a, b = check_features(a), check_features(b)
     if a.shape != b.shape:
-        raise FeatureError(f"paired features need one shape, got {a.shape} and {b.shape}")
+        raise FeatureError(f"expected paired features of one shape, got {a.shape} and {b.shape}")
     return float(np.mean(np.sum((a - b) ** 2, axis=1)))
 
 

@@ -1,7 +1,7 @@
 """PSNR and SSIM of clips, in float64 on the host.
 
-Data outside the stated range are an error: scoring [-1, 1] clips as if they were [0, 1] is the commonest way to print a
-PSNR that is 6 dB off.
+Data outside the stated range raise an error: scoring [-1, 1] clips as if they were [0, 1] is the most common way to
+report a PSNR that is off by 6 dB.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import ArrayLike
 
-CAP = 100.0  # dB, of identical frames
+CAP = 100.0  # dB, the score of identical frames
 WINDOW, SIGMA = 11, 1.5  # of SSIM, Wang et al. 2004
 K1, K2 = 0.01, 0.03
-SLACK = 1e-3  # outside the range that rounding may cause
+SLACK = 1e-3  # by which rounding may leave the range
 
 Range = float | tuple[float, float]
 
 
 def psnr(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
-    """Peak signal-to-noise ratio in dB: of each frame, at most 100, then the mean over frames and clips.
+    """Peak signal-to-noise ratio in dB: per frame, capped at 100, then averaged over frames and clips.
 
     Args:
       a, b: clips `(n, t, h, w, 3)`.
       value_range: `L` for data in [0, L], or `(low, high)`.
 
     Raises:
-      ValueError: the shapes differ, or data lie outside the range.
+      ValueError: the shapes differ, or values are outside the range.
     """
     a, b, low, span = _checked(a, b, value_range)
     scores = [_psnr_frames(_float(x, low), _float(y, low), span) for x, y in zip(a, b, strict=True)]
@@ -34,9 +34,9 @@ def psnr(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
 
 
 def ssim(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
-    """Structural similarity (Wang et al. 2004), the mean over pixels, RGB channels, frames and clips.
+    """Structural similarity (Wang et al. 2004), averaged over pixels, RGB channels, frames and clips.
 
-    11 x 11 Gaussian window of sigma 1.5, population covariance, and only those pixels whose window lies in the picture:
+    11 x 11 Gaussian window of sigma 1.5, population covariance, and only pixels whose window is inside the picture:
     scikit-image's `structural_similarity` with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
 
     Args:
@@ -48,7 +48,7 @@ def ssim(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
     """
     a, b, low, span = _checked(a, b, value_range)
     if min(a.shape[2:4]) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of {WINDOW} x {WINDOW} pixels at least, got {a.shape[2]} x {a.shape[3]}")
+        raise ValueError(f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, got {a.shape[2]} x {a.shape[3]}")
     # Clip by clip: the five filtered pictures are float64.
     return float(np.mean([_ssim_clip(_float(x, low), _float(y, low), span) for x, y in zip(a, b, strict=True)]))
 
@@ -58,22 +58,22 @@ def _checked(a: ArrayLike, b: ArrayLike, value_range: Range) -> tuple[np.ndarray
     a, b = np.asarray(a), np.asarray(b)
     low, high = value_range if isinstance(value_range, tuple) else (0.0, value_range)
     if not high > low:
-        raise ValueError(f"the value range runs from {low} to {high}")
+        raise ValueError(f"value_range must be (low, high) with low < high, got ({low}, {high})")
     if a.shape != b.shape:
-        raise ValueError(f"the clips to compare have shapes {a.shape} and {b.shape}")
+        raise ValueError(f"expected two clips of one shape, got {a.shape} and {b.shape}")
     if a.ndim != 5 or a.shape[-1] != 3 or 0 in a.shape:
-        raise ValueError(f"clips have shape (n, t, h, w, 3); got {a.shape}")
+        raise ValueError(f"expected clips of shape (n, t, h, w, 3), got {a.shape}")
     for clip in (a, b):
         # Written so that NaN fails as well.
         if not (clip.min() >= low - SLACK and clip.max() <= high + SLACK):
             raise ValueError(
-                f"data from {clip.min():.4g} to {clip.max():.4g} do not lie in the value range [{low:g}, {high:g}]"
+                f"expected values in [{low:g}, {high:g}], got {clip.min():.4g} to {clip.max():.4g}: set value_range"
             )
     return a, b, float(low), float(high - low)
 
 
 def _float(clip: np.ndarray, low: float) -> np.ndarray:
-    """Brought to [0, width]: SSIM compares brightness, so its zero must be black."""
+    """Shift to [0, width]: SSIM compares brightness, so zero must be black."""
     return clip.astype(np.float64) - low
 
 

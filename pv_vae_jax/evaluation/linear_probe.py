@@ -1,4 +1,4 @@
-"""Linear readouts of frozen features in closed form: of labels, and of what lies on the grid of the features."""
+"""Linear probes of frozen features in closed form: of labels, and of targets on the features' grid."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-PENALTIES = 10.0 ** np.arange(-7, 4)  # of the mean square of the features
+PENALTIES = 10.0 ** np.arange(-7, 4)  # times the mean square of the features
 
 
 def class_accuracy(train: np.ndarray, label: np.ndarray, test: np.ndarray, test_label: np.ndarray) -> float:
-    """Share of test clips whose class a ridge regression to one-hot labels names.
+    """Accuracy on test clips of a ridge regression to one-hot labels.
 
-    The penalty is the one with the least leave-one-out error on the training clips, which ridge regression knows
-    without leaving any out, so nothing is tuned on the test clips.
+    The penalty minimises the leave-one-out error on the training clips, which ridge regression has in closed form, so
+    nothing is tuned on the test clips.
 
     Args:
       train, test: `(n, ...)`, flattened; they are standardised by the training clips.
-      label, test_label: `(n,)` whole numbers.
+      label, test_label: `(n,)` integers.
 
     Raises:
-      ValueError: fewer than two classes to tell apart.
+      ValueError: fewer than two classes.
     """
     classes = np.unique(label)
     if len(classes) < 2:
-        raise ValueError("a class probe needs clips of two classes or more")
+        raise ValueError(f"a class probe needs clips of at least two classes, got {len(classes)}")
     x, held = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (train, test))
     mean, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
     x, held = (x - mean) / deviation, (held - mean) / deviation

@@ -1,6 +1,6 @@
-"""Mean and covariance of features that arrive batch by batch, in float64 and in memory that does not grow.
+"""Mean and covariance of features that arrive batch by batch, in float64 and constant memory.
 
-Moments of parts merge exactly (Chan, Golub and LeVeque's update), so hosts may each take a part of a set.
+Moments of parts merge exactly (Chan, Golub and LeVeque's update), so each host may process a part of a set.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class FeatureError(ValueError):
-    """Features or clips from which no honest number can be made; the message says why and what to do."""
+    """Features or clips that cannot be scored honestly; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Moments:
     """Statistics of `count` features of dimension `d`.
 
     Attributes:
-      count: features seen.
+      count: number of features.
       mean: `(d,)` float64.
       scatter: `(d, d)` float64, the sum of outer products of centred features.
     """
@@ -62,10 +62,10 @@ class Moments:
         """`(d, d)`; `ddof` 1 is unbiased, 0 divides by the count.
 
         Raises:
-          FeatureError: there are too few features.
+          FeatureError: fewer than 2 features.
         """
         if self.count < 2:
-            raise FeatureError(f"a covariance needs 2 clips at least, got {self.count}")
+            raise FeatureError(f"a covariance needs at least 2 clips, got {self.count}")
         return self.scatter / (self.count - ddof)
 
 
@@ -73,15 +73,15 @@ def check_features(features: np.ndarray) -> np.ndarray:
     """`(n, d)` as float64.
 
     Raises:
-      FeatureError: another shape, no features, or some that are not finite (their clips are counted).
+      FeatureError: the shape is not (n, d), the array is empty, or features are not finite (their clips are counted).
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or 0 in features.shape:
-        raise FeatureError(f"features have shape (n, d), one row a clip; got {features.shape}")
+        raise FeatureError(f"expected features of shape (n, d), one row per clip; got {features.shape}")
     broken = ~np.isfinite(features).all(axis=1)
     if broken.any():
         raise FeatureError(
             f"{broken.sum()} of {len(features)} clips have features that are NaN or infinite, the first is clip "
-            f"{int(broken.argmax())}: look at those clips; leaving them out would change the set"
+            f"{int(broken.argmax())}: inspect those clips; leaving them out would change the set"
         )
     return features

@@ -1,4 +1,4 @@
-"""LPIPS of clips, from files of the weights that make it."""
+"""LPIPS of clips, with weights from files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PerceptualDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tuple[PerceptualDistance, NetworkIdentity]:
-    """LPIPS as a function of two clips `(t, h, w, 3)` uint8, one distance a frame, and what its numbers are made with.
+    """LPIPS as a function of two clips `(t, h, w, 3)` uint8, one distance per frame, and the network's identity.
 
     Args:
       backbone: one of `models.lpips.BACKBONES`.
-      weights: torchvision's file of that network.
+      weights: torchvision's file for that backbone.
       heads: LPIPS's linear heads, `.pth` or `.npz`.
 
     Raises:
       FileNotFoundError: no such file.
-      WeightsError: a file holds other weights. The function raises ShapeError for frames that are too small.
+      WeightsError: a file contains other weights. The returned function raises ShapeError for small frames.
     """
     params = read_lpips(backbone, weights, heads)
     model = LPIPS(backbone)
@@ -41,7 +41,9 @@ def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tup
 
     def checked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if min(a.shape[1:3]) < LEAST_SIDE:
-            raise ShapeError(f"LPIPS needs pictures of {LEAST_SIDE} x {LEAST_SIDE} at least, got {a.shape[1:3]}")
+            raise ShapeError(
+                f"LPIPS needs frames of at least {LEAST_SIDE} x {LEAST_SIDE}, got {a.shape[1]} x {a.shape[2]}"
+            )
         return np.asarray(distance(params, a, b))
 
     facts = {"weights file sha256": trunk.sha256, "heads file sha256": linear.sha256}

@@ -1,7 +1,7 @@
-"""What a number is a number of: named protocols, and the card that goes with every score.
+"""Named protocols, and the card that goes with every score: what a number is a number of.
 
-Scores of different protocols are different metrics. The public ones below are those that papers report; the paper of
-this library states clips, frames and size, the rest of `paper` is our reading.
+Scores of different protocols are different metrics. The public ones below are those that papers report; the PV-VAE
+paper states clips, frames and size, the rest of `paper` is our reading.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class MetricProtocol:
     """How sets of clips are compared.
 
     Attributes:
-      name: of the protocol.
-      frames: of a clip; with I3D, 16 and 17 frames are different metrics.
-      clips: of each set.
+      name: name of the protocol.
+      frames: frames of a clip; with I3D, 16 and 17 frames are different metrics.
+      clips: number of clips of each set.
       stride: source frames from one frame of a real clip to the next.
-      start: of real clips, `first` or `random`; generated clips start at their first frame.
-      resize: rule of the bilinear resize to I3D's 224 (see `networks.extract.resize`).
+      start: first frame of real clips, `first` or `random`; generated clips start at their first frame.
+      resize: rule for the bilinear resize to I3D's 224 (see `networks.extract.resize`).
       crop: bring the short side to 224 and crop, instead of stretching.
-      ddof: of the covariances.
-      note: whence it comes.
+      ddof: delta degrees of freedom of the covariances.
+      note: where the protocol comes from.
     """
 
     name: str
@@ -48,11 +48,11 @@ class MetricProtocol:
     note: str = ""
 
     def real_window(self, seed: int) -> Window:
-        """Frames of a real clip."""
+        """Window of a real clip."""
         return Window(self.frames, self.stride, self.start, seed)
 
     def fake_window(self) -> Window:
-        """Frames of a generated clip."""
+        """Window of a generated clip."""
         return Window(self.frames)
 
 
@@ -83,7 +83,7 @@ NAMES = {
 
 
 def name_of(metric: str, network: NetworkIdentity) -> str:
-    """FVD, IS or LPIPS if the published weights of the right network made the number; else features and their hash."""
+    """`FVD`, `IS` or `LPIPS` if the published weights of the right network made the number; else features and hash."""
     published, wanted, plain = NAMES[metric]
     if network.name == wanted and network.published:
         return published
@@ -92,12 +92,12 @@ def name_of(metric: str, network: NetworkIdentity) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A number, the interval it lies in, and its card.
+    """A number, its interval, and its card.
 
     Attributes:
-      name: what it may be called.
+      name: what the number may be called.
       value: the number.
-      interval: None where none is known.
+      interval: bootstrap interval, or None where it was not computed.
       card: the protocol as a JSON tree.
     """
 
@@ -113,7 +113,7 @@ class Score:
 
 
 class Digest:
-    """SHA-256 over the pixels of the clips that passed through: two cards with one digest scored the same clips."""
+    """SHA-256 over the pixels of the clips that were scored: two cards with one digest scored the same clips."""
 
     def __init__(self):
         self._sha, self.count, self.shape = hashlib.sha256(), 0, None
@@ -133,7 +133,7 @@ class Digest:
 
 
 def set_card(clips: ClipSet, digest: Digest) -> dict:
-    """What was scored of a set."""
+    """What a card says about the clips of a set that were scored."""
     window = dataclasses.asdict(clips.window)
     if window["start"] == "first":
         window.pop("seed")

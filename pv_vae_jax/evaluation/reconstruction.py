@@ -1,6 +1,6 @@
-"""How well a VAE gives a clip back: PSNR and SSIM of the decoded posterior mean.
+"""Reconstruction quality: PSNR and SSIM of the decoded posterior mean.
 
-Every score of this package is taken on the pixels that a viewer would see: clamped to [-1, 1] and rounded to uint8.
+Every score of this package is taken on the pixels that a viewer sees: clamped to [-1, 1] and rounded to uint8.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from pv_vae_jax.batching import padded_batches
 from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
@@ -26,7 +27,7 @@ class Reconstruction:
 
     Attributes:
       psnr: dB, mean over frames and clips.
-      ssim: mean over frames and clips; None where the pictures are smaller than its window.
+      ssim: mean over frames and clips; None where frames are smaller than its window.
       means: `(n, g, h, w, z)` float32, the posterior means.
     """
 
@@ -38,17 +39,17 @@ class Reconstruction:
 def score_reconstruction(
     model: VAE, params: Params, video: np.ndarray, *, batch_size: int = 16, label: str = "reconstruction"
 ) -> Reconstruction:
-    """Encode, decode the mean, and compare, one batch after the other; the decoded clips are not kept.
+    """Encode, decode the mean, and compare, batch by batch; the decoded clips are not kept.
 
     Args:
       model: the VAE.
-      params: its parameters.
+      params: parameters of the VAE.
       video: `(n, 1 + T, H, W, 3)` uint8.
-      batch_size: clips at once.
-      label: of the progress bar.
+      batch_size: clips per batch.
+      label: label of the progress bar.
 
     Raises:
-      ShapeError: the clips do not fit the model.
+      ShapeError: the frame count or size does not fit the model.
     """
     scores, means = [], []
     for start, batch, count in batches(video, batch_size, label):
@@ -69,15 +70,13 @@ def reconstruct(model: VAE, params: Params, video: np.ndarray, *, batch_size: in
 
 
 def batches(video: np.ndarray, batch_size: int, label: str | None = None) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Yield `(index of the first clip, batch, clips that count)`; the last batch is filled up: one compiled shape."""
+    """Yield `(index of the first clip, padded batch, number of real clips)` with a progress bar."""
     if not len(video):
-        raise ValueError("there are no clips to evaluate")
+        raise ValueError("expected at least one clip to evaluate, got none")
     interval = 1 if sys.stderr.isatty() else 20
     with tqdm(total=len(video), desc=label, unit="clip", mininterval=interval, disable=label is None) as bar:
-        for start in range(0, len(video), batch_size):
-            index = np.minimum(np.arange(start, start + batch_size), len(video) - 1)
-            count = min(batch_size, len(video) - start)
-            yield start, video[index], count
+        for number, (batch, count) in enumerate(padded_batches(video, batch_size)):
+            yield number * batch_size, batch, count
             bar.update(count)
 
 

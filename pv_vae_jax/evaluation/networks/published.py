@@ -1,8 +1,8 @@
-"""Which published file is this? The name of a metric depends on it.
+"""Identify published weight files by their hash: the name of a metric depends on it.
 
-A number may be called FVD, inception score or LPIPS only if the published weights made it. Files are known by the
-SHA-1 that git gives a file's content, or by SHA-256; where only the beginning of a digest has been published
-(torchvision puts eight digits into its file names), the beginning is compared.
+A number may be called FVD, inception score or LPIPS only if the published weights made it. Files are known by git's
+blob SHA-1 or by SHA-256; where only a prefix of the digest has been published (torchvision puts eight digits into its
+file names), the prefix is compared.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class NetworkIdentity:
 
 @dataclasses.dataclass(frozen=True)
 class FileIdentity:
-    """A file by its content.
+    """A weights file by its content.
 
     Attributes:
       sha256: 64 hex digits.
-      known: what published file it is; None for any other.
-      network: that it belongs to; None for any other.
+      known: name of the published file; None for any other.
+      network: network it belongs to; None for any other.
     """
 
     sha256: str
