@@ -22,7 +22,7 @@ from pv_vae_jax.data.video_reading import BrokenVideoError
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.stages import build_stage
-from studies.probes import datasets as probes
+from studies.probes import published as probes
 from tests.video_fixture import encode, waves
 
 image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install -e '.[video]'")

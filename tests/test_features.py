@@ -29,6 +29,7 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.train.config_files import run_config
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.typing import ConfigError, ShapeError, WeightsError
+from studies.features import __main__ as command
 from studies.features.corruptions import GRADES, corrupt
 from studies.features.sensitivity import measure_sensitivity, sensitivity_table
 from studies.features.training import FeatureTraining, draw_batch, synthetic_clips, train_features
@@ -424,14 +425,14 @@ def test_the_shipped_network_was_trained_by_the_configuration_of_this_repository
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_command_takes_a_configuration_and_repeats_itself(tmp_path):
     """The same hash twice: of a file's settings, changed by flags."""
     source = Path(__file__).parents[1] / "experiments" / "feature_net.py"
     flags = ["--config.clips=16", "--config.steps=2", "--config.batch_size=4", "--config.network.widths=(4,8)"]
     hashes = []
     for name in ("a", "b"):
-        assert run_command("features", ["--config", str(source), "--out", str(tmp_path / name), *flags]) == 0
+        out = ["--out", str(tmp_path / name)]
+        assert run_command(command, "python -m studies.features", ["--config", str(source), *out, *flags]) == 0
         tree = json.loads((tmp_path / name / "config.json").read_text())
         assert tree["meta"]["training"]["steps"] == 2 and tree["network"]["widths"] == [4, 8]
         hashes.append(tree["hash"])
