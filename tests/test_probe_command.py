@@ -12,6 +12,7 @@ from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_paths
 from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
+from studies.linear_probe import class_accuracy
 from studies.probes import __main__ as command
 from studies.probes.published import (
     Sintel,
