@@ -213,13 +213,13 @@ def average_of(state: Any) -> dict:
 def networks(name: str) -> dict[str, dict]:
     """Shapes of the parameters of networks by name: of an experiment's file, or of a published size."""
     import jax.numpy as jnp
-
     from pv_vae_jax.config import load_experiment
-    from pv_vae_jax.models.discriminator import Discriminator
     from pv_vae_jax.models.kinds import build_vae
-    from pv_vae_jax.models.latte import LATTE_SIZES, Latte
     from pv_vae_jax.models.sizes import SIZES
     from pv_vae_jax.pretrained import init_latte
+
+    from pv_vae_jax.models.discriminator import Discriminator
+    from pv_vae_jax.models.latte import LATTE_SIZES, Latte
     from pv_vae_jax.train.dit_stage import conditioned
 
     def of_clips(network: Any, frames: int, side: int) -> dict:
