@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -45,6 +46,22 @@ EXTRAS = {
 }
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["report"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]
 
+# Found by `--config=demo`. Studies need studies/, which is not installed.
+EXPERIMENTS = [path for name in ("demo*.py", "paper*.py") for path in sorted((HERE / "experiments").glob(name))]
+
+
+class BuildWithExperiments(build_py):
+    """Copies the experiments into the package; an editable installation reads them where they are."""
+
+    def run(self) -> None:
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            folder = Path(self.build_lib) / "pv_vae_jax" / "experiments"
+            self.mkpath(str(folder))
+            for path in EXPERIMENTS:
+                self.copy_file(str(path), str(folder / path.name))
+
+
 setup(
     name="pv_vae_jax",
     version="0.1.0",
@@ -63,7 +80,8 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.11",
-    # experiments/, launch/, notebooks/, tests/ and benchmarks/ are files of the clone, not modules to install.
+    # launch/, notebooks/, tests/, studies/ and benchmarks/ are files of the clone, not modules to install.
+    cmdclass={"build_py": BuildWithExperiments},
     packages=find_packages(include=["pv_vae_jax", "pv_vae_jax.*"]),
     package_data={
         "pv_vae_jax": [

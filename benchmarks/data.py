@@ -30,13 +30,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import harness
+from pv_vae_jax.data.clips import ClipSource
 from pv_vae_jax.data.latents import LatentSource, write_latents
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry, videos_below
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos, unpack
-from pv_vae_jax.data.sources import FolderVideos
-from pv_vae_jax.data.video_files import read_video, write_video
+from pv_vae_jax.data.readers.records import unpack
+from pv_vae_jax.data.readers.video_files import VideoFiles
+from pv_vae_jax.data.sources import open_source
+from pv_vae_jax.data.video_reading import read_video
+from pv_vae_jax.data.video_writing import write_video
 
 FRAMES = 17
 TURNS = 5
@@ -88,16 +91,16 @@ def clips_of(source) -> Callable[[], int]:
     return read
 
 
-def plain_records(records: RecordVideos) -> Callable[[], int]:
+def plain_records(records: ClipSource) -> Callable[[], int]:
     """Random windows of the records, decoded from memory to full pictures by a plain loop."""
     import av
 
     rng = np.random.default_rng(0)
-    encoded = [unpack(records._shards[i])[0] for i in range(len(records._shards))]
+    encoded = [unpack(record)[0] for record in records.reader.shards]
 
     def read() -> int:
         i = int(rng.integers(len(encoded)))
-        start = int(rng.integers(records._lengths[i] - FRAMES + 1))
+        start = int(rng.integers(records.reader.lengths[i] - FRAMES + 1))
         with av.open(io.BytesIO(encoded[i])) as container:
             stream = container.streams.video[0]
             stream.thread_type = "SLICE"
@@ -184,12 +187,17 @@ def run(settings: Settings) -> dict:
             files = videos_below(Path(settings.videos)) if settings.videos else write_textures(folder / "train", *shape)
             listing = SplitIndex("folder", ("all",), tuple(VideoEntry(path, path.name) for path in files))
             prepare_split(listing, folder / "out" / "train", ClipSettings())
-            clip = dict(frames=FRAMES, size=settings.side, crop="random")
-            records, latents = RecordVideos(folder / "out", **clip), latents_of(folder / "latents", settings.side)
+            clip = dict(frames=FRAMES, crop="random")
+            records, latents = (
+                open_source(folder / "out", size=settings.side, **clip),
+                latents_of(folder / "latents", settings.side),
+            )
             ways = {"PyAV": over(files, plain_pyav), "read_video": over(files, lambda path: len(read_video(path)))}
             if decord := decord_reader():
                 ways["decord"] = over(files, decord)
-            ways["files"] = clips_of(FolderVideos(files[0].parent, listing=listing, cache_bytes=0, **clip))
+            ways["files"] = clips_of(
+                ClipSource(VideoFiles(files[0].parent, "train", listing, size=settings.side), **clip)
+            )
             ways["records"] = clips_of(records)
             ways["records, PyAV"] = plain_records(records)
             ways["latents"] = records_of(latents)
@@ -231,7 +239,7 @@ def write_textures(folder: Path, height: int, width: int) -> list[Path]:
     return files
 
 
-def waiting_share(records: RecordVideos, settings: Settings) -> float:
+def waiting_share(records: ClipSource, settings: Settings) -> float:
     """Of the time of a loop whose device works for `step` seconds a batch and leaves the processor free."""
     stream = train_batches(records, batch_size=settings.batch_size, seed=0, threads=2, flip=0.5)
     next(stream)
@@ -248,7 +256,7 @@ def waiting_share(records: RecordVideos, settings: Settings) -> float:
 
 def memory_growth(folder: str, batches: int) -> float:
     """Of resident memory from a tenth of the batches of records to the last; clips are small, so that many pass."""
-    records = RecordVideos(Path(folder), frames=5, size=32)
+    records = open_source(folder, frames=5, size=32)
     stream, first = train_batches(records, batch_size=2, seed=0, threads=2), 0
     for number in range(batches):
         next(stream)

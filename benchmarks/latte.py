@@ -16,18 +16,19 @@ from typing import Any
 from benchmarks import harness
 
 PARTS = ("train", "online", "sample")
+SIZES = ("S", "B", "L", "XL")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Fields.
 
-    sizes: of LATTE_SIZES, S to XL; empty is S on CPU and XL elsewhere.
+    sizes: presets of `LatteConfig`, S to XL; empty is S on CPU and XL elsewhere.
     parts: of train, online, sample.
     against: torch, or none.
     batch: clips; 0 is 2 on CPU and 32 elsewhere.
     frames, side: of the clips; 17 x 256 x 256 are 1280 tokens.
-    vae: whose latents they are: a name of `models.sizes`; empty is tiny on CPU and paper elsewhere.
+    vae: whose latents they are: a preset of `VAEConfig`; empty is tiny on CPU and paper elsewhere.
     steps, guidance: of sampling.
     remat: what the backward pass keeps, see `layers.remat`.
     dtype: compute type; empty is float32 on CPU and bfloat16 elsewhere.
@@ -53,7 +54,6 @@ def run(settings: Settings) -> dict:
     """Time every size and part."""
     import jax
 
-    from pv_vae_jax.models.latte import LATTE_SIZES
     from pv_vae_jax.train.mfu import peak, utilisation
 
     on_cpu = jax.default_backend() == "cpu"
@@ -64,7 +64,7 @@ def run(settings: Settings) -> dict:
     )
     settings = dataclasses.replace(settings, **filled)
     default = "S" if on_cpu else "XL"
-    sizes = (default,) if settings.sizes == ("default",) else harness.names(settings.sizes, LATTE_SIZES, "size")
+    sizes = (default,) if settings.sizes == ("default",) else harness.names(settings.sizes, SIZES, "size")
     results, aims = {}, []
     for size in sizes:
         bench = Bench(size, settings)
@@ -91,15 +91,14 @@ class Bench:
         import numpy as np
 
         from pv_vae_jax.model import init_latte
-        from pv_vae_jax.models.latte import LATTE_SIZES, Latte
-        from pv_vae_jax.models.sizes import SIZES
-        from pv_vae_jax.models.vae import VAE
+        from pv_vae_jax.models.latte import Latte, LatteConfig
+        from pv_vae_jax.models.vae import VAE, VAEConfig
 
-        vae = dataclasses.replace(SIZES[settings.vae], dtype=settings.dtype, pad="learnable")
+        vae = getattr(VAEConfig, settings.vae)(dtype=settings.dtype, pad="learnable")
         side = settings.side // vae.space_factor
         self.settings, self.shape = settings, (vae.latent_frames(settings.frames), side, side, vae.latent_channels)
         kind = dict(latent_channels=vae.latent_channels, classes=101, dtype=settings.dtype, remat=settings.remat)
-        self.config = dataclasses.replace(LATTE_SIZES[size], **kind)
+        self.config = getattr(LatteConfig, size.lower())(**kind)
         self.model, self.vae = Latte(self.config), VAE(vae)
         self.params = harness.random_like(jax.eval_shape(lambda: init_latte(self.model, self.shape)))
         rng = np.random.default_rng(1)

@@ -22,7 +22,7 @@ class Settings:
 
     batch, frames, side: of the clips.
     warmup, timed: calls.
-    vae, latte: names of `models.sizes` and LATTE_SIZES.
+    vae, latte: presets of `VAEConfig` and `LatteConfig`.
     dtype: compute type of both networks.
     remat: of the transformer, see `layers.remat`.
     """

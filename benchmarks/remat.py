@@ -15,7 +15,7 @@ class Settings:
     """Fields.
 
     vae: a case of the bench `vae`; empty is larger on CPU and base elsewhere. none leaves the VAE out.
-    latte: of LATTE_SIZES; empty is S on CPU and XL elsewhere. none leaves the transformer out.
+    latte: preset of LatteConfig; empty is S on CPU and XL elsewhere. none leaves the transformer out.
     batch, side: of the transformer's clips, 17 frames; a batch of 0 is 1 on CPU and 16 elsewhere.
     rounds, seconds: of the turns, see `harness.take_turns`.
     """

@@ -75,12 +75,12 @@ def rows() -> list[Row]:
 
 def experiment(row: Row):
     """The paper's networks at this row's size, in bfloat16 with every level recomputed."""
-    from pv_vae_jax.models.latte import LATTE_SIZES
-    from pv_vae_jax.models.sizes import SIZES
+    from pv_vae_jax.models.latte import LatteConfig
+    from pv_vae_jax.models.vae import VAEConfig
     from pv_vae_jax.train.configs import DataConfig, DiffusionConfig, Experiment, Objective, VAEStageConfig
 
     wide = ("encoder/level0", "encoder/level1", "decoder/level_3", "decoder/level_4")  # where pixels are many
-    vae = dataclasses.replace(SIZES["paper"], dtype="bfloat16", remat=True, remat_blocks=wide)
+    vae = VAEConfig.paper(dtype="bfloat16", remat=True, remat_blocks=wide)
     stage = dict(steps=1, batch_size=row.batch)
     gan = Objective(gan=0.1)
     return Experiment(
@@ -90,7 +90,7 @@ def experiment(row: Row):
         image=VAEStageConfig(images=True, **stage),
         video=VAEStageConfig(drop_ratio=1.0, objective=gan, **stage),
         decoder=VAEStageConfig(frozen=("encoder", "pad"), objective=gan, **stage),
-        latte=dataclasses.replace(LATTE_SIZES["XL"], dtype="bfloat16", remat="blocks"),
+        latte=LatteConfig.xl(dtype="bfloat16", remat="blocks"),
         diffusion=DiffusionConfig(steps=1, batch_size=row.batch),
     ).validate()
 

@@ -139,10 +139,9 @@ def aims(results: dict) -> list[dict]:
 
 def network(case: Case, dtype: str):
     """The `VAEConfig` of a case."""
-    from pv_vae_jax.models.sizes import SIZES
     from pv_vae_jax.models.vae import VAEConfig
 
-    config = SIZES[case.model] if isinstance(case.model, str) else VAEConfig(**case.model)
+    config = getattr(VAEConfig, case.model)() if isinstance(case.model, str) else VAEConfig(**case.model)
     return dataclasses.replace(config, dtype=dtype, pad="learnable")
 
 
@@ -348,7 +347,7 @@ def step_sides(config, params, video, part: str, settings: Settings) -> tuple[di
     def decoded(params):
         model = VAE(config)
         prediction = predict_filled(model, params, to_float(batch["video"]), batch["dropped"], None)
-        return model.apply({"params": params}, prediction.features, method="to_pixels")
+        return model.apply({"params": params}, prediction.latents, method="decode")
 
     torch = harness.need("torch")
     from benchmarks.torch_vae import TorchStep

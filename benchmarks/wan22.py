@@ -49,9 +49,9 @@ class Settings:
 
 def network(widths: str):
     """The `VAEConfig` of Wan2.2, or of a narrow one."""
-    from pv_vae_jax.models.sizes import SIZES
+    from pv_vae_jax.models.vae import VAEConfig
 
-    return dataclasses.replace(SIZES["wan22"], **WIDTHS[widths])
+    return VAEConfig.wan22(**WIDTHS[widths])
 
 
 def write_weights(path: Path, widths: str) -> None:

@@ -1,10 +1,14 @@
-"""The demo with the transformer VAE in place of the CNN (table 7, last row, at the demo's size)."""
+"""The demo with the transformer VAE in place of the CNN (table 7, last row, at the demo's size).
+
+  pv-vae train --config=demo_transformer --workdir runs/demo-transformer
+
+The demo's stages and steps, so minutes on two cores; no figures of it are published here.
+"""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
-from pv_vae_jax.train.configs import Experiment, TransformerVAEConfig
+from pv_vae_jax.train import Experiment, TransformerVAEConfig, load_experiment
 
 # Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the mesh it takes.
 TOPOLOGIES = {"v5e:2x2": ("mesh.data=4",)}
@@ -12,10 +16,7 @@ TOPOLOGIES = {"v5e:2x2": ("mesh.data=4",)}
 
 def get_config() -> Experiment:
     """The demo's compression and stages, 1.5 M parameters."""
-    spec = importlib.util.spec_from_file_location("demo", Path(__file__).parent / "demo.py")
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    base = demo.get_config()
+    base = load_experiment(Path(__file__).with_name("demo.py"))
     vae = TransformerVAEConfig(
         time_factor=base.vae.time_factor,
         space_factor=base.vae.space_factor,

@@ -1,17 +1,21 @@
 """The paper's diffusion transformer on UCF101 (section 4.1), in the latents of `experiments/paper_vae.py`.
 
+  pv-vae train --config=paper_latte --workdir runs/paper_latte --config.data.source=UCF101 \\
+      --config.decoder.init_from=runs/paper_vae
+
+Nobody has trained it to the end with this library, so there are no hours and no scores yet.
+
 From the paper: Latte with one token a latent position, 28 layers, class-conditional, rectified flow, 250 K steps, AdamW
 at 1e-4, batches of 64, Euler sampling with 100 steps, 2,048 samples. Ours: warm-up, label dropout 0.1 (Latte's), moving
 average, no guidance, four posteriors of every training clip in the cache.
 
-The VAE is taken as it is: a stage of one step in which nothing moves brings it into this run.
+The VAE is used as it is: a decoder stage of one step, with every part frozen, brings it into this run.
 """
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
-from pv_vae_jax.train.configs import (
+from pv_vae_jax.train import (
     DiffusionConfig,
     Experiment,
     LatentsConfig,
@@ -19,6 +23,7 @@ from pv_vae_jax.train.configs import (
     OptimizerConfig,
     SamplingConfig,
     VAEStageConfig,
+    load_experiment,
 )
 
 # Compiled for these without a TPU (`pv-vae inspect --topology`, `make test-slow`): topology and the settings it takes.
@@ -26,11 +31,8 @@ TOPOLOGIES = {"v5p:4x4x4": ("data.source=synthetic", "mesh.data=1", "mesh.fsdp=6
 
 
 def get_config() -> Experiment:
-    """Stages latents and diffusion; `--config.decoder.init_from` names the run whose VAE it is."""
-    spec = importlib.util.spec_from_file_location("paper_vae", Path(__file__).parent / "paper_vae.py")
-    paper = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(paper)
-    base = paper.get_config()
+    """Stages latents and diffusion; `--config.decoder.init_from` names the run that trained the VAE."""
+    base = load_experiment(Path(__file__).with_name("paper_vae.py"))
     return dataclasses.replace(
         base,
         name="paper-latte",

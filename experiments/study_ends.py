@@ -1,9 +1,9 @@
-"""The synthetic study's finished models, scored once more on four times as many clips, so that chance counts for less.
+"""The synthetic study's finished models, scored once more on four times as many clips, to reduce sampling noise.
 
-python -m studies.ablation --config experiments/study_ends.py --workdir runs/study-synthetic
+  python -m studies.ablation --config=study_ends --workdir runs/study-synthetic
 
-Run it when that study is finished: what it finds missing in the work directory it trains, and keeps no states for
-scores along training.
+Run it after that study, in the same work directory: cells that are missing there are trained, without the checkpoints
+that scores along training need. Expected: the study `synthetic-ends` of docs/results.md.
 """
 
 import dataclasses
@@ -13,6 +13,6 @@ from studies.ablation.plan import Study, load_study
 
 
 def get_study() -> Study:
-    """Against clips of the training split, of which there are enough, as is the custom for FVD."""
+    """1,024 clips against as many of the training split, as is usual for FVD."""
     study = load_study(Path(__file__).with_name("study_synthetic.py"))
     return dataclasses.replace(study, name="synthetic-ends", scores=1, clips=1_024, reference="train")

@@ -1,8 +1,9 @@
-"""The ablations' finished models with their decoders tuned: the whole method at that size, and a control for each row.
+"""The ablations' finished models with their decoders tuned: the complete method at that size, and a control per row.
 
-python -m studies.ablation --config experiments/study_tuned.py --workdir runs/study-ablations
+  python -m studies.ablation --config=study_tuned --workdir runs/study-ablations
 
-Run it when that study is finished: what it finds missing in the work directory it trains.
+Run it after that study, in the same work directory: cells that are missing there are trained. Expected: the study
+`ablations-tuned` of docs/results.md.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from studies.ablation.plan import Row, Study, ablation_rows, control_row, load_s
 
 
 def get_study() -> Study:
-    """Table 4, its baseline tuned too, and the rising ratio, which lost least; decoders train as long as the VAEs."""
+    """Table 4, a tuned baseline, and the rising ratio, which lost least; decoders train as long as the VAEs."""
     study = load_study(Path(__file__).with_name("study_ablations.py"))
     video, decoder = study.experiment.video, study.experiment.decoder
     decoder = dataclasses.replace(decoder, batch_size=video.batch_size, steps=video.steps)

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"  {name:8} {text}" for name, text in BACKENDS.items()))
         return 0
     if argv[0] not in BACKENDS:
-        print(f"launch: unknown back end {argv[0]!r}; there are {', '.join(BACKENDS)}", file=sys.stderr)
+        print(f"launch: unknown back end {argv[0]!r}; expected one of {', '.join(BACKENDS)}", file=sys.stderr)
         return 2
     return importlib.import_module(argv[0]).main(argv[1:])
 

@@ -1,13 +1,14 @@
-"""Run an experiment on Google Kubernetes Engine: one JobSet a run, TPU slices or nodes with GPUs.
+"""Run an experiment on Google Kubernetes Engine: one JobSet for each run, on TPU slices or nodes with GPUs.
 
   python launch gke --image REGION-docker.pkg.dev/PROJECT/REPO/pv_vae_jax --tpu v5e --topology 4x4 \\
       --claim runs:/mnt/runs --config experiments/paper_vae.py --workdir /mnt/runs/vae \\
       --config.data.source=/mnt/runs/clips --dry-run
   python launch gke --image IMAGE --gpu nvidia-h100-80gb --nodes 2 --gpus-per-node 8 --claim runs:/mnt/runs ...
 
-The image is built from launch/Dockerfile. --claim mounts a volume that all pods may write (ReadWriteMany); the work
-directory lies in it, or results would end with the pods. A pod that fails restarts the whole run, --restarts times,
-from its newest checkpoint. The cluster needs the JobSet controller. --dry-run prints what `kubectl apply` would get.
+Build the image from launch/Dockerfile. --claim mounts a volume that all pods can write to (ReadWriteMany); the work
+directory must be in it, or results are lost with the pods. If a pod fails, all pods of the run are restarted from the
+newest checkpoint, up to --restarts times. The cluster needs the JobSet controller. --dry-run prints the manifests that
+`kubectl apply` would be given.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ TPUS = {
     "v6e": ("tpu-v6e-slice", 2),
 }
 CHIPS = 4  # of a host, a square of 2 x 2, unless the topology is smaller
-PORT = 12_355  # of process 0; any that the image leaves alone
+PORT = 12_355  # of process 0; any port that the image does not use
 
 
 def unfit(kind: str, topology: str, chips_per_host: int | None) -> str:
-    """Why no slice of a kind of TPU has this topology; "" if one may."""
+    """Why no slice of this kind of TPU has this topology; "" if one can."""
     axes = TPUS[kind][1]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)" + f"{{{axes - 1}}}", topology):
         return f"--tpu {kind} needs --topology with {axes} numbers, such as {'x'.join('4' * axes)}; got {topology!r}"
     sides = [int(side) for side in topology.split("x")]
     if topology != "1x1" and (sides[0] % 2 or sides[1] % 2):
-        return f"--topology {topology}: hosts of {kind} have 2 x 2 chips, so its first two numbers are even"
+        return f"--topology {topology}: hosts of {kind} have 2 x 2 chips, so its first two numbers must be even"
     if math.prod(sides) % (chips_per_host or 1):
-        return f"--chips-per-host {chips_per_host} does not divide the chips of {topology}"
+        return f"--chips-per-host must divide the number of chips of {topology}, got {chips_per_host}"
     return ""
 
 
 def jobset(experiment: Experiment, run: Run, args) -> dict:
     """The manifest of one run.
 
-    On TPUs Kubernetes tells the pods of a slice who they are, and JAX asks it. With GPUs they are told here.
+    On TPUs Kubernetes numbers the pods of a slice, and JAX asks for it. On GPUs the variables set here number them.
     """
     name = experiment.label(run)
     environment = [{"name": key, "value": value} for key, value in experiment.environment.items()]
@@ -92,7 +93,7 @@ def jobset(experiment: Experiment, run: Run, args) -> dict:
     metadata = {"name": name, "labels": {"app": "pv-vae", "experiment": experiment.name}}
     metadata["annotations"] = {"pv-vae/run": run.name or experiment.name}
     if args.tpu:
-        # A slice is a node pool, and no two runs share one.
+        # A slice is a node pool, which two runs must not share.
         metadata["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"] = "cloud.google.com/gke-nodepool"
     job = {"parallelism": hosts, "completions": hosts, "completionMode": "Indexed", "backoffLimit": 0}
     wrong = {"containerName": container["name"], "operator": "In", "values": [WRONG_CALL]}
@@ -128,28 +129,26 @@ def _scalar(value: str | int) -> str:
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
     parser.add_argument("--image", required=True, help="container image, built from launch/Dockerfile")
-    parser.add_argument("--claim", required=True, metavar="NAME:/PATH", help="persistent volume claim and its place")
+    parser.add_argument("--claim", required=True, metavar="NAME:/PATH", help="persistent volume claim and mount")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tpu", choices=TPUS, help="kind of TPU")
     kind.add_argument("--gpu", help="label of the GPU, such as nvidia-h100-80gb")
-    parser.add_argument("--topology", help="of the slice, such as 4x4 or 2x2x2; with --tpu")
-    parser.add_argument("--chips-per-host", type=int, help="with --tpu (default 4, or the slice if smaller)")
-    parser.add_argument("--nodes", type=int, help="with --gpu (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, help="with --gpu (default 8)")
-    parser.add_argument("--namespace", default="default", help="in the cluster (default: default)")
-    experiment, args = parse(parser, argv)
+    parser.add_argument("--topology", help="topology of the slice, such as 4x4 or 2x2x2; with --tpu")
+    parser.add_argument("--chips-per-host", type=int, help="with --tpu (default 4, or all of a smaller slice)")
+    parser.add_argument("--nodes", type=int, help="number of nodes; with --gpu (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, help="GPUs of a node; with --gpu (default 8)")
+    parser.add_argument("--namespace", default="default", help="namespace in the cluster (default: default)")
+    experiment, args = parse(parser, argv, nodes=1, gpus_per_node=1, chips_per_host=1)
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", args.namespace):
-        parser.error(f"--namespace {args.namespace!r} is none: lower case, digits and dashes")
+        parser.error(f"--namespace must consist of lower case, digits and dashes, got {args.namespace!r}")
     claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim)
     if not claim:
-        parser.error(f"--claim takes NAME:/PATH, got {args.claim!r}")
+        parser.error(f"--claim must be NAME:/PATH, got {args.claim!r}")
     if not f"{posixpath.normpath(args.workdir)}/".startswith(claim[1].rstrip("/") + "/"):
-        parser.error(f"--workdir {args.workdir} does not lie in {claim[1]}, and would end with the pods")
+        parser.error(f"--workdir must be in {claim[1]}, got {args.workdir}, which is lost with the pods")
     other = ("nodes", "gpus_per_node") if args.tpu else ("topology", "chips_per_host")
     if stray := [f"--{name.replace('_', '-')}" for name in other if getattr(args, name) is not None]:
-        parser.error(f"{stray[0]} is of {'--gpu' if args.tpu else '--tpu'}")
-    if min(n for n in (args.nodes, args.gpus_per_node, args.chips_per_host, 1) if n is not None) < 1:
-        parser.error("--nodes, --gpus-per-node and --chips-per-host are at least 1")
+        parser.error(f"{stray[0]} needs {'--gpu' if args.tpu else '--tpu'}: remove it")
     if args.tpu and (wrong := unfit(args.tpu, args.topology or "", args.chips_per_host)):
         parser.error(wrong)
     text = "---\n".join(to_yaml(jobset(experiment, run, args)) for run in experiment.runs())

@@ -4,10 +4,10 @@
   python launch local --config experiments/demo.py --workdir runs/ratio \\
       --sweep config.video.drop_ratio=0.5,0.75,1.0 --sweep config.seed=0,1 --config.image.steps=200
 
-Each point of the sweep gets a folder of its own below the work directory, and its lines a prefix. The same command goes
-on where it was stopped, since `pv-vae train` does. With --processes a run is spread over that many processes, which
-find each other through jax.distributed. The first process that fails stops its run; the run is started again as often
-as --restarts says, and then stops the sweep. SIGTERM and Ctrl-C let every run save its state first.
+Each point of the sweep has its own folder below the work directory, and its output a prefix. Stopped, the same command
+continues, as `pv-vae train` does. With --processes a run is split over that many processes, which find each other
+through jax.distributed. The first process that fails stops its run; the run is started again up to --restarts times,
+and then stops the sweep. SIGTERM and Ctrl-C let every run save its state first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from experiment import (
 
 @dataclass(frozen=True)
 class Process:
-    """A command with the variables it gets on top of the launcher's, and the prefix of its lines."""
+    """A command, its environment variables beside the launcher's, and the prefix of its output lines."""
 
     label: str
     command: tuple[str, ...]
@@ -66,22 +66,22 @@ def processes_of(
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
 def run_together(processes: list[Process], stop: threading.Event, grace: float) -> int:
-    """Run processes until all have ended; the first that fails, or `stop`, ends the others.
+    """Run the processes of one run until all have ended; the first that fails, or `stop`, ends the others.
 
     Args:
-      processes: of one run.
-      stop: set from outside to end them.
+      processes: processes of the run.
+      stop: event that ends them when it is set from outside.
       grace: seconds between SIGTERM, at which a run saves its state, and SIGKILL.
 
     Returns:
-      Exit status of the first failure, 128 + n for signal n; 0 if there was none.
+      Exit status of the first failure, 128 + n for signal n; 0 if none failed.
     """
     running: list[subprocess.Popen] = []
     readers = []
@@ -108,37 +108,37 @@ def run_together(processes: list[Process], stop: threading.Event, grace: float) 
 def run_again(
     name: str, processes: Callable[[], list[Process]], restarts: int, stop: threading.Event, grace: float
 ) -> int:
-    """`run_together`, up to `restarts` more times after a failure; the last exit status."""
+    """Call `run_together`, and up to `restarts` more times after a failure; return the last exit status."""
     for attempt in range(restarts + 1):
         status = run_together(processes(), stop, grace)
         if status in (0, WRONG_CALL) or stop.is_set() or attempt == restarts:
             break
-        say(name, f"exit status {status}; start {attempt + 1} of {restarts} again, from the newest checkpoint")
+        say(name, f"exit status {status}; restart {attempt + 1} of {restarts} from the newest checkpoint")
     return status
 
 
 class Sweep:
-    """Runs points side by side; a point that fails for good stops all of them."""
+    """Runs points in parallel; a point that still fails after its restarts stops all of them."""
 
     def __init__(self, parallel: int, restarts: int = 0, grace: float = 60.0):
         self.parallel, self.restarts, self.grace, self.stop = parallel, restarts, grace, threading.Event()
 
     def run(self, points: dict[str, Callable[[int], list[Process]]]) -> int:
-        """Run `{name: processes}`; each is called with its slot, 0 to `parallel` - 1. First bad exit status, or 0."""
+        """Run `{name: processes}`, each called with its slot, 0 to `parallel` - 1; return the first bad status."""
         slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(self.parallel):
             slots.put(slot)
 
         def one(name: str, make: Callable[[int], list[Process]]) -> int:
             if self.stop.is_set():
-                return 0  # never started: what stopped the sweep is reported
+                return 0  # never started: the failure that stopped the sweep is reported
             slot = slots.get()
             try:
                 status = run_again(name, lambda: make(slot), self.restarts, self.stop, self.grace)
             finally:
                 slots.put(slot)
             if status and not self.stop.is_set():
-                others = "; the others are stopped" if len(points) > 1 else ""
+                others = "; stopping the others" if len(points) > 1 else ""
                 say(name, f"failed with exit status {status}{others}")
                 self.stop.set()
                 return status
@@ -150,13 +150,13 @@ class Sweep:
 
 
 def say(name: str, text: str) -> None:
-    """A line of the launcher's own, about the run `name`."""
+    """Print a line of the launcher's own about the run `name`."""
     print(f"[{name}] {text}" if name else text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM set `stop`; the signals that came are in the list."""
+    """Let SIGINT and SIGTERM set `stop`; yields the list of signals received."""
     caught: list[int] = []
 
     def note(number: int, _frame) -> None:
@@ -172,7 +172,7 @@ def _signals(stop: threading.Event) -> Iterator[list[int]]:
 
 
 def _start(process: Process) -> subprocess.Popen:
-    # A group of its own: Ctrl-C reaches the launcher alone, which ends the run in order, loader processes included.
+    # In a group of its own, so that Ctrl-C reaches the launcher only, which ends the run and its loader processes.
     return subprocess.Popen(
         process.command,
         env=merged(dict(os.environ), process.environment),
@@ -216,19 +216,16 @@ def devices_of(args, slot: int, index: int) -> dict[str, str]:
 
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--processes", type=int, default=1, help="of every run (default 1)")
-    parser.add_argument("--parallel", type=int, default=1, help="runs side by side (default 1)")
+    parser.add_argument("--processes", type=int, default=1, help="processes of every run (default 1)")
+    parser.add_argument("--parallel", type=int, default=1, help="runs in parallel (default 1)")
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument("--cpu-devices", type=int, default=0, help="virtual CPU devices of every process")
-    devices.add_argument("--gpus", type=int, default=0, help="GPUs of every process (default: all that there are)")
-    parser.add_argument("--port", type=int, default=0, help="of process 0 (default: a free one)")
+    devices.add_argument("--gpus", type=int, default=0, help="GPUs of every process (default: all)")
+    parser.add_argument("--port", type=int, default=0, help="port of process 0 (default: a free one)")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds a run has to save its state (default 60)")
-    experiment, args = parse(parser, argv)
-    for name, least in {"processes": 1, "parallel": 1, "cpu_devices": 0, "gpus": 0, "port": 0, "grace": 0}.items():
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is at least {least}")
+    experiment, args = parse(parser, argv, processes=1, parallel=1, cpu_devices=0, gpus=0, port=0, grace=0)
     if args.port and args.parallel > 1:
-        parser.error("--port is for one run at a time: leave it out, and every run takes a free one")
+        parser.error("--port needs --parallel 1: leave it out, and every run takes a free port")
 
     def make(run: Run) -> Callable[[int], list[Process]]:
         def processes(slot: int) -> list[Process]:

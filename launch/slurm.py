@@ -3,9 +3,9 @@
   python launch slurm --config experiments/paper_vae.py --workdir /shared/runs/seeds --nodes 2 --gpus-per-node 8 \\
       --time 24:00:00 --config.data.source=/shared/clips --sweep config.seed=0,1,2
 
-One process a GPU, on all nodes; --gpus-per-node 0 is one process a node, on CPUs. Two minutes before the time is up,
-the batch script sends SIGTERM, at which the run saves its state, and puts the job back into the queue, as often as
---restarts says. The work directory must be on a file system that all nodes share. Options that a cluster wants besides:
+Starts one process for each GPU on all nodes; with --gpus-per-node 0, one for each node, on CPUs. Two minutes before the
+time limit the batch script sends SIGTERM, at which the run saves its state, and requeues the job, up to --restarts
+times. The work directory must be on a file system that all nodes share. Pass further options of your cluster with
 --sbatch=--partition=gpu --sbatch=--account=me --sbatch='--comment=a b'
 """
 
@@ -17,7 +17,7 @@ import sys
 
 from experiment import COORDINATOR, COUNT, INDEX, WRONG_CALL, Experiment, make_parser, parse, require_config, submit
 
-# $SLURM_JOB_ID differs between the tasks of an array, so two jobs on one node rarely meet at a port.
+# $SLURM_JOB_ID differs between the tasks of an array, so two jobs on one node rarely choose the same port.
 BODY = """\
 set -euo pipefail
 export SRUN_CPUS_PER_TASK={cpus}  # srun no longer takes it from the job
@@ -26,11 +26,11 @@ case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 {cases}
 esac
 {environment}{together}
-# With the number of an array alone, all of its tasks would be meant.
+# The number of an array alone would mean all of its tasks.
 job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
 job=${{job:-$SLURM_JOB_ID}}
-# SLURM warns this script alone. A step that does not listen, in a compilation say, is killed: at the limit this script
-# would be, and could not queue the job again.
+# SLURM warns this script only. A step that does not react, such as during compilation, is killed here: at the limit
+# SLURM would kill this script too, and it could not requeue the job.
 warned() {{
   scancel --signal=TERM "$job.0" || true
   for ((second = 0; second < 90; second++)); do
@@ -40,13 +40,13 @@ warned() {{
   scancel --signal=KILL "$job.0" || true
 }}
 status=0
-# Bash hears of signals while it waits, not while a command runs.
+# Bash handles signals while it waits, not while a command runs.
 srun --label --kill-on-bad-exit=1 {start} &
 step=$!
-trap warned USR1  # TERM is left alone: it is what cancels a job
+trap warned USR1  # not TERM, which cancels a job
 while kill -0 "$step" 2> /dev/null; do wait "$step" || true; done
 wait "$step" || status=$?
-# Another try cannot mend a wrong call.
+# Another try would not fix a wrong call.
 if ((status != 0 && status != {wrong} && ${{SLURM_RESTART_COUNT:-0}} < {restarts})); then
   scontrol requeue "$job"
 fi
@@ -58,7 +58,7 @@ coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export {COORDINATOR}="$coordinator:$((20000 + SLURM_JOB_ID % 20000))"
 export {COUNT}="$SLURM_NTASKS\""""
 
-# Each task knows its number only within srun. JAX reads which of the node's GPUs is its own from the second variable.
+# A task knows its number within srun only. The second variable tells JAX which of the node's GPUs the task owns.
 START = f'bash -c \'{INDEX}=$SLURM_PROCID JAX_LOCAL_DEVICE_IDS=$SLURM_LOCALID exec "$@"\' bash "${{command[@]}}"'
 START_CPU = f'bash -c \'{INDEX}=$SLURM_PROCID exec "$@"\' bash "${{command[@]}}"'
 
@@ -66,20 +66,20 @@ START_CPU = f'bash -c \'{INDEX}=$SLURM_PROCID exec "$@"\' bash "${{command[@]}}"
 # Options of sbatch that would break the script.
 OURS = {
     "--array": "give the values to --sweep, which makes the array",
-    "--signal": "the script waits for the one it asks for",
-    "--wrap": "sbatch gets a script already",
+    "--signal": "the script waits for the signal it asks for",
+    "--wrap": "sbatch is given a script already",
 }
 
 
 def directive(option: str) -> str:
-    """An option as sbatch reads it in a script: grouped by `"`, with `\\` before a character that is meant itself.
+    """An option as sbatch reads it in a script: quoted by `"`, special characters escaped by `\\`.
 
     Raises:
-      ValueError: it is no option, or one that the script needs for itself.
+      ValueError: `option` is not an option, or one that the script sets itself.
     """
     found = re.fullmatch(r"(--?[a-zA-Z][\w-]*)(?:([= ])(.+))?", option)
     if not found:
-        raise ValueError(f"--sbatch takes an option of sbatch, such as --sbatch=--partition=gpu; got {option!r}")
+        raise ValueError(f"--sbatch must be an option of sbatch, such as --sbatch=--partition=gpu; got {option!r}")
     name, between, value = found.groups(default="")
     if why := OURS.get("--array" if re.match("-a", name) else name):
         raise ValueError(f"--sbatch={option} breaks the script: {why}")
@@ -127,21 +127,18 @@ def script(experiment: Experiment, args) -> str:
 
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
-    parser.add_argument("--nodes", type=int, default=1, help="of every run (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=1, help="one process each (default 1); 0: CPUs only")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of every run (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=1, help="one process each (default 1); 0 for CPUs only")
     parser.add_argument("--cpus-per-task", type=int, default=8, help="cores of every process (default 8)")
-    parser.add_argument("--time", default="24:00:00", help="limit of every start (default 24:00:00)")
-    parser.add_argument("--parallel", type=int, default=4, help="runs of a sweep side by side (default 4)")
+    parser.add_argument("--time", default="24:00:00", help="time limit of every start (default 24:00:00)")
+    parser.add_argument("--parallel", type=int, default=4, help="runs of a sweep in parallel (default 4)")
     parser.add_argument("--python", default="python", help="interpreter on the nodes (default python)")
-    parser.add_argument("--directory", help="of the clone on the nodes (default: where sbatch is called)")
+    parser.add_argument("--directory", help="folder of the clone on the nodes (default: where sbatch is called)")
     parser.add_argument("--sbatch", action="append", default=[], metavar="=--OPTION=VALUE", help="further options")
-    experiment, args = parse(parser, argv)
-    for name, least in {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "parallel": 1}.items():
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is at least {least}")
+    experiment, args = parse(parser, argv, nodes=1, gpus_per_node=0, cpus_per_task=1, parallel=1)
     if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", args.time):
-        parser.error(f"--time is MINUTES, HH:MM:SS or DAYS-HH:MM:SS, got {args.time!r}")
-    if not args.directory:  # which may be on the nodes alone
+        parser.error(f"--time must be MINUTES, HH:MM:SS or DAYS-HH:MM:SS, got {args.time!r}")
+    if not args.directory:  # which may exist on the nodes only
         require_config(parser, experiment)
     try:
         text = script(experiment, args)

@@ -3,9 +3,9 @@
   python launch tpu_vm --tpu my-v5e-16 --zone us-west4-a --config experiments/paper_vae.py --workdir /mnt/runs/vae \\
       --config.data.source=/mnt/clips
 
-Copies the commit that is checked out to every worker, installs it there into an environment of its own, and starts one
-process a worker; JAX lets them find each other. Points of a sweep run one after the other. On several workers the work
-directory must be a file system that all of them mount. Ctrl-C ends ssh but not the workers; to end those, run
+Copies the checked-out commit to every worker, installs it into an environment of its own, and starts one process on
+each worker; JAX lets them find each other. Points of a sweep run one after the other. With several workers the work
+directory must be on a file system that all of them mount. Ctrl-C ends ssh but not the workers; to end those, run
 gcloud compute tpus tpu-vm ssh my-v5e-16 --zone=us-west4-a --worker=all --command='pkill -TERM -f pv_vae_jax'
 """
 
@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 
 from experiment import AUTO, WRONG_CALL, Experiment, make_parser, parse, require_config, shell_line, submit
 
-# The images of TPU VMs carry an older Python than this needs; uv brings one along.
+# The images of TPU VMs have an older Python than this needs; uv installs another.
 SETUP = (
     "mkdir -p {folder} && tar -xzf {folder}.tar.gz -C {folder} && cd {folder}"
     " && python3 -m pip install --user --quiet uv"
@@ -29,7 +29,7 @@ SCRIPT = """\
 set -euo pipefail
 on_all_workers() {{ gcloud compute tpus tpu-vm ssh {where} --worker=all --command="$1"; }}
 
-# Only what is committed travels: the run can be made again from its commit.
+# Only committed files are copied, so that the run can be repeated from its commit.
 archive=$(mktemp -d)/{folder}.tar.gz
 git archive --format=tar.gz --output="$archive" HEAD
 gcloud compute tpus tpu-vm scp "$archive" {target}:{folder}.tar.gz {place} --worker=all
@@ -38,7 +38,7 @@ on_all_workers {setup}
 train() {{
   local status=0 start
   for ((start = 0; start <= {restarts}; start++)); do
-    if ((start)); then echo "start $start of {restarts} again, from the newest checkpoint" >&2; fi
+    if ((start)); then echo "restart $start of {restarts} from the newest checkpoint" >&2; fi
     status=0
     on_all_workers "$1" || status=$?
     if ((status == 0 || status == {wrong})); then break; fi
@@ -50,7 +50,7 @@ train() {{
 
 
 def script(experiment: Experiment, args) -> str:
-    """The shell script that does all of it from this machine."""
+    """The shell script that does all of this from the local machine."""
     folder = experiment.name
     place = shlex.join([f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])])
     target = shlex.quote(args.tpu)
@@ -74,12 +74,12 @@ def script(experiment: Experiment, args) -> str:
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
     parser.add_argument("--tpu", required=True, help="name of the TPU VM, or user@name")
-    parser.add_argument("--zone", required=True, help="its zone")
-    parser.add_argument("--project", help="its project (default: gcloud's own)")
-    parser.add_argument("--python", default="3.12", help="version to install there (default 3.12)")
-    parser.add_argument("--extras", default="tpu,video", help="of the installation (default tpu,video)")
+    parser.add_argument("--zone", required=True, help="zone of the TPU VM")
+    parser.add_argument("--project", help="project of the TPU VM (default: gcloud's)")
+    parser.add_argument("--python", default="3.12", help="Python version to install there (default 3.12)")
+    parser.add_argument("--extras", default="tpu,video", help="extras to install (default tpu,video)")
     experiment, args = parse(parser, argv)
-    if not PurePosixPath(experiment.config).is_absolute():  # that of the clone, which travels
+    if not PurePosixPath(experiment.config).is_absolute():  # a file of this clone, which is copied
         require_config(parser, experiment)
     text = script(experiment, args)
     if args.dry_run:

@@ -1,7 +1,7 @@
 """Compiler flags by kind of device, in one place.
 
-A set is on by default only once it was measured, and then says what was found; none was so far. `--xla-set NAME` turns
-one on by hand. XLA ends a process at a flag it does not know, so `tests/test_launch.py` has it parse those it can.
+A set is on by default only once it has been measured, and then records the result; none has been so far. `--xla-set
+NAME` turns one on. XLA ends a process at an unknown flag, so `tests/test_launch.py` has it parse those that it can.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ class FlagSet:
     """Flags that belong together.
 
     Attributes:
-      variable: environment variable through which they reach the compiler.
-      flags: as they are written.
-      why: what they are meant to do.
-      measured: device, model and change of the step time; None as long as nobody has measured it.
+      variable: environment variable that passes them to the compiler.
+      flags: the flags as they are written.
+      why: what they are meant to achieve.
+      measured: device, model and change of the step time; None until somebody has measured it.
     """
 
     variable: str

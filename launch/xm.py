@@ -4,9 +4,9 @@
   python launch xm --image gcr.io/PROJECT/pv_vae_jax --vertex a100=8 \\
       --config experiments/demo.py --workdir /gcs/BUCKET/runs
 
-A point of the sweep is a work unit, and all of them run at once. Each is `launch local` with its point, so --restarts
-and --processes mean what they mean there. The image is built from launch/Dockerfile. Needs `pip install '.[xm]'`,
-apart from --dry-run.
+Each point of the sweep is a work unit, and all of them run at once. A work unit calls `launch local`, so --restarts and
+--processes have the same meaning as there. Build the image from launch/Dockerfile. Needs `pip install '.[xm]'`, except
+for --dry-run.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 
 from experiment import Experiment, Run, make_parser, parse, shell_line
 
-MISSING = "this back end needs xmanager: pip install '.[xm]', or use the others, such as `python launch local`"
+MISSING = "this back end needs xmanager: pip install '.[xm]', or use another, such as `python launch local`"
 
 # Accelerators for which xmanager 0.8.5 finds a machine of Vertex AI (get_machine_spec), and its names for them. Of
-# others it knows the names alone: an H100 would be asked for on a machine that has none.
+# others it knows the names only: it would ask for an H100 on a machine without one.
 VERTEX = {
     "a100": "a100",
     "l4": "l4_24th",
@@ -35,7 +35,7 @@ VERTEX = {
 
 
 def arguments(experiment: Experiment, run: Run, args) -> list[str]:
-    """Arguments of the interpreter in a work unit."""
+    """Arguments of the Python interpreter in a work unit."""
     train = run.arguments[run.arguments.index("train") + 1 :]
     launcher = "launch/local.py" if args.vertex else str(Path(__file__).with_name("local.py"))
     own = ["--restarts", str(experiment.restarts), "--processes", str(args.processes)]
@@ -56,7 +56,7 @@ async def start(experiment: Experiment, args) -> None:
         raise ImportError(MISSING) from error
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS([sys.argv[0]])  # xmanager reads flags of its own: they stand at their defaults
+        flags.FLAGS([sys.argv[0]])  # xmanager reads flags of its own, which keep their defaults
     if args.vertex:
         kind, _, count = args.vertex.partition("=")
         executor = xm_local.Vertex(xm.JobRequirements(**{VERTEX[kind]: int(count)}))
@@ -80,18 +80,16 @@ def main(argv: list[str]) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--vertex", metavar="KIND=COUNT", help="accelerators on Vertex AI, such as a100=8 or tpu_v3=8")
     parser.add_argument("--image", help="container image, with --vertex")
-    parser.add_argument("--processes", type=int, default=1, help="of every run (default 1)")
-    experiment, args = parse(parser, argv)
-    if args.processes < 1:
-        parser.error("--processes is at least 1")
+    parser.add_argument("--processes", type=int, default=1, help="processes of every run (default 1)")
+    experiment, args = parse(parser, argv, processes=1)
     if args.vertex and not re.fullmatch(r"[a-z]\w*=[1-9]\d*", args.vertex):
-        parser.error(f"--vertex takes KIND=COUNT, got {args.vertex!r}")
+        parser.error(f"--vertex must be KIND=COUNT, got {args.vertex!r}")
     if args.vertex and (kind := args.vertex.partition("=")[0]) not in VERTEX:
-        parser.error(f"--vertex {kind}: xmanager finds machines for {', '.join(VERTEX)}; take `launch gke` for others")
+        parser.error(f"--vertex must be one of {', '.join(VERTEX)}, got {kind}: use `launch gke` for others")
     if bool(args.vertex) != bool(args.image):
-        parser.error("--vertex and --image go together")
+        parser.error("--vertex and --image must be given together")
     if args.vertex and not posixpath.normpath(args.workdir).startswith("/gcs/"):
-        parser.error(f"--workdir {args.workdir} would end with the container: name a bucket's folder, /gcs/BUCKET/...")
+        parser.error(f"--workdir must be a bucket's folder, /gcs/BUCKET/..., got {args.workdir}")
     if args.dry_run:
         where = f"Vertex AI, {args.vertex}, {args.image}" if args.vertex else "this machine"
         for run in experiment.runs():

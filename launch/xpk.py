@@ -1,10 +1,10 @@
-"""Run an experiment on TPUs of a cluster made by xpk: one workload a run.
+"""Run an experiment on TPUs of a cluster made by xpk: one workload for each run.
 
   python launch xpk --cluster my-cluster --zone us-west4-a --device-type v5litepod-16 --image IMAGE \\
       --config experiments/paper_vae.py --workdir /mnt/runs/vae --config.data.source=/mnt/runs/clips
 
-The image is built from launch/Dockerfile. Attach the storage that the work directory lies in with `xpk storage attach`
-first. For GPUs take `launch gke`, which tells the processes who they are.
+Build the image from launch/Dockerfile, and attach the storage of the work directory with `xpk storage attach` first.
+For GPUs use `launch gke`, which gives each process its number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 
 from experiment import AUTO, Experiment, Run, dns_label, make_parser, parse, submit
 
-LONGEST = 35  # xpk refuses longer names of workloads
+LONGEST = 35  # xpk refuses longer workload names
 
 
 def command(experiment: Experiment, run: Run, args) -> list[str]:
@@ -32,7 +32,7 @@ def command(experiment: Experiment, run: Run, args) -> list[str]:
         "command": shlex.join(["python", *run.arguments, AUTO]),
     }
     flags = [f"--{name}={value}" for name, value in options.items() if value]
-    # Beside 42 and 127 to 255, at which xpk restarts a run of itself; 2 is a wrong call.
+    # In addition to 42 and 127 to 255, at which xpk restarts a run anyway; 2 is a wrong call.
     flags += ["--restart-on-exit-codes=1"] if experiment.restarts else []
     return ["xpk", "workload", "create", *flags, *(f"--env={k}={v}" for k, v in experiment.environment.items())]
 
@@ -40,15 +40,15 @@ def command(experiment: Experiment, run: Run, args) -> list[str]:
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
     parser.add_argument("--cluster", required=True, help="name of the cluster")
-    parser.add_argument("--device-type", required=True, help="such as v5litepod-16 or v6e-8")
+    parser.add_argument("--device-type", required=True, help="TPU type, such as v5litepod-16 or v6e-8")
     parser.add_argument("--image", required=True, help="container image, built from launch/Dockerfile")
-    parser.add_argument("--zone", help="of the cluster (default: gcloud's own)")
-    parser.add_argument("--project", help="of the cluster (default: gcloud's own)")
+    parser.add_argument("--zone", help="zone of the cluster (default: gcloud's)")
+    parser.add_argument("--project", help="project of the cluster (default: gcloud's)")
     experiment, args = parse(parser, argv)
     if not re.match(r"v\d|tpu", args.device_type):
-        parser.error(f"--device-type {args.device_type} is no TPU: take `launch gke --gpu` for GPUs")
+        parser.error(f"--device-type must be a TPU, got {args.device_type}: use `launch gke --gpu` for GPUs")
     if not args.workdir.startswith("/"):
-        parser.error(f"--workdir {args.workdir} lies in the container, and would end with it: name an attached storage")
+        parser.error(f"--workdir must be in an attached storage, got {args.workdir}, which is lost with the container")
     lines = [shlex.join(command(experiment, run, args)) for run in experiment.runs()]
     text = "\n".join(["set -eu", *lines, ""])
     if args.dry_run:

@@ -16,34 +16,40 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int
 
 from pv_vae_jax.dropping import DropPattern, num_droppable
 from pv_vae_jax.typing import Array, PRNGKey
 
 
-def sample_mask(pattern: DropPattern, key: PRNGKey, dropped: Array, grid: tuple[int, int, int]) -> Array:
-    """Draw what stays of latents.
+def sample_mask(
+    pattern: DropPattern, key: PRNGKey, dropped: Int[Array, " b"], grid: tuple[int, int, int]
+) -> Bool[Array, "b g h w"]:
+    """Draw which latent positions stay observed.
 
     Args:
-      pattern: which positions are withheld; see the head of this module.
-      key: each example draws from its own, made of this one.
-      dropped: `(b,)` int, the `k` of each example. `tube` and `random` withhold that many groups' worth of positions
-        but for rounding to whole ones, `block` but for rounding its sides.
+      pattern: chooses the withheld positions, see the head of this module.
+      key: random key, split among the examples.
+      dropped: the `k` of each example. `tube` and `random` withhold that many groups' worth of positions up to rounding
+        to an integer, `block` up to rounding its sides.
       grid: `(g, h, w)` of the latents.
 
     Returns:
-      `(b, g, h, w)` bool, true where a position is observed; true for all of frame 0.
+      True where a position is observed; true for all of frame 0.
     """
     g, h, w = grid
     later = (g - 1, h, w)
-    withheld = jax.vmap(lambda key, k: _PATTERNS[pattern](key, jnp.minimum(k, num_droppable(g, pattern)), later))
-    drawn = (
-        withheld(jax.random.split(key, dropped.shape[0]), dropped) if g > 1 else jnp.zeros((len(dropped), *later), bool)
-    )
-    return jnp.pad(~drawn, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=True)
+    if g == 1:
+        return jnp.ones((len(dropped), *grid), bool)
+
+    def withhold(key: PRNGKey, k: Array) -> Array:
+        return _PATTERNS[pattern](key, jnp.minimum(k, num_droppable(g, pattern)), later)
+
+    withheld = jax.vmap(withhold)(jax.random.split(key, dropped.shape[0]), dropped)  # (b, g - 1, h, w)
+    return jnp.pad(~withheld, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=True)  # (b, g, h, w)
 
 
-# Each draws for one example which of the later positions `(g - 1, h, w)` are withheld.
+# Each draws, for one example, which of the later positions `(g - 1, h, w)` are withheld.
 
 
 def _future(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
@@ -51,34 +57,34 @@ def _future(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
 
 
 def _infill(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
-    start = _integer(key, shape[0] - k)
+    start = _randint(key, shape[0] - k)
     return jnp.broadcast_to(_span(start, k, shape[0])[:, None, None], shape)
 
 
 def _block(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
-    """A box of the volume `k h w`: its duration is uniform, its sides' ratio log-uniform in [1/2, 2] where it fits."""
+    """A box of volume `k h w`: its duration is uniform, its aspect ratio log-uniform in [1/2, 2] where it fits."""
     g, h, w = shape
-    duration_key, ratio_key, *places = jax.random.split(key, 5)
-    duration = k + _integer(duration_key, g - k + 1)
+    duration_key, ratio_key, *start_keys = jax.random.split(key, 5)
+    duration = k + _randint(duration_key, g - k + 1)
     area = k * h * w / jnp.maximum(duration, 1)
     ratio = jnp.exp2(jax.random.uniform(ratio_key, minval=-1.0, maxval=1.0))
     height = jnp.round(jnp.clip(jnp.sqrt(area * ratio), area / w, h)).clip(1, h).astype(int)
     width = jnp.round(area / height).clip(1, w).astype(int)
-    spans = [
-        _span(_integer(place, size - length + 1), length, size)
-        for place, length, size in zip(places, (duration, height, width), shape, strict=True)
-    ]
-    return (k > 0) & spans[0][:, None, None] & spans[1][:, None] & spans[2]
+    time, row, column = (
+        _span(_randint(start_key, size - length + 1), length, size)
+        for start_key, length, size in zip(start_keys, (duration, height, width), shape, strict=True)
+    )
+    return (k > 0) & time[:, None, None] & row[:, None] & column  # (g, h, w)
 
 
 def _tube(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
     g, h, w = shape
     count = jnp.round(k * h * w / g)
-    return jnp.broadcast_to(_chosen(key, h * w, count).reshape(h, w), shape)
+    return jnp.broadcast_to(_choose(key, h * w, count).reshape(h, w), shape)
 
 
 def _random(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
-    return _chosen(key, math.prod(shape), k * shape[1] * shape[2]).reshape(shape)
+    return _choose(key, math.prod(shape), k * shape[1] * shape[2]).reshape(shape)
 
 
 _PATTERNS = {"future": _future, "infill": _infill, "block": _block, "tube": _tube, "random": _random}
@@ -90,12 +96,12 @@ def _span(start: Array, length: Array, size: int) -> Array:
     return (at >= start) & (at < start + length)
 
 
-def _integer(key: PRNGKey, count: Array) -> Array:
-    """Uniform over `0 .. count - 1`, where `count` is data."""
+def _randint(key: PRNGKey, count: Array) -> Array:
+    """Uniform over `0 .. count - 1`, for a traced `count`."""
     return jnp.minimum(jnp.floor(jax.random.uniform(key) * count).astype(int), count - 1)
 
 
-def _chosen(key: PRNGKey, size: int, count: Array) -> Array:
+def _choose(key: PRNGKey, size: int, count: Array) -> Array:
     """`(size,)` bool, true for `count` entries chosen at random."""
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, (size,))))
     return rank < count

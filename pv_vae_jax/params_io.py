@@ -1,12 +1,11 @@
-"""Tensors on disk: safetensors checked by name, shape and hash, and parameters out of a training checkpoint."""
+"""Parameters on disk: safetensors checked by name, shape and hash, and parameters out of a training checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from pv_vae_jax.storage import atomic, file_hash
 from pv_vae_jax.typing import Params, WeightsError
+
+# One sharding for all parameters, or a function from the tree of their shapes to a tree of shardings.
+Placement = Sharding | Callable[[Params], Any]
+
+STATE_MARK = "_CHECKPOINT_METADATA"  # Orbax writes it last
 
 
 def weights_hash(params: Params) -> str:
@@ -31,27 +37,21 @@ def weights_hash(params: Params) -> str:
 
 
 def write_params(path: Path, params: Params, dtype: str = "float32") -> str:
-    """Write the tensors of a tree as safetensors, whole or not at all; return the file's SHA-256."""
-    flat = {k: np.asarray(v, dtype) for k, v in flatten_dict(params, sep="/").items()}
-    temporary = path.with_suffix(".tmp")
-    save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, temporary)
-    digest = file_hash(temporary)
-    os.replace(temporary, path)
-    return digest
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Write the tensors of a tree as safetensors, atomically; return the file's SHA-256."""
+    flat = {k: np.ascontiguousarray(np.asarray(v, dtype)) for k, v in flatten_dict(params, sep="/").items()}
+    with atomic(path) as temporary:
+        save_file(flat, temporary)
+        return file_hash(temporary)
 
 
 def read_params(
     path: Path,
     expected: Params,
     *,
-    whole: bool = True,
+    strict: bool = True,
     hashes: Mapping[str, str] = MappingProxyType({}),
     record: str = "config.json",
+    sharding: Placement | None = None,
 ) -> Params:
     """Tensors of the safetensors file `path` that the tree of shapes `expected` names, as float32 arrays.
 
@@ -59,32 +59,30 @@ def read_params(
 
     Args:
       path: the file.
-      expected: shapes by name.
-      whole: whether tensors that `expected` does not name are a fault.
+      expected: tree of shapes.
+      strict: whether tensors that `expected` does not name are an error.
       hashes: SHA-256 by file name; a file that has none is not checked.
-      record: name of the file that holds `hashes`, for messages.
+      record: name of the file that holds `hashes`, used in messages.
+      sharding: where to place the arrays, by default on the default device.
 
     Raises:
       WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
         the one whose hash is known.
     """
     wanted: dict[str, Any] = flatten_dict(expected, sep="/")
+    where: dict[str, Any] = dict.fromkeys(wanted, sharding)
+    if callable(sharding):
+        where = flatten_dict(sharding(expected), sep="/")
     with safe_open(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    faults = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
-    faults += [f"left over {name}" for name in sorted(shapes.keys() - wanted.keys()) if whole]
-    faults += [
-        f"{name} has shape {shapes[name]}, expected {wanted[name].shape}"
-        for name in sorted(shapes.keys() & wanted.keys())
-        if shapes[name] != wanted[name].shape
-    ]
-    found = {}
+    faults = _misfits(wanted, shapes, strict)
+    values = {}
     for name in sorted(shapes.keys() & wanted.keys()):
         with safe_open(path, "numpy") as file:  # anew each time: what was read of an open file stays in memory
             value = file.get_tensor(name)
-        if not np.isfinite(value.sum(dtype=np.float64)):  # which one NaN or infinity makes so, without a second array
+        if not np.isfinite(value.sum(dtype=np.float64)):  # one NaN or infinity shows here, without a second array
             faults.append(f"{name} is not finite")
-        found[name] = jax.numpy.array(value, jax.numpy.float32).block_until_ready()
+        values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
     if faults:
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
     if path.name in hashes and file_hash(path) != hashes[path.name]:
@@ -92,14 +90,11 @@ def read_params(
             f"{path} is damaged: its SHA-256 is not the one in {record}. Copy the model again; if you changed the "
             f'weights yourself, take "sha256" out of {record}'
         )
-    return unflatten_dict(found, sep="/")
-
-
-STATE_MARK = "_CHECKPOINT_METADATA"  # which Orbax writes last
+    return unflatten_dict(values, sep="/")
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The state that `path` means: itself, or the newest of a stage's folder; None if there is none."""
+    """The training checkpoint that `path` means: itself, or the newest in the folder of a stage; None without one."""
     if (path / STATE_MARK).exists():
         return path
     steps = [p for p in path.glob("checkpoints/*") if p.name.isdigit() and (p / STATE_MARK).exists()]
@@ -107,15 +102,17 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
-    """The parameters of a training state (a folder `.../checkpoints/<step>`) that `shapes` names; no other is read.
+    """The parameters of a training checkpoint (a folder `.../checkpoints/<step>`) that `shapes` names, as NumPy arrays.
+
+    Nothing else of it is read.
 
     Args:
-      folder: the state.
-      weights: `ema` for the moving average, `params` for what the optimiser moves.
-      shapes: tree of what to read.
+      folder: the checkpoint.
+      weights: `ema` for the moving average, `params` for what the optimiser updates.
+      shapes: tree of shapes.
 
     Raises:
-      WeightsError: tensors are missing, misshapen or not finite: all are named; or the state is damaged.
+      WeightsError: tensors are missing, misshapen or not finite: all are named; or the checkpoint is damaged.
     """
     import orbax.checkpoint as ocp
 
@@ -126,22 +123,14 @@ def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
     place: Any = (folder / "default").absolute()  # Orbax's own type of paths takes ours
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         try:
-            there = reader.metadata(place).tree[weights]
-            flat: dict[str, Any] = flatten_dict(there, sep="/")
-            found = {name: tuple(leaf.shape) for name, leaf in flat.items() if name in wanted}
-            faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-            faults += [
-                f"{name} has shape {shape}, expected {wanted[name].shape}"
-                for name, shape in sorted(found.items())
-                if shape != wanted[name].shape
-            ]
-            if faults:
+            stored: dict[str, Any] = flatten_dict(reader.metadata(place).tree[weights], sep="/")
+            if faults := _misfits(wanted, {name: tuple(leaf.shape) for name, leaf in stored.items()}, strict=False):
                 raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
             args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
             tree = reader.restore(place, args=args)[weights]
         except WeightsError:
             raise
-        except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
+        except Exception as error:  # Orbax and TensorStore raise many types for damaged files
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"the training state {folder} is damaged: {reason}") from error
     values: dict[str, Any] = flatten_dict(tree, sep="/")
@@ -150,11 +139,22 @@ def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
     return tree
 
 
+def _misfits(wanted: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], strict: bool) -> list[str]:
+    """What keeps stored tensors of these `shapes` from being those that are `wanted`, a clause each."""
+    faults = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
+    faults += [f"left over {name}" for name in sorted(shapes.keys() - wanted.keys()) if strict]
+    return faults + [
+        f"{name} has shape {shapes[name]}, expected {wanted[name].shape}"
+        for name in sorted(shapes.keys() & wanted.keys())
+        if shapes[name] != wanted[name].shape
+    ]
+
+
 def ignore_abandoned_reads() -> None:
     """Keep what is left of a failed read silent.
 
-    When one of a state's arrays cannot be read, Orbax closes its event loop while others are still under way. Each of
-    them, often hundreds, would then print "Event loop is closed" after the error that says what to do.
+    When one of a checkpoint's arrays cannot be read, Orbax closes its event loop while others are still under way. Each
+    of them, often hundreds, would then print "Event loop is closed" after the error that says what to do.
     """
     previous = sys.unraisablehook
     if getattr(previous, "ignores_abandoned_reads", False):

@@ -15,21 +15,23 @@ from typing import Any
 
 
 def partial(path: Path) -> Path:
-    """A hidden name that no other writer uses, under which `path` is written until its last byte is there."""
+    """A hidden name, unique to this writer, under which `path` is written until it is complete."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
 
 
 def partials(path: Path) -> list[Path]:
-    """Temporary files that killed writers of `path` left behind."""
-    return list(path.parent.glob(f".{glob.escape(path.stem)}.*partial{glob.escape(path.suffix)}"))
+    """Temporary files that killed writers of `path` left behind, in this version or an earlier one."""
+    name, stem, suffix = (glob.escape(part) for part in (path.name, path.stem, path.suffix))
+    patterns = (f".{stem}.{'[0-9a-f]' * 16}.partial{suffix}", f".{name}.*partial")  # the second: earlier versions
+    return [left for pattern in patterns for left in path.parent.glob(pattern)]
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name to write to; it becomes `path` when the block ends well, and is removed when it does not.
 
-    Readers therefore see the old file or the whole new one, however many processes write it at once and if the power
-    fails. A suffix that a writer looks at (`.npz`, `.mp4`) is kept.
+    Readers therefore see the old file or the complete new one, however many processes write it at once and even if the
+    power fails. The suffix is kept, since some writers look at it (`.npz`, `.mp4`).
     """
     temporary = partial(path)
     try:
@@ -63,31 +65,29 @@ def file_hash(path: Path) -> str:
 
 
 def make_writable(folder: Path) -> Path:
-    """Make `folder` if it is not there, see that files can be written into it, and return it.
-
-    To be called before the work whose results go there.
+    """Create `folder` if needed, check that it is writable, and return it. To be called before the work, not after it.
 
     Raises:
-      OSError: they cannot; the message says what to do.
+      OSError: files cannot be written there; the message says what to do.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"cannot write into {folder} ({error.strerror or error}): name another --out") from error
+        raise OSError(f"cannot write into {folder} ({error.strerror or error}): choose another --out") from error
     return folder
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock `path` alone; a process that is killed leaves none behind.
+    """Hold an exclusive lock on `path`; the lock of a process that is killed is released.
 
-    Systems and file systems without locks go unguarded.
+    There is no protection on systems and file systems without locks.
 
     Args:
-      path: an empty file; it stays.
-      wait: until the lock is free.
+      path: lock file, created empty and kept.
+      wait: wait until the lock is free instead of raising.
 
     Raises:
       BlockingIOError: another process holds it, and `wait` is false.

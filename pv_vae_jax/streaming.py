@@ -1,7 +1,7 @@
-"""Encode and decode clips of any length chunk by chunk: the numbers of the whole pass, in memory that stays flat.
+"""Encode and decode clips of any length chunk by chunk: the numbers of one pass, in memory that stays flat.
 
 Every causal layer needs the last one or two frames of its input from the chunk before. They are the cache, a pytree
-that the steps take and give back (`layers.cache`). The first chunk holds frame 0, the later ones whole groups of `p_t`:
+that the steps take and return (`layers.cache`). The first chunk holds frame 0, the later ones whole groups of `p_t`:
 
     cache = None
     for frames in chunks:
@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from pv_vae_jax.layers.cache import CACHE
 from pv_vae_jax.models.vae import VAE, Posterior
@@ -33,19 +34,21 @@ def chunk_sizes(latent_frames: int, chunk: int = CHUNK) -> tuple[int, ...]:
     A first chunk may have any size and the later ones are equal, so a clip needs two programs, whatever its length.
     """
     if chunk < 1:
-        raise ValueError(f"a chunk has at least one latent frame, got {chunk}")
+        raise ValueError(f"chunk must be at least 1 latent frame, got {chunk}")
     if latent_frames < 1:
-        raise ShapeError(f"a clip has at least one latent frame, got {latent_frames}")
+        raise ShapeError(f"a clip must have at least 1 latent frame, got {latent_frames}")
     later = (latent_frames - 1) // chunk
     return (latent_frames - later * chunk,) + (chunk,) * later
 
 
-def encode_step(model: VAE, params: Params, cache: Cache | None, frames: Array) -> tuple[Cache, Posterior]:
+def encode_step(
+    model: VAE, params: Params, cache: Cache | None, frames: Float[Array, "b t H W 3"]
+) -> tuple[Cache, Posterior]:
     """Encode the next frames of a clip.
 
     Args:
       model: the VAE.
-      params: its parameters, those of the whole pass.
+      params: its parameters, the same as for `encode`.
       cache: None at the start of a clip, then what the step before returned.
       frames: `(b, 1 + n p_t, H, W, 3)` in [-1, 1] at the start, then `(b, n p_t, H, W, 3)`.
 
@@ -57,11 +60,13 @@ def encode_step(model: VAE, params: Params, cache: Cache | None, frames: Array) 
     """
     p_t = model.config.time_factor
     if cache is not None and (frames.shape[1] < 1 or frames.shape[1] % p_t):
-        raise ShapeError(f"a later chunk has a multiple of {p_t} frames, got {frames.shape[1]}")
+        raise ShapeError(f"a later chunk must have a multiple of {p_t} frames, got {frames.shape[1]}")
     return _apply(model, params, cache, frames, "encoder", "encode")
 
 
-def decode_step(model: VAE, params: Params, cache: Cache | None, latents: Array) -> tuple[Cache, Array]:
+def decode_step(
+    model: VAE, params: Params, cache: Cache | None, latents: Float[Array, "b n h w z"]
+) -> tuple[Cache, Float[Array, "b t H W 3"]]:
     """Decode the next latent frames `(b, n, h, w, z)` of a clip; `cache` as in `encode_step`.
 
     Returns:
@@ -73,7 +78,7 @@ def decode_step(model: VAE, params: Params, cache: Cache | None, latents: Array)
     return _apply(model, params, cache, latents, "decoder", "decode")
 
 
-def encode_chunks(model: VAE, params: Params, video: Array, chunk: int = CHUNK) -> Posterior:
+def encode_chunks(model: VAE, params: Params, video: Float[Array, "b t H W 3"], chunk: int = CHUNK) -> Posterior:
     """`encode` of `(b, 1 + T, H, W, 3)`, at most `chunk` latent frames at a time.
 
     Raises:
@@ -90,7 +95,9 @@ def encode_chunks(model: VAE, params: Params, video: Array, chunk: int = CHUNK) 
     return _scan(step, video, config.frames(first), len(later), takes=chunk * config.time_factor, gives=chunk)
 
 
-def decode_chunks(model: VAE, params: Params, latents: Array, chunk: int = CHUNK) -> Array:
+def decode_chunks(
+    model: VAE, params: Params, latents: Float[Array, "b g h w z"], chunk: int = CHUNK
+) -> Float[Array, "b t H W 3"]:
     """`decode` of `(b, g, h, w, z)`, at most `chunk` latent frames at a time.
 
     Raises:
@@ -109,7 +116,7 @@ def _apply(model: VAE, params: Params, cache: Cache | None, x: Array, part: str,
     variables = {"params": params}
     if cache is not None:
         if part not in cache:
-            raise ValueError(f"this is no cache of the {part}: it holds {', '.join(cache)}")
+            raise ValueError(f"expected a cache of the {part}, got one of {', '.join(cache)}")
         variables[CACHE] = cache
     y, updated = model.apply(variables, x, method=method, mutable=[CACHE])
     return updated[CACHE], y
@@ -120,8 +127,8 @@ def _scan(
 ) -> Any:
     """`step` over the first frames of `x`, then over `later` chunks of `takes` frames, each of which makes `gives`.
 
-    Input is sliced and output written in place. Handed to the scan as `xs` and `ys`, both would be copied as a whole,
-    and memory would grow with the clip.
+    Input is sliced and output written in place. Given to the scan as `xs` and `ys`, both would be copied in full, and
+    memory would grow with the clip.
     """
     cache, start = step(None, x[:, :first])
     if not later:
@@ -132,9 +139,9 @@ def _scan(
         cache, joined = carry
         cache, new = step(cache, jax.lax.dynamic_slice_in_dim(x, first + i * takes, takes, axis=1))
 
-        def write(whole: Array, part: Array) -> Array:
-            begin = whole.shape[1] - (later - i) * gives
-            return jax.lax.dynamic_update_slice_in_dim(whole, part, begin, axis=1)
+        def write(full: Array, part: Array) -> Array:
+            begin = full.shape[1] - (later - i) * gives
+            return jax.lax.dynamic_update_slice_in_dim(full, part, begin, axis=1)
 
         return (cache, jax.tree.map(write, joined, new)), None
 

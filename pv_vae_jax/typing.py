@@ -15,6 +15,8 @@ Array = jax.Array
 PRNGKey = jax.Array
 Params = Any  # a nested dict of arrays, as Flax Linen makes it
 
+VAE_STAGES = ("image", "video", "decoder")  # in order: each starts from the model of the one before
+
 
 def sum_of(arrays: Iterable[Array]) -> Array:
     """The sum of at least one array; to a type checker `sum` may be the number 0."""
@@ -22,7 +24,7 @@ def sum_of(arrays: Iterable[Array]) -> Array:
 
 
 class ShapeError(ValueError):
-    """A clip whose frame count or size the network cannot hold; the message names the nearest valid ones."""
+    """A clip whose frame count or size does not fit the network; the message names the nearest that do."""
 
 
 class WeightsError(ValueError):
@@ -34,7 +36,7 @@ class ConfigError(ValueError):
 
 
 class InUseError(ConfigError):
-    """Another process writes there; when it ends, the same call works."""
+    """Another process writes to the same place; the same call works when that process has ended."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -44,7 +46,7 @@ class NonFiniteError(FloatingPointError):
 def check_clip_shape(frames: int, height: int, width: int, time_factor: int, space_factor: int) -> None:
     """Raise `ShapeError` unless `frames = 1 + n * time_factor` and both sides are multiples of `space_factor`.
 
-    Peers truncate such clips silently; a clip that comes back shorter than it went in is worse than an error.
+    Other libraries truncate such clips silently; a clip that comes back shorter is worse than an error.
     """
     problems = []
     if frames < 1 or (frames - 1) % time_factor:
@@ -71,19 +73,20 @@ def check_sizes(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{name} is at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise `ValueError` unless networks compute in `dtype`."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
+def check_choices(config: Any, **choices: Iterable[str]) -> None:
+    """Raise `ValueError` unless each named field of `config` has one of the given values."""
+    for name, values in choices.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {getattr(config, name)!r}")
 
 
 def check_latent_shape(shape: tuple[int, ...], channels: int) -> None:
     """Raise `ShapeError` unless `shape` is `(b, g, h, w, channels)`."""
     if len(shape) != 5 or shape[-1] != channels:
-        raise ShapeError(f"latents have shape (b, g, h, w, {channels}); got {tuple(shape)}")
+        raise ShapeError(f"expected latents of shape (b, g, h, w, {channels}), got {tuple(shape)}")

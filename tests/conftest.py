@@ -45,6 +45,11 @@ def perturbed(params, scale=0.1):
     )
 
 
+def decoded(model, params, prediction):
+    """The clip that the decoder draws from the latents of a prediction."""
+    return model.apply({"params": params}, prediction.latents, method="decode")
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """`(model, params, video)`: a t2s8 VAE, perturbed parameters, two clips of 7 x 16 x 16 in [-1, 1]."""

@@ -9,7 +9,7 @@ from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow, tracks, visible_layer
 from pv_vae_jax.evaluation.latent_analysis import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
-from pv_vae_jax.model import Pretrained, save
+from pv_vae_jax.model import Model, save
 from pv_vae_jax.report.latents_page import LatentAnalysis, _prediction, analyze_latents, write_analysis
 
 RNG = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def test_images_have_no_time_to_analyse(tiny):
 def test_command_puts_models_side_by_side(tiny, tmp_path, capsys):
     model, params, _ = tiny
     for name in ("a", "b"):
-        save(tmp_path / name, Pretrained(model, params))
+        save(tmp_path / name, Model(model, params))
     out = tmp_path / "out"
     call = [str(tmp_path / "a"), str(tmp_path / "b"), "--clips=3", "--frames=7", "--size=16", "--batch_size=2"]
     assert main(["pv-vae", "analyze", *call, "--out", str(out)]) == 0

@@ -17,8 +17,7 @@ from benchmarks.__main__ import run_one
 from benchmarks.registry import benches, find_bench, in_set, is_of
 from pv_vae_jax.cli.main import MOVED, main, run_command
 from pv_vae_jax.layers.conv import conv2d, default_lowering
-from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
-from pv_vae_jax.models.sizes import SIZES
+from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.train import mfu
 from pv_vae_jax.train.configs import Experiment, Objective, VAEStageConfig
@@ -188,8 +187,10 @@ def small_networks(monkeypatch):
     from benchmarks import vae
 
     monkeypatch.setitem(vae.CPU_CASES, "test", vae.Case(MODEL, 1, 5, 8))
-    monkeypatch.setitem(SIZES, "test", VAEConfig(**MODEL))
-    monkeypatch.setitem(LATTE_SIZES, "test", LatteConfig(depth=4, width=16, heads=2))
+    monkeypatch.setattr(VAEConfig, "test", lambda **changes: VAEConfig(**MODEL | changes), raising=False)
+    size = dict(depth=4, width=16, heads=2)
+    monkeypatch.setattr(LatteConfig, "test", lambda **changes: LatteConfig(**size | changes), raising=False)
+    monkeypatch.setattr("benchmarks.latte.SIZES", ("test",))
     monkeypatch.setattr("benchmarks.roofline.STEPS", ("VAE test",))
     monkeypatch.setattr("benchmarks.compile.KINDS", ("VAE test",))
 
@@ -312,7 +313,7 @@ def test_remat_saves_memory_and_nothing_else():
 def test_policies_differ_in_what_is_computed_again(small_networks, monkeypatch):
     from benchmarks import remat
 
-    monkeypatch.setitem(SIZES, "paper", VAEConfig(**MODEL))
+    monkeypatch.setattr(VAEConfig, "paper", lambda **changes: VAEConfig(**MODEL | changes))
     for steps in (remat.latte_steps("test", 1, 8), remat.vae_steps("test")):
         flops = {name: mfu.model_flops(*step) for name, step in steps.items()}
         assert min(flops, key=flops.get) == "none" and len(flops) == 4
@@ -375,7 +376,7 @@ def test_the_paper_s_columns_stand_beside_ours():
 @pytest.mark.parametrize("name", ["vae", "latte", "remat", "truncation", "paper"])
 def test_a_bench_runs_whole(name, small_networks, tmp_path, monkeypatch):
     pytest.importorskip("torch", reason=NO_TORCH)
-    monkeypatch.setitem(SIZES, "paper", VAEConfig(**MODEL))
+    monkeypatch.setattr(VAEConfig, "paper", lambda **changes: VAEConfig(**MODEL | changes))
     found = run_small(name, tmp_path)
     if name == "vae":
         assert set(found["test"]) == {"encode", "decode", "image", "video", "decoder", "video+gan"}
@@ -424,7 +425,7 @@ def test_programs_of_a_stage():
 def test_reading(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     from benchmarks import data
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
 
     write_video(tmp_path / "a.mp4", data.texture(24, 48, 64, 0), fps=24, crf=20)
     changed = dict(seconds=0.01, batches=10, step=0.0, steps=2, batch_size=1, side=32, videos=tmp_path)

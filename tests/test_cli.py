@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +34,8 @@ from pv_vae_jax.typing import ConfigError, NonFiniteError, WeightsError
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
-from pv_vae_jax.data.video_files import read_video, write_video  # noqa: E402
+from pv_vae_jax.data.video_reading import read_video  # noqa: E402
+from pv_vae_jax.data.video_writing import write_video  # noqa: E402
 from tests.test_video_files import lying_file, waves  # noqa: E402
 
 # Every stage in a few steps; one device, so that a batch of four needs no eight. The GAN starts within stage video.
@@ -179,6 +182,23 @@ def test_a_finished_run_stays_as_it_is(trained, tiny_experiment):
     os.utime(trained / "report" / "report.html", (older, older))
     status, out, _ = pv_vae(*call)
     assert status == 0 and "PSNR" in out, "a report older than a stage is written anew"
+
+
+def test_a_run_without_what_reports_need_is_told_so_and_ends_well(trained, tiny_experiment, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "report")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "jinja2" else find(name, *more)
+    )
+    status, out, error = pv_vae("train", "--config", tiny_experiment, "--workdir", tmp_path / "run")
+    needs = "reports need jinja2: pip install jinja2 (the extra [report] holds them)"
+    first, *_, last = error.splitlines()
+    assert status == 0 and out == "" and first == f"the report will be skipped: {needs}"
+    assert last == f"no report was written: {needs}; then run pv-vae evaluate --workdir {tmp_path / 'run'}"
+    assert not (tmp_path / "run" / "report").exists()
+    assert fails("evaluate", "--workdir", tmp_path / "run").endswith(needs)
+    assert fails("analyze", tmp_path / "run", "--out", tmp_path / "out").endswith(needs)
 
 
 def test_another_configuration_is_refused_with_its_differences(trained, tiny_experiment):
@@ -343,7 +363,7 @@ def test_numbers_that_are_not_finite_end_the_run_with_their_name(trained, tmp_pa
 
 def test_what_a_later_stage_cannot_do_ends_the_run_before_it_starts(tmp_path, tiny_experiment):
     for change, says in {
-        "latte.attention=splash": "stage diffusion cannot run: splash attention runs on TPU only",
+        "latte.attention=splash": "stage diffusion cannot run: splash attention needs a TPU",
         "diffusion.batch_size=3": "diffusion.batch_size 3 is not a multiple of the 2 devices",
         f"decoder.init_from={tmp_path / 'nowhere'}": f"no model at {tmp_path / 'nowhere'}: give a model folder",
     }.items():
@@ -367,7 +387,7 @@ def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys, place):
 
 def test_one_stage_alone(tmp_path, tiny_experiment):
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run")
-    assert "stage video starts from stage image, which is not finished" in fails(*call, "--stage=video")
+    assert "stage video starts from stage image: train that to its end first" in fails(*call, "--stage=video")
     assert "no VAE stage of" in fails(*call, "--stage=latents")
     assert "--stage" in fails(*call, "--stage=vidio", status=2)
     changed = (*call[:4], tmp_path / "other", "--config.video.steps=0", "--config.diffusion.steps=0")
@@ -383,7 +403,7 @@ def test_one_stage_alone(tmp_path, tiny_experiment):
         ({"config.json": "[1]"}, "config.json does not hold a configuration"),
         (
             {"config.json": '{"format": 2, "sead": 1}'},
-            "written by another version of pv_vae_jax (Experiment has no sead)",
+            "written by another version of pv_vae_jax (unknown config key config.sead; did you mean 'seed'?)",
         ),
         ({"config.json": '{"seed": 1}'}, "in format 2, but pv_vae_jax 0.1.0 wrote it: continue with that version"),
         ({"config.json": '{"format": 3}'}, "another version of pv_vae_jax (format 3) wrote it"),
@@ -437,9 +457,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 def test_help_lists_the_commands_and_each_has_its_own(tmp_path):
     status, out, _ = pv_vae()
     assert status == 0 and all(command in out for command in COMMANDS)
-    for command in set(COMMANDS) - {"evaluate"}:
+    for command in COMMANDS:
         status, out, _ = pv_vae(command, "--help")
-        assert status == 0 and f"pv-vae {command}: {COMMANDS[command]}" in out and "--" in out
+        assert status == 0 and re.match(rf"pv-vae {command}: [A-Z].*[.:]\n", out) and "--" in out
     env = {**os.environ, "PYTHONWARNINGS": "error"}
     script = Path(sys.executable).with_name("pv-vae")
     for command in [[sys.executable, "-m", "pv_vae_jax"]] + [[script]] * script.exists():
@@ -456,15 +476,14 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
         "pv-vae train: needs --config: experiment file"
     )
     needs = fails("train", "--config", tiny_experiment, status=2)
-    assert needs == "pv-vae train: needs --workdir: folder of the run, such as runs/demo"
+    assert needs == "pv-vae train: needs --workdir: work directory of the run, such as runs/demo"
     study = tmp_path / "mine.py"
     study.write_text("def get_study(): pass")
     call = ("--config", study, "--workdir", tmp_path / "x")
-    assert f"is a study: python -m studies.ablation --config {study} --workdir runs/mine" in fails(
-        "train", *call, status=2
-    )
-    call = ("--config", tiny_experiment, "--workdir", tmp_path / "x")
-    assert f"is no study: pv-vae train --config {tiny_experiment} --workdir" in fails("study", *call, status=2)
+    other = f"{study} does not define get_config() but get_study(): use python -m studies.ablation --config {study} "
+    assert other + "--workdir runs/mine" in fails("train", *call, status=2)
+    call = ("--config", "dmo", "--workdir", tmp_path / "x")
+    assert "paper_vae; did you mean 'demo'?" in fails("train", *call, status=2)
     assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "x")
     assert "did you mean 'steps'?" in fails(*call, "--config.video.stepz=3")
@@ -490,9 +509,9 @@ def test_a_bucket_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
         ("--out", "reconstruct", "a.mp4"),
     )
     for flag, *call in calls:
-        assert f"{flag} is a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
+        assert f"{flag} must be a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
     for address in ("gs://b/run", Path("s3://b/run")):
-        with pytest.raises(ConfigError, match="directory is a folder, got (gs://|s3:/)b/run: mount the bucket"):
+        with pytest.raises(ConfigError, match="directory must be a folder, got (gs://|s3:/)b/run: mount the bucket"):
             open_run(load_experiment(tiny_experiment), address)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
@@ -560,16 +579,16 @@ def test_sample_writes_clips_of_every_class(trained, tmp_path):
 def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     call = ("sample", "--out", tmp_path / "out", "--model")
     assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
-    assert "there are bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
+    assert "expected one of bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
     assert "no diffusion transformer yet" in fails(*call, trained / "video" / "model")
-    assert "--guidance is a finite number" in fails(*call, trained, "--guidance=nan")
+    assert "--guidance must be a finite number" in fails(*call, trained, "--guidance=nan")
     for wrong in ("--clips=0", "--steps=3000000000", "--seed=-1"):
         assert fails(*call, trained, wrong, status=2)
     assert not (tmp_path / "out").exists()
 
 
 def test_labels_that_are_no_class_are_refused(trained):
-    with pytest.raises(ValueError, match=r"labels are classes 0 to \d, got \[-1, 9\]"):
+    with pytest.raises(ValueError, match=r"labels must be whole numbers from 0 to \d, got \[-1, 9\]"):
         sample.sample_clips(load(trained), np.array([0, -1, 9]))
 
 
@@ -597,8 +616,8 @@ def test_sample_of_a_model_without_classes_needs_no_flag(trained, tmp_path, monk
     call = ("sample", "--model", tmp_path / "model", "--out", tmp_path / "out")
     assert pv_vae(*call, "--clips=2")[0] == 0
     assert set(files(tmp_path / "out")) == {"samples.npz", "samples_all.mp4"} and seen == [1.0]
-    assert "trained without classes: leave --class_name out" in fails(*call, "--class_name=fall")
-    assert "no guidance: leave --guidance out" in fails(*call, "--guidance=2")
+    assert "trained without classes: leave out --class_name" in fails(*call, "--class_name=fall")
+    assert "leave out --class_name and --guidance" in fails(*call, "--guidance=2")
 
 
 def test_reconstruct_writes_both_side_by_side(trained, clips, tmp_path):
@@ -699,7 +718,9 @@ def test_wrong_shapes_name_the_right_ones(trained, clips, tmp_path):
     assert "several files are called 0" in fails(*call, video, clips / "train" / "jump" / "0.mp4")
     call = ("predict", "--model", trained, "--out", tmp_path, video)
     assert "4 frames do not fit 1 + 2 n: use 3 or 5 frames" in fails(*call, "--frames=4")
-    assert "--observe: 4 frames do not fit 1 + 2 n: use 3 or 5" in fails(*call, "--frames=5", "--observe=4")
+    assert "--observe: expected observed to be 1 + 2 n and at most the clip's 5 frames, got 4: pass 3 or 5" in fails(
+        *call, "--frames=5", "--observe=4"
+    )
     assert "must leave at least one" in fails(*call, "--frames=5", "--observe=5")
     result = tmp_path / "0_prediction.mp4"
     result.write_bytes(video.read_bytes())

@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
+from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.evaluation.convergence import running_mean, steps_to_target
 from pv_vae_jax.report import paper_table
 from pv_vae_jax.report.comparison_page import EvaluatedRun, accuracy_and_generation, write_comparison
 from pv_vae_jax.report.run_comparison import SAME, scores_by_name, stored_scores
+from studies.probes import __main__ as probes
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
 
@@ -23,7 +25,7 @@ def test_a_run_arrives_where_its_mean_is_as_low_as_the_others_end():
     assert steps_to_target(steps, slow, steps, slow).step == 1000
     late = steps_to_target(2 * steps, fast, steps, slow)
     assert late.sooner == pytest.approx(0, abs=0.1)
-    with pytest.raises(ValueError, match="no end"):
+    with pytest.raises(ValueError, match="at least one point"):
         steps_to_target([], [], steps, slow)
 
 
@@ -138,17 +140,20 @@ def test_scores_of_other_protocols_or_clips_have_columns_of_their_own(tmp_path):
     assert scores_by_name([a, c]) == [{paper: 1.0}, {paper: 3.0, other: 4.0, few: 5.0}]
 
 
-def test_what_does_not_compare_is_refused(runs, tmp_path):
-    assert "'compare' is now 'pv-vae evaluate A B'" in fails("compare", runs / "a", runs / "b", status=2)
+def test_what_does_not_compare_is_refused(runs, tmp_path, capsys):
+    assert pv_vae("compare", "a", "b") == (2, "", "pv-vae: 'compare' is now 'pv-vae evaluate A B'\n")
+    assert "--clips: these measure one run" in fails("evaluate", runs / "a", runs / "b", "--clips=2")
+    assert "--paired: these compare sets" in fails("evaluate", runs / "a", runs / "b", "--paired")
     assert "named twice" in fails("evaluate", runs / "a", runs / "a")
     assert "holds no run" in fails("evaluate", runs / "a", tmp_path)
     assert "must end in .html" in fails("evaluate", runs / "a", runs / "b", "--out", tmp_path / "x.pdf")
     (tmp_path / "file").write_text("")
-    sets = ("--real=none", "--fake=none")
-    calls = (("evaluate", "none", "other"), ("evaluate", *sets), ("analyze", "none"), ("probe", "none"))
-    for call in calls:  # told before anything is read or computed
-        line = fails(*call, "--out", tmp_path / "file" / "x.html")
+    out = ("--out", tmp_path / "file" / "x.html")
+    for call in (("evaluate", "none", "other"), ("evaluate", "--real=none", "--fake=none"), ("analyze", "none")):
+        line = fails(*call, *out)  # told before anything is read or computed
         assert "cannot write into" in line and "name another --out" in line
+    assert run_command(probes, "probes", ["none", *map(str, out)]) in (1, 2)
+    assert "cannot write into" in capsys.readouterr().err
     path = runs / "b" / "config.json"
     config = path.read_text()
     path.write_text(config.replace('"size": 16', '"size": 32'))

@@ -19,7 +19,8 @@ from pv_vae_jax.train.config_files import (
     save_config,
     to_dict,
 )
-from pv_vae_jax.train.configs import LIMITS, Experiment
+from pv_vae_jax.train.configs import Experiment, OptimizerConfig, SamplingConfig, VAEStageConfig
+from pv_vae_jax.train.ranges import ranges_of
 from pv_vae_jax.typing import ConfigError, ShapeError
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -27,7 +28,7 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 OTHERS = {"feature_net.py", *(path.name for path in FOLDER.glob("study_*.py"))}
 EXPERIMENTS = sorted(p for p in FOLDER.glob("*.py") if p.name not in OTHERS)
 BASE = Experiment()
-GET = "from pv_vae_jax.train.configs import Experiment\n\n\ndef get_config():\n    return "
+GET = "from pv_vae_jax.train import Experiment, VAEStageConfig\n\n\ndef get_config():\n    return "
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
@@ -45,11 +46,11 @@ def test_every_experiment_loads_and_survives_json(path):
         ("video.optimizer.learning_rate", "3e-4", 3e-4),
         ("video.optimizer.learning_rate", "1", 1.0),
         ("image.images", "false", False),
-        ("video.drop_per_example", "True", True),
+        ("latents.online", "True", True),
         ("name", "12", "12"),
         ("data.source", "/clips/my folder", "/clips/my folder"),
         ("video.drop_form", "filled", "filled"),
-        ("video.drop_pattern", "block", "block"),
+        ("video.drop_schedule", "cosine", "cosine"),
         ("vae.pad", "gaussian", "gaussian"),
         ("vae.encoder_widths", "(64,128,256,256,256)", (64, 128, 256, 256, 256)),
         ("vae.time_factors", "[2, 2, 2, 1]", (2, 2, 2, 1)),
@@ -76,32 +77,37 @@ def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
 @pytest.mark.parametrize(
     ("key", "text", "says"),
     [
-        ("video.steps", "1.5", "config.video.steps is an integer, like 0; got '1.5'"),
-        ("video.steps", "many", "config.video.steps is an integer"),
-        ("video.steps", "None", "config.video.steps is an integer"),
-        ("video.steps", "True", "config.video.steps is an integer"),
-        ("video.optimizer.learning_rate", "fast", "config.video.optimizer.learning_rate is a number"),
-        ("video.optimizer.learning_rate", "None", "is a number"),
-        ("video.optimizer.learning_rate", "false", "is a number"),
-        ("image.images", "1", "config.image.images is true or false, like True; got '1'"),
-        ("vae.encoder_widths", "(8,'wide')", "config.vae.encoder_widths is a tuple"),
-        ("vae.encoder_widths", "8.5", "config.vae.encoder_widths is a tuple"),
-        ("video", "100", "config.video is a group of settings; set one of video.batch_multiple, video.batch_size, "),
-        ("video.objective.gan", "-1", "objective.gan is a weight >= 0"),
-        ("video.objective.local_correlation", "-1", "objective.local_correlation is a weight >= 0"),
-        ("video.objective.local_correlation_target", "2", "local_correlation_target lies in (0, 1], got 2"),
-        ("video.drop_pattern", "past", "drop_pattern is 'future' or 'infill' or 'block' or 'tube' or 'random'"),
-        ("latte.depth", "3", "depth counts pairs"),
-        ("video.drop_form", "cut", "VAEStageConfig.drop_form is 'truncated' or 'filled', got 'cut'"),
-        ("diffusion.time_distribution", "normal", "DiffusionConfig.time_distribution is 'uniform' or "),
+        ("video.steps", "1.5", "config.video.steps must be an integer, got 1.5"),
+        ("video.steps", "many", "config.video.steps must be an integer, got 'many'"),
+        ("video.steps", "None", "config.video.steps must be an integer"),
+        ("video.steps", "True", "config.video.steps must be an integer, got 'True'"),
+        ("video.optimizer.learning_rate", "fast", "config.video.optimizer.learning_rate must be a number"),
+        ("video.optimizer.learning_rate", "None", "must be a number"),
+        ("video.optimizer.learning_rate", "false", "must be a number, got 'false'"),
+        ("video.optimizer.learning_rate", "True", "must be a number, got 'True'"),
+        ("image.images", "1", "config.image.images must be true or false, got 1"),
+        ("vae.encoder_widths", "(8,'wide')", "config.vae.encoder_widths must be a tuple of integers, got (8, 'wide')"),
+        ("vae.encoder_widths", "8.5", "config.vae.encoder_widths must be a tuple of integers, got (8.5,)"),
+        ("video", "100", "config.video is a group of settings; set one of config.video.batch_multiple, config"),
+        ("video.objective.gan", "-1", "config.video.objective"),
+        ("video.objective.local_correlation", "-1", "local_correlation "),
+        ("video.objective.local_correlation_target", "2", "(0, 1], got 2"),
+        (
+            "video.drop_pattern",
+            "past",
+            "config.video.drop_pattern must be 'future' or 'infill' or 'block' or 'tube' or 'random'",
+        ),
+        ("latte.depth", "3", "config.latte.depth "),
+        ("video.drop_form", "cut", "config.video.drop_form must be 'truncated' or 'filled', got 'cut'"),
+        ("diffusion.time_distribution", "normal", "config.diffusion.time_distribution must be 'uniform' or "),
         (
             "video.stepz",
             "1",
-            "config key config.video.stepz: no 'stepz' in config.video; did you mean 'steps'?",
+            "config key config.video.stepz: config.video has no 'stepz'; did you mean 'steps'?",
         ),
-        ("vidio.steps", "1", "no 'vidio' in config; did you mean 'video'?"),
-        ("video.xyz", "1", "known here: batch_multiple, batch_size, discriminator_optimizer, drop_form"),
-        ("video.steps.more", "1", "no 'more' in config.video.steps; known here: nothing"),
+        ("vidio.steps", "1", "config has no 'vidio'; did you mean 'video'?"),
+        ("video.xyz", "1", "expected one of batch_multiple, batch_size, discriminator_optimizer, drop_form"),
+        ("video.steps.more", "1", "config.video.steps has no 'more'; it is a value, not a group"),
         ("", "1", "unknown config key"),
     ],
 )
@@ -117,77 +123,109 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         ({"data.frames": "16"}, ShapeError, r"16 frames do not fit 1 \+ 4 n: use 13 or 17"),
         ({"data.frames": "0"}, ShapeError, "use 5"),
         ({"data.size": "30"}, ShapeError, "height 30 is not a multiple of 16: use 16 or 32"),
-        ({"latte.classes": "4"}, ConfigError, "latte.classes comes from the data"),
-        ({"latte.latent_channels": "8"}, ConfigError, "latte.latent_channels is 8, vae.latent_channels 64"),
-        ({"video.drop_per_example": "true"}, ConfigError, "drop_per_example needs video.drop_form=filled"),
-        ({"video.drop_pattern": "infill"}, ConfigError, "drop_pattern=infill needs video.drop_form=filled"),
-        ({"video.drop_from": "latents"}, ConfigError, "drop_from=latents is for other patterns than future"),
+        ({"latte.classes": "4"}, ConfigError, "config.latte.classes comes from the data"),
+        (
+            {"latte.latent_channels": "8"},
+            ConfigError,
+            "config.latte.latent_channels must equal config.vae.latent_channels, got 8 and 64",
+        ),
+        ({"video.drop_per_example": "true"}, ConfigError, "config.video.drop_per_example needs drop_form=filled"),
+        ({"video.drop_pattern": "infill"}, ConfigError, "config.video.drop_pattern=infill needs drop_form=filled"),
+        (
+            {"video.drop_from": "latents"},
+            ConfigError,
+            "config.video.drop_from=latents needs another drop_pattern than future",
+        ),
         (
             {"video.drop_pattern": "infill", "video.drop_form": "filled", "data.frames": "5"},
             ConfigError,
-            "none between: set data.frames=9 or more",
+            "none in between: set config.data.frames to 9 or more",
         ),
         (
             {"video.drop_pattern": "tube", "video.drop_form": "filled", "data.size": "16"},
             ConfigError,
-            "one latent position: set data.size=32 or more",
+            "one latent position: set config.data.size to 32 or more",
         ),
-        ({"video.drop_ratio_start": "0.5"}, ConfigError, "set video.drop_schedule to linear or cosine"),
-        ({"video.drop_ramp": "0.1"}, ConfigError, "video.drop_ramp is for schedules"),
-        ({"video.drop_ramp": "1.1", "video.drop_schedule": "linear"}, ConfigError, r"drop_ramp lies in \[0, 1\]"),
+        (
+            {"video.drop_ratio_start": "0.5"},
+            ConfigError,
+            "config.video.drop_ratio_start .*set drop_schedule to linear or cosine",
+        ),
+        ({"video.drop_ramp": "0.1"}, ConfigError, "config.video.drop_ramp needs a schedule"),
+        ({"video.drop_ramp": "1.1", "video.drop_schedule": "linear"}, ConfigError, r"drop_ramp must be in \[0, 1\]"),
         (
             {"image.drop_schedule": "cosine", "image.drop_ratio_start": "0.5"},
             ConfigError,
-            "images, which have nothing to drop",
+            "config.image.drop_ratio must be 0 with images=True",
         ),
         (
             {"video.objective.local_correlation": "0.1", "data.size": "16"},
             ConfigError,
-            "compares the channels of neighbouring latents: set data.size=32",
+            "compares the channels of neighbouring latents: set config.data.size to 32",
         ),
-        ({"video.drop_ratio": "1.5"}, ConfigError, r"video.drop_ratio lies in \[0, 1\], got 1.5"),
-        ({"video.flip": "-0.5"}, ConfigError, r"video.flip lies in \[0, 1\]"),
-        ({"image.drop_ratio": "1"}, ConfigError, "set image.drop_ratio=0"),
-        ({"decoder.frozen": "encodr"}, ConfigError, "decoder.frozen names no part of the VAE: .'encodr'"),
+        ({"video.drop_ratio": "1.5"}, ConfigError, r"config.video.drop_ratio must be in \[0, 1\], got 1.5"),
+        ({"video.flip": "-0.5"}, ConfigError, r"config.video.flip must be in \[0, 1\], got -0.5"),
+        ({"image.drop_ratio": "1"}, ConfigError, "config.image.drop_ratio must be 0"),
+        (
+            {"decoder.frozen": "encodr"},
+            ConfigError,
+            r"decoder.frozen must name parts of the VAE \(encoder, decoder, pad\), got encodr",
+        ),
         (
             {"decoder.objective.gan": "1.0", "decoder.frozen": "decoder"},
             ConfigError,
-            "decoder.frozen holds: change one",
+            "config.decoder.objective.gan trains the decoder, which frozen excludes: change one",
         ),
-        ({"latte.patch": "3"}, ConfigError, "latte.patch is 3, which does not divide the latents' side 2"),
-        ({"seed": "-1"}, ConfigError, "config.seed lies between 0 and 2147483647, got -1"),
-        ({"video.batch_size": "0"}, ConfigError, "config.video.batch_size lies between 1 and"),
-        ({"video.optimizer.b1": "1.0"}, ConfigError, r"config.video.optimizer.b1 lies in \[0, 1\), got 1.0"),
-        ({"diffusion.optimizer.clip_norm": "-1"}, ConfigError, "diffusion.optimizer.clip_norm is at least 0, got -1"),
-        ({"video.optimizer.learning_rate": "1e999"}, ConfigError, "learning_rate is a finite number, got inf"),
-        ({"vae.patch": "0"}, ConfigError, "patch is at least 1, got 0"),
-        ({"vae.encoder_widths": "(0, 1, 1, 1, 1)"}, ConfigError, "encoder_widths is at least 1"),
-        ({"vae.dtype": "float7"}, ConfigError, "dtype is 'float32' or 'bfloat16'"),
-        ({"latte.heads": "0"}, ConfigError, "heads is at least 1, got 0"),
-        ({"video.sizes": "(17, 32)"}, ConfigError, r"config.video.sizes holds 17; an entry is \(frames, side\) or"),
-        ({"video.sizes": "((17, 32, 0),)"}, ConfigError, r"holds \(17, 32, 0\); an entry is"),
+        ({"latte.patch": "3"}, ConfigError, "config.latte.patch must divide the 2 x 2 latents, got 3"),
+        ({"seed": "-1"}, ConfigError, "config.seed must be between 0 and 2147483647, got -1"),
+        ({"video.batch_size": "0"}, ConfigError, "config.video.batch_size must be between 1 and"),
+        ({"video.optimizer.b1": "1.0"}, ConfigError, r"config.video.optimizer.b1 must be in \[0, 1\), got 1.0"),
+        (
+            {"diffusion.optimizer.clip_norm": "-1"},
+            ConfigError,
+            "config.diffusion.optimizer.clip_norm must be at least 0, got -1",
+        ),
+        (
+            {"video.optimizer.learning_rate": "1e999"},
+            ConfigError,
+            "config.video.optimizer.learning_rate must be finite, got inf",
+        ),
+        ({"vae.patch": "0"}, ConfigError, "config.vae.patch .* at least 1, got 0"),
+        ({"vae.encoder_widths": "(0, 1, 1, 1, 1)"}, ConfigError, "config.vae.encoder_widths .* at least 1"),
+        ({"vae.dtype": "float7"}, ConfigError, "config.vae.dtype .*'float32' or 'bfloat16'"),
+        ({"latte.heads": "0"}, ConfigError, "config.latte.heads .* at least 1, got 0"),
+        ({"video.sizes": "(17, 32)"}, ConfigError, r"config.video.sizes must hold \(frames, size\) or .*; got 17"),
+        ({"video.sizes": "((17, 32, 0),)"}, ConfigError, r"config.video.sizes must hold .*; got \(17, 32, 0\)"),
         ({"video.sizes": "((16, 32),)"}, ShapeError, r"video.sizes, \(16, 32\): 16 frames .*: use 13 or 17"),
         ({"video.sizes": "((17, 30),)"}, ShapeError, "height 30 is not a multiple of 16: use 16 or 32"),
         ({"video.sizes": "((17, 32), (17, 32, 2))"}, ConfigError, r"holds \(17, 32\) twice"),
-        ({"video.sizes": "((1, 32), (1, 16))"}, ConfigError, "holds images only.*set video.drop_ratio=0"),
-        ({"image.sizes": "((17, 32),)"}, ConfigError, r"image trains on images: write \(1, 32\)"),
-        ({"data.fold": "4"}, ConfigError, "config.data.fold lies between 1 and 3, got 4"),
-        ({"data.fold": "2"}, ConfigError, "config.data.fold is of UCF101"),
+        (
+            {"video.sizes": "((1, 32), (1, 16))"},
+            ConfigError,
+            "config.video.drop_ratio must be 0 where sizes holds images only",
+        ),
+        (
+            {"image.sizes": "((17, 32),)"},
+            ConfigError,
+            r"config.image.sizes must hold single frames .*: write \(1, 32\)",
+        ),
+        ({"data.fold": "4"}, ConfigError, "config.data.fold must be between 1 and 3, got 4"),
+        ({"data.fold": "2"}, ConfigError, "config.data.fold applies to UCF101 only"),
         (
             {"video.objective.gan": "1.0", "discriminator.levels": "6"},
             ConfigError,
-            "discriminator.levels 6 halves pictures to a 64th, which video cannot do to 32 pixels",
+            "config.discriminator.levels=6 needs sizes that are multiples of 64, but video has 32 pixels",
         ),
         (
             {"video.objective.gan": "1.0", "video.steps": "5000"},
             ConfigError,
-            "video.objective.gan_start is 5000, but video ends at step 5000 and would never have a GAN",
+            "config.video.objective.gan_start must be below steps=5000, got 5000",
         ),
-        ({"video.batch_multiple": "4"}, ConfigError, "video.batch_multiple is for video.sizes"),
+        ({"video.batch_multiple": "4"}, ConfigError, "config.video.batch_multiple needs sizes"),
         (
             {"video.sizes": "((17, 32),)", "video.batch_multiple": "3"},
             ConfigError,
-            "video.batch_size 8 is no multiple of batch_multiple 3: use 6 or 9",
+            "config.video.batch_size must be a multiple of batch_multiple=3, got 8: use 6 or 9",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -208,9 +246,9 @@ def test_a_ratio_too_small_to_drop_a_group_is_refused_and_the_one_named_drops_on
     groups = config.vae.latent_frames(frames)
     if pattern == "infill" and groups < 3:
         pytest.skip("has nothing to drop, which is refused at any ratio")
-    with pytest.raises(ConfigError, match="video drops no group at the ratio 0.001: ") as error:
+    with pytest.raises(ConfigError, match="config.video.drop_ratio=0.001 drops no group: ") as error:
         config.validate()
-    named = re.search(r"Set video.drop_ratio=(\S+) or more", str(error.value))[1]
+    named = re.search(r"Set it to (\S+) or more", str(error.value))[1]
     assert max_dropped(groups, float(named), pattern) == 1
     override(config, {"video.drop_ratio": named}).validate()
     override(config, {"video.drop_ratio": "0"}).validate()
@@ -224,29 +262,69 @@ def test_a_ratio_too_small_to_drop_a_group_is_refused_and_the_one_named_drops_on
 
 def test_the_longest_size_decides_what_a_ratio_drops():
     sizes = {"data.frames": "5", "data.size": "32", "video.drop_ratio": "0.25"}
-    with pytest.raises(ConfigError, match="5 frames have 1 that may be dropped .*drop_ratio=1 or more"):
+    with pytest.raises(ConfigError, match="5 frames have 1 that .*can drop. Set it to 1 or more"):
         override(BASE, sizes).validate()
     override(BASE, sizes | {"video.sizes": "((5, 32), (17, 32))"}).validate()
 
 
-def test_every_limit_is_held_wherever_the_setting_stands():
-    """Whatever `LIMITS` names is a setting, and both of its sides are refused in every group of its kind."""
+def test_every_range_is_held_wherever_its_setting_is():
+    """Both sides of each declared range are refused, in every group of its kind and in a config built in Python."""
 
     def numbers(config, prefix=""):
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
             if dataclasses.is_dataclass(value):
                 yield from numbers(value, f"{prefix}{field.name}.")
-            elif field.name in LIMITS.get(type(config), {}):
-                yield prefix + field.name, *LIMITS[type(config)][field.name]
+            for allowed in ranges_of(type(config))[field.name]:
+                yield type(config), prefix + field.name, allowed
 
     found = list(numbers(BASE))
-    assert {key.split(".")[-1] for key, *_ in found} == {name for names in LIMITS.values() for name in names}
-    for key, low, high in found:
-        for outside in (low - 1, high + 1):
+    assert {f"{cls.__name__}.{key.split('.')[-1]}" for cls, key, _ in found} == BOUNDED
+    for cls, key, allowed in found:
+        name = key.split(".")[-1]
+        for outside in (allowed.low - 1, allowed.high + 1):
             if math.isfinite(outside):
-                with pytest.raises(ConfigError, match=f"config.{key} "):
-                    override(BASE, {key: repr(outside)}).validate()
+                with pytest.raises(ConfigError, match=f"^config.{key} must be {re.escape(allowed.name)}, got "):
+                    override(BASE, {key: repr(outside)})
+                with pytest.raises(ConfigError, match=f"^{name} must be {re.escape(allowed.name)}, got "):
+                    dataclasses.replace(cls(), **{name: outside})
+
+
+# Every number of the configs of `train` but a clip's shape and the mesh, which are checked with what they must fit.
+BOUNDED = {
+    f"{cls}.{name}"
+    for cls, names in {
+        "Experiment": "seed log_every checkpoint_every checkpoints_kept",
+        "DataConfig": "clips test_clips stride threads cache_bytes fold",
+        "OptimizerConfig": "learning_rate warmup_steps final_fraction weight_decay b1 b2 clip_norm",
+        "VAEStageConfig": "steps batch_size drop_ratio reverse flip ema_decay grad_accum_steps batch_multiple "
+        "drop_ratio_start drop_ramp",
+        "LatentsConfig": "clips batch_size flip",
+        "DiffusionConfig": "steps batch_size label_dropout ema_decay grad_accum_steps",
+        "SamplingConfig": "steps guidance clips batch_size",
+    }.items()
+    for name in names.split()
+}
+
+
+def test_settings_are_replaced_together():
+    """Flags need to fit together only, whatever the order in which they are written."""
+    changes = {"video.drop_pattern": "block", "video.drop_from": "latents", "video.drop_form": "filled"}
+    changes |= {"data.source": "clips", "data.stride": "2", "image.images": "false", "image.drop_ratio": "0.5"}
+    forward, backward = override(BASE, changes), override(BASE, dict(reversed(changes.items())))
+    assert forward == backward and forward.video.drop_form == "filled" and forward.data.stride == 2
+
+
+def test_configs_built_in_python_check_themselves():
+    for build, says in (
+        (lambda: VAEStageConfig(drop_ratio=2.0), r"^drop_ratio must be in \[0, 1\], got 2"),
+        (lambda: VAEStageConfig(drop_per_example=True), "^drop_per_example needs drop_form=filled$"),
+        (lambda: OptimizerConfig(learning_rate=math.nan), "^learning_rate must be finite, got nan"),
+        (lambda: SamplingConfig(guidance=math.inf), "^guidance must be finite, got inf"),
+        (lambda: dataclasses.replace(BASE, seed=-1), "^seed must be between 0 and 2147483647, got -1"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            build()
 
 
 def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path, monkeypatch):
@@ -255,12 +333,13 @@ def test_a_mistake_in_the_file_is_an_error_with_its_line(tmp_path, monkeypatch):
     for text, says in (
         ("def get_config(:\n", "line 1: SyntaxError"),
         ("import sys\n\nsys.exit(0)\n", "line 3: SystemExit: 0"),
-        ("get_config = 3\n", r"defines no get_config\(\)"),
+        ("get_config = 3\n", r"does not define get_config\(\)"),
         (GET + "Experiment(seeds=3)\n", "line 5: TypeError: .*seeds"),
+        (GET + "Experiment(\n        video=VAEStageConfig(flip=2),\n    )\n", "wrong.py, line 6: flip must be in"),
         (
-            "from pv_vae_jax.train.configs import Experiment, VAEConfig\n"
+            "from pv_vae_jax.train import Experiment, VAEConfig\n"
             "def get_config():\n    return Experiment(vae=VAEConfig(pad='x'))\n",
-            "line 3: ValueError: pad is",
+            "line 3: ValueError: pad ",
         ),
     ):
         (tmp_path / "wrong.py").write_text(text)
@@ -284,23 +363,39 @@ def test_a_missing_file_lists_its_neighbours(tmp_path):
         load_experiment(tmp_path)
 
 
+def test_a_bare_name_means_a_shipped_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("demo") == load_experiment(FOLDER / "demo.py")
+    assert load_experiment("paper_latte", {"seed": "7"}).seed == 7
+    known = ", ".join(path.stem for path in EXPERIMENTS)
+    with pytest.raises(ConfigError, match=f"unknown experiment 'dmo': shipped are {known}; did you mean 'demo'"):
+        load_experiment("dmo")
+    with pytest.raises(ConfigError, match=f"unknown experiment 'xyz': shipped are {known}; name one of these, or"):
+        load_experiment("xyz")
+    with pytest.raises(ConfigError, match="no experiment file demo.py"):
+        load_experiment("demo.py")
+    with pytest.raises(ConfigError, match="must be a Python file"):
+        (tmp_path / "demo").touch()
+        load_experiment("demo")
+
+
 def test_a_file_that_defines_no_experiment_is_refused(tmp_path, monkeypatch):
     (tmp_path / "empty.py").touch()
     (tmp_path / "notes.txt").write_text(GET + "Experiment()\n")
     (tmp_path / "dict.py").write_text(GET + "{'steps': 3}\n")
     for name, says in (
-        ("empty.py", r"defines no get_config\(\)"),
-        ("notes.txt", "no Python file"),
-        ("dict.py", "dict"),
+        ("empty.py", r"does not define get_config\(\)"),
+        ("notes.txt", "must be a Python file"),
+        ("dict.py", "must return Experiment, got dict"),
     ):
         with pytest.raises(ConfigError, match=says):
             load_experiment(tmp_path / name)
     (tmp_path / "good.py").write_text(GET + "Experiment(seed=3)\n")
-    with pytest.raises(ConfigError, match="data.stride is for videos"):
+    with pytest.raises(ConfigError, match="config.data.stride must be 1 with source=synthetic"):
         load_experiment(tmp_path / "good.py", {"data.stride": "2"})
-    with pytest.raises(ConfigError, match="config.data.source is a folder, got gs://b/clips: mount the bucket"):
+    with pytest.raises(ConfigError, match="config.data.source must be a folder, got gs://b/clips: mount the bucket"):
         override(Experiment(), {"data.source": "gs://b/clips"}).validate()
-    with pytest.raises(ConfigError, match="data.source is empty"):
+    with pytest.raises(ConfigError, match="config.data.source is empty"):
         load_experiment(tmp_path / "good.py", {"data.source": ""})
     (tmp_path / "clips").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -314,7 +409,7 @@ def test_sizes_survive_json(tmp_path):
     sized = override(BASE, {"video.sizes": "((17, 32), (1, 32, 2))"})
     save_config(sized, tmp_path / "config.json")
     tree = json.loads((tmp_path / "config.json").read_text())
-    assert from_dict(Experiment, tree) == sized and differences(tree, to_dict(sized)) == []
+    assert from_dict(Experiment, tree) == sized and tree.pop("format") == 2 and differences(tree, to_dict(sized)) == []
     assert differences(tree, to_dict(BASE)) == ["video.sizes: [[17, 32], [1, 32, 2]] -> ()"]
 
 
@@ -326,17 +421,17 @@ def test_json_gives_the_same_experiment_and_refuses_what_it_does_not_know(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     del tree["video"]  # written before there was this stage: its defaults
     assert from_dict(Experiment, tree).video == BASE.video
-    with pytest.raises(ConfigError, match="OptimizerConfig has no momentum"):
+    with pytest.raises(ConfigError, match="config.image.optimizer.momentum; did you mean 'momentum_dtype'"):
         tree["image"]["optimizer"]["momentum"] = 0.9
         from_dict(Experiment, tree)
-    with pytest.raises(ConfigError, match="Experiment is a group of settings, got 3"):
+    with pytest.raises(ConfigError, match="config must be a group of settings, got 3"):
         from_dict(Experiment, 3)
     for part, says in (
-        ({"seed": "1"}, "Experiment.seed is an integer, got '1'"),
-        ({"video": {"steps": 1e4}}, "VAEStageConfig.steps is an integer, got 10000.0"),
-        ({"video": {"images": 0}}, "VAEStageConfig.images is true or false, got 0"),
-        ({"video": {"frozen": "encoder"}}, "VAEStageConfig.frozen is a tuple, got 'encoder'"),
-        ({"vae": 3}, "VAEConfig is a group of settings, got 3"),
+        ({"seed": "1"}, "config.seed must be an integer, got '1'"),
+        ({"video": {"steps": 1e4}}, "config.video.steps must be an integer, got 10000.0"),
+        ({"video": {"images": 0}}, "config.video.images must be true or false, got 0"),
+        ({"video": {"frozen": "encoder"}}, "config.video.frozen must be a tuple of names, got 'encoder'"),
+        ({"vae": 3}, "config.vae must be a group of settings, got 3"),
     ):
         with pytest.raises(ConfigError, match=says):
             from_dict(Experiment, part)

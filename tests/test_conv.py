@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pv_vae_jax.layers import conv
+from pv_vae_jax.layers import conv_cpu
 from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d, conv2d
 
 
@@ -63,7 +63,7 @@ def test_few_pixels_are_a_matrix_product_of_equal_result(side, size, stride, pad
     ],
 )
 def test_the_gradient_on_cpu_is_that_of_xla(shape, features, size, stride, padding, unfolded, alone, monkeypatch):
-    monkeypatch.setattr(conv, "UNFOLDED", unfolded)
+    monkeypatch.setattr(conv_cpu, "UNFOLDED", unfolded)
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (*size, shape[-1], features))
 
@@ -77,13 +77,13 @@ def test_the_gradient_on_cpu_is_that_of_xla(shape, features, size, stride, paddi
     chex.assert_trees_all_close((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), atol=1e-4)
     if jax.default_backend() == "cpu":  # of the kernel's gradient nothing is a convolution
         assert str(jax.make_jaxpr(pull_got)(cotangent)).count("conv_general_dilated") == 1
-        monkeypatch.setattr(conv, "UNFOLDED", 2**20)  # all of it stays in the cache: XLA's
+        monkeypatch.setattr(conv_cpu, "UNFOLDED", 2**20)  # all of it stays in the cache: XLA's
         _, pull_small = jax.vjp(lambda x, kernel: conv2d(x, kernel, stride=stride, padding=padding), x, kernel)
         assert str(jax.make_jaxpr(pull_small)(cotangent)).count("conv_general_dilated") == 2
 
 
 def test_the_gradient_on_cpu_has_a_gradient_and_maps(alone, monkeypatch):
-    monkeypatch.setattr(conv, "UNFOLDED", 1)
+    monkeypatch.setattr(conv_cpu, "UNFOLDED", 1)
     x, kernel = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 3)), jnp.ones((3, 3, 3, 4))
 
     def steepness(convolve, x):  # as a gradient penalty has it
@@ -96,7 +96,7 @@ def test_the_gradient_on_cpu_has_a_gradient_and_maps(alone, monkeypatch):
 
 def test_the_gradient_on_several_devices_is_xlas(monkeypatch):
     """In chunks, what a split batch adds up would cross devices once a chunk."""
-    monkeypatch.setattr(conv, "UNFOLDED", 1)
+    monkeypatch.setattr(conv_cpu, "UNFOLDED", 1)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
     gradient = jax.grad(lambda kernel, x: jnp.sum(conv2d(x, kernel) ** 2))
@@ -107,13 +107,13 @@ def test_the_gradient_on_several_devices_is_xlas(monkeypatch):
 
 def test_a_convolution_that_cannot_be_says_why():
     x, kernel = jnp.ones((1, 3, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))
-    with pytest.raises(ValueError, match="sizes of a causal convolution are odd, got 4 x 3"):
+    with pytest.raises(ValueError, match="causal kernel must be odd, got 4 x 3"):
         causal_conv3d(x, jnp.ones((3, 4, 3, 2, 2)))
     for frames in (1, 3):
-        with pytest.raises(ValueError, match=f"a context of 2, got {frames}"):
+        with pytest.raises(ValueError, match=f"a context of 2 frames for a kernel of 3, got {frames}"):
             causal_conv3d(x, kernel, context=x[:, :frames])
     for side in (2, 4):  # on CPU two ways of computing it
-        with pytest.raises(TypeError, match="bfloat16 takes a kernel of that type, got float32"):
+        with pytest.raises(TypeError, match="dtype bfloat16, got float32"):
             conv2d(x[..., :side, :side, :].astype("bfloat16"), kernel[0])
 
 

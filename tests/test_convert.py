@@ -24,15 +24,16 @@ from pv_vae_jax.cli.main import main
 from pv_vae_jax.convert.files import read_tensors, write_tensors
 from pv_vae_jax.convert.torch_file import read_torch
 from pv_vae_jax.convert.wan import (
+    LATENT_STATISTICS,
     LAYOUTS,
     WAN21_LATENTS,
     WAN22_LATENTS,
+    LatentStatistics,
     detect_layout,
     from_wan,
     published_shapes,
     to_wan,
 )
-from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.typing import WeightsError
 from tests import torch_fixture, wan_fixture
@@ -72,7 +73,7 @@ def convert(*arguments) -> tuple[int, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_and_shapes_are_the_published_ones(reference, name, layout):
     published = json.loads((reference / f"{name}_vae_param_shapes.json").read_text())
-    ours = published_shapes(SIZES[name], layout)
+    ours = published_shapes(getattr(VAEConfig, name)(), layout)
     assert ours == {key: tuple(shape) for key, shape in published[layout].items()}
     assert len(ours) == published["totals"]["tensors"]
     assert sum(int(np.prod(shape)) for shape in ours.values()) == published["totals"]["parameters"]
@@ -80,7 +81,7 @@ def test_names_and_shapes_are_the_published_ones(reference, name, layout):
 
 def test_the_two_layouts_name_the_same_tensors(reference):
     published = json.loads((reference / "wan22_vae_param_shapes.json").read_text())
-    pairs = zip(*(published_shapes(SIZES["wan22"], layout) for layout in ("diffusers", "original")), strict=True)
+    pairs = zip(*(published_shapes(VAEConfig.wan22(), layout) for layout in ("diffusers", "original")), strict=True)
     assert dict(pairs) == published["diffusers_to_original"]
     assert (published["latents_mean"], published["latents_std"]) == tuple(map(list, WAN22_LATENTS))
 
@@ -169,12 +170,12 @@ def test_parameters_that_do_not_fit_are_named_at_once():
 
 
 def test_a_network_that_is_no_wan_is_refused():
-    with pytest.raises(WeightsError, match=r"no Wan network.*zero.*learned pad"):
+    with pytest.raises(WeightsError, match=r"not a Wan network.*zero.*learned pad"):
         published_shapes(VAEConfig(), "original")
-    with pytest.raises(WeightsError, match="not the names of a Wan VAE.*layer1.weight"):
+    with pytest.raises(WeightsError, match="names of a Wan VAE.*got layer1.weight"):
         detect_layout({"layer1.weight": 0})
-    with pytest.raises(ValueError, match="layouts are original and diffusers"):
-        published_shapes(SIZES["wan21"], "comfy")
+    with pytest.raises(ValueError, match="layout must be original or diffusers"):
+        published_shapes(VAEConfig.wan21(), "comfy")
 
 
 # Files
@@ -233,7 +234,7 @@ def stack_global(name: str, *rest: bytes) -> bytes:
         (lambda flag: stack_global("torch.FloatStorage", b")R"), "calls torch.FloatStorage"),
         # An attribute set on what an admitted name stands for.
         (lambda flag: stack_global("collections.OrderedDict", b"N}U\x01aK\x01s\x86b"), "its pickle"),
-        (lambda flag: pickle.dumps({"weight": [1.0, 2.0]}, 2), "no tensors: weight"),
+        (lambda flag: pickle.dumps({"weight": [1.0, 2.0]}, 2), "not tensors: weight"),
         (lambda flag: pickle.dumps([1], 2), "holds a list"),
         (lambda flag: b"\x80\x02garbage", "its pickle"),
         (lambda flag: b"", "its pickle"),
@@ -271,7 +272,7 @@ def test_a_damaged_archive_is_an_error_of_the_file(tmp_path):
         ({"data/0": b"\0" * 20}, "tensor float32 is broken: storage 0 has 20 bytes"),
         ({"data/0": None}, "tensor float32 is broken: .*data/0"),
         ({"byteorder": b"big"}, "big-endian"),
-        ({"data.pkl": None}, "0 records named data.pkl"),
+        ({"data.pkl": None}, "one data.pkl, got 0"),
     ],
 )
 def test_records_that_do_not_fit_are_refused(tmp_path, records, message):
@@ -307,7 +308,7 @@ def test_files_that_are_not_weights(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(b"no")
     with pytest.raises(WeightsError, match="not a safetensors file"):
         read_tensors(tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match="weights come as"):
+    with pytest.raises(WeightsError, match="expected weights as"):
         read_tensors(tmp_path / "a.ckpt")
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_tensors(tmp_path / "b.pth")
@@ -374,11 +375,14 @@ def test_the_command_says_what_is_wrong(tmp_path):
     for arguments, message in (
         ((tmp_path / "a.safetensors",), "takes SOURCE and TARGET"),
         ((tmp_path / "none.pth", tmp_path / "ours"), "no weights file"),
-        ((tmp_path / "a.safetensors", tmp_path), "exists: name another target"),
+        ((tmp_path / "a.safetensors", tmp_path), "exists; name another target"),
         ((tmp_path / "a.safetensors", tmp_path / "ours"), "latent channels are 4.*--architecture"),
-        (("--to=original", tmp_path / "a", tmp_path / "b.pth"), "written as .safetensors"),
-        (("--to=original", "--architecture=wan22", "tiny-synthetic", tmp_path / "b.safetensors"), "no other flags"),
-        (("--to=original", "tiny-synthetic", tmp_path / "b.safetensors"), "no Wan network"),
+        (("--to=original", tmp_path / "a", tmp_path / "b.pth"), "written as .safetensors, got"),
+        (
+            ("--to=original", "--architecture=wan22", "tiny-synthetic", tmp_path / "b.safetensors"),
+            "give no other flags",
+        ),
+        (("--to=original", "tiny-synthetic", tmp_path / "b.safetensors"), "not a Wan network"),
         (("--to=original", tmp_path / "gone", tmp_path / "b.safetensors"), "no model at"),
         (
             ("--architecture=wan22", "--config.width=3", tmp_path / "a.safetensors", tmp_path / "b"),
@@ -392,17 +396,17 @@ def test_the_command_says_what_is_wrong(tmp_path):
 
 
 def test_published_statistics_travel_with_a_full_model(tmp_path, monkeypatch):
-    from pv_vae_jax.cli import convert as command
-
-    monkeypatch.setitem(command.SIZES, "wan21", wan_fixture.CONFIGS["wan21"])
+    assert LATENT_STATISTICS == {"wan22": WAN22_LATENTS, "wan21": WAN21_LATENTS}
+    monkeypatch.setattr(VAEConfig, "wan21", lambda: wan_fixture.CONFIGS["wan21"])
+    monkeypatch.setitem(LATENT_STATISTICS, "wan21", LatentStatistics(mean=(0.5,) * 4, std=(2.0,) * 4))
     save_file(wan_fixture.random_weights(wan_fixture.CONFIGS["wan21"]), tmp_path / "a.safetensors")
     assert convert(tmp_path / "a.safetensors", tmp_path / "ours")[0] == 0  # seen by its latent channels
     statistics = load(tmp_path / "ours").meta["latent_statistics"]
-    assert (statistics["mean"], statistics["std"]) == tuple(map(list, WAN21_LATENTS))
+    assert (statistics["mean"], statistics["std"]) == ([0.5] * 4, [2.0] * 4)
 
 
 def test_the_module_is_the_command():
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pv_vae_jax.cli.convert", "only-one"]
+    command = [sys.executable, "-m", "pv_vae_jax", "convert", "only-one"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "pv-vae convert: pv-vae convert takes SOURCE and TARGET" in done.stderr

@@ -7,10 +7,10 @@ import pytest
 
 from pv_vae_jax.flow import (
     classifier_free_guidance,
-    drop_labels,
     euler,
     flow_matching_loss,
     interpolate,
+    label_dropout,
     sample_timesteps,
 )
 from pv_vae_jax.layers.embeddings import sincos_1d, sincos_2d, timestep_features
@@ -29,7 +29,7 @@ def test_euler_follows_a_straight_path_exactly_in_one_step():
     data, noise = jnp.full((1, 4), 2.0), jnp.full((1, 4), -1.0)
     for steps in (1, 7):
         np.testing.assert_allclose(euler(lambda x, t: noise - data, noise, steps), data, atol=1e-5)
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         euler(lambda x, t: x, noise, 0)
 
 
@@ -60,7 +60,7 @@ def test_guidance_extrapolates_from_the_null_class():
 
 
 def test_labels_are_dropped_at_the_given_rate():
-    dropped = drop_labels(jax.random.key(0), jnp.zeros(10_000, int), 7, 0.1)
+    dropped = label_dropout(jax.random.key(0), jnp.zeros(10_000, int), 7, 0.1)
     assert set(np.unique(dropped)) == {0, 7} and float((dropped == 7).mean()) == pytest.approx(0.1, abs=0.02)
 
 
@@ -101,7 +101,7 @@ def test_every_token_time_and_label_matters(latte):
 
 
 def test_depth_and_heads_are_checked():
-    with pytest.raises(ValueError, match="even"):
+    with pytest.raises(ValueError, match="depth must be even"):
         LatteConfig(depth=3)
-    with pytest.raises(ValueError, match="multiple"):
+    with pytest.raises(ValueError, match="width must be a multiple"):
         LatteConfig(width=100, heads=16)

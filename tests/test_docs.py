@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import math
@@ -21,7 +22,7 @@ from absl import flags
 
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.train.config_files import load_experiment, override, parse_overrides
-from pv_vae_jax.train.configs import TRAINED, Experiment
+from pv_vae_jax.train.configs import STAGES, Experiment
 from pv_vae_jax.typing import ShapeError
 from studies.ablation.plan import load_study
 
@@ -78,9 +79,9 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known
     overrides = {key: value for key, value in overrides.items() if not (value.isupper() or "FOLDER" in value)}
     if name == "convert":
-        from pv_vae_jax.models.sizes import SIZES
+        from pv_vae_jax.models.vae import VAEConfig
 
-        override(SIZES["wan22"], overrides)
+        override(VAEConfig.wan22(), overrides)
     elif name == "bench":
         from benchmarks.__main__ import find_bench
 
@@ -268,7 +269,7 @@ def workplace(tmp_path_factory) -> Path:
     """A folder with everything that the documents' commands name, and the demo trained."""
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     from pv_vae_jax.data.synthetic import SyntheticVideos
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
     from tests.test_cli import TINY_EXPERIMENT
 
     place = tmp_path_factory.mktemp("workplace")
@@ -371,7 +372,7 @@ def program(page: str, tmp_path: Path, monkeypatch, without: str = "") -> dict:
     return names
 
 
-IMPORTING = "Plain JAX", "A module as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch", "A clip from"
+IMPORTING = "Plain JAX", "A model as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch", "A clip from"
 
 
 def test_the_importing_page_has_the_sections_that_are_tested():
@@ -386,6 +387,7 @@ def test_plain_jax_and_modules_as_pytrees(tmp_path, monkeypatch):
     assert jax.tree.structure(slopes) == jax.tree.structure(names["one"])
     np.testing.assert_allclose(names["ensemble"][0], names["latents"], atol=1e-5)
     assert float(jnp.abs(names["ensemble"][1] - names["latents"]).max()) > 1e-4
+    assert names["drawn"].shape == names["video"].shape and names["half"].vae.config.dtype == "bfloat16"
 
 
 def test_flax_nnx_and_a_foreign_mesh(tmp_path, monkeypatch):
@@ -408,7 +410,7 @@ def test_flax_nnx_and_a_foreign_mesh(tmp_path, monkeypatch):
 def test_a_clip_from_a_file_is_coded_and_scored(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     from pv_vae_jax.data.synthetic import SyntheticVideos
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
 
     video = SyntheticVideos(clips=1, frames=20, size=32).clip(0)["video"]
     write_video(tmp_path / "clip.mp4", np.pad(video, ((0, 0), (0, 0), (0, 6), (0, 0)), mode="edge"))
@@ -440,7 +442,8 @@ def test_exported_weights_work_in_pytorch(tmp_path, monkeypatch):
 def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     names = program("CONTRIBUTING.md", tmp_path, monkeypatch)
     from pv_vae_jax.data.pipeline import train_batches
-    from pv_vae_jax.model import Pretrained, save
+    from pv_vae_jax.model import Model, load, save
+    from pv_vae_jax.models.registry import KINDS
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.predictive import predict_filled, predict_truncated
 
@@ -451,27 +454,53 @@ def test_the_models_of_the_contributing_page_work(tmp_path, monkeypatch):
     assert batch["video"].shape == (4, 5, 16, 16, 3) and batch["video"].dtype == np.uint8
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(draw()), strict=True))
     assert batch["video"].min() == 0 and batch["video"].max() == 255
-    assert source.image(0, np.random.default_rng(0))["video"].shape == (1, 16, 16, 3)
     # The model predicts, the same in both forms, and a gradient reaches its pad.
     video = jnp.asarray(to_float(batch["video"]))
     model = names["LinearVAE"](names["LinearConfig"]())
     params = jax.jit(model.init)(jax.random.key(0), video)["params"]
     forms = [
-        jax.jit(lambda p: predict_truncated(model, p, video, 2, None).features)(params),
-        jax.jit(lambda p: predict_filled(model, p, video, jnp.asarray(2), None).features)(params),
+        jax.jit(lambda p: predict_truncated(model, p, video, 2, None).latents)(params),
+        jax.jit(lambda p: predict_filled(model, p, video, jnp.asarray(2), None).latents)(params),
     ]
     np.testing.assert_allclose(*forms, atol=1e-6)
-    slope = jax.grad(lambda p: jnp.square(predict_truncated(model, p, video, 2, None).features).sum())(params)
+    slope = jax.grad(lambda p: jnp.square(predict_truncated(model, p, video, 2, None).latents).sum())(params)
     assert float(jnp.abs(slope["pad"]["token"]).min()) > 0
     with pytest.raises(ShapeError, match="not a multiple of 4"):
         model.apply({"params": params}, video[:, :, :15], method="encode")
     with pytest.raises(ValueError, match="add it to models/registry.py"):
-        save(tmp_path, Pretrained(model, params))
+        save(tmp_path, Model(model, params))
+    monkeypatch.setitem(KINDS, "linear", (names["LinearConfig"], names["LinearVAE"]))
+    save(tmp_path, Model(model, params))
+    assert load(tmp_path).vae == model
     # The metric knows still from moving.
     still = np.full((2, 5, 16, 16, 3), 7, np.uint8)
     moving = still + np.arange(5, dtype=np.uint8)[:, None, None, None] * 3
     assert names["flicker"](still, still + 9) == 0 and names["flicker"](still, moving) == pytest.approx(3)
     assert names["reconstruction_flicker"](model, params, batch["video"]) > 0
+
+
+def test_the_loss_term_of_the_contributing_page_is_trained_and_logged(tmp_path):
+    (patch,) = blocks(ROOT / "CONTRIBUTING.md", "diff")
+    (tmp_path / "pv_vae_jax").mkdir()
+    path = shutil.copy(ROOT / "pv_vae_jax" / "losses.py", tmp_path / "pv_vae_jax")
+    subprocess.run(["git", "apply", "-p1"], input=patch, text=True, cwd=tmp_path, check=True, timeout=60)
+    spec = importlib.util.spec_from_file_location("losses_with_a_term", path)
+    sys.modules[spec.name] = losses = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(losses)
+    clips = np.random.default_rng(0).uniform(-1, 1, (2, 1, 3, 4, 4, 3)).astype(np.float32)
+    before, terms = losses.pixel_terms(losses.Objective(), *clips)
+    assert "edges" not in terms  # off: nothing is computed
+    after, terms = losses.pixel_terms(losses.Objective(edges=0.5), *clips)
+    assert float(after) == pytest.approx(float(before + 0.5 * terms["edges"])) and terms["edges"] > 0
+
+
+def test_the_reading_order_is_short():
+    """The files that hold the method, which docs/reading.md leads through."""
+    files = re.findall(r"^\| \d \| `([\w/]+\.py)`", (ROOT / "docs" / "reading.md").read_text(), re.MULTILINE)
+    lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)
+    losses = (ROOT / "pv_vae_jax" / "losses.py").read_text()
+    passed_over = losses[losses.index("def local_correlation") : losses.index("def generator_hinge")]
+    assert len(files) == 7 and lines - len(passed_over.splitlines()) <= 1_100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -494,15 +523,15 @@ PAPER = {"paper_vae": ("image", "video", "decoder"), "paper_latte": ("decoder", 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_experiments_resolve_at_full_size(name):
     """What `pv-vae inspect` does before it compiles: every stage with trained steps, on eight devices, all abstract."""
-    from pv_vae_jax.models.sizes import SIZES
+    from pv_vae_jax.models.vae import VAEConfig
     from pv_vae_jax.sharding.mesh import make_mesh
     from pv_vae_jax.sharding.rules import check_split
     from pv_vae_jax.train.plan import plan_stage
 
     experiment = load_experiment(ROOT / "experiments" / f"{name}.py", {"data.source": "synthetic"})
     assert experiment.vae.name == "t4s16c64" and experiment.data.frames == 17 and experiment.data.size == 256
-    assert [s for s in TRAINED if getattr(experiment, s).steps] == list(PAPER[name])
-    assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == SIZES["paper"]
+    assert [s for s in STAGES if s != "latents" and getattr(experiment, s).steps] == list(PAPER[name])
+    assert dataclasses.replace(experiment.vae, dtype="float32", remat=False, remat_blocks=()) == VAEConfig.paper()
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     for stage in PAPER[name]:
         (plan,) = plan_stage(experiment, stage, mesh)
@@ -532,12 +561,12 @@ def test_the_papers_experiments_hold_the_papers_numbers():
 @pytest.mark.slow
 def test_a_stage_in_which_nothing_moves_brings_a_vae_into_a_run(tiny, tmp_path):
     """`experiments/paper_latte.py` rests on it."""
-    from pv_vae_jax.model import Pretrained, load, save
+    from pv_vae_jax.model import Model, load, save
     from pv_vae_jax.train.configs import DataConfig, MeshConfig
     from pv_vae_jax.train.stages import train
 
     model, params, _ = tiny
-    save(tmp_path / "vae", Pretrained(model, params))
+    save(tmp_path / "vae", Model(model, params))
     paper = load_experiment(ROOT / "experiments" / "paper_latte.py").decoder
     stage = dataclasses.replace(paper, batch_size=2, init_from=str(tmp_path / "vae"))
     latte = dataclasses.replace(Experiment().latte, latent_channels=4)

@@ -19,10 +19,9 @@ from pv_vae_jax.evaluation.image_metrics import psnr, ssim
 from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import Diffusion, Pretrained, init_latte, save
+from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.params_io import weights_hash
-from pv_vae_jax.predictive import predict_clip
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, line_chart, png_uri
 from pv_vae_jax.report.page import Section, chart, render_page, text
@@ -146,7 +145,7 @@ def test_prediction_errors_of_a_model_that_draws_grey(tiny, clips):
 def test_predictions_are_those_of_the_library_and_see_no_dropped_frame(tiny, clips):
     model, params, _ = tiny
     drawn = predict(model, params, clips[:2], 2, batch_size=2)
-    expected = jax.jit(lambda p, v: predict_clip(model, p, v, 3))(params, unit(clips[:2]).astype(np.float32))
+    expected = Model(model, params).predict(clips[:2], 3)
     assert np.abs(unit(drawn) - expected).max() < 1 / 127.5  # rounding to uint8
     other = clips[:2].copy()
     other[:, 3:] = 0
@@ -363,8 +362,8 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys):
     latte = Latte(dataclasses.replace(run.experiment.latte, classes=4))
     shape = (4, 2, 2, 4)
     diffusion = Diffusion(latte, jax.jit(lambda: init_latte(latte, shape))(), np.zeros(4), np.ones(4), shape, FAMILIES)
-    save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
-    save(run.folder("diffusion") / "model", Pretrained(model, params, diffusion, {"stage": "video"}))
+    save(run.folder("video") / "model", Model(model, params, meta={"stage": "video", "steps": 1}))
+    save(run.folder("diffusion") / "model", Model(model, params, diffusion, {"stage": "video"}))
 
     report = evaluate_run(run)
     printed = capsys.readouterr().out.strip().splitlines()
@@ -389,13 +388,13 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys):
 
 def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path, capsys):
     pytest.importorskip("av")
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
 
     model, params, _ = tiny
     (tmp_path / "films").mkdir()
     write_video(tmp_path / "films" / "only.mp4", np.concatenate([clips[0], clips[1]]))
     run = open_run(experiment_of(model, source=str(tmp_path / "films")), tmp_path / "run")
-    save(run.folder("video") / "model", Pretrained(model, params, meta={"stage": "video", "steps": 1}))
+    save(run.folder("video") / "model", Model(model, params, meta={"stage": "video", "steps": 1}))
     assert main(["pv-vae", "evaluate", "--workdir", str(run.workdir), "--clips=2"]) == 0
     metrics = json.loads((run.workdir / "report" / "metrics.json").read_text())
     assert metrics["protocol"]["split"] == "train" and metrics["protocol"]["clips"] == 2 and metrics["samples"] is None

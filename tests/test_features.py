@@ -367,7 +367,7 @@ def test_distances_rise_with_damage_to_synthetic_clips():
 def test_distances_rise_with_damage_to_real_clips(shared_data):
     pytest.importorskip("av")
     from pv_vae_jax.data.clips import centre_crop
-    from pv_vae_jax.data.video_files import read_video
+    from pv_vae_jax.data.video_reading import read_video
 
     files = sorted((shared_data / "clips128" / "test").glob("*.mp4"))
     found = _rises_with_damage(np.stack([centre_crop(read_video(f, short_side=64, count=17), 64) for f in files]))
@@ -420,7 +420,7 @@ def test_the_shipped_network_was_trained_by_the_configuration_of_this_repository
     path = Path(__file__).parents[1] / "experiments" / "feature_net.py"
     shipped = json.loads((OWN / "config.json").read_text())
     assert json.loads(json.dumps(dataclasses.asdict(run_config(path, FeatureTraining)))) == shipped["meta"]["training"]
-    with pytest.raises(ConfigError, match="returns FeatureTraining, not an Experiment"):
+    with pytest.raises(ConfigError, match="must return Experiment, got FeatureTraining"):
         run_config(path, Experiment)
 
 

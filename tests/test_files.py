@@ -1,11 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 import json
 import threading
 
 import pytest
 
-from pv_vae_jax.storage import partials, write_json
+from pv_vae_jax.storage import atomic, partial, partials, write_json
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
@@ -39,6 +39,19 @@ def test_nothing_half_written_stays(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
-    for name in (".a[1].json.ab12.partial", ".a[1].json.partial", ".b.json.ab12.partial"):
+    earlier = {".a[1].json.ab12.partial", ".a[1].json.partial"}  # of earlier versions
+    left = {partial(path).name, *earlier}
+    for name in (*left, ".b.json.ab12.partial", partial(tmp_path / "b.json").name, partial(tmp_path / "a[1].npz").name):
         (tmp_path / name).touch()
-    assert {left.name for left in partials(path)} == {".a[1].json.ab12.partial", ".a[1].json.partial"}
+    assert {path.name for path in partials(path)} == left
+
+
+def test_a_temporary_name_keeps_the_suffix(tmp_path):
+    """Some writers choose a format by it."""
+    with atomic(tmp_path / "a.npz") as temporary:
+        assert temporary.suffix == ".npz" and temporary.name.startswith(".a.")
+        temporary.write_bytes(b"1")
+    with pytest.raises(KeyError), atomic(tmp_path / "a.npz") as temporary:
+        temporary.write_bytes(b"2")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"] and (tmp_path / "a.npz").read_bytes() == b"1"

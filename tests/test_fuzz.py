@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from pv_vae_jax.data import video_files
+from pv_vae_jax.data import video_reading
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry
-from pv_vae_jax.data.prepare import ClipSettings, plan, run_task
-from pv_vae_jax.data.sources import FolderVideos, open_source
-from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, probe, read_video, write_video
+from pv_vae_jax.data.prepare import ClipSettings
+from pv_vae_jax.data.prepare.tasks import plan, run_task
+from pv_vae_jax.data.sources import open_source
+from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, probe, read_video
+from pv_vae_jax.data.video_writing import encode_video, write_video
 from tests.video_fixture import encode, encode_sound, waves
 
 FILES = 500
@@ -76,18 +78,19 @@ def fuzzed(tmp_path_factory):
 def test_training_meets_every_file_and_goes_on(fuzzed, capsys):
     seen = 0
     for split in ("train", "test"):
-        source = FolderVideos(fuzzed, split=split, **SHAPE)
-        for i, (_, file) in enumerate(source._windows):
+        source = open_source(fuzzed, split=split, **SHAPE)
+        for i, (_, file) in enumerate(source.windows):
             clip = source.clip(i, np.random.default_rng(i))
             assert clip["video"].shape == (9, 16, 16, 3) and clip["video"].dtype == np.uint8
             assert source.image(i, np.random.default_rng(i))["video"].shape == (1, 16, 16, 3)
-            if source.files[file] not in source.skipped and source.files[file].name.startswith("good"):
+            if source.reader.paths[file] not in source.skipped and source.reader.paths[file].name.startswith("good"):
                 assert clip["video"].std() > 10
-        used = set(source.files) - set(source.skipped)
-        assert len(source._windows) < 20 * len(source.files), "a damaged header does not promise endless windows"
+        used = set(source.reader.paths) - set(source.skipped)
+        assert len(source.windows) < 20 * len(source.reader.paths), "a damaged header does not promise endless windows"
         assert all(source.skipped.values()), "a reason for each"
         names = {p.name for p in used}
-        assert {n for n in names if n.startswith("good")} == {p.name for p in source.files if p.name.startswith("good")}
+        good = {p.name for p in source.reader.paths if p.name.startswith("good")}
+        assert {n for n in names if n.startswith("good")} == good
         assert not names & {"empty.mp4", "sound.mp4", "one.mp4"}
         seen += len(used) + len(source.skipped)
     assert seen == FILES + 15
@@ -113,14 +116,14 @@ def test_preparing_accounts_for_every_file(fuzzed, tmp_path):
 
 def test_pictures_too_large_to_decode_are_refused(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", waves(12))
-    monkeypatch.setattr(video_files, "MAX_PIXELS", 32 * 48 - 1)
+    monkeypatch.setattr(video_reading, "MAX_PIXELS", 32 * 48 - 1)
     for read in (probe, read_video):
-        with pytest.raises(BrokenVideoError, match="a.mp4: pictures of 32 x 48, more than 1535 pixels"):
+        with pytest.raises(BrokenVideoError, match="a.mp4: frames of 32 x 48, more than 1535 pixels"):
             read(tmp_path / "a.mp4")
 
 
 def test_records_with_flipped_bytes_give_clips_or_reasons():
-    data = video_files.encode_video(waves(20), fps=12, gop=8, crf=18)
+    data = encode_video(waves(20), fps=12, gop=8, crf=18)
     outcomes = set()
     for i in range(200):
         try:

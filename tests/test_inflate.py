@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from pv_vae_jax import load
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.evaluation.image_metrics import psnr
-from pv_vae_jax.model import Pretrained, save
+from pv_vae_jax.model import Model, save
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
@@ -128,11 +128,11 @@ def start(tmp_path):
 def test_stages_hand_over(tiny, start, tmp_path):
     """Images to clips: inflated. Anything to images, and clips to clips: as it is."""
     model, params, _ = tiny
-    save(tmp_path / "elsewhere", Pretrained(model, params))
+    save(tmp_path / "elsewhere", Model(model, params))
     assert same(start("image"), params)
     assert same(start("video"), inflate_image_params(params))
     assert same(start("video", init_from=str(tmp_path / "run" / "image" / "model")), inflate_image_params(params))
     assert same(start("video", init_from=str(tmp_path / "elsewhere")), params), "not known to be of images"
     assert same(start("decoder"), params), "a model of clips keeps what it knows about time"
-    save(tmp_path / "old", Pretrained(model, params, meta={"stage": "image"}))  # before `images` was noted
+    save(tmp_path / "old", Model(model, params, meta={"stage": "image"}))  # before `images` was noted
     assert same(start("video", init_from=str(tmp_path / "old")), inflate_image_params(params))

@@ -17,7 +17,7 @@ from pv_vae_jax.layers.attention import dot_product_attention
 from pv_vae_jax.layers.embeddings import sincos_1d, sincos_2d, timestep_features
 from pv_vae_jax.layers.remat import REMATS
 from pv_vae_jax.model import init_latte
-from pv_vae_jax.models.latte import LATTE_SIZES, Latte, LatteConfig
+from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.sharding.axes import per_example
 from pv_vae_jax.sharding.mesh import make_mesh
 from tests.conftest import perturbed
@@ -55,12 +55,12 @@ def latte():
 )
 def test_the_published_sizes_have_the_published_counts(size, classes, channels, parameters):
     """UCF101 has 101 classes; position tables are no parameters."""
-    config = dataclasses.replace(LATTE_SIZES[size], classes=classes, latent_channels=channels)
+    config = getattr(LatteConfig, size.lower())(classes=classes, latent_channels=channels)
     assert count(config, (5, 16, 16, channels)) == parameters
 
 
 def test_a_larger_patch_changes_the_two_ends_only():
-    config, w, z = LATTE_SIZES["S"], LATTE_SIZES["S"].width, 64
+    config, w, z = LatteConfig.s(), LatteConfig.s().width, 64
     ends = (z * w + w) + (w * z + z)
     ends_of_four = (4 * z * w + w) + (w * 4 * z + 4 * z)
     assert count(dataclasses.replace(config, patch=2)) - count(config) == ends_of_four - ends
@@ -138,10 +138,10 @@ def test_every_policy_is_a_policy_of_its_own(graded):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 3}, "depth counts pairs"),
+        ({"depth": 3}, "depth must be even"),
         ({"heads": 3}, "a multiple of 4 and of heads"),
-        ({"remat": "all"}, "remat is one of none, blocks, dots, dots_no_batch, got 'all'"),
-        ({"attention": "flash"}, "attention is one of auto, xla, cudnn, splash"),
+        ({"remat": "all"}, "remat must be 'none' or 'blocks' or 'dots' or 'dots_no_batch', got 'all'"),
+        ({"attention": "flash"}, "attention must be 'auto' or 'xla' or 'cudnn' or 'splash', got 'flash'"),
     ],
 )
 def test_a_config_that_cannot_be_built_says_why(change, message):
@@ -200,13 +200,13 @@ def test_splash_compiles_to_a_tpu_kernel(monkeypatch):
 
 def test_kernels_that_cannot_run_say_what_can(qkv, monkeypatch):
     low = tuple(x.astype(jnp.bfloat16) for x in qkv)
-    with pytest.raises(ValueError, match="unknown attention 'flash'; choose one of auto, xla, cudnn, splash"):
+    with pytest.raises(ValueError, match="attention must be one of auto, xla, cudnn, splash, got 'flash'"):
         dot_product_attention(*qkv, implementation="flash")
-    with pytest.raises(ValueError, match="splash attention runs on TPU only: use 'auto' or 'xla'"):
+    with pytest.raises(ValueError, match="splash attention needs a TPU, got cpu; use 'auto' or 'xla'"):
         dot_product_attention(*qkv, implementation="splash")
-    with pytest.raises(ValueError, match="cuDNN attention needs an NVIDIA GPU: change that, or use 'auto' or 'xla'"):
+    with pytest.raises(ValueError, match="cuDNN attention needs an NVIDIA GPU; provide it, or use 'auto' or 'xla'"):
         dot_product_attention(*low, implementation="cudnn")
-    with pytest.raises(ValueError, match="this mask is computed: use 'xla'"):
+    with pytest.raises(ValueError, match="got a traced one; use 'xla'"):
         jax.jit(lambda start: attention._splash(*qkv, lambda q, k: k - q < start, interpret=True))(3)
 
     class Cuda:

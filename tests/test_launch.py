@@ -84,8 +84,8 @@ def test_a_sweep_is_the_grid_of_its_axes():
             description.grid([wrong])
     for wrong, why in (
         (["config.seed=0,,1"], "empty value"),
-        (["config.data.source=it's,so"], "stays open"),
-        (["config.vae.encoder_widths=(8,8"], "stays open"),
+        (["config.data.source=it's,so"], "is not closed"),
+        (["config.vae.encoder_widths=(8,8"], "is not closed"),
         (["config.seed=0", "config.seed=1"], "names config.seed twice"),
         (["config.seed=0,0"], "share the folder seed=0"),
         (["config.data.source=a/b,a_b"], "share the folder data.source=a_b"),
@@ -98,7 +98,7 @@ def test_what_is_swept_is_not_given_as_well(capsys):
     call = ["--config", "e.py", "--workdir", "w", "--sweep", "config.seed=1,2"]
     with pytest.raises(SystemExit):
         description.parse(description.make_parser(""), [*call, "--config.seed=3"])
-    assert "--config.seed is swept and given as well" in capsys.readouterr().err
+    assert "--config.seed is both swept and set" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         description.parse(description.make_parser(""), [*call, "-config.seed=3"])
     experiment, _ = description.parse(description.make_parser(""), [*call, "--config.seed_of=3"])
@@ -139,13 +139,13 @@ def test_every_back_end_runs_the_same_points(backend):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--sweep", "seed=1"], "--sweep takes config.KEY=VALUE,VALUE, got 'seed=1'"),
-        (["--env", "1A=2"], "--env takes NAME=VALUE"),
+        (["--sweep", "seed=1"], "--sweep must be config.KEY=VALUE,VALUE, got 'seed=1'"),
+        (["--env", "1A=2"], "--env must be NAME=VALUE"),
         (["--workdir", "gs://bucket/run"], "mount the bucket"),
-        (["--restarts", "-1"], "--restarts is at least 0"),
+        (["--restarts", "-1"], "--restarts must be at least 0"),
         (["stray"], "unknown argument 'stray'"),
         (["--xla-set", "fast"], "invalid choice: 'fast'"),
-        (["--name", ""], "--name is empty"),
+        (["--name", ""], "--name must not be empty"),
     ],
 )
 def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, capsys):
@@ -158,39 +158,39 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
 @pytest.mark.parametrize(
     ("backend", "flags", "says"),
     [
-        ("local", ["--processes", "0"], "--processes is at least 1"),
-        ("local", ["--parallel", "0"], "--parallel is at least 1"),
-        ("local", ["--port", "9000", "--parallel", "2"], "--port is for one run"),
-        ("slurm", ["--nodes", "0"], "--nodes is at least 1"),
-        ("slurm", ["--time", "a day"], "--time is"),
-        ("slurm", ["--sbatch", "partition"], "--sbatch takes an option"),
-        ("slurm", ["--sbatch=--comment=a\nb"], "--sbatch takes an option"),
+        ("local", ["--processes", "0"], "--processes must be at least 1, got 0"),
+        ("local", ["--parallel", "0"], "--parallel must be at least 1, got 0"),
+        ("local", ["--port", "9000", "--parallel", "2"], "--port needs --parallel 1"),
+        ("slurm", ["--nodes", "0"], "--nodes must be at least 1, got 0"),
+        ("slurm", ["--time", "a day"], "--time must be"),
+        ("slurm", ["--sbatch", "partition"], "--sbatch must be an option"),
+        ("slurm", ["--sbatch=--comment=a\nb"], "--sbatch must be an option"),
         ("slurm", ["--sbatch=--array=0-3"], "--sbatch=--array=0-3 breaks the script: give the values to --sweep"),
         ("slurm", ["--sbatch=-a 0-3"], "breaks the script"),
         ("slurm", ["--sbatch=-a0-3"], "breaks the script"),
-        ("slurm", ["--sbatch=--wrap=hostname"], "sbatch gets a script already"),
-        ("slurm", ["--sbatch=--signal=TERM@60"], "the script waits for the one it asks for"),
+        ("slurm", ["--sbatch=--wrap=hostname"], "sbatch is given a script already"),
+        ("slurm", ["--sbatch=--signal=TERM@60"], "the script waits for the signal it asks for"),
         ("slurm", ["--config", "none.py"], "no experiment file none.py"),
         ("tpu_vm", ["--config", "none.py"], "no experiment file none.py"),
         ("gke", ["--claim", "runs"], "NAME:/PATH"),
-        ("gke", ["--claim", "runs:/mnt/run"], "does not lie in /mnt/run"),
+        ("gke", ["--claim", "runs:/mnt/run"], "--workdir must be in /mnt/run, got"),
         ("gke", ["--topology", "16"], "--topology"),
         ("gke", ["--topology", "4x4x4"], "--tpu v5e needs --topology with 2 numbers"),
-        ("gke", ["--topology", "3x3"], "its first two numbers are even"),
-        ("gke", ["--chips-per-host", "3"], "does not divide"),
+        ("gke", ["--topology", "3x3"], "its first two numbers must be even"),
+        ("gke", ["--chips-per-host", "3"], "--chips-per-host must divide the number of chips of 4x4, got 3"),
         ("gke", ["--chips-per-host", "0"], "at least 1"),
-        ("gke", ["--nodes", "2"], "--nodes is of --gpu"),
-        ("gke", ["--workdir", "/mnt/runs/../etc"], "does not lie in /mnt/runs"),
+        ("gke", ["--nodes", "2"], "--nodes needs --gpu"),
+        ("gke", ["--workdir", "/mnt/runs/../etc"], "--workdir must be in /mnt/runs"),
         ("gke", ["--gpu", "nvidia-l4"], "not allowed with"),
-        ("xpk", ["--device-type", "h100-80gb-8"], "is no TPU"),
-        ("xpk", ["--workdir", "runs/demo"], "lies in the container"),
-        ("gke", ["--namespace", "A B"], "--namespace 'A B' is none"),
-        ("xm", ["--vertex", "a100=8"], "--vertex and --image go together"),
-        ("xm", ["--vertex", "a100=8", "--image", "i"], "would end with the container"),
+        ("xpk", ["--device-type", "h100-80gb-8"], "--device-type must be a TPU"),
+        ("xpk", ["--workdir", "runs/demo"], "lost with the container"),
+        ("gke", ["--namespace", "A B"], "lower case, digits and dashes, got 'A B'"),
+        ("xm", ["--vertex", "a100=8"], "--vertex and --image must be given together"),
+        ("xm", ["--vertex", "a100=8", "--image", "i"], "must be a bucket's folder"),
         ("xm", ["--vertex", "a100", "--image", "i"], "KIND=COUNT"),
-        ("xm", ["--vertex", "h100=8", "--image", "i"], "--vertex h100: xmanager finds machines for a100, l4,"),
-        ("xm", ["--vertex", "tpu_v5e=4", "--image", "i"], "take `launch gke` for others"),
-        ("xm", ["--processes", "0"], "--processes is at least 1"),
+        ("xm", ["--vertex", "h100=8", "--image", "i"], "--vertex must be one of a100, l4,"),
+        ("xm", ["--vertex", "tpu_v5e=4", "--image", "i"], "use `launch gke` for others"),
+        ("xm", ["--processes", "0"], "--processes must be at least 1, got 0"),
     ],
 )
 def test_a_back_end_checks_its_own_flags(backend, flags, says, capsys):
@@ -218,7 +218,7 @@ def test_the_launcher_lists_its_back_ends_and_their_flags():
         assert f"  {backend} " in listed
         assert "--dry-run" in launch(backend, "--help").stdout
     done = launch("cloud")
-    assert done.returncode == 2 and "there are local, slurm" in done.stderr
+    assert done.returncode == 2 and "expected one of local, slurm" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_a_run_that_dies_is_started_again_a_limited_number_of_times(tmp_path, ca
     code = f"import os, signal; f = open({str(count)!r}, 'a'); f.write('x'); f.close()\n"
     code += f"if os.path.getsize({str(count)!r}) < 4: os.kill(os.getpid(), signal.SIGKILL)"
     assert local.Sweep(1, restarts=3).run({"": lambda slot: [process(code)]}) == 0
-    assert count.read_text() == "xxxx" and "start 3 of 3 again" in capfd.readouterr().err
+    assert count.read_text() == "xxxx" and "restart 3 of 3 from" in capfd.readouterr().err
     count.unlink()
     assert local.Sweep(1, restarts=2).run({"": lambda slot: [process(code)]}) == 128 + signal.SIGKILL
     assert count.read_text() == "xxx"
@@ -405,12 +405,23 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
         os.kill(int(ready.read_text()), 0)
 
 
+def test_a_bare_name_means_a_shipped_experiment(capsys):
+    import slurm
+
+    for module in (local, slurm):
+        call = ["--config", "demo", "--workdir", "/mnt/runs/demo", "--dry-run"]
+        assert module.main(call) == 0 and "train --config demo --workdir" in capsys.readouterr().out
+        with pytest.raises(SystemExit):
+            module.main(["--config", "dmo", *call[2:]])
+        assert "no experiment file dmo" in capsys.readouterr().err
+
+
 def test_an_error_of_the_run_is_the_status_of_the_launcher(tmp_path):
     done = launch("local", "--config", tmp_path / "none.py", "--workdir", tmp_path / "w")
     assert done.returncode == 2 and "no experiment file" in done.stderr
     flags = ["--workdir", tmp_path / "w", "--restarts", "3", "--config.image.stepz=1"]
     done = launch("local", "--config", ROOT / "experiments" / "demo.py", *flags)
-    assert done.returncode == 2 and "did you mean" in done.stdout and "again" not in done.stderr, "wrong stays wrong"
+    assert done.returncode == 2 and "did you mean" in done.stdout and "restart" not in done.stderr, "wrong stays wrong"
 
 
 # SLURM.
@@ -677,7 +688,7 @@ def test_a_slice_has_as_many_pods_as_hosts(kind, topology, per_host, hosts, chip
 def test_flags_of_tpus_are_refused_for_gpus(capsys):
     with pytest.raises(SystemExit):
         gke.main([*BASE, *GPU, "--topology", "4x4", "--dry-run"])
-    assert "--topology is of --tpu" in capsys.readouterr().err
+    assert "--topology needs --tpu" in capsys.readouterr().err
 
 
 def test_pods_with_gpus_are_told_who_they_are():

@@ -126,12 +126,16 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     tensors["features.0.weight"] = tensors["features.0.weight"][:, :1]
     with pytest.raises(WeightsError) as error:
         lpips_params("alexnet", tensors, {})
-    for fault in ("features.3.bias (192,) is missing", "of shape (64, 1, 11, 11)", "head lin4.model.1.weight of 256"):
+    for fault in (
+        "features.3.bias (192,) is missing",
+        "of shape (64, 1, 11, 11)",
+        "head lin4.model.1.weight of shape (256,)",
+    ):
         assert fault in str(error.value)
     heads = {f"lin{i}.model.1.weight": np.full(w, 0.5) for i, w in enumerate(convolutions("alexnet")[1])}
     heads["lin2.model.1.weight"][3], tensors = np.nan, seeded("alexnet")
     tensors["features.6.bias"][0] = np.inf
-    with pytest.raises(WeightsError, match=r"features.6.bias is not finite\n  head lin2.* not of numbers from 0 on"):
+    with pytest.raises(WeightsError, match=r"features.6.bias is not finite\n  head lin2.* must not be negative"):
         lpips_params("alexnet", tensors, heads)
     with pytest.raises(FileNotFoundError):
         read_lpips("alexnet", tmp_path / "none.pth", tmp_path / "none.npz")

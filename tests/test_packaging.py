@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ["demo", "demo_long", "demo_transformer", "paper_latte", "paper_vae"]
 
 
 def setup_py(*arguments: str) -> str:
@@ -49,7 +50,22 @@ def test_metadata_has_one_place():
 def test_wheel_holds_the_package_and_nothing_else(built):
     assert [p.name for p in built.iterdir()] == ["pv_vae_jax"]
     modules = {p.relative_to(ROOT) for p in (ROOT / "pv_vae_jax").rglob("*.py")}
-    assert {p.relative_to(built) for p in built.rglob("*.py")} == modules
+    shipped = {Path("pv_vae_jax", "experiments", f"{name}.py") for name in SHIPPED}
+    assert {p.relative_to(built) for p in built.rglob("*.py")} == modules | shipped
+
+
+def test_an_installed_package_finds_its_experiments_by_name(built, tmp_path):
+    """Elsewhere than in the clone. What needs `studies/` is not shipped, and not offered either."""
+    code = (
+        "import pv_vae_jax\nfrom pv_vae_jax.train import load_experiment\n"
+        f"assert pv_vae_jax.__file__.startswith({str(built)!r})\n"
+        f"print(*(load_experiment(name).name for name in {SHIPPED!r}))\n"
+        "load_experiment('study_synthetic')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(built)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [name.replace("_", "-") for name in SHIPPED], done.stderr
+    assert f"unknown experiment 'study_synthetic': shipped are {', '.join(SHIPPED)};" in done.stderr
 
 
 def test_wheel_holds_the_weights(built):
@@ -63,6 +79,13 @@ def test_wheel_holds_the_weights(built):
 
 def test_wheel_says_that_it_is_typed(built):
     assert (built / "pv_vae_jax" / "py.typed").exists()
+
+
+def test_wheel_has_what_reports_are_made_of(built):
+    for name in ("paper.json", "templates/page.html"):
+        assert (built / "pv_vae_jax" / "report" / name).read_text() == (
+            ROOT / "pv_vae_jax" / "report" / name
+        ).read_text()
 
 
 def test_entry_point_exists():

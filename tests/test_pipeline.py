@@ -17,10 +17,10 @@ from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.mixture import MixtureComponent, balanced_batch_sizes, mixed_batches
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.sources import ImageFrames, fingerprint, open_source
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.sources import fingerprint, open_source
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.dropping import Dropping
-from pv_vae_jax.model import Pretrained, save
+from pv_vae_jax.model import Model, save
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import batch_sharding, put_batch
@@ -219,7 +219,7 @@ def test_images_and_two_resolutions_in_one_stream(folders):
     parts = [
         MixtureComponent(videos[0], 2),
         MixtureComponent(videos[1], 8),
-        MixtureComponent(ImageFrames(videos[0]), 18),
+        MixtureComponent(source_of(folders, "records", images=True), 18),
     ]
     shapes = {batch["video"].shape for batch in take(mixed_batches(parts, Dropping(), seed=0), 3)}
     assert shapes == {(2, 9, 16, 16, 3), (8, 9, 8, 8, 3), (18, 1, 16, 16, 3)}
@@ -232,7 +232,7 @@ def test_images_and_two_resolutions_in_one_stream(folders):
 def run(tiny, folders, tmp_path):
     """`run(**latents)`: a run whose VAE is trained, on the prepared videos."""
     model, params, _ = tiny
-    save(tmp_path / "video" / "model", Pretrained(model, params))
+    save(tmp_path / "video" / "model", Model(model, params))
 
     def make(data=None, **latents):
         config = LatentsConfig(**{"clips": 20, "batch_size": 1, **latents})

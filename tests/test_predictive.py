@@ -15,11 +15,11 @@ from pv_vae_jax.models.vae import Posterior
 from pv_vae_jax.predictive import (
     mask_pixels,
     observed_frames,
-    predict_clip,
     predict_filled,
     predict_masked,
     predict_truncated,
 )
+from tests.conftest import decoded
 
 PATTERNS = typing.get_args(DropPattern)
 GRID = (5, 4, 6)
@@ -46,7 +46,8 @@ def test_truncated_equals_filled(tiny, dropped):
     key = jax.random.key(5)
     a = predict_truncated(model, params, video, dropped, key)
     b = predict_filled(model, params, video, jnp.int32(dropped), key)
-    np.testing.assert_allclose(a.features, b.features, atol=2e-5)
+    np.testing.assert_allclose(a.latents, b.latents, atol=2e-5)
+    np.testing.assert_allclose(decoded(model, params, a), decoded(model, params, b), atol=2e-5)
     np.testing.assert_allclose(
         kl_divergence(a.posterior, a.observed), kl_divergence(b.posterior, b.observed), rtol=1e-5
     )
@@ -57,7 +58,7 @@ def test_k_per_example_equals_each_alone(tiny):
     both = predict_filled(model, params, video, jnp.array([1, 3]), None)
     for i, k in enumerate((1, 3)):
         alone = predict_filled(model, params, video[i : i + 1], jnp.int32(k), None)
-        np.testing.assert_allclose(both.features[i], alone.features[0], atol=2e-5)
+        np.testing.assert_allclose(decoded(model, params, both)[i], decoded(model, params, alone)[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("form", ["truncated", "filled"])
@@ -67,16 +68,15 @@ def test_withheld_frames_never_reach_the_output(tiny, form):
 
     def run(video):
         if form == "truncated":
-            return predict_truncated(model, params, video, 1, None).features
-        return predict_filled(model, params, video, jnp.int32(1), None).features
+            return decoded(model, params, predict_truncated(model, params, video, 1, None))
+        return decoded(model, params, predict_filled(model, params, video, jnp.int32(1), None))
 
     np.testing.assert_array_equal(run(video), run(other))
 
 
 def test_dropping_does_not_touch_observed_frames(tiny):
     model, params, video = tiny
-    full = predict_filled(model, params, video, jnp.int32(0), None).features
-    dropped = predict_filled(model, params, video, jnp.int32(2), None).features
+    full, dropped = (decoded(model, params, predict_filled(model, params, video, jnp.int32(k), None)) for k in (0, 2))
     np.testing.assert_array_equal(full[:, :3], dropped[:, :3])
     assert float(jnp.abs(full[:, 3:] - dropped[:, 3:]).max()) > 1e-4
 
@@ -86,7 +86,10 @@ def test_gradient_reaches_the_pad_token_only_when_frames_are_dropped(tiny):
 
     @jax.jit
     def gradient(dropped):
-        return jax.grad(lambda p: jnp.mean(predict_filled(model, p, video, dropped, None).features ** 2))(params)
+        def energy(params):
+            return jnp.mean(decoded(model, params, predict_filled(model, params, video, dropped, None)) ** 2)
+
+        return jax.grad(energy)(params)
 
     assert float(jnp.abs(gradient(jnp.int32(0))["pad"]["token"]).max()) == 0.0
     assert float(jnp.abs(gradient(jnp.int32(2))["pad"]["token"]).min()) > 0.0
@@ -95,7 +98,7 @@ def test_gradient_reaches_the_pad_token_only_when_frames_are_dropped(tiny):
 def test_gaussian_padding_needs_a_key_and_follows_it(gaussian):
     model, params, video = gaussian
     assert "pad" not in params
-    one, two = (predict_truncated(model, params, video, 2, jax.random.key(i)).features for i in (1, 2))
+    one, two = (decoded(model, params, predict_truncated(model, params, video, 2, jax.random.key(i))) for i in (1, 2))
     assert float(jnp.abs(one - two).max()) > 1e-4
     with pytest.raises(ValueError, match="random key"):
         predict_truncated(model, params, video, 2, None)
@@ -116,18 +119,6 @@ def test_group_0_is_kept_whatever_is_to_be_dropped(tiny):
     some, all_of_them = (predict_filled(model, params, video, jnp.array(k), None) for k in ([-1, 3], [-5, 9]))
     np.testing.assert_array_equal(some.observed, [[1, 1, 1, 1], [1, 0, 0, 0]])
     np.testing.assert_array_equal(some.observed, all_of_them.observed)
-
-
-def test_predicting_a_clip_names_the_lengths_that_can_be_observed(tiny):
-    model, params, video = tiny
-    output = predict_clip(model, params, video, 3)
-    assert output.shape == video.shape and float(jnp.abs(output).max()) <= 1.0
-    with pytest.raises(ValueError, match="use 3 or 5 frames"):
-        predict_clip(model, params, video, 4)
-    with pytest.raises(ValueError, match="6 frames do not fit"):
-        predict_clip(model, params, video[:, :6], 1)
-    with pytest.raises(ValueError, match="9 frames cannot be observed of a clip of 7"):
-        predict_clip(model, params, video, 9)
 
 
 def test_a_traced_number_of_groups_says_what_to_do(tiny):
@@ -193,8 +184,7 @@ def masked(tiny):
     model, params, _ = tiny
 
     def run(video, observed, drop_from):
-        features = predict_masked(model, params, video, observed, None, drop_from=drop_from).features
-        return model.apply({"params": params}, features, method="to_pixels")
+        return decoded(model, params, predict_masked(model, params, video, observed, None, drop_from=drop_from))
 
     return jax.jit(run, static_argnames="drop_from")
 
@@ -250,7 +240,8 @@ def test_masks_of_whole_frames_agree_with_the_filled_form(tiny):
     filled = predict_filled(model, params, video, jnp.array([1, 3]), key)
     for drop_from in ("pixels", "latents"):
         found = predict_masked(model, params, video, observed, key, drop_from=drop_from)
-        np.testing.assert_allclose(found.features, filled.features, atol=2e-5)
+        np.testing.assert_allclose(found.latents, filled.latents, atol=2e-5)
+        np.testing.assert_allclose(decoded(model, params, found), decoded(model, params, filled), atol=2e-5)
         np.testing.assert_allclose(
             kl_divergence(found.posterior, found.observed), kl_divergence(filled.posterior, filled.observed), rtol=1e-5
         )

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.main import main
-from pv_vae_jax.data import prepare
-from pv_vae_jax.data.datasets import list_dataset
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, video_folder
-from pv_vae_jax.data.prepare import ClipSettings, Task, finish, plan, prepare_split, run_task
-from pv_vae_jax.data.records import RecordVideos, read_manifest, unpack
-from pv_vae_jax.data.shards import Shards, file_hash, write_shard
-from pv_vae_jax.data.video_files import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video, write_video
-from pv_vae_jax.storage import locked
+from pv_vae_jax.data.prepare import ClipSettings, encoding, local, prepare_split
+from pv_vae_jax.data.prepare.tasks import Task, finish, plan, run_task, unfinished
+from pv_vae_jax.data.readers.records import RecordReader, read_manifest, unpack
+from pv_vae_jax.data.shards import Shards, write_shard
+from pv_vae_jax.data.sources import list_dataset, open_source
+from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video
+from pv_vae_jax.data.video_writing import write_video
+from pv_vae_jax.storage import file_hash, locked, partial
 from tests.video_fixture import encode, encode_sound, waves
 
 SETTINGS = ClipSettings(short_side=24, frames=20, min_frames=9, gop=4)
@@ -86,7 +87,7 @@ def test_clips_look_like_their_videos(source, tmp_path):
     (tmp_path / "a").mkdir()
     write_video(tmp_path / "a" / "odd.mp4", waves(9, 20, 26))
     encode(tmp_path / "a" / "odd.mkv", waves(9, 31, 47), codec="ffv1", pixels="yuv444p")
-    clips = [prepare._clips(VideoEntry(tmp_path / "a" / n, n), SETTINGS, "video") for n in ("odd.mp4", "odd.mkv")]
+    clips = [encoding._clips(VideoEntry(tmp_path / "a" / n, n), SETTINGS, "video") for n in ("odd.mp4", "odd.mkv")]
     shapes = [read_video(EncodedVideo("", data)).shape[1:3] for (data, *_) in map(next, clips)]
     assert shapes == [(20, 26), (24, 36)], "small videos are not enlarged, sides are made even by cutting"
 
@@ -102,14 +103,14 @@ def test_an_interrupted_split_goes_on_to_the_same_bytes(source, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "encode_video", dying)
+        patch.setattr(encoding, "encode_video", dying)
         with pytest.raises(KeyboardInterrupt):
             run_task(tasks[0])
     assert not tasks[0].done
-    with pytest.raises(NoVideosError, match="00000.array_record is not there: run the same command again"):
+    with pytest.raises(NoVideosError, match="00000.array_record is missing: run the same command again"):
         finish(listing(source), tasks)
     with pytest.raises(NoVideosError, match="is unfinished"):
-        RecordVideos(tmp_path, frames=9, size=16, split="stopped")
+        RecordReader(tmp_path, "stopped", size=16)
     assert prepare_split(listing(source), stopped, SETTINGS, files=4) == first
     assert shards(stopped) == shards(straight)
     assert tasks[1].path.stat().st_mtime_ns == before, "what is there is not made again"
@@ -127,7 +128,7 @@ def test_a_shard_that_is_lost_is_made_again(source, tmp_path):
     records[1].unlink()
     tasks = plan(listing(source), tmp_path, SETTINGS, files=4)
     assert [task.done for task in tasks] == [False, False, True]
-    assert [task.index for task in prepare.unfinished(tasks)] == [0, 1]
+    assert [task.index for task in unfinished(tasks)] == [0, 1]
     with pytest.raises(NoVideosError, match="is unfinished"):  # as long as it is not made
         read_manifest(tmp_path)
     assert prepare_split(listing(source), tmp_path, SETTINGS, files=4) == manifest and shards(tmp_path) == before
@@ -157,7 +158,7 @@ def test_a_full_disk_is_told_as_one(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write .*00000.array_record \(.*File too large\): make room"):
+        with pytest.raises(OSError, match=r"cannot write .*00000.array_record \(.*File too large\): free some space"):
             write_shard(tmp_path / "00000.array_record", [np.random.default_rng(0).bytes(30_000)] * 4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -187,12 +188,12 @@ def test_a_file_that_kills_its_process_is_named_and_left_out(source, tmp_path):
     files[2] = Killer(files[2].path, files[2].name)
     listed = SplitIndex("folder", ("all",), tuple(files))
     tasks = [Task(tmp_path, 0, tuple(files[:3]), SETTINGS), Task(tmp_path, 1, tuple(files[3:]), SETTINGS)]
-    planned = prepare.plan
+    planned = local.plan
     try:
-        prepare.plan = lambda *_, **__: (planned(listing(source), tmp_path, SETTINGS, files=9), tasks)[1]
+        local.plan = lambda *_, **__: (planned(listing(source), tmp_path, SETTINGS, files=9), tasks)[1]
         manifest = prepare_split(listed, tmp_path, SETTINGS, workers=2)
     finally:
-        prepare.plan = planned
+        local.plan = planned
     assert manifest["skipped"]["2.mp4"] == "the decoder crashed" and manifest["clips"] == 8
     assert rest(tmp_path) == [".lock"]
 
@@ -219,9 +220,9 @@ def test_after_a_crash_all_processes_go_on(source, tmp_path, monkeypatch):
             future.set_exception(BrokenProcessPool("killed"))
             return future
 
-    monkeypatch.setattr(prepare.concurrent.futures, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(local.concurrent.futures, "ProcessPoolExecutor", Pool)
     tasks = [Task(tmp_path, i, (item,), SETTINGS) for i, item in enumerate(listing(source).items[:6])]
-    prepare._run_all(tasks, 6, 2, lambda *_: None)
+    local._run_all(tasks, 6, 2, lambda *_: None)
     assert pools == [(2, [0, 1, 2, 3, 4, 5]), (1, [1, 3]), (2, [0, 2, 4, 5])] and all(task.done for task in tasks)
 
 
@@ -245,7 +246,7 @@ def test_a_source_that_goes_away_ends_the_run_and_loses_nothing(source, tmp_path
 def test_a_disk_that_fails_is_no_broken_video(source, tmp_path, monkeypatch):
     """FFmpeg tells some errors of the disk as damage of the file."""
     (task,) = plan(listing(source), tmp_path, SETTINGS)
-    clips, opened, failures = prepare._clips, Path.open, 0
+    clips, opened, failures = encoding._clips, Path.open, 0
 
     def damaged(item, *given):
         nonlocal failures
@@ -260,8 +261,8 @@ def test_a_disk_that_fails_is_no_broken_video(source, tmp_path, monkeypatch):
         return opened(path, *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_clips", damaged)
-        assert len(prepare._all_clips(listing(source).items[0], SETTINGS, "video")) == 1 and failures == 2
+        patch.setattr(encoding, "_clips", damaged)
+        assert len(encoding.encode_clips(listing(source).items[0], SETTINGS)) == 1 and failures == 2
         patch.setattr(Path, "open", failing)
         with pytest.raises(OSError, match=r"cannot be read now \(Input/output error\).*run the same command again"):
             run_task(task)
@@ -278,7 +279,9 @@ def test_a_split_has_one_writer_at_a_time(source, tmp_path, capsys):
         assert main(call) == 1
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"pv-vae prepare: {split} is in use by another")
     assert rest(split) == [".lock"] and not list(split.glob("*.json")), "the second wrote nothing"
-    for name in ("00000.tmp", "00000.at", ".00000.array_record.ab12.partial", ".00000.json.ab12.partial"):
+    earlier = ("00000.tmp", ".00000.array_record.ab12.partial", ".00000.json.ab12.partial")  # of earlier versions
+    now = ("00000.at", partial(split / "00000.array_record").name, partial(split / "00000.json").name)
+    for name in earlier + now:
         (split / name).write_bytes(b"left by a writer that was killed")
     assert prepare_split(listing(source), split, SETTINGS)["clips"] == 9 and rest(split) == [".lock"]
 
@@ -296,13 +299,13 @@ def test_workers_end_with_the_command(source, tmp_path, number, status, said):
     """Whatever ends it, and however long a file takes; then the same call goes on at once."""
     script = f"""
 import os, sys, time
-from pv_vae_jax.data import prepare
+from pv_vae_jax.data.prepare import encoding
 
 def endless(item, *_):
     os.write(1, b"at work\\n")  # one write: lines of two processes do not mix
     time.sleep(60)
 
-prepare._clips = endless
+encoding._clips = endless
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import main
     flags = ["--short_side=24", "--frames=20", "--min_frames=9", "--gop=4", "--shard_files=5", "--split=train"]
@@ -385,7 +388,7 @@ def test_names_need_not_be_utf8(source, tmp_path, capsys):
     assert told["skipped"] == {f"train/{folder.name}/{names[2]}": "the file is empty"}
     fatal = Killer(folder / names[0], names[0])
     tasks = [Task(tmp_path, 0, (fatal, VideoEntry(folder / names[1], names[1])), SETTINGS)]
-    prepare._run_all(tasks, 1, 1, lambda *_: None)
+    local._run_all(tasks, 1, 1, lambda *_: None)
     shard = json.loads((tmp_path / "00000.json").read_text())
     assert shard["skipped"] == {names[0]: "the decoder crashed"} and shard["names"] == [f"{names[1]}#0"]
 
@@ -419,14 +422,14 @@ def test_another_source_or_setting_is_refused(source, tmp_path):
     prepare_split(listing(source), tmp_path, SETTINGS)
     before = shards(tmp_path)
     other = ClipSettings(short_side=16, frames=20, min_frames=9, gop=4)
-    with pytest.raises(NoVideosError, match=r"prepared otherwise \(short_side: 24, now 16\): remove it"):
+    with pytest.raises(NoVideosError, match=r"prepared differently \(short_side: 24, now 16\): remove it"):
         prepare_split(listing(source), tmp_path, other)
     fewer = SplitIndex("folder", ("all",), listing(source).items[:5])
     with pytest.raises(NoVideosError, match="files: 12, now 5; files_hash"):
         prepare_split(fewer, tmp_path, SETTINGS)
-    with pytest.raises(NoVideosError, match="there is no file"):
+    with pytest.raises(NoVideosError, match="the split has no files"):
         prepare_split(SplitIndex("folder", ("all",), ()), tmp_path / "none", SETTINGS)
-    with pytest.raises(NoVideosError, match="no clip came out of 1 files .*empty.mp4: the file is empty"):
+    with pytest.raises(NoVideosError, match="none of 1 files gave a clip .*empty.mp4: the file is empty"):
         prepare_split(
             SplitIndex("folder", ("all",), (VideoEntry(source / "empty.mp4", "empty.mp4"),)), tmp_path / "e", SETTINGS
         )
@@ -439,15 +442,15 @@ def test_another_source_or_setting_is_refused(source, tmp_path):
 def test_a_split_that_was_not_made_here_or_goes_with_another_is_refused(source, tmp_path):
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "mine.mp4").touch()
-    with pytest.raises(NoVideosError, match="test holds mine.mp4 and no key.json, .*: take another --out"):
+    with pytest.raises(NoVideosError, match="test holds mine.mp4 but no key.json, .*: use another --out"):
         plan(listing(source), tmp_path / "test", SETTINGS)
     (tmp_path / "test" / "mine.mp4").unlink()
     plan(listing(source), tmp_path / "train", SETTINGS)
     other = ClipSettings(short_side=16, frames=20, min_frames=9, gop=4)
-    with pytest.raises(NoVideosError, match=r"train was prepared otherwise \(short_side: 24, now 16\): remove it"):
+    with pytest.raises(NoVideosError, match=r"train was prepared differently \(short_side: 24, now 16\): remove it"):
         plan(listing(source), tmp_path / "test", other)
     fold = SplitIndex("folder split 2", ("all",), listing(source).items)
-    with pytest.raises(NoVideosError, match="prepared otherwise .dataset: 'folder', now 'folder split 2'"):
+    with pytest.raises(NoVideosError, match="prepared differently .dataset: 'folder', now 'folder split 2'"):
         plan(fold, tmp_path / "test", SETTINGS)
     fewer = SplitIndex("folder", ("all",), listing(source).items[:5])
     assert plan(fewer, tmp_path / "test", SETTINGS, files=2)
@@ -460,7 +463,7 @@ def test_a_split_that_was_not_made_here_or_goes_with_another_is_refused(source, 
 def test_a_rate_that_is_none_is_refused(source, tmp_path, capsys, fps):
     assert main(["pv-vae", "prepare", str(source), "--out", str(tmp_path / "out"), f"--fps={fps}"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("pv-vae prepare: fps is a finite number") and said.count("\n") == 1
+    assert said.startswith("pv-vae prepare: fps must be a finite number") and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -512,20 +515,20 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
     assert main([*call, *flags]) == 0
     printed = capsys.readouterr().out
     assert f"{tmp_path / 'out' / 'train'}: " in printed and "4 clips, 40 frames" in printed
-    train = RecordVideos(tmp_path / "out", frames=9, size=16)
+    train = open_source(tmp_path / "out", frames=9, size=16)
     assert train.class_names == ("a", "b")
     expected = {item.name: item.label for item in video_folder(tmp_path / "in", "train").items}
     sidecar = json.loads((tmp_path / "out" / "train" / "00000.json").read_text())
     assert {n.split("#")[0]: label for n, label in zip(sidecar["names"], sidecar["labels"], strict=True)} == expected
     assert main([*call, *flags]) == 0 and capsys.readouterr().out == printed, "a second call finds it done"
-    assert main([*call, "--short_side=32"]) == 2 and "prepared otherwise" in capsys.readouterr().err
+    assert main([*call, "--short_side=32"]) == 2 and "prepared differently" in capsys.readouterr().err
     assert (
         main([*call[:3], "--out", str(tmp_path / "in" / "x")]) == 2 and "taken for classes" in capsys.readouterr().err
     )
     assert main(["pv-vae", "prepare", str(tmp_path / "out"), "--out", "x"]) == 2
-    assert "which training reads as it is" in capsys.readouterr().err
-    assert main([*call, "--fold=2"]) == 2 and "--fold is of ucf101" in capsys.readouterr().err
-    assert main([*call, "--beam", "--workers=2"]) == 2 and "--workers is of this machine" in capsys.readouterr().err
+    assert "training reads it as it is" in capsys.readouterr().err
+    assert main([*call, "--fold=2"]) == 2 and "fold 2 applies to UCF101" in capsys.readouterr().err
+    assert main([*call, "--beam", "--workers=2"]) == 2 and "--workers applies to" in capsys.readouterr().err
     assert main([*call, "--short_side=31"]) == 2 and "even number" in capsys.readouterr().err
     if importlib.util.find_spec("apache_beam") is None:
         assert main([*call, *flags[:-1], "--beam"]) == 2 and "pip install apache-beam" in capsys.readouterr().err
@@ -533,7 +536,7 @@ def test_the_command_writes_what_training_reads(tmp_path, capsys):
 
 def test_workers_of_beam_get_whole_paths(source, tmp_path, monkeypatch):
     """They run in folders of their own, where `out` would be another one."""
-    from pv_vae_jax.data import beam
+    from pv_vae_jax.data.prepare import beam
 
     found = []
 
@@ -550,12 +553,12 @@ def test_workers_of_beam_get_whole_paths(source, tmp_path, monkeypatch):
 
 def test_beam_writes_the_same_bytes(source, tmp_path):
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
-    from pv_vae_jax.data.beam import prepare_with_beam
+    from pv_vae_jax.data.prepare.beam import prepare_with_beam
 
     here = prepare_split(listing(source), tmp_path / "here", SETTINGS, files=4)
     options = ["--runner=DirectRunner"]
     (tmp_path / "beam").mkdir()
-    (tmp_path / "beam" / ".00000.array_record.ab12.partial").write_bytes(b"left by a worker that was lost")
+    partial(tmp_path / "beam" / "00000.array_record").write_bytes(b"left by a worker that was lost")
     assert prepare_with_beam(listing(source), tmp_path / "beam", SETTINGS, files=4, options=options) == here
     assert shards(tmp_path / "beam") == shards(tmp_path / "here") and rest(tmp_path / "beam") == [".lock"]
 
@@ -571,6 +574,6 @@ def test_images_become_clips_of_one_frame(tmp_path):
     assert listed.dataset == "ImageNet"
     manifest = prepare_split(listed, tmp_path / "out" / "train", ClipSettings(short_side=32, min_frames=1))
     assert manifest["clips"] == 3 and list(manifest["skipped"]) == ["train/n01/broken.JPEG"]
-    clip = RecordVideos(tmp_path / "out", frames=1, size=32).clip(0, np.random.default_rng(0))["video"]
+    clip = open_source(tmp_path / "out", frames=1, size=32).clip(0, np.random.default_rng(0))["video"]
     assert clip.shape == (1, 32, 32, 3)
     assert probe(tmp_path / "in" / "train" / "n01" / "0.JPEG").height == 60

@@ -10,9 +10,9 @@ import pytest
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_paths
-from pv_vae_jax.evaluation.linear_probe import class_accuracy
-from pv_vae_jax.model import Diffusion, Pretrained, init_latte, save
+from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
+from studies.linear_probe import class_accuracy
 from studies.probes import __main__ as command
 from studies.probes.published import (
     Sintel,
@@ -41,7 +41,7 @@ def model(tiny, tmp_path_factory):
     latte, shape = Latte(LatteConfig(latent_channels=4, depth=2, width=8, heads=2)), (3, 2, 2, 4)
     d = Diffusion(latte, jax.jit(lambda: init_latte(latte, shape))(), np.zeros(4), np.ones(4), shape, ("all",))
     folder = tmp_path_factory.mktemp("probe") / "model"
-    save(folder, Pretrained(vae, params, d))
+    save(folder, Model(vae, params, d))
     return folder
 
 
@@ -82,7 +82,7 @@ def davis(tmp_path_factory):
 @pytest.mark.slow
 def test_the_truth_scores_at_zero_and_noise_at_chance(tiny, tmp_path, capsys):
     """A VAE without a transformer, whose programs take half of the time; the other test has one."""
-    save(tmp_path / "vae", Pretrained(*tiny[:2]))
+    save(tmp_path / "vae", Model(*tiny[:2]))
     out = tmp_path / "scores.json"
     call = [str(tmp_path / "vae"), "--frames=5", "--size=16", "--clips=192", "--test_clips=32", "--steps=4"]
     assert probe_command([*call, "--out", str(out)]) == 0
@@ -116,7 +116,7 @@ def test_published_data_is_probed(model, sintel, davis, tmp_path):
 
 
 def test_what_cannot_be_probed_is_refused(model, tiny, tmp_path, capsys):
-    save(tmp_path / "vae", Pretrained(*tiny[:2]))
+    save(tmp_path / "vae", Model(*tiny[:2]))
     for wrong, message in (
         ([], "name one model"),
         ([str(model), "--layer=3"], "even number up to the transformer's depth 2"),

@@ -10,7 +10,7 @@ import pytest
 
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.convert.lpips import read_lpips
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
 from pv_vae_jax.evaluation.comparison import check_sets, compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.distances import frechet_distance
@@ -88,7 +88,7 @@ def test_random_starts_follow_from_the_seed_and_strides_span():
 
 def test_folders_of_videos(tmp_path):
     pytest.importorskip("av")
-    from pv_vae_jax.data.video_files import write_video
+    from pv_vae_jax.data.video_writing import write_video
 
     (tmp_path / "deep").mkdir()
     write_video(tmp_path / "b.mp4", CLIPS[0])

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos, pack, unpack
+from pv_vae_jax.data.readers.records import RecordReader, pack, read_manifest, unpack
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
-from pv_vae_jax.data.skips import SkipLog
 from pv_vae_jax.data.sources import class_names, open_source
-from pv_vae_jax.data.video_files import EncodedVideo, encode_video, read_video, write_video
+from pv_vae_jax.data.video_reading import EncodedVideo, read_video
+from pv_vae_jax.data.video_writing import encode_video, write_video
 from tests.video_fixture import waves
 
 SHAPE = dict(frames=9, size=16)
@@ -125,7 +126,7 @@ def test_an_encoded_clip_reads_from_any_frame(tmp_path):
     assert np.abs(whole.astype(int) - video).mean() < 2.5
     for start in (1, 7, 8, 9, 20):
         np.testing.assert_array_equal(read_video(clip, start=start, count=3, stride=3), whole[start : start + 7 : 3])
-    with pytest.raises(ValueError, match="a record: 2 of the 5 frames"):
+    with pytest.raises(ValueError, match="a record: 2 of 5 frames"):
         read_video(clip, start=28, count=5)
 
 
@@ -135,8 +136,10 @@ def test_an_encoded_clip_reads_from_any_frame(tmp_path):
 def test_clips_are_windows_of_the_records(prepared):
     folder, source = prepared
     train, test = (open_source(str(folder), split=s, random=s == "train", **SHAPE) for s in ("train", "test"))
-    assert isinstance(train, RecordVideos) and train.class_names == test.class_names == class_names(str(folder))
-    assert train.manifest["clips"] == 8 * 2, "45 frames are two clips of 20; the five that are left are dropped"
+    assert isinstance(train.reader, RecordReader) and train.class_names == test.class_names == class_names(str(folder))
+    assert read_manifest(folder / "train")["clips"] == 8 * 2, (
+        "45 frames are two clips of 20; the five that are left are dropped"
+    )
     assert len(train) == 16 * 2 and len(test) == 4 * 2, "windows of 9 in clips of 20"
     originals = {}
     for path in sorted(source.rglob("*.mp4")):
@@ -164,38 +167,38 @@ def test_clips_are_windows_of_the_records(prepared):
 
 def test_random_crops_are_places_of_the_picture(prepared):
     folder, _ = prepared
-    wide = RecordVideos(folder, frames=9, size=16, random=True, crop="random")
-    centre = RecordVideos(folder, frames=9, size=16, random=True)
+    wide = open_source(folder, frames=9, size=16, random=True, crop="random")
+    centre = open_source(folder, frames=9, size=16, random=True)
     assert (wide.clip(0, rng(1))["video"] != centre.clip(0, rng(1))["video"]).any()
     places = set()
     for draw in range(12):
         place, corner = rng(draw).random(), rng(draw).random(3)[1:]
         video = wide.clip(0, rng(draw))["video"]
-        data, _ = unpack(wide._shards[wide._windows[0][1]])
+        data, _ = unpack(wide.reader.shards[wide.windows[0][1]])
         start = int(place * 12)
         whole = read_video(EncodedVideo("", data), short_side=16, start=start, count=9)
         left = int(corner[1] * (whole.shape[2] - 15))
         np.testing.assert_array_equal(video, whole[:, :, left : left + 16])
         places.add(left)
     assert len(places) > 3
-    still = RecordVideos(folder, frames=9, size=16, split="test", random=False, crop="random")
+    still = open_source(folder, frames=9, size=16, split="test", random=False, crop="random")
     np.testing.assert_array_equal(still.clip(0, rng(0))["video"], still.clip(0, rng(5))["video"])
 
 
 def test_broken_records_are_named_and_replaced(prepared, tmp_path, capsys):
     folder = copy(prepared[0], tmp_path / "copy")
-    good = RecordVideos(prepared[0], **SHAPE)
+    good = open_source(prepared[0], **SHAPE)
     path = folder / "train" / "00001.array_record"
     used = np.flatnonzero(np.frombuffer(path.read_bytes(), np.uint8))
     damage(path, used[len(used) // 3])  # inside a record
     log = SkipLog()
-    source = RecordVideos(folder, **SHAPE, log=log)
+    source = open_source(folder, **SHAPE, log=log)
     clips = [source.clip(i, rng(i)) for i in range(len(source))]
     same = [np.array_equal(a["video"], good.clip(i, rng(i))["video"]) for i, a in enumerate(clips)]
     assert len(source.skipped) >= 1 and 0.8 < np.mean(same) < 1
     assert "00001.array_record" in "".join(source.skipped.values())
     assert capsys.readouterr().err.count("skipped") == len(source.skipped), "told once"
-    again = RecordVideos(folder, **SHAPE, log=log)
+    again = open_source(folder, **SHAPE, log=log)
     for i in reversed(range(len(source))):
         np.testing.assert_array_equal(again.clip(i, rng(i))["video"], clips[i]["video"])
     assert again.skipped.keys() == source.skipped.keys() and not capsys.readouterr().err, "nor by another of its run"
@@ -206,17 +209,17 @@ def test_a_shard_that_is_gone_is_left_out(prepared, tmp_path):
     (folder / "train" / "00000.array_record").unlink()
     damaged = folder / "train" / "00001.array_record"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    source = RecordVideos(folder, **SHAPE)
+    source = open_source(folder, **SHAPE)
     assert set(source.skipped) == {"00000.array_record", "00001.array_record"} and 0 < len(source) < 32
     assert all(source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
     (folder / "train" / "00002.array_record").unlink()
-    with pytest.raises(NoVideosError, match="no clip of .*00000.array_record: the file is gone"):
-        RecordVideos(folder, **SHAPE)
+    with pytest.raises(NoVideosError, match="no clip of .*00000.array_record: the file is missing"):
+        open_source(folder, **SHAPE)
 
 
 def test_a_folder_that_is_not_finished_says_what_to_do(prepared, tmp_path):
     folder = copy(prepared[0], tmp_path / "copy")
-    with pytest.raises(NoVideosError, match="no clip of .* has the 25 frames asked for, the longest has 20"):
+    with pytest.raises(NoVideosError, match="no clip of .* has the required 25 frames, the longest has 20"):
         open_source(str(folder), split="train", frames=25, size=16)
     (folder / "train" / "manifest.json").write_text("{")
     with pytest.raises(NoVideosError, match="manifest.json is damaged .* run the same pv-vae prepare again"):

@@ -365,18 +365,18 @@ def test_a_flipped_bit_in_a_state_is_noticed(tmp_path, capsys):
             data = bytearray(whole)
             data[bit // 8] ^= 1 << bit % 8
             path.write_bytes(data)
-            assert find_damage(tmp_path / "2") == f"{name} has other bytes than were written"
+            assert find_damage(tmp_path / "2") == f"the CRC-32 of {name} has changed"
         path.write_bytes(whole[:-1])
         assert find_damage(tmp_path / "2") == f"{name} has {len(whole) - 1} bytes of {len(whole)}"
         path.unlink()
-        assert find_damage(tmp_path / "2") == f"{name} is gone"
+        assert find_damage(tmp_path / "2") == f"{name} is missing"
         path.write_bytes(whole)
     path.write_bytes(data)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {"w": jax.ShapeDtypeStruct(state["w"].shape, np.float32, sharding=where)}
     step, restored = Checkpoints(tmp_path).restore_newest(shapes)
     assert step == 1 and np.array_equal(restored["w"], state["w"])
-    assert f"({name} has other bytes than were written): set aside as 2.damaged" in capsys.readouterr().err
+    assert f"(the CRC-32 of {name} has changed): set aside as 2.damaged" in capsys.readouterr().err
     (tmp_path / "1" / "checksums.json").unlink()  # of a version before there were any
     assert Checkpoints(tmp_path).restore_newest(shapes)[0] == 1
 
@@ -401,7 +401,7 @@ def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path, 
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, old[1]))
     try:
-        with pytest.raises(CheckpointError, match="could not be written .*the state of step 1 is whole. Make room"):
+        with pytest.raises(CheckpointError, match="could not be written .*the state of step 1 is complete. Make room"):
             checkpoints.save(2, jax.device_put(state))
             checkpoints.close()
     finally:

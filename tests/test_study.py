@@ -199,9 +199,13 @@ def test_plans_that_cannot_work_are_refused(tmp_path):
         load_study(tmp_path / "none.py")
     row = "from studies.ablation.plan import Row\n\ndef get_study():\n    return "
     for text, says in (
-        ("x = 1\n", r"defines no get_study\(\)"),
+        ("x = 1\n", r"does not define get_study\(\)$"),
         (row + "Row('a', setings={})\n", "wrong.py, line 4: TypeError: .*setings"),
-        (row + "Row('a')\n", r"get_study\(\) of .* returns Row, not a Study"),
+        (row + "Row('a')\n", r"get_study\(\) in .* must return Study, got Row"),
+        (
+            "def get_config():\n    pass\n",
+            r"does not define get_study\(\) but get_config\(\): use pv-vae train --config",
+        ),
     ):
         (tmp_path / "wrong.py").write_text(text)
         with pytest.raises(ConfigError, match=says):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.losses import Objective
-from pv_vae_jax.model import Pretrained, load, save
+from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig, frame_causal
 from pv_vae_jax.models.vae import VAE, VAEConfig
-from pv_vae_jax.predictive import predict_clip, predict_filled, predict_truncated
+from pv_vae_jax.predictive import predict_filled, predict_truncated
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
 from pv_vae_jax.train.config_files import from_dict, override, to_dict
 from pv_vae_jax.train.configs import Experiment, OptimizerConfig
@@ -24,7 +24,7 @@ from pv_vae_jax.train.optim import _decayed, optimizer
 from pv_vae_jax.train.vae_step import VAEStep
 from pv_vae_jax.typing import ConfigError, ShapeError
 from tests.conftest import TINY as TINY_CNN
-from tests.conftest import perturbed
+from tests.conftest import decoded, perturbed
 
 TINY = TransformerVAEConfig(
     time_factor=2, space_factor=4, latent_channels=4, width=24, heads=2, encoder_layers=2, decoder_layers=2, window=2
@@ -138,9 +138,9 @@ def test_truncated_equals_filled(tiny):
 
     @jax.jit
     def both(params, video):
-        filled = predict_filled(model, params, video, jnp.array([1, 4]), key).features
-        truncated = [predict_truncated(model, params, video, k, key).features[i] for i, k in enumerate((1, 4))]
-        return jnp.stack(truncated), filled
+        filled = predict_filled(model, params, video, jnp.array([1, 4]), key).latents
+        truncated = [predict_truncated(model, params, video, k, key).latents[i] for i, k in enumerate((1, 4))]
+        return [model.apply({"params": params}, latents, method="decode") for latents in (jnp.stack(truncated), filled)]
 
     np.testing.assert_allclose(*both(params, video), atol=2e-5)
 
@@ -150,7 +150,10 @@ def test_gradient_reaches_the_pad_token_only_when_frames_are_dropped(tiny):
 
     @jax.jit
     def gradient(dropped):
-        return jax.grad(lambda p: jnp.mean(predict_filled(model, p, video, dropped, None).features ** 2))(params)
+        def energy(params):
+            return jnp.mean(decoded(model, params, predict_filled(model, params, video, dropped, None)) ** 2)
+
+        return jax.grad(energy)(params)
 
     none, two = gradient(jnp.int32(0)), gradient(jnp.int32(2))
     assert float(jnp.abs(none["pad"]["token"]).max()) == 0.0
@@ -160,11 +163,11 @@ def test_gradient_reaches_the_pad_token_only_when_frames_are_dropped(tiny):
 
 def test_predicting_a_clip(tiny):
     model, params, video = tiny
-    output = jax.jit(lambda p, v: predict_clip(model, p, v, 1))(params, video[:, :3])
+    output = Model(model, params).predict(video[:, :3], 1)
     assert output.shape == (2, 3, 8, 12, 3) and float(jnp.abs(output).max()) <= 1.0
     gaussian = TransformerVAE(dataclasses.replace(TINY, pad="gaussian"))
-    with pytest.raises(ValueError, match="gaussian padding needs a random key"):
-        predict_clip(gaussian, {k: params[k] for k in ("encoder", "decoder")}, video[:, :3], 1)
+    with pytest.raises(ValueError, match="key must be given for gaussian padding|gaussian padding needs a random key"):
+        Model(gaussian, {k: params[k] for k in ("encoder", "decoder")}).predict(video[:, :3], 1)
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -183,7 +186,7 @@ def test_without_a_window_there_is_no_streaming(tiny):
     model = TransformerVAE(dataclasses.replace(TINY, window=0))
     whole = model.apply({"params": params}, video[:, :3], method="encode").mean
     np.testing.assert_allclose(encode_chunks(model, params, video[:, :3], 2).mean, whole, atol=1e-5)
-    with pytest.raises(ValueError, match="cannot stream: take the whole clip as one chunk"):
+    with pytest.raises(ValueError, match="window must be at least 1 to stream, got 0"):
         encode_chunks(model, params, video[:, :3], 1)
 
 
@@ -248,7 +251,7 @@ def test_works_in_a_foreign_jit_under_another_mesh(tiny, apply):
 
 def test_a_model_folder_says_which_kind_it_holds(tiny, tmp_path):
     model, params, _ = tiny
-    save(tmp_path / "t", Pretrained(model, params))
+    save(tmp_path / "t", Model(model, params))
     loaded = load(tmp_path / "t")
     assert type(loaded.vae) is TransformerVAE and loaded.vae.config == TINY
     jax.tree.map(np.testing.assert_array_equal, loaded.vae_params, params)
@@ -264,11 +267,11 @@ def test_a_model_folder_says_which_kind_it_holds(tiny, tmp_path):
 def test_a_folder_without_a_kind_holds_the_cnn(tmp_path, named):
     model = VAE(TINY_CNN)
     params = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3))))
-    save(tmp_path, Pretrained(model, params["params"]))
+    save(tmp_path, Model(model, params["params"]))
     tree = json.loads((tmp_path / "config.json").read_text())
-    assert "kind" not in tree["vae"]
-    if named:
-        tree["vae"]["kind"] = "cnn"
+    assert tree["vae"]["kind"] == "cnn"
+    if not named:
+        del tree["vae"]["kind"]
         (tmp_path / "config.json").write_text(json.dumps(tree))
     assert load(tmp_path).vae == model
 
@@ -281,11 +284,11 @@ def test_an_experiment_holds_either_kind():
     changed = override(transformer, {"vae.window": "7", "vae.remat": "blocks", "vae.attention": "xla"}).vae
     assert changed == dataclasses.replace(TINY, window=7, remat="blocks", attention="xla")
     for key, value, says in (
-        ("vae.windw", "3", "no 'windw' in config.vae; did you mean 'window'?"),
-        ("vae.encoder_widths", "(8,)", "no 'encoder_widths' in config.vae"),
-        ("vae.remat", "all", "TransformerVAEConfig.remat is 'none' or 'blocks' or"),
-        ("vae.heads", "7", "heads need an even width"),
-        ("vae.kind", "convnet", "config.vae.kind: there is no VAE of kind 'convnet'; did you mean 'cnn'?"),
+        ("vae.windw", "3", "config.vae has no 'windw'; did you mean 'window'?"),
+        ("vae.encoder_widths", "(8,)", "config.vae has no 'encoder_widths'"),
+        ("vae.remat", "all", "config.vae.remat must be 'none' or 'blocks' or"),
+        ("vae.heads", "7", "config.vae.heads"),
+        ("vae.kind", "convnet", "config.vae.kind: unknown kind of VAE 'convnet'; did you mean 'cnn'?"),
     ):
         with pytest.raises(ConfigError) as error:
             override(transformer, {key: value})
@@ -295,13 +298,27 @@ def test_an_experiment_holds_either_kind():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"time_factor": 0}, "time_factor is at least 1, got 0"),
-        ({"window": -1}, "window counts latent frames"),
-        ({"width": 8}, "6 or more each; width is 8, heads 2"),
-        ({"pad": "zeros"}, "pad is 'learnable' or 'gaussian', got 'zeros'"),
-        ({"attention": "flash"}, "attention is 'auto' or 'xla'"),
+        ({"time_factor": 0}, "time_factor must be at least 1, got 0"),
+        ({"window": -1}, "window must be a number of latent frames"),
+        ({"width": 8}, "at least 6 channels, got heads=2 and width=8"),
+        ({"pad": "zeros"}, "pad must be 'learnable' or 'gaussian', got 'zeros'"),
+        ({"attention": "flash"}, "attention must be 'auto' or 'xla'"),
     ],
 )
 def test_a_config_that_cannot_be_built_says_why(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+def test_a_folder_of_older_names_is_read(tmp_path):
+    """Fields and values of the config that have been renamed since the folder was written."""
+    config = dataclasses.replace(TINY_CNN, shortcuts=False, upsample_halves_channels=True, lowering="taps_in")
+    config = dataclasses.replace(config, shortcut_time="interleave")
+    model = VAE(config)
+    params = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3))))
+    save(tmp_path, Model(model, params["params"]))
+    tree = json.loads((tmp_path / "config.json").read_text())
+    old = tree["vae"] | {"shortcut_time": "deal", "lowering": "im2col", "halve_up": True}
+    del old["kind"], old["upsample_halves_channels"]
+    (tmp_path / "config.json").write_text(json.dumps(tree | {"vae": old}))
+    assert load(tmp_path).vae == model

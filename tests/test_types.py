@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import pv_vae_jax
-
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
 PYRIGHT = shutil.which("pyright", path=str(Path(sys.executable).parent)) or shutil.which("pyright")
@@ -21,7 +19,8 @@ PYRIGHT = shutil.which("pyright", path=str(Path(sys.executable).parent)) or shut
 PROGRAM = """
 import jax
 
-from pv_vae_jax import VAE, Latte, LatteConfig, VAEConfig, euler, load, predict_clip, to_float, to_uint8
+from pv_vae_jax import VAE, Latte, LatteConfig, VAEConfig, euler, load, to_float, to_uint8
+from pv_vae_jax.data import read_video
 from pv_vae_jax.report.notebook import show_clips
 from pv_vae_jax.train.stages import train
 
@@ -30,7 +29,9 @@ tiny = load("tiny-synthetic")
 video = jax.numpy.zeros((1, 5, 32, 32, 3))
 latents = tiny.vae.apply({"params": tiny.vae_params}, video, method="encode").mode
 reveal_type(model.config.latent_frames(17))  # int
-reveal_type(predict_clip(tiny.vae, tiny.vae_params, video, 1))  # Array
+reveal_type(tiny.predict(video, 1))  # Array
+reveal_type(tiny.encode(video))  # Array
+reveal_type(read_video("a.mp4"))  # ndarray
 reveal_type(to_uint8(video))  # Array
 reveal_type(Latte(LatteConfig(depth=2)).config.depth)  # int
 """
@@ -65,20 +66,43 @@ def test_a_program_of_a_user_is_checked(tmp_path):
     assert wrong.returncode == 1 and "2 errors" in wrong.stdout, wrong.stdout
 
 
-def test_names_are_exported_to_type_checkers():
+def lists() -> dict[str, list[str]]:
+    """The lists of names that packages export: package -> modules that the names come from."""
+    found = {}
+    for file in sorted((ROOT / "pv_vae_jax").rglob("__init__.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                package = ".".join(file.parent.relative_to(ROOT).parts)
+                found[package] = [import_.module for import_ in node.body for _ in import_.names]
+    return found
+
+
+@pytest.mark.parametrize("package", lists())
+def test_names_are_exported_to_type_checkers(package):
     """In a typed package, an import counts as exported if `__all__`, a literal, names it."""
-    tree = ast.parse(Path(pv_vae_jax.__file__).read_text())
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__).read_text())
     (names,) = (
-        ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
     )
-    (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
     imported = [alias.name for node in block.body for alias in node.names]
-    assert names == sorted(imported) == sorted(pv_vae_jax._HOME_OF) == pv_vae_jax.__all__
+    assert names == sorted(imported) == module.__all__ and set(names) <= set(dir(module))
+    assert all(getattr(module, name) is not None for name in names)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_every_package_that_others_import_has_a_list():
+    rooms = ("layers", "models", "data", "sharding", "evaluation", "report", "convert")
+    assert {"pv_vae_jax", *(f"pv_vae_jax.{room}" for room in rooms)} <= set(lists())
 
 
 def test_what_is_not_checked_is_not_public():
     assert all((ROOT / file).exists() for file in SETTINGS["ignore"]), "files that are gone"
-    public = {f"pv_vae_jax/{home.replace('.', '/')}.py" for home in pv_vae_jax._HOMES}
+    public = {f"{home.replace('.', '/')}.py" for home in lists()["pv_vae_jax"]}
     reference = re.findall(r"^::: (pv_vae_jax\.[\w.]+)\.\w+$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     public |= {str(Path(importlib.import_module(module).__file__).relative_to(ROOT)) for module in reference}
     assert not public & set(SETTINGS["ignore"]) and len(public) > 15

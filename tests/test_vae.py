@@ -75,7 +75,7 @@ def test_a_still_clip_is_decoded_like_its_image_at_the_start(tiny):
         ((1, 6, 16, 16, 3), "use 5 or 7 frames"),
         ((1, 7, 20, 16, 3), "height 20 is not a multiple of 8: use 16 or 24"),
         ((1, 7, 16, 3, 3), "width 3 is not a multiple of 8: use 8"),
-        ((7, 16, 16, 3), "a clip has shape"),
+        ((7, 16, 16, 3), "expected video of shape"),
     ],
 )
 def test_a_clip_that_does_not_fit_is_refused_with_the_neighbours(tiny, shape, message):
@@ -93,12 +93,12 @@ def test_latents_of_another_width_are_refused(tiny):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"time_factors": (2,)}, "time_factors has 1"),
-        ({"space_factors": (2, 3)}, "1 or 2 a level"),
-        ({"encoder_widths": (8, 8)}, "needs 3 entries"),
+        ({"time_factors": (2,)}, "time_factors must have 2 entries"),
+        ({"space_factors": (2, 3)}, "1 or 2 at each level"),
+        ({"encoder_widths": (8, 8)}, "must have 3 entries"),
         ({"encoder_widths": (8, 8, 24)}, "encoder level 2"),
         ({"pad": "zeros"}, "learnable"),
-        ({"shortcut_time": "copy"}, "'deal' or 'repeat'"),
+        ({"shortcut_time": "copy"}, "'interleave' or 'repeat'"),
     ],
 )
 def test_a_config_that_cannot_be_built_says_why(change, message):
@@ -142,5 +142,5 @@ def test_remat_changes_nothing(tiny):
 
 def test_integer_pixels_are_refused(tiny):
     model, params, video = tiny
-    with pytest.raises(TypeError, match="floats in .-1, 1., got uint8; pv_vae_jax.to_float"):
+    with pytest.raises(TypeError, match="float video in .-1, 1., got uint8; convert it with pv_vae_jax.to_float"):
         jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, video.astype(jnp.uint8))

@@ -10,21 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pv_vae_jax.data.clips import ClipSource, SkipLog
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
-from pv_vae_jax.data.records import RecordVideos
-from pv_vae_jax.data.skips import SkipLog
-from pv_vae_jax.data.sources import FolderVideos, NoVideosError, open_source
-from pv_vae_jax.data.video_files import (
+from pv_vae_jax.data.sources import NoVideosError, open_source
+from pv_vae_jax.data.video_reading import (
     BrokenVideoError,
     EncodedVideo,
     count_frames,
     iterate_video,
     probe,
     read_video,
-    write_video,
 )
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.report.run_report import left_out, read_every_clip
 from pv_vae_jax.train.configs import DataConfig, Experiment
 from pv_vae_jax.train.run import Run
@@ -71,7 +70,7 @@ def test_frames_come_one_at_a_time(tmp_path):
     np.testing.assert_array_equal(list(iterate_video(path, short_side=16, count=5)), whole[:5])
     frames = iterate_video(path, count=13)
     assert len([next(frames) for _ in range(12)]) == 12
-    with pytest.raises(BrokenVideoError, match="12 of the 13 frames wanted"):
+    with pytest.raises(BrokenVideoError, match="12 of 13 frames"):
         next(frames)
 
 
@@ -123,7 +122,7 @@ def test_a_part_equals_the_part_of_the_whole(tmp_path, name):
     whole = assert_seeks(tmp_path / name, (1, 11, 12, 13, 22, 37, 47))
     assert len(whole) == 60
     np.testing.assert_array_equal(read_video(tmp_path / name, start=50), whole[50:])
-    with pytest.raises(BrokenVideoError, match="2 of the 5 frames wanted from frame 58 on decode"):
+    with pytest.raises(BrokenVideoError, match="2 of 5 frames from frame 58 on decode"):
         read_video(tmp_path / name, start=58, count=5)
     with pytest.raises(BrokenVideoError, match="no frame decodes from frame 60 on"):
         read_video(tmp_path / name, start=60)
@@ -195,7 +194,7 @@ def test_a_broken_file_says_why(tmp_path):
         encode(tmp_path / f"{i}.mpg", waves(12, width=width), codec="mpeg1video", rate=25)
         sizes += (tmp_path / f"{i}.mpg").read_bytes()
     (tmp_path / "sizes.mpg").write_bytes(sizes)
-    with pytest.raises(BrokenVideoError, match="picture size changes"):
+    with pytest.raises(BrokenVideoError, match="frame size changes"):
         read_video(tmp_path / "sizes.mpg")
     with pytest.raises(FileNotFoundError, match="no video file .*absent.mp4"):
         probe(tmp_path / "absent.mp4")
@@ -244,8 +243,8 @@ def fill(folder: Path, names, data: bytes) -> None:
         (folder / name).write_bytes(data)
 
 
-def names_of(source: FolderVideos) -> list[str]:
-    return [p.relative_to(source.folder).as_posix() for p in source.files]
+def names_of(source: ClipSource) -> list[str]:
+    return [p.relative_to(source.reader.folder).as_posix() for p in source.reader.paths]
 
 
 def test_clips_are_windows_of_the_files(tmp_path):
@@ -254,7 +253,7 @@ def test_clips_are_windows_of_the_files(tmp_path):
         write_video(tmp_path / name, waves(frames, seed=frames))
     train, test = (open_source(str(tmp_path), split=s, random=s == "train", **SHAPE) for s in ("train", "test"))
     assert train.class_names == (tmp_path.name,) and len(train) == 2 + 5 and len(test) == 3
-    whole = {p: read_video(p, short_side=16)[:, :, 4:20] for p in train.files + test.files}
+    whole = {p: read_video(p, short_side=16)[:, :, 4:20] for p in train.reader.paths + test.reader.paths}
     starts = set()
     for i in range(len(train)):
         for draw in range(8 * i, 8 * i + 8):
@@ -262,13 +261,13 @@ def test_clips_are_windows_of_the_files(tmp_path):
             video = clip["video"]
             assert video.shape == (9, 16, 16, 3) and clip["label"] == 0 and clip["label"].dtype == np.int32
             found = [(p, s) for p, v in whole.items() for s in range(len(v) - 8) if (v[s : s + 9] == video).all()]
-            assert len(found) == 1 and found[0][0] in train.files
+            assert len(found) == 1 and found[0][0] in train.reader.paths
             starts |= set(found)
             image = train.image(i, rng(draw))["video"]
-            assert any((image[0] == frame).all() for p in train.files for frame in whole[p])
+            assert any((image[0] == frame).all() for p in train.reader.paths for frame in whole[p])
             np.testing.assert_array_equal(train.clip(i, rng(draw))["video"], video)
     assert len(starts) > 25, "windows start anywhere"
-    (path,) = test.files
+    (path,) = test.reader.paths
     for i in range(3):
         np.testing.assert_array_equal(test.clip(i, rng(i))["video"], whole[path][9 * i : 9 * i + 9])
     assert len(open_source(str(tmp_path), split="test", random=False, clips=2, **SHAPE)) == 2
@@ -278,7 +277,7 @@ def test_clips_are_windows_of_the_files(tmp_path):
 
 def test_changing_a_clip_changes_no_other(tmp_path, one_video):
     fill(tmp_path, ["a.mp4"], one_video)
-    source = FolderVideos(tmp_path, random=False, **SHAPE)
+    source = open_source(tmp_path, random=False, **SHAPE)
     before = source.clip(0, rng())["video"].copy()
     source.clip(0, rng())["video"][:] = 0
     np.testing.assert_array_equal(source.clip(0, rng())["video"], before)
@@ -288,7 +287,7 @@ def test_sub_folders_are_classes_and_a_class_of_one_clip_goes_to_training(tmp_pa
     fill(tmp_path, [f"run/{i}.mp4" for i in range(5)] + ["jump/deep/0.mp4", "jump/1.MP4", "walk/only.mp4"], one_video)
     (tmp_path / "nothing").mkdir()
     fill(tmp_path, [".hidden/x.mp4", "run/notes.txt"], one_video)
-    train, test = (FolderVideos(tmp_path, split=s, **SHAPE) for s in ("train", "test"))
+    train, test = (open_source(tmp_path, split=s, **SHAPE) for s in ("train", "test"))
     assert train.class_names == test.class_names == ("jump", "run", "walk")
     assert "walk/only.mp4" in names_of(train)
     both = names_of(train) + names_of(test)
@@ -297,14 +296,14 @@ def test_sub_folders_are_classes_and_a_class_of_one_clip_goes_to_training(tmp_pa
     )
     assert {n.split("/")[0] for n in names_of(test)} == {"run", "jump"}, "every class of two has a test clip"
     for source in (train, test):
-        for i, (_, file) in enumerate(source._windows):
+        for i, (_, file) in enumerate(source.windows):
             expected = source.class_names.index(names_of(source)[file].split("/")[0])
             assert source.clip(i, rng())["label"] == expected
 
 
 def test_folders_train_and_test_are_taken_as_they_are(tmp_path, one_video):
     fill(tmp_path, ["train/a/1.mp4", "train/b/2.mp4", "train/c/3.mp4", "test/b/4.mp4", "test/c/5.mp4"], one_video)
-    train, test = (FolderVideos(tmp_path, split=s, **SHAPE) for s in ("train", "test"))
+    train, test = (open_source(tmp_path, split=s, **SHAPE) for s in ("train", "test"))
     assert train.class_names == test.class_names == ("a", "b", "c")
     assert names_of(train) == ["train/a/1.mp4", "train/b/2.mp4", "train/c/3.mp4"]
     assert names_of(test) == ["test/b/4.mp4", "test/c/5.mp4"] and test.clip(0, rng())["label"] == 1
@@ -312,12 +311,12 @@ def test_folders_train_and_test_are_taken_as_they_are(tmp_path, one_video):
 
 def test_the_hold_out_is_a_tenth_and_stays_when_files_are_added(tmp_path, one_video):
     def held_out():
-        return set(names_of(FolderVideos(tmp_path, split="test", **SHAPE)))
+        return set(names_of(open_source(tmp_path, split="test", **SHAPE)))
 
     fill(tmp_path, [f"a/{i:03}.mp4" for i in range(60)], one_video)
     first = held_out()
     assert first == held_out() and 3 <= len(first) <= 12
-    assert not first & set(names_of(FolderVideos(tmp_path, split="train", **SHAPE)))
+    assert not first & set(names_of(open_source(tmp_path, split="train", **SHAPE)))
     fill(tmp_path, [f"a/new {i:03}.mp4" for i in range(30)], one_video)
     assert {n for n in held_out() if "new" not in n} == first and len(held_out()) > len(first)
 
@@ -327,12 +326,12 @@ def test_broken_files_are_skipped_by_name_and_counted(tmp_path, one_video, capsy
     fill(tmp_path, good, one_video)
     seen, skipped = set(), set()
     for split in ("train", "test"):
-        source = FolderVideos(tmp_path, split=split, **SHAPE)
+        source = open_source(tmp_path, split=split, **SHAPE)
         error = capsys.readouterr().err
         for path, why in source.skipped.items():
             assert reasons[path.name] in why and f"skipped {path}: {why}" in error
         if source.skipped:
-            assert f"{len(source.skipped)} of {len(source.skipped) + len(source.files)} files skipped" in error
+            assert f"{len(source.skipped)} of {len(source.skipped) + len(source.reader.paths)} files skipped" in error
         assert all(source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
         seen |= set(names_of(source))
         skipped |= {path.name for path in source.skipped}
@@ -355,7 +354,7 @@ def test_a_run_names_a_broken_file_once_whatever_sizes_and_stages_open_it(tmp_pa
     for name in (*reasons, "lying.mp4"):
         assert error.count(f"train/{name}: ") == 1, name
     assert error.count("5 of 8 files skipped") == 1 and "(6 so far)" in error and "(7 so far)" not in error
-    assert all(len(s.skipped) == 6 for s in (*sources[:2], sources[2].source, sources[3])), "each knows all of them"
+    assert all(len(s.skipped) == 6 for s in sources), "each knows all of them"
     Run(run.experiment, tmp_path, None).source("train", random=True)
     assert capsys.readouterr().err.count("skipped /") == 5, "another run tells them anew"
 
@@ -364,41 +363,41 @@ def test_a_folder_without_a_single_clip_says_what_is_wrong(tmp_path):
     reasons = broken_files(tmp_path / "bad" / "train")
     (tmp_path / "bad" / "test").mkdir()
     with pytest.raises(NoVideosError) as error:
-        FolderVideos(tmp_path / "bad", **SHAPE)
+        open_source(tmp_path / "bad", **SHAPE)
     assert "none of the 5 files" in str(error.value)
     assert all(f"{name}: " in str(error.value) and why in str(error.value) for name, why in reasons.items())
     (tmp_path / "clips").mkdir()
     with pytest.raises(NoVideosError, match=r"clips holds no video files \(.mp4, "):
-        FolderVideos(tmp_path / "clips", **SHAPE)
+        open_source(tmp_path / "clips", **SHAPE)
     with pytest.raises(NoVideosError, match="no folder .*clisp; did you mean .*clips"):
-        FolderVideos(tmp_path / "clisp", **SHAPE)
+        open_source(tmp_path / "clisp", **SHAPE)
     with pytest.raises(NoVideosError, match="no folder .*neither/here.* 'synthetic' or a folder"):
-        FolderVideos(tmp_path / "neither" / "here", **SHAPE)
+        open_source(tmp_path / "neither" / "here", **SHAPE)
     with pytest.raises(NoVideosError, match="empty.mp4 is a file"):
-        FolderVideos(tmp_path / "bad" / "train" / "empty.mp4", **SHAPE)
+        open_source(tmp_path / "bad" / "train" / "empty.mp4", **SHAPE)
     write_video(tmp_path / "clips" / "only.mp4", waves(20))
-    with pytest.raises(NoVideosError, match="no clip for testing: give at least two"):
-        FolderVideos(tmp_path / "clips", split="test", **SHAPE)
+    with pytest.raises(NoVideosError, match="no clip for testing: add a second video"):
+        open_source(tmp_path / "clips", split="test", **SHAPE)
 
 
 def test_a_file_that_breaks_off_is_replaced_while_reading(tmp_path, one_video, capsys):
     fill(tmp_path / "train", ["b.mp4", "c.mp4"], one_video)
     fill(tmp_path / "test", ["t.mp4"], one_video)
     lying_file(tmp_path / "train" / "a.mp4")
-    source = FolderVideos(tmp_path, **SHAPE)
-    assert len(source.files) == 3 and not source.skipped
-    lying = [i for i, (_, file) in enumerate(source._windows) if file == 0]
-    other = FolderVideos(tmp_path, **SHAPE).clip(next(i for i, w in enumerate(source._windows) if w == (0, 1)), rng(4))
+    source = open_source(tmp_path, **SHAPE)
+    assert len(source.reader.paths) == 3 and not source.skipped
+    lying = [i for i, (_, file) in enumerate(source.windows) if file == 0]
+    other = open_source(tmp_path, **SHAPE).clip(next(i for i, w in enumerate(source.windows) if w == (0, 1)), rng(4))
     np.testing.assert_array_equal(source.clip(lying[0], rng(4))["video"], other["video"])
     for i in range(len(source)):
         assert source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3)
         assert source.image(i, rng(i))["video"].shape == (1, 16, 16, 3)
-    assert (
-        list(source.skipped) == [tmp_path / "train" / "a.mp4"] and "no frame decodes" in source.skipped[source.files[0]]
-    )
+    (skipped,) = source.skipped
+    assert skipped == source.reader.paths[0] == tmp_path / "train" / "a.mp4"
+    assert "no frame decodes" in source.skipped[skipped]
     assert capsys.readouterr().err.count("skipped ") == 1, "told once"
     (tmp_path / "train" / "b.mp4").unlink()  # while training runs
-    fresh = FolderVideos(tmp_path, **SHAPE)
+    fresh = open_source(tmp_path, **SHAPE)
     (tmp_path / "train" / "c.mp4").unlink()
     with pytest.raises(NoVideosError, match="none of the 2 files .* a.mp4: no frame decodes.*; c.mp4: no video file"):
         fresh.clip(0, rng())
@@ -416,14 +415,14 @@ def test_an_evaluation_leaves_out_what_it_cannot_read(tmp_path):
             write_video(tmp_path / split / f"{name}.mp4", waves(frames, 32, 32, seed=ord(name)))
     path = tmp_path / "test" / "a.mp4"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    whole = FolderVideos(tmp_path, split="test", random=False, **SHAPE)
+    whole = open_source(tmp_path, split="test", random=False, **SHAPE)
     video, _ = read_every_clip(whole, 64)
     assert len(whole) == 7 and whole.replaced and len(video) == 7 - len(whole.replaced)
     assert len({clip.tobytes() for clip in video}) == len(video) >= 4
     assert list(whole.skipped) == [path]
     (line,) = left_out(whole)
     assert f"{len(whole.replaced)} clips that cannot be read; skipped: 1 files (a.mp4: " in line
-    intact = FolderVideos(tmp_path, random=False, **SHAPE)
+    intact = open_source(tmp_path, random=False, **SHAPE)
     assert len(read_every_clip(intact, 64)[0]) == 7 and not left_out(intact) and not intact.replaced
 
 
@@ -434,12 +433,12 @@ def test_enlarging_is_told_once(tmp_path, capsys):
         write_video(tmp_path / "train" / f"{name}.mp4", waves(12, side, 64))
     log = SkipLog()
     for size in (32, 40, 40):
-        FolderVideos(tmp_path, frames=9, size=size, log=log)
+        open_source(tmp_path, frames=9, size=size, log=log)
     assert capsys.readouterr().err == f"{tmp_path}: 1 of 3 files are enlarged to data.size 40\n"
     settings = ClipSettings(short_side=32, min_frames=9)
     prepare_split(video_folder(tmp_path, "train"), tmp_path / "out" / "train", settings)
     for size in (32, 40, 40):
-        RecordVideos(tmp_path / "out", frames=9, size=size, log=log)
+        open_source(tmp_path / "out", frames=9, size=size, log=log)
     told = f"{tmp_path / 'out' / 'train'}: clips prepared with --short_side=32 are enlarged to data.size 40\n"
     assert capsys.readouterr().err == told
 
@@ -448,12 +447,12 @@ def test_the_cache_stays_within_its_bytes(tmp_path, one_video):
     fill(tmp_path / "train", [f"{i}.mp4" for i in range(12)], one_video)
     fill(tmp_path / "test", ["t.mp4"], one_video)
     one = 20 * 16 * 16 * 3
-    source = FolderVideos(tmp_path, cache_bytes=9 * one, **SHAPE)
-    unbounded = FolderVideos(tmp_path, **SHAPE)
+    source = open_source(tmp_path, cache_bytes=9 * one, **SHAPE)
+    unbounded = open_source(tmp_path, **SHAPE)
     for i in [*range(len(source)), *range(len(source))]:
         np.testing.assert_array_equal(source.clip(i, rng(i))["video"], unbounded.clip(i, rng(i))["video"])
-        assert source._cached == sum(v.nbytes for v in source._cache.values()) <= 9 * one
-    assert len(source._cache) == 9
+        assert source.cache.used == sum(v.nbytes for v in source.cache._videos.values()) <= 9 * one
+    assert len(source.cache) == 9
 
 
 def test_a_long_video_gives_the_same_clips_without_the_cache(tmp_path):
@@ -462,14 +461,14 @@ def test_a_long_video_gives_the_same_clips_without_the_cache(tmp_path):
         write_video(tmp_path / name, waves(70, seed=ord(name[-5])))
     for split, random in (("train", True), ("test", False)):
         for stride in (1, 2):
-            cached = FolderVideos(tmp_path, split=split, random=random, stride=stride, **SHAPE)
-            apart = FolderVideos(tmp_path, split=split, random=random, stride=stride, cache_bytes=1_000, **SHAPE)
+            cached = open_source(tmp_path, split=split, random=random, stride=stride, **SHAPE)
+            apart = open_source(tmp_path, split=split, random=random, stride=stride, cache_bytes=1_000, **SHAPE)
             assert len(cached) == len(apart)
             for i in range(len(cached)):
                 assert_equal = np.testing.assert_array_equal
                 assert_equal(apart.clip(i, rng(i))["video"], cached.clip(i, rng(i))["video"])
                 assert_equal(apart.image(i, rng(i))["video"], cached.image(i, rng(i))["video"])
-            assert cached._cached > 0 and apart._cached == 0
+            assert cached.cache.used > 0 and apart.cache.used == 0
 
 
 def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_before(tmp_path, one_video):
@@ -477,10 +476,10 @@ def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_bef
     fill(tmp_path / "test", ["t.mp4"], one_video)
     lying_file(tmp_path / "train" / "a.mp4", frames=80)
     arguments = dict(cache_bytes=1_000, **SHAPE)
-    source = FolderVideos(tmp_path, **arguments)
+    source = open_source(tmp_path, **arguments)
     asked = [(i, seed) for i in range(len(source)) for seed in range(3)]
     first = [source.clip(i, rng(3 * i + seed))["video"] for i, seed in asked]
-    fresh = FolderVideos(tmp_path, **arguments)
+    fresh = open_source(tmp_path, **arguments)
     for (i, seed), video in reversed(list(zip(asked, first, strict=True))):
         np.testing.assert_array_equal(fresh.clip(i, rng(3 * i + seed))["video"], video)
     assert list(source.skipped) == list(fresh.skipped) == [tmp_path / "train" / "a.mp4"]
@@ -492,7 +491,7 @@ def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_bef
 LEFT_EARLY = """
 import ctypes, gc, sys
 from pathlib import Path
-from pv_vae_jax.data.video_files import EncodedVideo, iterate_video, read_video
+from pv_vae_jax.data.video_reading import EncodedVideo, iterate_video, read_video
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "a b c d e f g used h i".split()]
@@ -553,7 +552,7 @@ def test_pictures_that_were_guessed_are_not_handed_out(tmp_path):
 def test_a_list_of_files_is_no_video(tmp_path):
     write_video(tmp_path / "a.mp4", waves(5, 32, 32), fps=8)
     (tmp_path / "both.mp4").write_text("ffconcat version 1.0\nfile a.mp4\nfile a.mp4\n")
-    with pytest.raises(BrokenVideoError, match="neither a container of video"):
+    with pytest.raises(BrokenVideoError, match="neither a video container"):
         read_video(tmp_path / "both.mp4")
 
 
@@ -565,7 +564,7 @@ def test_clips_of_a_damaged_file_do_not_depend_on_memory(tmp_path, one_video):
     write_video(path, waves(90, 32, 32), fps=8)
     data = path.read_bytes()
     path.write_bytes(damaged(data, 3, len(data) // 5))
-    kept, read = (FolderVideos(tmp_path, **SHAPE, cache_bytes=n) for n in (1 << 30, 0))
+    kept, read = (open_source(tmp_path, **SHAPE, cache_bytes=n) for n in (1 << 30, 0))
     for seed in range(3):
         for i in range(len(kept)):
             np.testing.assert_array_equal(kept.clip(i, rng(seed))["video"], read.clip(i, rng(seed))["video"])

@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 
 from pv_vae_jax.convert.wan import WAN21_LATENTS, WAN22_LATENTS, from_wan
 from pv_vae_jax.flow import denormalize_latents, normalize_latents
+from pv_vae_jax.layers.blocks import rms_norm
 from pv_vae_jax.layers.conv import causal_conv3d
 from pv_vae_jax.layers.embeddings import sincos_1d, sincos_2d, timestep_features
-from pv_vae_jax.layers.norm import rms_norm
 from pv_vae_jax.layers.resample import TimeDown, TimeUp, average_down, duplicate_up, patchify, unpatchify
-from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAE, VAEConfig
+from pv_vae_jax.models.vae_config import VAE_PRESETS
 from tests import wan_fixture
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_ops.json").read_text())
@@ -52,21 +52,21 @@ def count(config: VAEConfig) -> int:
     return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(shapes))
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_a_named_size_has_its_compression_and_count(name):
-    assert (SIZES[name].name, count(SIZES[name])) == COUNTS[name]
+@pytest.mark.parametrize("name", VAE_PRESETS)
+def test_a_preset_has_its_compression_and_count(name):
+    config = getattr(VAEConfig, name)()
+    assert (config.name, count(config)) == COUNTS[name]
 
 
 def test_the_paper_size_is_that_of_the_paper():
-    paper = SIZES["paper"]
+    paper = VAEConfig.paper()
     assert abs(count(paper) / 661e6 - 1) < 0.01
     assert (paper.time_factors, paper.space_factors) == ((2, 2, 1, 1), (2, 2, 2, 2))
     assert not any(width % 128 for width in paper.encoder_widths + paper.decoder_widths)
 
 
 def test_a_learnable_pad_is_the_only_addition_to_a_wan_network():
-    learnable = dataclasses.replace(SIZES["wan22"], pad="learnable")
-    assert count(learnable) == COUNTS["wan22"][1] + 48
+    assert count(VAEConfig.wan22(pad="learnable")) == COUNTS["wan22"][1] + 48
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_a_learnable_pad_is_the_only_addition_to_a_wan_network():
 )
 def test_halving_what_cannot_be_halved_is_refused(change):
     with pytest.raises(ValueError, match="upsample_halves_channels needs"):
-        dataclasses.replace(SIZES["wan21"], **change)
+        VAEConfig.wan21(**change)
 
 
 @pytest.mark.parametrize(("name", "published"), [("wan21", WAN21_LATENTS), ("wan22", WAN22_LATENTS)])
 def test_latent_normalisation_inverts(name, published):
-    z = SIZES[name].latent_channels
+    z = getattr(VAEConfig, name)().latent_channels
     assert len(published.mean) == len(published.std) == z
     x = np.random.default_rng(0).normal(size=(2, 3, z)).astype(np.float32)
     normal = normalize_latents(x, *published)
@@ -224,7 +224,7 @@ def test_other_weights_agree_with_diffusers(published, diffusers):
 def short(request):
     """`(model, parameters, clip, gradient, output)`; the jit is another codebase's: no mesh, no setting of ours."""
     levels = dict(time_factors=(2,), space_factors=(2,), encoder_widths=(8, 8), decoder_widths=(4, 8))
-    config = dataclasses.replace(SIZES[request.param], latent_channels=4, encoder_blocks=1, decoder_blocks=2, **levels)
+    config = getattr(VAEConfig, request.param)(latent_channels=4, encoder_blocks=1, decoder_blocks=2, **levels)
     model, side = VAE(config), 2 * config.space_factor
     params = from_wan(wan_fixture.random_weights(config), config)
     video = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (1, 3, side, side, 3)), jnp.float32)

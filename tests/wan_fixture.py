@@ -8,25 +8,19 @@ are multiples of what float16 holds, so half the bytes store them exactly.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from pv_vae_jax.convert.wan import published_shapes
-from pv_vae_jax.models.sizes import SIZES
 from pv_vae_jax.models.vae import VAEConfig
 
 FOLDER = Path(__file__).parent / "data"
 # Encoder and decoder widths differ where the network allows it, so that they cannot be mixed up.
 CONFIGS = {
-    "wan22": dataclasses.replace(
-        SIZES["wan22"], latent_channels=4, encoder_widths=(2, 4, 8, 8), decoder_widths=(3, 6, 12, 12)
-    ),
-    "wan21": dataclasses.replace(
-        SIZES["wan21"], latent_channels=4, encoder_widths=(2, 4, 8, 8), decoder_widths=(3, 6, 12, 12)
-    ),
+    "wan22": VAEConfig.wan22(latent_channels=4, encoder_widths=(2, 4, 8, 8), decoder_widths=(3, 6, 12, 12)),
+    "wan21": VAEConfig.wan21(latent_channels=4, encoder_widths=(2, 4, 8, 8), decoder_widths=(3, 6, 12, 12)),
 }
 SIZE = {"wan22": (16, 32), "wan21": (16, 16)}  # pixels, height and width
 FRAMES = 9  # three latent frames: both regimes of the published chunked code

@@ -19,7 +19,7 @@ from absl import flags
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
-from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.model import Model, load
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.latents_page import LatentAnalysis, analyze_latents, write_analysis
 from pv_vae_jax.storage import make_writable, write_json
@@ -68,7 +68,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     print(f"analysis: {out / 'analysis.html'}")
 
 
-def _models(names: Sequence[str]) -> dict[str, Pretrained]:
+def _models(names: Sequence[str]) -> dict[str, Model]:
     if len(set(names)) < len(names):
         raise ConfigError(f"a model is named twice: {', '.join(names)}")
     short = [Path(name).name or name for name in names]

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli import lpips_flags
+from pv_vae_jax.cli._shared import define_lpips_flags, lpips_files
 from pv_vae_jax.evaluation.clip_sets import open_clips
 from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, c3d_network, i3d_network, own_network
@@ -70,7 +70,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("value_range", "sets: range of float arrays, 0,1 or -1,1")
     flags.DEFINE_bool("paired", False, "sets: clip i of fake reconstructs clip i of real", flag_values=values)
     flags.DEFINE_bool("intervals", True, "sets: bootstrap intervals", flag_values=values)
-    lpips_flags.define_flags(values)
+    define_lpips_flags(values)
     text("c3d", "sets: weights of C3D, .npz, for the inception score")
     text("c3d_mean", "sets: mean cube of C3D, .npz or .npy")
     integer("splits", 1, "sets: splits of the inception score; default 10")
@@ -111,7 +111,7 @@ def _compare_sets(values: flags.FlagValues) -> list[Score]:
         )
     if bool(values.c3d) != bool(values.c3d_mean):
         raise ConfigError("the inception score needs both --c3d and --c3d_mean")
-    lpips = lpips_flags.lpips_files(values)
+    lpips = lpips_files(values)
     if lpips and not values.paired:
         raise ConfigError("--lpips compares pairs: add --paired")
     if values.splits and not values.c3d:

@@ -71,7 +71,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
     from pv_vae_jax.data.latents import StaleLatentsError
     from pv_vae_jax.data.shards import BrokenRecordError
     from pv_vae_jax.data.sources import NoVideosError
-    from pv_vae_jax.data.video_files import BrokenVideoError
+    from pv_vae_jax.data.video_reading import BrokenVideoError
     from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.config_files import parse_overrides
     from pv_vae_jax.train.configs import check_local

@@ -18,10 +18,10 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.cli.clips import VideoFile, define_model_flags, open_clips, result_path, scale_for
-from pv_vae_jax.data.video_files import write_video
+from pv_vae_jax.cli._shared import VideoFile, define_video_flags, open_videos, result_path, scale_for
+from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.image_metrics import psnr
-from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.streaming import CHUNK, Cache, chunk_sizes, decode_step, encode_step
@@ -30,8 +30,8 @@ from pv_vae_jax.typing import Array, ConfigError, Params
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae reconstruct`."""
-    define_model_flags(values)
-    chunk = "latent frames coded at a time, the numbers do not depend on it; fewer save memory"
+    define_video_flags(values)
+    chunk = "latent frames coded at a time; fewer save memory, the numbers do not depend on it"
     flags.DEFINE_integer("chunk", CHUNK, chunk, lower_bound=1, flag_values=values)
 
 
@@ -40,16 +40,15 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if overrides:
         raise ConfigError("pv-vae reconstruct takes no --config overrides: the configuration is the model's own")
     model = load(values.model)
-    Path(values.out).mkdir(parents=True, exist_ok=True)
-    for file in open_clips(positional, values, model):
+    for file in open_videos(positional, values, model):
         target = result_path(values, file.path, "reconstruction", positional)
         score = _reconstruct(model, file, target, values.chunk)
         shape = f"{file.frames}x{file.height}x{file.width}"
         print(f"{target} (original | reconstruction): {shape}, latents {model.vae.config.name}, PSNR {score:.2f} dB")
 
 
-def _reconstruct(model: Pretrained, file: VideoFile, target: Path, chunk: int) -> float:
-    """Write original and reconstruction side by side; return the PSNR, the mean over frames."""
+def _reconstruct(model: Model, file: VideoFile, target: Path, chunk: int) -> float:
+    """Write original and reconstruction side by side; return the PSNR, averaged over frames."""
     scores, weights = [], []
 
     def side_by_side() -> Iterator[np.ndarray]:
@@ -62,8 +61,8 @@ def _reconstruct(model: Pretrained, file: VideoFile, target: Path, chunk: int) -
     return float(np.average(scores, weights=weights))
 
 
-def _chunks(model: Pretrained, file: VideoFile, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the original and the decoded posterior mean, `(t, h, w, 3)` uint8 each, chunk by chunk."""
+def _chunks(model: Model, file: VideoFile, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the original and what the posterior mean decodes to, `(t, h, w, 3)` uint8 each, chunk by chunk."""
     config = model.vae.config
     sizes = chunk_sizes(config.latent_frames(file.frames), chunk)
     caches = None

@@ -1,4 +1,4 @@
-"""Published AlexNet and VGG16 (torchvision) with LPIPS's heads, and C3D (chainer), to parameters of our networks."""
+"""Published AlexNet and VGG16 (torchvision) with LPIPS's heads, to parameters of our `LPIPS`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
     Args:
       backbone: `alexnet` or `vgg16`.
       tensors: torchvision's state dict; its classifier is not used.
-      heads: `lin{i}.model.1.weight`, with the backbone's short name before it (`alex/lin0...`) or without, of shape
-        `(c,)` or `(1, c, 1, 1)`.
+      heads: `lin{i}.model.1.weight` of shape `(c,)` or `(1, c, 1, 1)`, with or without the backbone's short name as a
+        prefix (`alex/lin0...`).
 
     Raises:
-      WeightsError: tensors are missing, misshapen or not finite, or a head is negative; all are named.
+      WeightsError: tensors are missing, misshapen or not finite, or a head is negative; the message names all of them.
     """
     params, faults, channels, tap = {}, [], 3, 0
     for layer in BACKBONES[backbone]:
@@ -34,11 +34,11 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
             short = f"lin{tap}.model.1.weight"
             name = next((n for n in (f"{HEAD_NAMES[backbone]}/{short}", short) if n in heads), None)
             if name is None or heads[name].size != channels:
-                faults.append(f"head {short} of {channels} numbers is missing")
+                faults.append(f"head {short} of shape ({channels},) is missing")
             else:
                 params[f"head{tap}"] = np.asarray(heads[name], np.float32).reshape(-1)
                 if not np.all(params[f"head{tap}"] >= 0):
-                    faults.append(f"head {short} is not of numbers from 0 on, as the published one is")
+                    faults.append(f"head {short} must not be negative")
             tap += 1
         elif len(layer) > 2:
             number, width, kernel, *_ = layer
@@ -56,12 +56,12 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
                 params[ours] = np.transpose(value, (2, 3, 1, 0)) if leaf == "weight" else value
             channels = width
     if faults:
-        raise WeightsError(f"these are not the weights of LPIPS with {backbone}:\n  " + "\n  ".join(faults))
+        raise WeightsError(f"expected the weights of LPIPS with {backbone}, got faults:\n  " + "\n  ".join(faults))
     return unflatten_dict(params, sep="/")
 
 
 def read_lpips(backbone: str, path: str | Path, heads: str | Path) -> Params:
-    """As `lpips_params`, from files: the backbone `.pth` or `.safetensors`, the heads those or `.npz`. Runs no code."""
+    """`lpips_params` of files: the backbone as `.pth` or `.safetensors`, the heads as those or `.npz`. Runs no code."""
     return lpips_params(backbone, read_tensors(path), read_arrays(heads))
 
 
@@ -76,4 +76,4 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         loaded = np.load(path, allow_pickle=False)
         return {"array": loaded} if path.suffix == ".npy" else {name: loaded[name] for name in loaded.files}
     except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
-        raise WeightsError(f"{path} is not an archive of plain arrays: {error}") from error
+        raise WeightsError(f"{path} does not hold plain arrays: {error}") from error

@@ -1,22 +1,94 @@
-"""Pickles of plain Python values and numpy arrays, read without running what a pickle may ask to be run.
+"""Pickles read without running what they ask for: the machine, and its use for plain values and numpy arrays.
 
-A pickle is a program: it may call any function it can import. Here nothing is imported. The few names that numpy's own
-pickles use stand for recipes of ours, which build an array from its bytes and check them; any other name is refused.
+A pickle is a program that may call any function it can import. Here nothing is imported: the few names that a file
+format needs have recipes of ours, any other name is refused. `torch_file` reads `.pth` files with the same machine.
+`torch.load(weights_only=True)` would do it for those, but converting weights once is no reason to install PyTorch.
 """
 
 from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 
 class UnsafePickleError(ValueError):
-    """A pickle that is damaged, or asks for anything but plain values and numpy arrays; the message names it."""
+    """A pickle that is damaged, or asks for more than its format needs. The message completes "its pickle ..."."""
+
+
+class Recipe:
+    """Stand-in for an importable name. A pickle can call it, but not change it."""
+
+    __slots__ = ("_function", "name")
+
+    def __init__(self, name: str, function: Callable):
+        self.name, self._function = name, function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafePickleError("changes what it is read with")
+
+
+class _Unpickler(pickle._Unpickler):
+    """The one written in Python: the C one allocates as much memory as any memo index in the file asks for."""
+
+    def __init__(self, file: BinaryIO, recipes: Mapping[str, Callable], persistent_load: Callable | None):
+        super().__init__(file)
+        self._recipes, self._persistent_load = recipes, persistent_load
+
+    def find_class(self, module: str, name: str) -> Recipe:
+        full = f"{module}.{name}"
+        if full not in self._recipes:
+            raise UnsafePickleError(f"asks for {full}")
+        return Recipe(full, self._recipes[full])
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._persistent_load is None:
+            raise UnsafePickleError("refers to objects outside it")
+        return self._persistent_load(pid)
+
+
+def load_pickle(file: BinaryIO, recipes: Mapping[str, Callable], persistent_load: Callable | None = None) -> Any:
+    """The value of the next pickle in `file`; only `recipes` run.
+
+    Args:
+      file: open for reading, binary.
+      recipes: full name, `module.name`, to the function to call in its place.
+      persistent_load: resolves references to objects outside the pickle; without it they are refused.
+
+    Raises:
+      UnsafePickleError: the pickle asks for another name, or is damaged.
+    """
+    try:
+        return _Unpickler(file, recipes, persistent_load).load()
+    except UnsafePickleError:
+        raise
+    except Exception as error:  # a damaged or hostile program fails wherever it happens to
+        raise UnsafePickleError(f"is damaged ({type(error).__name__}: {error})") from error
+
+
+def read_pickle(path: str | Path) -> Any:
+    """The value in a pickle file: numbers, text, bytes, lists, tuples, dicts, and numpy arrays of numbers or text.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      UnsafePickleError: the pickle holds, or asks for, anything else; or it is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with Path(path).open("rb") as file:
+        try:
+            return _with_arrays(load_pickle(file, NUMPY_RECIPES))
+        except UnsafePickleError as error:
+            raise UnsafePickleError(f"cannot read {path}: its pickle {error}") from error
+        except Exception as error:  # nested too deeply, or a key that cannot be hashed
+            raise UnsafePickleError(f"cannot read {path}: its pickle is damaged ({error})") from error
 
 
 class _Dtype:
@@ -24,7 +96,7 @@ class _Dtype:
 
     def __init__(self, code: str, *_: Any):
         if not isinstance(code, str) or code[:1] not in "biufSU" or len(code) > 6:
-            raise UnsafePickleError(f"arrays of type {code!r}")
+            raise UnsafePickleError(f"holds arrays of type {code!r}")
         self.code = code
         self.order: Literal["=", "<", ">"] = "="
 
@@ -36,115 +108,60 @@ class _Dtype:
 
 
 class _Array:
-    """What `numpy.ndarray` leaves in a pickle: version, shape, type, order of the axes, bytes."""
+    """What `numpy.ndarray` leaves in a pickle: version, shape, dtype, order of the axes, bytes."""
 
     array: np.ndarray | None = None
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
-            raise UnsafePickleError("an array that holds Python objects")
-        self.array = _build(data, dtype.build(), shape, "F" if fortran else "C")
+        self.array = _build(dtype, data, shape, "F" if fortran else "C")
 
 
-def _build(data: Any, dtype: np.dtype, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
+def _build(dtype: Any, data: Any, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
+    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or order not in ("C", "F"):
+        raise UnsafePickleError("holds an array of Python objects")
+    dtype = dtype.build()
     if math.prod(shape) * dtype.itemsize != len(data):
-        raise UnsafePickleError(f"an array of shape {shape} and type {dtype} in {len(data)} bytes")
+        raise UnsafePickleError(f"holds an array of shape {shape} and dtype {dtype} in {len(data)} bytes")
     array = np.frombuffer(data, dtype).reshape(shape, order=order)
     return array.astype(dtype.newbyteorder("="))  # a copy: the bytes may be read-only
 
 
-class _Recipe:
-    """A function for pickles to call and nothing else: they may also set attributes of what they are given."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable):
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError("it changes what it is read with")
-
-
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
-def _ndarray(*_: Any) -> None:
-    raise UnsafePickleError("it makes an array otherwise than numpy's pickles do")
-
-
 def _frombuffer(data: Any, dtype: Any, shape: tuple, order: Any) -> _Array:
     """Protocol 5 keeps the bytes apart: `numpy._core.numeric._frombuffer`."""
-    if not isinstance(dtype, _Dtype) or order not in ("C", "F"):
-        raise UnsafePickleError("an array that holds Python objects")
     array = _Array()
-    array.array = _build(bytes(data), dtype.build(), shape, order)
+    array.array = _build(dtype, bytes(data), shape, order)
     return array
 
 
-def _scalar(dtype: Any, data: Any) -> Any:
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
-        raise UnsafePickleError("a scalar that is a Python object")
-    return _build(data, dtype.build(), (), "C")[()]
+def _ndarray(*_: Any) -> None:
+    raise UnsafePickleError("makes an array in another way than numpy's pickles do")
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Bytes in pickles of protocol 2: text and the name of its code."""
     if encoding != "latin1":
-        raise UnsafePickleError(f"bytes encoded as {encoding!r}")
+        raise UnsafePickleError(f"holds bytes encoded as {encoding!r}")
     return text.encode("latin1")
 
 
-# Numpy 2 moved its private modules; both names stand in pickles.
-_KNOWN = {("numpy", "ndarray"): _ndarray, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode}
-for _core in ("numpy.core", "numpy._core"):
-    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
-    _KNOWN[f"{_core}.multiarray", "scalar"] = _scalar
-    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _frombuffer
+NUMPY_RECIPES: dict[str, Callable] = {"numpy.ndarray": _ndarray, "numpy.dtype": _Dtype, "_codecs.encode": _encode}
+for _core in ("numpy.core", "numpy._core"):  # numpy 2 moved its private modules; pickles hold either name
+    NUMPY_RECIPES[f"{_core}.multiarray._reconstruct"] = lambda *_: _Array()
+    NUMPY_RECIPES[f"{_core}.multiarray.scalar"] = lambda dtype, data: _build(dtype, data, (), "C")[()]
+    NUMPY_RECIPES[f"{_core}.numeric._frombuffer"] = _frombuffer
 
 
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise UnsafePickleError(f"it asks for {module}.{name}")
-        return _Recipe(_KNOWN[module, name])
-
-    def persistent_load(self, identity: Any) -> Any:
-        raise UnsafePickleError("it refers to objects outside it")
-
-
-def read_pickle(path: str | Path) -> Any:
-    """The value in a pickle file: numbers, text, bytes, lists, tuples, dicts, and numpy arrays of numbers or text.
-
-    Raises:
-      FileNotFoundError: no such file.
-      UnsafePickleError: it holds, or asks for, anything else; or it is damaged.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}")
-    with Path(path).open("rb") as file:
-        try:
-            return _arrays(_Reader(file).load())
-        except UnsafePickleError as error:
-            raise UnsafePickleError(f"{path} is not read: {error}") from error
-        except Exception as error:  # a damaged program fails wherever it happens to
-            raise UnsafePickleError(f"{path} is damaged ({type(error).__name__}: {error})") from error
-
-
-def _arrays(value: Any) -> Any:
-    """Stand-ins replaced by the arrays they were filled with."""
+def _with_arrays(value: Any) -> Any:
+    """`value` with arrays in place of their stand-ins."""
     if isinstance(value, _Array):
         if value.array is None:
-            raise UnsafePickleError("an array without content")
+            raise UnsafePickleError("holds an array without content")
         return value.array
     if isinstance(value, dict):
-        return {_arrays(k): _arrays(v) for k, v in value.items()}
+        return {_with_arrays(k): _with_arrays(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_arrays(v) for v in value)
+        return type(value)(_with_arrays(v) for v in value)
     if not isinstance(value, (str, bytes, bytearray, bool, int, float, complex, type(None), np.generic)):
-        raise UnsafePickleError(f"a value of type {type(value).__name__}")
+        raise UnsafePickleError(f"holds a value of type {type(value).__name__}")
     return value

@@ -1,7 +1,7 @@
 """Published Wan2.1 and Wan2.2 VAE weights, in the original and in the diffusers layout, to and from our parameters.
 
-The three hold the same numbers under other names, with the axes of each array in another order. One table a layout
-gives the names; the axes follow from the kind of layer.
+All three hold the same numbers under different names, with the axes of each array in a different order. One table for
+each layout gives the names; the axes follow from the kind of layer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pv_vae_jax.typing import Params, WeightsError
 Layout = Literal["original", "diffusers"]
 LAYOUTS = ("original", "diffusers")
 
-# Ours -> theirs, within a residual block.
+# Our names -> theirs, within a residual block.
 BLOCK = {
     "original": {
         "norm1": "residual.0",
@@ -33,7 +33,7 @@ BLOCK = {
     },
     "diffusers": {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "conv_shortcut"},
 }
-# Ours -> theirs, outside the levels; `middle/block0` and the like are prefixes of residual blocks.
+# Our names -> theirs, outside the levels; `middle/block0` and the like are prefixes of residual blocks.
 MODULES = {
     "original": {
         "encoder/stem": "encoder.conv1",
@@ -70,22 +70,39 @@ def detect_layout(names: Iterable[str]) -> Layout:
     """Layout of a file by the names of its tensors.
 
     Raises:
-      WeightsError: it has neither layout; some of its names are shown.
+      WeightsError: the names belong to neither layout; the message shows some of them.
     """
     for layout in LAYOUTS:
-        # Two marks, so that a file that lacks one of them is still recognised, and its fault reported.
+        # Either of two names, so that a file that lacks one of them is still recognised, and its fault reported.
         if {f"{MODULES[layout][f'encoder/{name}']}.weight" for name in ("stem", "moments")} & set(names):
             return layout
     shown = ", ".join(sorted(names)[:5]) or "nothing"
-    raise WeightsError(f"these are not the names of a Wan VAE, neither original nor diffusers: {shown}, ...")
+    raise WeightsError(f"expected the tensor names of a Wan VAE, original or diffusers, got {shown}, ...")
+
+
+def detect_architecture(tensors: Mapping[str, np.ndarray]) -> str:
+    """The preset of `VAEConfig`, `wan22` or `wan21`, that has the latent channels of published tensors.
+
+    Raises:
+      WeightsError: neither has them.
+    """
+    bias = tensors.get(f"{MODULES[detect_layout(tensors)]['encoder/moments']}.bias")
+    for name, statistics in LATENT_STATISTICS.items():
+        if bias is not None and bias.shape == (2 * len(statistics.mean),):
+            return name
+    found = "cannot be seen" if bias is None else f"are {bias.size // 2}"
+    raise WeightsError(
+        f"the latent channels {found}, so this is neither Wan2.2 (48) nor Wan2.1 (16); name the --architecture that it "
+        "resembles, and the differences as --config.latent_channels=... and so on"
+    )
 
 
 def from_wan(tensors: Mapping[str, np.ndarray], config: VAEConfig) -> Params:
-    """Our float32 parameters from published tensors of either layout and any float type.
+    """Our float32 parameters from published tensors of either layout and any float dtype.
 
     Raises:
-      WeightsError: tensors are missing, left over, misshapen or no floats (all are named), the layout is unknown, or
-        `config` is no Wan network.
+      WeightsError: tensors are missing, left over, misshapen or not floats (the message names all of them), the layout
+        is unknown, or `config` is not a Wan network.
     """
     layout = detect_layout(tensors)
     names, shapes = _names(config, layout), published_shapes(config, layout)
@@ -99,7 +116,8 @@ def to_wan(params: Params, config: VAEConfig, layout: Layout) -> dict[str, np.nd
     """Published names and axes for our parameters, float32: the inverse of `from_wan`.
 
     Raises:
-      WeightsError: parameters are missing, left over or misshapen (all are named), or `config` is no Wan network.
+      WeightsError: parameters are missing, left over or misshapen (the message names all of them), or `config` is not
+        a Wan network.
     """
     names = _names(config, layout)
     flat = flatten_dict(params, sep="/")
@@ -108,7 +126,7 @@ def to_wan(params: Params, config: VAEConfig, layout: Layout) -> dict[str, np.nd
 
 
 def published_shapes(config: VAEConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the network in a layout."""
+    """Name -> shape of every tensor of the network in the given layout."""
     names = _names(config, layout)
     # An array of one number, broadcast: the axes are moved without memory for the values.
     empty = {path: np.broadcast_to(np.float32(0), shape) for path, shape in _expected(config).items()}
@@ -117,7 +135,7 @@ def published_shapes(config: VAEConfig, layout: Layout) -> dict[str, tuple[int, 
 
 @functools.cache
 def _expected(config: VAEConfig) -> Mapping[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of ours."""
+    """Path -> shape of all of our parameters."""
     clip = jnp.zeros((1, 1, config.space_factor, config.space_factor, 3))
     shapes = jax.eval_shape(lambda: VAE(config).init(jax.random.key(0), clip))["params"]
     flat: dict[str, Any] = flatten_dict(shapes, sep="/")
@@ -125,10 +143,10 @@ def _expected(config: VAEConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def _names(config: VAEConfig, layout: Layout) -> dict[str, str]:
-    """Path of every parameter of ours, `encoder/level0/block1/conv2/kernel`, -> published name."""
+    """Path of each of our parameters, `encoder/level0/block1/conv2/kernel`, -> published name."""
     _check_config(config)
     if layout not in LAYOUTS:
-        raise ValueError(f"the layouts are {' and '.join(LAYOUTS)}, got {layout!r}")
+        raise ValueError(f"layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
     modules = _modules(config, layout)
     names = {}
     for path in _expected(config):
@@ -185,18 +203,18 @@ def _in_decoder(config: VAEConfig, layout: Layout, level: int, n: int) -> str:
 
 
 def _check_config(config: VAEConfig) -> None:
-    """Other networks have the same kinds of layers, and would go through silently to give weights nobody can use."""
+    """Refuse other networks: theirs are the same kinds of layers, so they would silently give useless weights."""
     wrong = {
         "shortcuts and upsample_halves_channels: one of them, as in Wan2.2 and Wan2.1": config.shortcuts
         == config.upsample_halves_channels,
         "shortcut_pad='zero'": config.shortcuts and config.shortcut_pad != "zero",
         "mid_attention=True": not config.mid_attention,
         "decoder_blocks = encoder_blocks + 1": config.decoder_blocks != config.encoder_blocks + 1,
-        "pad='gaussian' (a learned pad has no place in the published layouts)": config.pad == "learnable",
+        "pad='gaussian' (the published layouts have no learned pad)": config.pad == "learnable",
     }
     missing = [what for what, bad in wrong.items() if bad]
     if missing:
-        raise WeightsError(f"{config.name} is no Wan network; one has " + "; ".join(missing))
+        raise WeightsError(f"{config.name} is not a Wan network, which would have " + "; ".join(missing))
 
 
 def _to_published(path: str, x: np.ndarray) -> np.ndarray:
@@ -208,7 +226,7 @@ def _to_published(path: str, x: np.ndarray) -> np.ndarray:
 
 
 def _from_published(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverse of `_to_published`, given the shape to arrive at."""
+    """Inverse of `_to_published`, given the shape of our parameter."""
     x = np.asarray(x).astype(np.float32)
     if x.ndim > 1 and len(shape) > 1:
         x = np.moveaxis(x, (0, 1), (-1, -2))
@@ -236,7 +254,7 @@ class LatentStatistics(NamedTuple):
 
 
 # fmt: off
-# As published with the weights (Wan2.1 and Wan2.2, `latents_mean` and `latents_std` in diffusers).
+# As published with the weights (`latents_mean` and `latents_std` in diffusers).
 WAN21_LATENTS = LatentStatistics(
     mean=(
         -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
@@ -263,3 +281,5 @@ WAN22_LATENTS = LatentStatistics(
     ),
 )
 # fmt: on
+
+LATENT_STATISTICS = {"wan22": WAN22_LATENTS, "wan21": WAN21_LATENTS}

@@ -2,3 +2,30 @@
 
 Nothing here imports jax: data workers start fast and never touch a device.
 """
+
+from typing import TYPE_CHECKING
+
+from pv_vae_jax._lazy import lazy_imports
+
+if TYPE_CHECKING:  # imported on first use
+    from pv_vae_jax.data.latents import LatentSource, write_latents
+    from pv_vae_jax.data.pipeline import train_batches
+    from pv_vae_jax.data.sources import open_source
+    from pv_vae_jax.data.synthetic import SyntheticVideos
+    from pv_vae_jax.data.video_reading import (
+        BrokenVideoError,
+        VideoInfo,
+        count_frames,
+        iterate_at_rate,
+        iterate_video,
+        probe,
+        read_video,
+    )
+    from pv_vae_jax.data.video_writing import write_video
+
+__all__ = [
+    "BrokenVideoError", "LatentSource", "SyntheticVideos", "VideoInfo", "count_frames", "iterate_at_rate",
+    "iterate_video", "open_source", "probe", "read_video", "train_batches", "write_latents", "write_video",
+]  # fmt: skip
+
+__getattr__, __dir__ = lazy_imports(__name__)

@@ -1,7 +1,6 @@
-"""Published data sets in the layouts they come in: what their lists name, what of it is on disk, and what is missing.
+"""Published data sets in their official layouts: which files their lists name, and which of them are missing.
 
-Nothing is downloaded. Each function takes the folder the user has and a split, `train` or `test`, and returns a
-`Listing`.
+Nothing is downloaded. Each function takes the user's folder and a split, `train` or `test`, and returns a `SplitIndex`.
 """
 
 from __future__ import annotations
@@ -11,41 +10,32 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.data import images
-from pv_vae_jax.data.listing import (
-    NoVideosError,
-    SplitIndex,
-    VideoEntry,
-    check_folder,
-    summarize,
-    video_folder,
-    videos_below,
-    videos_in,
-)
-from pv_vae_jax.data.records import is_prepared
-from pv_vae_jax.data.tfds_videos import tensorflow_dataset
-from pv_vae_jax.data.video_files import SUFFIXES
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, summarize, videos_below, videos_in
+from pv_vae_jax.data.readers import image_files
+from pv_vae_jax.data.video_reading import SUFFIXES
+
+_SPLITS = ("train", "test")
 
 
 def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> SplitIndex:
     """UCF101 (Soomro et al. 2012): `UCF-101/CLASS/v_CLASS_gXX_cYY.avi` and the lists of `ucfTrainTestlist/`.
 
     Args:
-      folder: that holds both.
+      folder: folder that holds both.
       split: `train` or `test`.
-      fold: 1, 2 or 3, of the official splits.
+      fold: number of the official split, 1 to 3.
 
     Raises:
       NoVideosError: a list or all videos are missing, or a list is damaged.
     """
     folder, lists = Path(folder), Path(folder) / "ucfTrainTestlist"
     if fold not in (1, 2, 3):
-        raise NoVideosError(f"UCF101 has the splits 1, 2 and 3, not {fold}")
+        raise NoVideosError(f"UCF101 has the splits 1, 2 and 3, got {fold}: set data.fold to one of them")
     class_names = []
     for number, line in enumerate(_lines(lists / "classInd.txt", "UCF101"), 1):
         index, _, name = line.partition(" ")
@@ -55,20 +45,20 @@ def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> SplitIndex:
     labels = {name: label for label, name in enumerate(class_names)}
     wanted = []
     for line in _lines(lists / f"{split}list0{fold}.txt", "UCF101"):
-        name = line.split(" ")[0]  # the training lists repeat the class's number behind it
+        name = line.split(" ")[0]  # the training lists add the number of the class
         if name.split("/")[0] not in labels:
-            raise NoVideosError(f"{lists / f'{split}list0{fold}.txt'}: {line!r} is of no class in classInd.txt")
+            raise NoVideosError(f"{lists / f'{split}list0{fold}.txt'}: the class of {line!r} is not in classInd.txt")
         wanted.append(VideoEntry(folder / "UCF-101" / name, name, labels[name.split("/")[0]]))
-    name = "UCF101" if fold == 1 else f"UCF101 split {fold}"  # as shards of split 1 have always been called
+    name = "UCF101" if fold == 1 else f"UCF101 split {fold}"  # as in the key of shards prepared from split 1
     return _present(name, class_names, wanted, "UCF101 keeps its videos in UCF-101/CLASS/v_CLASS_gXX_cYY.avi")
 
 
 def kinetics400(folder: str | Path, split: str) -> SplitIndex:
     """Kinetics-400 (Kay et al. 2017): `annotations/{train,val}.csv` and `{train,val}/.../YOUTUBEID_START_END.mp4`.
 
-    The videos may lie flat in the split's folder, as the archives unpack, or in sub-folders of classes. Many have gone
-    from the web; those missing are noted in `absent`. `test` is the official validation split, as in most papers:
-    the test split was published without labels.
+    The videos are directly in the split's folder, as the archives unpack, or in sub-folders of classes. Many are no
+    longer on the web; the missing ones are listed in `absent`. `test` is the official validation split, as in most
+    papers: the test split was published without labels.
 
     Raises:
       NoVideosError: a list or all videos are missing, or a list is damaged.
@@ -93,8 +83,8 @@ def kinetics400(folder: str | Path, split: str) -> SplitIndex:
 def realestate10k(folder: str | Path, split: str) -> SplitIndex:
     """RealEstate10K (Zhou et al. 2018): `{train,test}/SEQUENCE.txt` camera files and `videos/YOUTUBEID.*`.
 
-    The data set is the camera files, each of which names a part of a YouTube video by its frames' times. The videos
-    are the user's: whole ones in `videos/`. `read_cameras` reads a file.
+    The data set consists of camera files, each of which names a part of a YouTube video by the times of its frames. The
+    user provides the complete videos in `videos/`. `read_cameras` reads a camera file.
 
     Raises:
       NoVideosError: camera files or all videos are missing.
@@ -104,7 +94,7 @@ def realestate10k(folder: str | Path, split: str) -> SplitIndex:
     if not files:
         raise NoVideosError(
             f"{folder / split} holds no camera files: RealEstate10K.tar.gz unpacks to {split}/SEQUENCE.txt (if the "
-            f"videos are not of RealEstate10K, give their folder itself, {folder / 'videos'})"
+            f"videos are not from RealEstate10K, use their own folder, {folder / 'videos'})"
         )
     on_disk = {path.stem: path for path in videos_below(folder / "videos")}
     wanted, broken = [], {}
@@ -116,9 +106,10 @@ def realestate10k(folder: str | Path, split: str) -> SplitIndex:
             continue
         identity = re.split(r"[=/]", url)[-1]
         video = on_disk.get(identity, folder / "videos" / f"{identity}.mp4")
-        # The last frame is part of the sequence; a millisecond more lets rounding not lose it.
+        # The last frame is part of the sequence; one more millisecond keeps rounding from losing it.
         wanted.append(VideoEntry(video, f"{split}/{path.stem}", 0, times[0] / 1e6, times[-1] / 1e6 + 1e-3))
-    listing = _present("RealEstate10K", ["real estate"], wanted, "put whole YouTube videos into videos/YOUTUBEID.mp4")
+    where = "put complete YouTube videos into videos/YOUTUBEID.mp4"
+    listing = _present("RealEstate10K", ["real estate"], wanted, where)
     return SplitIndex(listing.dataset, listing.class_names, listing.items, listing.absent | broken)
 
 
@@ -127,7 +118,7 @@ def read_cameras(path: str | Path) -> tuple[str, np.ndarray, np.ndarray, np.ndar
 
     Returns:
       `(url, times, intrinsics, poses)`: times `(t,)` int64 in microseconds; intrinsics `(t, 4)`, focal lengths and
-      principal point as shares of the picture's width and height: `fx, fy, cx, cy`; poses `(t, 3, 4)`, world to camera.
+      principal point as fractions of width and height: `fx, fy, cx, cy`; poses `(t, 3, 4)`, world to camera.
 
     Raises:
       NoVideosError: the file is damaged.
@@ -136,11 +127,11 @@ def read_cameras(path: str | Path) -> tuple[str, np.ndarray, np.ndarray, np.ndar
         url, *rows = Path(path).read_text(encoding="utf-8-sig").strip().splitlines()
         table = np.asarray([[float(x) for x in row.split()] for row in rows if row.strip()], np.float64)
         if table.ndim != 2 or table.shape[1] != 19:
-            raise ValueError("rows have 19 numbers: time, fx, fy, cx, cy, two zeros, a 3 x 4 matrix")
+            raise ValueError("expected rows of 19 numbers: time, fx, fy, cx, cy, two zeros, a 3 x 4 matrix")
         if not np.isfinite(table).all() or (np.diff(table[:, 0]) < 0).any():
-            raise ValueError("times run backwards, or a number is not finite")
+            raise ValueError("expected rising times and finite numbers")
     except (ValueError, UnicodeDecodeError) as error:
-        raise NoVideosError(f"{path} is no camera file of RealEstate10K: {error}") from error
+        raise NoVideosError(f"{path} is not a camera file of RealEstate10K: {error}") from error
     return url.strip(), table[:, 0].astype(np.int64), table[:, 1:5], table[:, 7:].reshape(-1, 3, 4)
 
 
@@ -156,7 +147,7 @@ def imagenet(folder: str | Path, split: str) -> SplitIndex:
         if not (folder / part).is_dir():
             raise NoVideosError(f"{folder} has no folder {part}: images are expected in train/CLASS/ and val/CLASS/")
     class_names = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
-    flat = [p.name for p in (folder / name).iterdir() if p.suffix.lower() in images.SUFFIXES]
+    flat = [p.name for p in (folder / name).iterdir() if p.suffix.lower() in image_files.SUFFIXES]
     if flat and not any((folder / name / c).is_dir() for c in class_names):
         raise NoVideosError(
             f"{folder / name} holds {len(flat)} images directly: sort them into CLASS/ like those of train"
@@ -165,60 +156,50 @@ def imagenet(folder: str | Path, split: str) -> SplitIndex:
         VideoEntry(path, path.relative_to(folder).as_posix(), label)
         for label, c in enumerate(class_names)
         for path in sorted((folder / name / c).glob("*"))
-        if path.suffix.lower() in images.SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in image_files.SUFFIXES and path.is_file() and not path.name.startswith(".")
     ]
     if not items:
-        raise NoVideosError(f"{folder / name} holds no images ({', '.join(images.SUFFIXES)}) in sub-folders of classes")
-    return SplitIndex("ImageNet", tuple(class_names), tuple(items))
+        raise NoVideosError(
+            f"{folder / name} holds no images ({', '.join(image_files.SUFFIXES)}) in sub-folders of classes"
+        )
+    return SplitIndex("ImageNet", tuple(class_names), tuple(items), kind="image")
 
 
-_SPLITS = ("train", "test")
-
-# Name, as `pv-vae prepare --dataset` takes it -> the function that lists a split.
-DATASETS: dict[str, Callable[..., SplitIndex]] = {
-    "folder": video_folder,
-    "ucf101": ucf101,
-    "kinetics400": kinetics400,
-    "realestate10k": realestate10k,
-    "imagenet": imagenet,
-    "tfds": tensorflow_dataset,
-}
+# How each layout is recognised, from the folder and the names of its sub-folders. Half of a layout is enough where
+# nothing else looks like it: the function above then says what is missing.
 
 
-def detect_format(folder: Path) -> str:
-    """What a folder is, by marks that only that kind has: a key of `DATASETS`, or `records`.
-
-    Half of a published layout is enough where nothing else looks like it: its function then says what is missing.
-    """
-    below = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    if is_prepared(folder):
-        return "records"
-    if (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file():
-        return "tfds"
-    if below & {"ucfTrainTestlist", "UCF-101"}:
-        return "ucf101"
-    if (folder / "annotations" / "train.csv").is_file():
-        return "kinetics400"
-    if _is_realestate10k(folder, below):
-        return "realestate10k"
-    if ("val" in below or below == {"train"}) and _holds_images(folder / "train", folder / "val"):
-        return "imagenet"
-    if "annotations" in below and below & {"train", "val"}:
-        if (folder / "annotations" / "val.csv").is_file() or below <= {"annotations", "train", "val"}:
-            return "kinetics400"
-    return "folder"
+def is_ucf101(folder: Path, below: set[str]) -> bool:
+    """Whether `folder` has its lists or its videos."""
+    return bool(below & {"ucfTrainTestlist", "UCF-101"})
 
 
-def _is_realestate10k(folder: Path, below: set[str]) -> bool:
-    """Whether there are its camera files, or its videos where those belong."""
+def is_kinetics400(folder: Path, below: set[str]) -> bool:
+    """Whether `folder` has the training list."""
+    return (folder / "annotations" / "train.csv").is_file()
+
+
+def is_part_of_kinetics400(folder: Path, below: set[str]) -> bool:
+    """Whether `folder` looks like Kinetics-400 without its training list. To be asked after `is_imagenet`."""
+    only = (folder / "annotations" / "val.csv").is_file() or below <= {"annotations", "train", "val"}
+    return "annotations" in below and bool(below & {"train", "val"}) and only
+
+
+def is_imagenet(folder: Path, below: set[str]) -> bool:
+    """Whether `folder` has images in folders of classes."""
+    return ("val" in below or below == {"train"}) and _holds_images(folder / "train", folder / "val")
+
+
+def is_realestate10k(folder: Path, below: set[str]) -> bool:
+    """Whether `folder` has camera files, or videos where RealEstate10K has them."""
     if "videos" in below and below & {"train", "test"}:
         return below <= {"videos", "train", "test"} or any(next(_texts(folder, split), None) for split in _SPLITS)
     if below == {"videos"}:
-        # Other collections keep their videos in such a folder, but seldom as YouTube's eleven letters of both cases.
+        # Other collections have a folder `videos`, but rarely with YouTube's eleven letters of both cases as names.
         stems = [path.stem for path in videos_in(folder / "videos")]
         cases = any(stem != stem.lower() and stem != stem.upper() for stem in stems)
         return cases and all(re.fullmatch(r"[\w-]{11}", stem, re.ASCII) for stem in stems)
-    # Captions beside videos are text as well: camera files begin with an address and a row of numbers.
+    # Captions beside videos are text too; camera files begin with an address and a row of numbers.
     first = (itertools.islice(_texts(folder, split), 20) for split in _SPLITS)
     return any(map(_is_camera_file, itertools.chain.from_iterable(first)))
 
@@ -233,34 +214,19 @@ def _is_camera_file(path: Path) -> bool:
 
 
 def _holds_images(*folders: Path) -> bool:
-    """Whether the first class folder that holds images or videos, of those in `folders`, holds more images."""
+    """Whether the first class folder of `folders` with images or videos has more images than videos."""
     for folder in folders:
         for path in sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith(".")):
             suffixes = [p.suffix.lower() for p in path.iterdir() if not p.name.startswith(".")]
-            pictures, videos = (sum(s in known for s in suffixes) for known in (images.SUFFIXES, SUFFIXES))
+            pictures, videos = (sum(s in known for s in suffixes) for known in (image_files.SUFFIXES, SUFFIXES))
             if pictures or videos:
                 return pictures > videos
     return False
 
 
-def list_dataset(folder: str | Path, split: str, dataset: str = "", **settings) -> SplitIndex:
-    """The files of a split of the data set in `folder`, which is recognised unless `dataset` names it.
-
-    Raises:
-      NoVideosError: the folder is missing, or incomplete as that data set.
-      ValueError: there is no such data set.
-    """
-    folder = Path(folder)
-    check_folder(folder)
-    name = dataset or detect_format(folder)
-    if name not in DATASETS:
-        raise ValueError(f"dataset is one of {', '.join(DATASETS)}, got {name!r}")
-    return DATASETS[name](folder, split, **settings)
-
-
 def _lines(path: Path, dataset: str) -> list[str]:
     if not path.is_file():
-        raise NoVideosError(f"{path} is missing: {dataset} comes with it")
+        raise NoVideosError(f"{path} is missing: it is part of {dataset}")
     try:
         # Spreadsheets and Windows editors put a byte order mark before the text.
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -279,17 +245,19 @@ def _kinetics_rows(path: Path) -> list[dict]:
 
 
 def _present(dataset: str, class_names: list[str], wanted: list[VideoEntry], where: str) -> SplitIndex:
-    """A listing of the files that are there. Raises NoVideosError if none of them is."""
-    # Which folders hold what is asked once each: a list may name hundreds of thousands of files. A link to nothing is
-    # not there, either.
-    there = functools.lru_cache(maxsize=None)(
-        lambda folder: {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
-    )
-    items = tuple(item for item in wanted if item.path.name in there(item.path.parent))
-    absent = {item.name: f"expected at {item.path}" for item in wanted if item.path.name not in there(item.path.parent)}
+    """The files that exist. Raises NoVideosError if none does."""
+
+    @functools.cache  # one scan a folder: a list may name hundreds of thousands of files
+    def names(folder: Path) -> set[str]:
+        # A link to a missing file is not a file.
+        return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
+
+    exists = [entry.path.name in names(entry.path.parent) for entry in wanted]
+    items = tuple(itertools.compress(wanted, exists))
+    absent = {e.name: f"expected at {e.path}" for e, found in zip(wanted, exists, strict=True) if not found}
     if not items:
         raise NoVideosError(
-            f"none of the {len(wanted)} videos that {dataset} names is there ({summarize(absent, 2)}); {where} "
+            f"none of the {len(wanted)} videos of {dataset} exists ({summarize(absent, 2)}); {where} "
             f"({', '.join(SUFFIXES)})"
         )
     return SplitIndex(dataset, tuple(class_names), items, absent)

@@ -1,16 +1,14 @@
-"""The latent cache: posteriors of clips in ArrayRecord shards, with the key that says what they are posteriors of.
+"""The latent cache: posteriors of clips in ArrayRecord shards, with a key of everything that decides their values.
 
-A folder holds `key.json` (written first), `00000.array_record`, ... (each whole or not there) and `manifest.json`
-(written last: without it the cache is unfinished). A record is a safetensors blob of `mean`, `logvar` and `label`.
-Where clips are encoded as they are trained on, the folder holds the key and the manifest alone, for the statistics.
+A folder holds `key.json` (written first), `00000.array_record`, ... (written atomically) and `manifest.json` (written
+last: without it the cache is unfinished). A record is a safetensors blob of `mean`, `logvar` and `label`. If clips are
+encoded while they are trained on, the folder holds the key and the manifest only, for the statistics.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pv_vae_jax.data.clips import SkipLog, first_readable
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
 from pv_vae_jax.storage import write_json
 
-SHARD = 256  # records a file
+SHARD = 256  # records per file
 
 
 class StaleLatentsError(ValueError):
-    """A cache made from another encoder or other clips; the message names the differences."""
+    """A cache was made with another encoder or other clips. The message names the differences."""
 
 
 def completed_records(folder: Path, key: dict) -> int:
-    """Records before the first that is missing, of a cache with this `key`; 0 if there is none.
+    """Number of records of a cache before the first that is missing.
 
     Raises:
       StaleLatentsError: the folder holds a cache with another key.
@@ -43,7 +42,7 @@ def completed_records(folder: Path, key: dict) -> int:
 
 
 def begin_cache(folder: Path, key: dict) -> None:
-    """Say what a cache will hold.
+    """Create the folder of a cache and write its key.
 
     Raises:
       StaleLatentsError: the folder holds a cache with another key.
@@ -54,36 +53,38 @@ def begin_cache(folder: Path, key: dict) -> None:
 
 
 def cache_shards(folder: Path, total: int) -> dict[Path, range]:
-    """Files of a cache of `total` records, and which records each is for. They may be written in any order."""
+    """Files of a cache of `total` records -> indices of their records. They may be written in any order."""
     starts = range(0, total, SHARD)
     return {folder / f"{i:05d}.array_record": range(a, min(a + SHARD, total)) for i, a in enumerate(starts)}
 
 
 def write_latents_shard(path: Path, records: Iterable[dict]) -> None:
-    """Write one file of a cache, whole or not at all."""
+    """Write one file of a cache atomically."""
     write_shard(path, (save({name: np.asarray(value) for name, value in item.items()}) for item in records))
 
 
 def finish_cache(folder: Path, *, key: dict, total: int, class_names: tuple[str, ...]) -> None:
-    """Write the manifest of a cache whose files are all there, with the statistics of their records."""
+    """Write the manifest of a cache whose files are complete, with the statistics of their records."""
     shards = _open(folder, total)
     try:
         _write_manifest(folder, map(load, map(shards.__getitem__, range(total))), key, total, class_names)
     except BrokenRecordError as error:
-        raise BrokenRecordError(f"{error}. Remove that file: the same command encodes it again") from error
+        raise BrokenRecordError(f"{error}. Remove this file: the same command encodes it again") from error
 
 
 def write_latents(
     folder: Path, records: Iterable[dict], *, key: dict, total: int, class_names: tuple[str, ...]
 ) -> None:
-    """Write `records` behind the `completed_records` of the folder, up to `total`, and the manifest.
+    """Write a cache, or the rest of one: all files behind `completed_records`, and the manifest.
+
+    For records that are made one after the other in one process; several may each write files of `cache_shards`.
 
     Args:
-      folder: of the cache.
-      records: the missing ones, in order: `mean`, `logvar` `(g, h, w, z)` float32 and `label`.
+      folder: folder of the cache.
+      records: missing records in order: `mean`, `logvar` `(g, h, w, z)` float32 and `label`.
       key: everything that decides the numbers, as JSON.
-      total: records of the whole cache.
-      class_names: in label order.
+      total: number of records of the complete cache.
+      class_names: class names in label order.
 
     Raises:
       StaleLatentsError: the folder holds a cache with another key.
@@ -97,31 +98,31 @@ def write_latents(
             continue
         items = list(itertools.islice(records, len(rows)))
         if len(items) < len(rows):
-            raise ValueError(f"{folder}: records end at {rows.start + len(items)} of {total}")
+            raise ValueError(f"{folder}: expected {total} records, got {rows.start + len(items)}")
         write_latents_shard(path, items)
     finish_cache(folder, key=key, total=total, class_names=class_names)
 
 
 def write_statistics(folder: Path, records: Iterable[dict], *, key: dict, class_names: tuple[str, ...]) -> None:
-    """Write what a cache says about its records, without them: for clips that are encoded as they are trained on.
+    """Write the key and manifest of a cache without its records, for clips that are encoded while they are trained on.
 
     Raises:
-      StaleLatentsError: the folder holds something with another key.
+      StaleLatentsError: the folder holds a cache with another key.
     """
     begin_cache(folder, key)
     _write_manifest(folder, records, key, 0, class_names)
 
 
 def read_manifest(folder: Path, key: dict | None = None) -> dict:
-    """What a finished cache says about itself, with `statistics`: `(mean, std)`, each `(z,)` float32.
+    """The manifest of a finished cache, with `statistics`: `(mean, std)`, each `(z,)` float32.
 
     Raises:
-      FileNotFoundError: no finished cache there.
-      StaleLatentsError: it has another key.
+      FileNotFoundError: the folder holds no finished cache.
+      StaleLatentsError: the cache has another key.
     """
     if not (folder / "manifest.json").exists():
         raise FileNotFoundError(
-            f"no finished latent cache in {folder}: run pv-vae encode, or stage latents of pv-vae train"
+            f"no finished latent cache in {folder}: run pv-vae encode, or the stage latents of pv-vae train"
         )
     manifest = _read_json(folder / "manifest.json")
     if key is not None:
@@ -133,13 +134,12 @@ class LatentSource:
     """A finished cache as a random-access source. A record that cannot be read is replaced by the next that can.
 
     Attributes:
-      class_names: in label order.
-      statistics: `(mean, std)`, each `(z,)` float32: of samples of the posteriors, over all records and positions.
-      skipped: record -> why it could not be read.
+      class_names: class names in label order.
+      statistics: `(mean, std)` of samples of the posteriors over all records and positions, each `(z,)` float32.
+      skipped: index of a record -> why it could not be read.
 
     Raises:
-      FileNotFoundError: no finished cache there.
-      StaleLatentsError: it has another key.
+      FileNotFoundError, StaleLatentsError: as `read_manifest`.
     """
 
     def __init__(self, folder: Path, key: dict | None = None):
@@ -148,7 +148,7 @@ class LatentSource:
         self.class_names = tuple(manifest["class_names"])
         self.statistics = manifest["statistics"]
         self.skipped: dict[int, str] = {}
-        self._records, self._lock = _open(folder, self._length), threading.Lock()
+        self._records, self._log = _open(folder, self._length), SkipLog()
 
     def __len__(self) -> int:
         return self._length
@@ -164,22 +164,23 @@ class LatentSource:
         Raises:
           BrokenRecordError: no record can be read any more.
         """
-        for step in range(self._length):
-            i = (index + step) % self._length
-            try:
-                return load(self._records[i])
-            except (BrokenRecordError, SafetensorError) as error:
-                self._skip(i, error)
+        indices = ((index + step) % self._length for step in range(self._length))
+        if found := first_readable(indices, self._load, self._skip):
+            return found[0]
         raise BrokenRecordError(f"none of the {self._length} latents in {self.folder} can be read: encode them again")
 
+    def _load(self, index: int) -> dict:
+        try:
+            return load(self._records[index])
+        except SafetensorError as error:
+            raise BrokenRecordError(str(error)) from error
+
     def _skip(self, index: int, error: Exception) -> None:
-        with self._lock:
-            if index not in self.skipped:
-                self.skipped[index] = str(error)
-                print(f"skipped latent {index}: {error} ({len(self.skipped)} so far)", file=sys.stderr)
+        self.skipped.setdefault(index, str(error))
+        self._log.skip(f"latent {index}", error)
 
     def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """`record(index)`: the training step draws from the posterior, so `rng` has nothing to do."""
+        """`record(index)`. The training step samples the posterior, so `rng` is not used."""
         return self.record(index)
 
 

@@ -1,10 +1,8 @@
-"""ArrayRecord files, and JSON beside them: written whole or not at all, read by one index over all of them."""
+"""ArrayRecord shards: written atomically, read through one index over all of them."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,29 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.storage import partial
+from pv_vae_jax.storage import atomic
 
-OPEN = 128  # files held open at once
+OPEN = 128  # maximum number of files held open
 
 
 class BrokenRecordError(ValueError):
-    """A record that cannot be read; its neighbours may well be whole. The message names the file."""
+    """A record that cannot be read, while its neighbours may be intact. The message names the file."""
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> int:
-    """Write `records` to `path`, which appears when the last one is in it; return their number.
+    """Write `records` to `path` atomically and return their number.
 
-    Several writers may make the same file at once: each writes under a name of its own.
+    Several processes may write the same file at once: each uses a temporary name of its own.
 
     Raises:
-      OSError: it cannot be written, as the disk is full.
+      OSError: the file cannot be written, for example because the disk is full.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = partial(path)
-    try:
+    count = 0
+    with atomic(path) as temporary:
         with _system_errors(path):
-            writer, count = ArrayRecordWriter(str(temporary), "group_size:1"), 0  # a record a chunk, for random access
+            writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one record a chunk, for random access
         try:
             for record in records:
                 with _system_errors(path):
@@ -43,26 +41,23 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
         finally:
             with _system_errors(path):
                 writer.close()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 
 @contextlib.contextmanager
 def _system_errors(path: Path) -> Iterator[None]:
-    """Context that raises as OSError what ArrayRecord tells of the system as RuntimeError."""
+    """Turn ArrayRecord's RuntimeError for failures of the system into an OSError."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).split("; writing")[0]
-        raise OSError(f"cannot write {path} ({reason}): make room, and run the same command again") from error
+        raise OSError(f"cannot write {path} ({reason}): free some space and run the same command again") from error
 
 
 def remove_partial_shards(folder: Path) -> None:
-    """Remove what killed writers left; one still at work fails, so the caller knows that there is none."""
-    # The second says what `prepare.run_task` was at, the third is of versions before.
-    for pattern in (".*.partial", "[0-9]*.at", "[0-9]*.tmp"):
+    """Remove what killed writers left. A writer still running would fail, so the caller makes sure that none is."""
+    # `.at` names the file that `prepare` was decoding; the last two patterns are those of earlier versions.
+    for pattern in (".*.partial.*", "[0-9]*.at", ".*.partial", "[0-9]*.tmp"):
         for temporary in folder.glob(pattern):
             temporary.unlink(missing_ok=True)
 
@@ -70,11 +65,11 @@ def remove_partial_shards(folder: Path) -> None:
 class Shards:
     """Records of several files as one sequence. Reading is safe from many threads.
 
-    Every chunk of an ArrayRecord file carries its hash, so a record with a flipped bit raises and is never returned.
+    Every chunk of an ArrayRecord file carries a hash: a record with a flipped bit raises instead of being returned.
 
     Args:
-      paths: of the files, in order.
-      counts: records in each, as their manifest says: a damaged file does not move the records of others.
+      paths: ArrayRecord files, in order.
+      counts: number of records in each, from the manifest, so that a damaged file does not shift the others' indices.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int]):
@@ -89,8 +84,8 @@ class Shards:
         """Record `index`.
 
         Raises:
-          IndexError: there is none.
-          BrokenRecordError: the file is gone, cut or damaged there.
+          IndexError: `index` is out of range.
+          BrokenRecordError: the file is missing, truncated or damaged at this record.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
@@ -110,7 +105,7 @@ class Shards:
         with self._lock:
             if file not in self._readers:
                 if not self.paths[file].is_file():
-                    raise FileNotFoundError("the file is gone")
+                    raise FileNotFoundError("the file is missing")
                 reader = ArrayRecordReader(str(self.paths[file]), "readahead_buffer_size:0")
                 self._readers[file] = (reader, threading.Lock())
                 while len(self._readers) > OPEN:
@@ -119,14 +114,8 @@ class Shards:
             return self._readers[file]
 
     def __getstate__(self) -> dict:
-        """Readers stay in their process: a worker opens its own."""
+        """Open readers are not pickled: each worker process opens its own."""
         return {"paths": self.paths, "_ends": self._ends}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _readers=OrderedDict(), _lock=threading.Lock())
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,16 +1,16 @@
-"""A world of moving textured sprites with occlusion: seeded, exact, no files needed.
+"""A synthetic world of moving textured sprites with occlusion: seeded, exact, without files.
 
 A clip is a pure function of (seed, index). Classes are families of motion, so that a conditional generator has
-something in time to get right:
+something temporal to learn:
 
 * `bounce`: constant velocity, reflected at the walls;
 * `orbit`: circles around a fixed centre, spinning;
 * `fall`: gravity from rest, elastic floor. The future follows from the first frame alone;
 * `swing`: a sine along a line, starting at one end.
 
-Two more are there to be named (`families_of`), and are in no clip otherwise:
+Two more are used only if named (`families_of`):
 
-* `walk`: a step of random size and direction in every frame. Nothing tells the next;
+* `walk`: a step of random size and direction in every frame, which cannot be predicted;
 * `still`: nothing moves.
 """
 
@@ -27,15 +27,15 @@ SHAPES = ("disc", "square", "triangle")
 
 @dataclasses.dataclass(frozen=True)
 class Sprite:
-    """One textured shape. Positions are in units of the picture's side, y downwards, sprite 0 at the back.
+    """One textured shape. Positions are in units of the frame's side, y downwards, sprite 0 at the back.
 
     Attributes:
       shape: one of `SHAPES`.
-      radius: half its size.
+      radius: half of its size.
       position: `(t, 2)` centre as (y, x).
-      angle: `(t,)` radians.
-      colours: `(2, 3)` in [0, 1], the two ends of its stripes.
-      stripes: (frequency, direction, phase) of the texture, fixed to the sprite.
+      angle: `(t,)` rotation in radians.
+      colours: `(2, 3)` the two ends of its stripes in [0, 1].
+      stripes: frequency, direction and phase of the texture, fixed to the sprite.
     """
 
     shape: str
@@ -48,7 +48,7 @@ class Sprite:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All that is needed to draw a clip: a background texture, sprites from back to front, and the class label."""
+    """A clip before rendering: a background texture, sprites from back to front, and the class label."""
 
     background: np.ndarray  # (3, 5): per channel level, amplitude, y and x frequency, phase
     sprites: tuple[Sprite, ...]
@@ -64,7 +64,7 @@ def families_of(source: str) -> tuple[str, ...] | None:
     """Families of a world: `synthetic` has `FAMILIES`, `synthetic:fall,walk` those two. None for any other source.
 
     Raises:
-      ValueError: no such family, or one twice.
+      ValueError: a family is unknown or named twice.
     """
     world, colon, names = source.partition(":")
     if world != "synthetic":
@@ -131,7 +131,7 @@ def _reflect(path: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> np.ndarray:
-    """Height of a body released at rest that bounces back to where it began, for ever."""
+    """Height of a body released at rest that bounces back to its start again and again."""
     down = np.sqrt(2 * (floor - start) / gravity)
     since = np.abs(np.mod(t + down, 2 * down) - down)
     return start + 0.5 * gravity * since**2
@@ -171,13 +171,19 @@ def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.
 
 
 class SyntheticVideos:
-    """Source of `clips` synthetic clips: `clip(i)` -> `{"video": (t, s, s, 3) uint8, "label": int32}`.
+    """A source of `clips` synthetic clips.
 
-    Labels go round the families, so every class has the same number of clips. Test clips come from another `seed`.
+    Labels alternate between the families, so every class has the same number of clips. Test clips come from another
+    `seed`.
 
     Args:
-      cache_bytes: memory for rendered clips. A clip takes a millisecond to render, an accelerator's step on a batch of
-        small ones no longer than that.
+      clips, frames, size: number of clips, and frames and side in pixels of each.
+      seed: seed of the world.
+      sprites: sprites of a clip.
+      families: motion families, the classes.
+      cache_bytes: memory for rendered clips. Rendering a clip takes a millisecond, and an accelerator's step on a batch
+        of small clips may take no longer.
+      images: `clip` gives single frames, for training on images.
 
     Attributes:
       class_names: the families.
@@ -194,8 +200,10 @@ class SyntheticVideos:
         sprites: int = 2,
         families: tuple[str, ...] = FAMILIES,
         cache_bytes: int = 0,
+        images: bool = False,
     ):
         self.clips, self.frames, self.size, self.seed, self.sprites = clips, frames, size, seed, sprites
+        self.images = images
         self.class_names = families
         self._kept: dict[int, np.ndarray] = {}
         self._most_kept = cache_bytes // (3 * frames * size**2)
@@ -204,14 +212,16 @@ class SyntheticVideos:
         return self.clips
 
     def scene(self, index: int) -> Scene:
-        """What clip `index` shows."""
+        """The scene of clip `index`."""
         if not 0 <= index < self.clips:
             raise IndexError(index)
         names = self.class_names
         return simulate(self.seed, int(index), self.frames, int(index) % len(names), self.sprites, names)
 
     def clip(self, index: int, rng: np.random.Generator | None = None) -> dict:
-        """The whole clip; it is the same for every `rng`."""
+        """`{"video": (t, s, s, 3) uint8, "label": int32}`, the same for every `rng`; for `images` one frame of it."""
+        if self.images:
+            return self.image(index, rng)
         video = self._kept.get(index)
         if video is None:
             video = render(self.scene(index), self.size)

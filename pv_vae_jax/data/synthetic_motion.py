@@ -1,6 +1,6 @@
-"""What really moves in a synthetic scene: exact optical flow, occlusion, and tracks of points.
+"""The true motion of a synthetic scene: exact optical flow, occlusion, and tracks of points.
 
-Coordinates are pixels of the drawn picture, x to the right and y down; the centre of pixel (row i, column j) lies at
+Coordinates are pixels of the frame, x to the right and y down; the centre of pixel (row i, column j) is
 (j + 0.5, i + 0.5), as in TAP-Vid.
 """
 
@@ -14,7 +14,7 @@ BACKGROUND = -1
 
 
 def visible_layer(scene: Scene, t: int, place: np.ndarray) -> np.ndarray:
-    """Number of the topmost sprite at places `(..., 2)`, (x, y) in shares of the side; -1 is the background."""
+    """Index of the topmost sprite at places `(..., 2)`, (x, y) in units of the side; -1 is the background."""
     layer = np.full(place.shape[:-1], BACKGROUND)
     for number, sprite in enumerate(scene.sprites):  # later sprites hide earlier ones
         layer[_inside(sprite, t, place)] = number
@@ -22,7 +22,7 @@ def visible_layer(scene: Scene, t: int, place: np.ndarray) -> np.ndarray:
 
 
 def exact_flow(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where every pixel goes in the next frame.
+    """The motion of every pixel to the next frame.
 
     Returns:
       `(t - 1, size, size, 2)` float64 flow (dx, dy) in pixels, and `(t - 1, size, size)` bool: the point is hidden or
@@ -40,7 +40,7 @@ def exact_flow(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact_paths(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where every pixel of frame 0 has gone.
+    """The motion of every pixel of frame 0 to each frame.
 
     Returns:
       `(t, size, size, 2)` float64 (dx, dy) in pixels since frame 0, and `(t, size, size)` bool: hidden or outside.
@@ -77,14 +77,14 @@ def tracks(scene: Scene, size: int, count: int, rng: np.random.Generator) -> tup
 
 
 def _own(sprite: Sprite, t: int, place: np.ndarray) -> np.ndarray:
-    """Places `(..., 2)` (x, y) in the sprite's own axes (u, v), in its radii."""
+    """Places `(..., 2)` (x, y) in the sprite's own axes (u, v), in units of its radius."""
     dx, dy = np.moveaxis(place - sprite.position[t, ::-1], -1, 0)
     cos, sin = np.cos(sprite.angle[t]), np.sin(sprite.angle[t])
     return np.stack([sin * dy + cos * dx, cos * dy - sin * dx], axis=-1) / sprite.radius
 
 
 def _inside(sprite: Sprite, t: int, place: np.ndarray) -> np.ndarray:
-    """The outlines that `data.synthetic` draws, without their soft edge."""
+    """Whether places are inside the outline that `data.synthetic` draws, without its soft edge."""
     u, v = np.moveaxis(_own(sprite, t, place), -1, 0)
     if sprite.shape == "disc":
         return u * u + v * v <= 1
@@ -94,13 +94,13 @@ def _inside(sprite: Sprite, t: int, place: np.ndarray) -> np.ndarray:
 
 
 def _carry(scene: Scene, layer: np.ndarray, place: np.ndarray, start: int, end: int) -> np.ndarray:
-    """Where material points that were at `place` at `start` are at `end`. The background stands still."""
+    """Positions at `end` of material points that were at `place` at `start`. The background does not move."""
     out = place.copy()
     for number, sprite in enumerate(scene.sprites):
-        mine = layer == number
-        u, v = np.moveaxis(_own(sprite, start, place[mine]) * sprite.radius, -1, 0)
+        covered = layer == number
+        u, v = np.moveaxis(_own(sprite, start, place[covered]) * sprite.radius, -1, 0)
         cos, sin = np.cos(sprite.angle[end]), np.sin(sprite.angle[end])
-        out[mine] = np.stack([cos * u - sin * v, sin * u + cos * v], axis=-1) + sprite.position[end, ::-1]
+        out[covered] = np.stack([cos * u - sin * v, sin * u + cos * v], axis=-1) + sprite.position[end, ::-1]
     return out
 
 
@@ -110,7 +110,7 @@ def _hidden(scene: Scene, layer: np.ndarray, place: np.ndarray, t: int) -> np.nd
 
 
 def _above(scene: Scene, layer: np.ndarray, place: np.ndarray, t: int) -> np.ndarray:
-    """Whether a sprite in front of the point's own covers it; its own is not asked, or rounding would hide borders."""
+    """Whether a sprite in front of the point's own covers it. Its own is left out: rounding would hide its border."""
     covered = np.zeros(layer.shape, bool)
     for number, sprite in enumerate(scene.sprites):
         covered |= (number > layer) & _inside(sprite, t, place)

@@ -192,7 +192,7 @@ def extrapolate(video: np.ndarray, observed: int) -> np.ndarray:
 def _predict(model: VAE, params: Params, video: Array, dropped: Array, seed: Array, start: Array) -> Array:
     """The filled form takes `k` as data: one program serves every `k`."""
     prediction = predict_filled(model, params, to_float(video), jnp.asarray(dropped), _key(model, seed, start))
-    return to_uint8(model.apply({"params": params}, prediction.features, method="to_pixels"))
+    return to_uint8(model.apply({"params": params}, prediction.latents, method="decode"))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -202,7 +202,7 @@ def _predict_masked(
     """The mask is data: one program serves every pattern."""
     key = _key(model, seed, start)
     prediction = predict_masked(model, params, to_float(video), observed, key, drop_from=drop_from)
-    return to_uint8(model.apply({"params": params}, prediction.features, method="to_pixels"))
+    return to_uint8(model.apply({"params": params}, prediction.latents, method="decode"))
 
 
 def _key(model: VAE, seed: Array, start: Array) -> Array | None:

@@ -1,8 +1,8 @@
-"""What causal layers remember from one chunk of a clip to the next, in the Flax collection `cache`.
+"""The state that causal layers carry from one chunk of a clip to the next, in the Flax collection `cache`.
 
-A whole pass neither reads nor writes it. Applied with `mutable=["cache"]`, a layer stores the last frames of its input;
-applied again with that collection among its variables, it goes on where the chunk before ended. Nothing is hidden: the
-cache is a pytree that goes in and comes out, `pv_vae_jax.streaming` carries it through a `lax.scan`.
+A pass over a full clip neither reads nor writes it. Applied with `mutable=["cache"]`, a layer stores the last frames of
+its input; applied again with that collection among its variables, it continues where the previous chunk ended. The
+cache is an explicit pytree, which `pv_vae_jax.streaming` carries through a `lax.scan`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ CACHE = "cache"
 
 
 def continues(module: nn.Module) -> bool:
-    """Whether `module` goes on with a clip, whose earlier chunks left it a cache. Ask before its layers run."""
+    """Whether earlier chunks of the clip left `module` a cache. Call it before the layers of the module run."""
     return bool(module.variables.get(CACHE))
 
 
 def left_context(module: nn.Module, x: Array, frames: int) -> Array | None:
     """The `frames` input frames of `module` before `x (b, t, h, w, c)`; None if `x` begins the clip.
 
-    While streaming, the last `frames` of what was seen so far are kept for the next chunk. A clip has zeros before its
-    first frame.
+    While streaming, it also stores the last `frames` seen so far for the next chunk; a clip starts with zeros.
     """
     if not frames:
         return None

@@ -14,8 +14,8 @@ from pv_vae_jax.typing import Array, PRNGKey
 def lecun_normal(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """The numbers of `jax.nn.initializers.lecun_normal()`, drawn flat and reshaped.
 
-    XLA takes about 2 s on CPU to compile a draw of a new 5-D shape and a quarter of one for a flat array (jax 0.10.2);
-    a network has dozens of shapes.
+    XLA takes about 2 s on CPU to compile a draw of a new 5-D shape and 0.25 s for a flat array (jax 0.10.2), and a
+    network has dozens of shapes.
     """
     fan_in = math.prod(shape[:-1])
     # The standard deviation of a normal cut off at 2 is 0.8796; this makes the variance 1 / fan_in.
@@ -29,17 +29,17 @@ def last_tap_init(init: nn.initializers.Initializer) -> nn.initializers.Initiali
     An image sees the last tap only; random earlier taps would be noise when video training begins.
     """
 
-    def initialise(key, shape, dtype=jnp.float32):
+    def init_kernel(key, shape, dtype=jnp.float32):
         return jnp.zeros(shape, dtype).at[-1].set(init(key, shape[1:], dtype))
 
-    return initialise
+    return init_kernel
 
 
 def identity_tap_init(copies: int = 1) -> nn.initializers.Initializer:
-    """Kernel `(kt, 1, 1, c, copies * c)` that passes the current frame on, `copies` times: the last tap an identity."""
+    """Kernel `(kt, 1, 1, c, copies * c)` that repeats the current frame `copies` times: the last tap is an identity."""
 
-    def initialise(key, shape, dtype=jnp.float32):
+    def init_kernel(key, shape, dtype=jnp.float32):
         eye = jnp.tile(jnp.eye(shape[3], dtype=dtype), (1, copies))
         return jnp.zeros(shape, dtype).at[-1, 0, 0].set(eye)
 
-    return initialise
+    return init_kernel

@@ -1,4 +1,4 @@
-"""What a backward pass keeps and what it computes again, by name."""
+"""Rematerialisation policies by name: what a backward pass keeps and what it recomputes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 Remat = Literal["none", "blocks", "dots", "dots_no_batch"]
-# What the backward pass finds saved, besides the input of every block.
+# What is saved for the backward pass, besides the input of every block.
 POLICIES = {
     "blocks": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -18,10 +18,10 @@ REMATS = ("none", *POLICIES)
 
 
 def remat(block: type[nn.Module], policy: Remat) -> type[nn.Module]:
-    """A block class to be repeated by `nn.scan`, saving what `policy` says; values and gradients stay the same.
+    """A block class for `nn.scan` that saves what `policy` says; values and gradients stay the same.
 
-    `none`: everything is saved. `blocks`: nothing inside a block, which runs once more. `dots`: results of all matrix
-    products. `dots_no_batch`: of those with weights, so not the attention logits, the largest arrays of a transformer.
+    `none` saves everything; `blocks` nothing inside a block, which runs once more; `dots` the results of all matrix
+    products; `dots_no_batch` of those with weights, so not the attention logits, the largest arrays of a transformer.
     """
     if policy == "none":
         return block

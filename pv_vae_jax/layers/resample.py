@@ -1,6 +1,6 @@
 """Change of resolution: patchify, strided down, repeated up, and the parameter-free shortcuts around them.
 
-Time always treats frame 0 apart: `1 + 2n` frames become `1 + n` and back, so an image is the case `n = 0`.
+Frame 0 is always separate: `1 + 2n` frames become `1 + n` and back, so an image is the case `n = 0`.
 """
 
 from __future__ import annotations
@@ -49,35 +49,35 @@ def average_down(x: Array, features: int, time: int, space: int, pad: ShortcutPa
         first = x[:, :1] if pad == "first" else jnp.zeros_like(x[:, :1])
         x = jnp.concatenate([first] * missing + [x], axis=1)
     x = rearrange(x, "b (t f) (h q) (w r) c -> b t h w (c f q r)", f=time, q=space, r=space)
-    return x.reshape(x.shape[:-1] + (features, -1)).mean(-1)
+    return x.reshape(x.shape[:-1] + (features, -1)).mean(-1)  # (b, t / time, h / space, w / space, features)
 
 
 def duplicate_up(
     x: Array, features: int, time: int, space: int, begins: bool = True, over_time: ShortcutTime = "repeat"
 ) -> Array:
-    """Repeat channels and deal them out over space, and with `interleave` over time (DupUp3D of Wan2.2).
+    """Repeat channels and spread them over space, and with `interleave` over time (DupUp3D of Wan2.2).
 
     Args:
       x: `(b, t, h, w, c)`.
       features: output channels; `c` must divide `features * space**2`, with `interleave` `features * time * space**2`.
       time, space: integer factors.
-      begins: whether `x` is the beginning of a clip, whose frame 0 gives one frame: the last of its `time`.
+      begins: whether `x` begins a clip, whose frame 0 gives one frame only: the last of its `time`.
       over_time: `repeat` gives the `time` frames that come from one the same channels, so that a still clip stays
         still; `interleave` gives them different ones where the level narrows (Wan2.2).
 
     Returns:
       `(b, 1 + time * (t - 1), h * space, w * space, features)`; `time * t` frames unless it begins the clip.
     """
-    dealt = time if over_time == "interleave" else 1
-    x = jnp.repeat(x, features * dealt * space**2 // x.shape[-1], axis=-1)
-    x = rearrange(x, "b t h w (c f q r) -> b (t f) (h q) (w r) c", f=dealt, q=space, r=space)
-    if dealt < time:
-        x = jnp.repeat(x, time, axis=1)
+    interleaved = time if over_time == "interleave" else 1
+    x = jnp.repeat(x, features * interleaved * space**2 // x.shape[-1], axis=-1)
+    x = rearrange(x, "b t h w (c f q r) -> b (t f) (h q) (w r) c", f=interleaved, q=space, r=space)
+    if interleaved < time:
+        x = jnp.repeat(x, time, axis=1)  # (b, time t, space h, space w, features)
     return x[:, time - 1 :] if begins else x
 
 
 class TimeDown(nn.Module):
-    """`1 + 2n` frames -> `1 + n`: frame 0 passes, then a 3-tap convolution of stride 2 over the whole clip."""
+    """`1 + 2n` frames -> `1 + n`: frame 0 unchanged, then a 3-tap convolution of stride 2 over all frames."""
 
     dtype: str = "float32"
 
@@ -93,12 +93,12 @@ class TimeDown(nn.Module):
             return x
         n = (x.shape[1] - 1) // 2
         # Strides by slicing frames: a strided 3-D convolution has a 10-20 times slower gradient on CPU.
-        later = sum(x[:, i : i + 2 * n - 1 : 2] @ kernel[i, 0, 0] for i in range(3)) + bias
+        later = sum(x[:, i : i + 2 * n - 1 : 2] @ kernel[i, 0, 0] for i in range(3)) + bias  # (b, n, h, w, c)
         return jnp.concatenate([x[:, :1], later], axis=1) if context is None else later
 
 
 class TimeUp(nn.Module):
-    """`1 + n` frames -> `1 + 2n`: frame 0 passes, every later frame becomes two (`c -> 2c`, interleaved)."""
+    """`1 + n` frames -> `1 + 2n`: frame 0 unchanged, every later frame becomes two (`c -> 2c`, interleaved)."""
 
     dtype: str = "float32"
     lowering: Lowering = "auto"
@@ -115,7 +115,7 @@ class TimeUp(nn.Module):
         context = left_context(self, later, 2)
         if not later.shape[1]:
             return x
-        later = causal_conv3d(later, kernel, bias, context=context, lowering=self.lowering)
+        later = causal_conv3d(later, kernel, bias, context=context, lowering=self.lowering)  # (b, n, h, w, 2 c)
         return jnp.concatenate([first, rearrange(later, "b t h w (f c) -> b (t f) h w c", f=2)], axis=1)
 
 
@@ -129,7 +129,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.space == 2:
-            x = Conv2D(x.shape[-1], stride=2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")(x)
+            x = Conv2D(features=x.shape[-1], stride=2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")(x)
         if self.time == 2:
             x = TimeDown(dtype=self.dtype, name="time_conv")(x)
         return x
@@ -150,6 +150,6 @@ class Upsample(nn.Module):
             x = TimeUp(dtype=self.dtype, lowering=self.lowering, name="time_conv")(x)
         if self.space == 2:
             # jnp.repeat, not jax.image.resize: the same values, and a gradient six times cheaper on CPU.
-            x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+            x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)  # (b, t, 2 h, 2 w, c)
             x = Conv2D(self.features, dtype=self.dtype, name="conv")(x)
         return x

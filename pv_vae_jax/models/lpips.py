@@ -1,8 +1,8 @@
-"""LPIPS v0.1 (Zhang et al., arXiv 1801.03924): how different two pictures look, by features of an ImageNet network.
+"""LPIPS v0.1 (Zhang et al., arXiv 1801.03924): a perceptual distance of two pictures, from ImageNet features.
 
-Features at five depths, normalised over channels; squared differences, weighed by a learned head, averaged over the
-picture. Evaluation in the literature takes AlexNet, training losses take VGG. A network of any weights computes; only
-the published ones make it LPIPS.
+Features at five depths are normalised over channels; their squared differences are weighted by a learned head and
+averaged over the picture. The literature evaluates with AlexNet and trains with VGG. The module runs with any weights;
+only the published ones make it LPIPS.
 """
 
 from __future__ import annotations
@@ -36,21 +36,17 @@ BACKBONES = {"alexnet": ALEXNET, "vgg16": VGG16}
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-LEAST_SIDE = 32  # smaller pictures leave AlexNet's last layers nothing to see
+LEAST_SIDE = 32  # smaller pictures leave AlexNet's last layers without a pixel
 
 
 class ImageBackbone(nn.Module):
-    """Convolutions and ReLUs of an image classifier; returns the features at its taps.
-
-    Attributes:
-      layers: one of `BACKBONES`.
-    """
+    """Convolutions and ReLUs of an image classifier, `layers` of `BACKBONES`; returns the features at its taps."""
 
     layers: Layers
 
     @nn.compact
     def __call__(self, x: Array) -> list[Array]:
-        """`(n, h, w, 3)`, normalised as the network wants it -> features `(n, h', w', c)` of every tap."""
+        """Pictures `(n, h, w, 3)`, normalised for the network -> features `(n, h', w', c)` at every tap."""
         taps = []
         for layer in self.layers:
             if layer == "tap":
@@ -65,11 +61,7 @@ class ImageBackbone(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The distance. A `losses.perceptual.Perceptual` once its parameters are bound.
-
-    Attributes:
-      backbone: `alexnet` or `vgg16`.
-    """
+    """The distance; with its parameters bound, a `losses.Perceptual`. `backbone` is `alexnet` or `vgg16`."""
 
     backbone: str = "alexnet"
 
@@ -83,11 +75,11 @@ class LPIPS(nn.Module):
         return BACKBONES[self.backbone]
 
     def __call__(self, a: Array, b: Array) -> Array:
-        """Distance `(n,)` of pictures `(n, h, w, 3)` in [-1, 1] (a [0, 1] picture is the commonest mistake)."""
+        """Distance `(n,)` of pictures `(n, h, w, 3)` in [-1, 1], not [0, 1]."""
         return self.by_layer(a, b).sum(axis=1)
 
     def by_layer(self, a: Array, b: Array) -> Array:
-        """`(n, taps)`: what each depth adds."""
+        """The part `(n, taps)` of the distance that each depth contributes."""
         n = len(a)
         x = (jnp.concatenate([a, b]) - jnp.asarray(SHIFT)) / jnp.asarray(SCALE)
         terms = []

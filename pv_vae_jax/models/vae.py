@@ -7,165 +7,20 @@ output depends on frames `<= i` of the input only, which is what predictive trai
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from pv_vae_jax.layers.attention import FrameAttention
-from pv_vae_jax.layers.blocks import ResidualBlock
+from pv_vae_jax.layers.blocks import FrameAttention, ResidualBlock, RMSNorm
 from pv_vae_jax.layers.cache import continues
-from pv_vae_jax.layers.conv import CausalConv3D, Lowering
-from pv_vae_jax.layers.norm import RMSNorm
-from pv_vae_jax.layers.resample import (
-    Downsample,
-    ShortcutPad,
-    ShortcutTime,
-    Upsample,
-    average_down,
-    duplicate_up,
-    patchify,
-    unpatchify,
-)
+from pv_vae_jax.layers.conv import CausalConv3D
+from pv_vae_jax.layers.resample import Downsample, Upsample, average_down, duplicate_up, patchify, unpatchify
+from pv_vae_jax.models.vae_config import VAEConfig
 from pv_vae_jax.sharding.axes import VIDEO_AXES, constrain
-from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_dtype, check_latent_shape, check_sizes
-
-
-class _Compressing(Protocol):
-    @property
-    def time_factor(self) -> int: ...
-
-    @property
-    def space_factor(self) -> int: ...
-
-    @property
-    def latent_channels(self) -> int: ...
-
-
-class Compression:
-    """What the configuration of any VAE says of its latents, by `time_factor`, `space_factor` and `latent_channels`."""
-
-    @property
-    def name(self: _Compressing) -> str:
-        """Compression in the field's shorthand, e.g. `t4s16c64`."""
-        return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
-
-    def latent_frames(self: _Compressing, frames: int) -> int:
-        """Latent frames `g` of a clip of `1 + T` frames."""
-        return 1 + (frames - 1) // self.time_factor
-
-    def frames(self: _Compressing, latent_frames: int) -> int:
-        """Pixel frames that `latent_frames` decode to."""
-        return 1 + (latent_frames - 1) * self.time_factor
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEConfig(Compression):
-    """Architecture of a `VAE`. Tuples run from pixels to latents; the decoder mirrors the encoder.
-
-    The paper fixes the compression and the order of the levels (time and space first, then space alone) and leaves the
-    widths open; the defaults here are ours.
-
-    Attributes:
-      patch: side of the pixel patches folded into channels before the first convolution.
-      latent_channels: `z`.
-      time_factors, space_factors: 1 or 2 for each resampling, first level first.
-      encoder_widths, decoder_widths: channels of each level, one more than there are resamplings.
-      encoder_blocks, decoder_blocks: residual blocks a level.
-      mid_attention: per-frame attention at latent resolution.
-      shortcuts: parameter-free average / duplicate paths around every level.
-      shortcut_pad: left padding of the average path; `first` makes an image equal a still clip, `zero` is Wan2.2's.
-      shortcut_time: how the duplicate path fills the frames it makes of one: `repeat` gives them the same channels,
-        `interleave` different ones where widths narrow (Wan2.2's). What images teach carries over to clips exactly with
-        `shortcut_pad="first"` and either `repeat` or equal decoder widths around every level that doubles time.
-      upsample_halves_channels: the convolution after each doubling of space halves the channels (Wan2.1).
-      pad: the dropped latent frames: one `learnable` vector (the paper's recipe) or `gaussian` draws (its ablation).
-      lowering: how 3-D convolutions run, see `layers.conv`.
-      dtype: compute type; parameters, posterior and pixels are float32.
-      remat: recompute every level in the backward pass, from its input, to save memory.
-      remat_levels: recompute these levels only, by their names in the parameters (`encoder/level0`, `decoder/level_4`).
-      remat_blocks: recompute each residual block of these levels from its own input. It saves the most memory where
-        pixels are many; a level may be in both lists and is then computed three times.
-    """
-
-    patch: int = 1
-    latent_channels: int = 64
-    time_factors: tuple[int, ...] = (2, 2, 1, 1)
-    space_factors: tuple[int, ...] = (2, 2, 2, 2)
-    encoder_widths: tuple[int, ...] = (64, 128, 256, 512, 512)
-    decoder_widths: tuple[int, ...] = (64, 128, 256, 512, 512)
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
-    mid_attention: bool = True
-    shortcuts: bool = True
-    shortcut_pad: ShortcutPad = "first"
-    shortcut_time: ShortcutTime = "repeat"
-    upsample_halves_channels: bool = False
-    pad: Literal["learnable", "gaussian"] = "learnable"
-    lowering: Lowering = "auto"
-    dtype: str = "float32"
-    remat: bool = False
-    remat_levels: tuple[str, ...] = ()
-    remat_blocks: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        check_sizes(self, "patch", "latent_channels", "encoder_widths", "decoder_widths")
-        check_sizes(self, "encoder_blocks", "decoder_blocks")
-        check_dtype(self.dtype)
-        levels = len(self.space_factors)
-        if len(self.time_factors) != levels:
-            raise ValueError(f"time_factors has {len(self.time_factors)} entries, space_factors {levels}")
-        for name in ("time_factors", "space_factors"):
-            if not set(getattr(self, name)) <= {1, 2}:
-                raise ValueError(f"{name} holds 1 or 2 a level, got {getattr(self, name)}")
-        for name in ("encoder_widths", "decoder_widths"):
-            if len(getattr(self, name)) != levels + 1:
-                raise ValueError(f"{name} needs {levels + 1} entries for {levels} resamplings: {getattr(self, name)}")
-        if self.pad not in ("learnable", "gaussian"):
-            raise ValueError(f"pad is 'learnable' or 'gaussian', got {self.pad!r}")
-        if self.shortcut_pad not in ("first", "zero"):
-            raise ValueError(f"shortcut_pad is 'first' or 'zero', got {self.shortcut_pad!r}")
-        if self.shortcut_time not in ("interleave", "repeat"):
-            raise ValueError(f"shortcut_time is 'interleave' or 'repeat', got {self.shortcut_time!r}")
-        known = {f"encoder/level{i}" for i in range(levels + 1)} | {f"decoder/level_{i}" for i in range(levels + 1)}
-        for name in ("remat_levels", "remat_blocks"):
-            if unknown := set(getattr(self, name)) - known:
-                raise ValueError(f"{name} holds {sorted(unknown)}; the levels are {', '.join(sorted(known))}")
-        odd = any(width % 2 for width in self.decoder_widths[1:])
-        if self.upsample_halves_channels and (self.shortcuts or odd or set(self.space_factors) != {2}):
-            raise ValueError(
-                "upsample_halves_channels needs even decoder_widths, space_factors of 2 and shortcuts=False"
-            )
-        if self.shortcuts:
-            self._check_shortcuts()
-
-    def _check_shortcuts(self):
-        factors = list(zip(self.time_factors, self.space_factors, strict=True)) + [(1, 1)]
-        for i, (t, s) in enumerate(factors):
-            into, out = self.encoder_widths[max(i - 1, 0)], self.encoder_widths[i]
-            if into * t * s * s % out:
-                raise ValueError(f"shortcut of encoder level {i}: width {out} must divide {into} * {t} * {s}**2")
-        for i, (t, s) in enumerate(factors[:-1]):
-            into, out = self.decoder_widths[min(i + 2, len(factors) - 1)], self.decoder_widths[i + 1]
-            dealt = t if self.shortcut_time == "interleave" else 1
-            if out * dealt * s * s % into:
-                raise ValueError(
-                    f"shortcut of decoder level {i + 1}: width {into} must divide {out} * {dealt} * {s}**2"
-                )
-
-    @property
-    def time_factor(self) -> int:
-        """Frames per latent frame, `p_t`."""
-        return math.prod(self.time_factors)
-
-    @property
-    def space_factor(self) -> int:
-        """Pixels per latent side, `p_s`."""
-        return self.patch * math.prod(self.space_factors)
+from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_latent_shape
 
 
 @flax.struct.dataclass
@@ -186,59 +41,73 @@ class Posterior:
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, then the resampling to the next, with a shortcut around both."""
+    """Residual blocks at one resolution, then the resampling to the next, with a shortcut around both.
 
+    Attributes:
+      config: the config of the VAE.
+      features: channels.
+      blocks: number of residual blocks.
+      up: true in the decoder, which resamples up.
+      resample: false for the last level, which keeps its resolution.
+      time, space: factors of the resampling.
+      shortcut: adds the parameter-free path around the level.
+      remat_blocks: recomputes each residual block in the backward pass.
+    """
+
+    config: VAEConfig
     features: int
     blocks: int
-    time: int = 1
-    space: int = 1
-    up: bool = False
-    resample: bool = True
-    shortcut: bool = True
-    shortcut_pad: ShortcutPad = "first"
-    shortcut_time: ShortcutTime = "repeat"
-    dtype: str = "float32"
-    lowering: Lowering = "auto"
-    upsample_halves_channels: bool = False
-    remat_blocks: bool = False
+    up: bool
+    resample: bool
+    time: int
+    space: int
+    shortcut: bool
+    remat_blocks: bool
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # (b, t, h, w, c)
+        c = self.config
         y, begins = x, not continues(self)
         block = nn.remat(ResidualBlock) if self.remat_blocks else ResidualBlock
         for i in range(self.blocks):
-            y = block(self.features, self.dtype, self.lowering, name=f"block{i}")(y)
+            y = block(features=self.features, dtype=c.dtype, lowering=c.lowering, name=f"block{i}")(y)
+        factors: dict[str, int] = dict(time=self.time, space=self.space)
         if self.resample and self.up:
-            features = self.features // 2 if self.upsample_halves_channels else self.features
-            y = Upsample(features, self.time, self.space, self.dtype, self.lowering, name="up")(y)
+            features = self.features // 2 if c.upsample_halves_channels else self.features
+            y = Upsample(features=features, dtype=c.dtype, lowering=c.lowering, name="up", **factors)(y)
         elif self.resample:
-            y = Downsample(self.time, self.space, self.dtype, name="down")(y)
+            y = Downsample(dtype=c.dtype, name="down", **factors)(y)
         if self.shortcut and self.up:
-            y = y + duplicate_up(x, self.features, self.time, self.space, begins, self.shortcut_time)
+            y = y + duplicate_up(x, self.features, begins=begins, over_time=c.shortcut_time, **factors)
         elif self.shortcut:
-            y = y + average_down(x, self.features, self.time, self.space, self.shortcut_pad)
+            y = y + average_down(x, self.features, pad=c.shortcut_pad, **factors)
         return constrain(y, VIDEO_AXES)
 
 
 class Middle(nn.Module):
     """Residual block, per-frame attention, residual block at latent resolution."""
 
+    config: VAEConfig
     features: int
-    attention: bool
-    dtype: str = "float32"
-    lowering: Lowering = "auto"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = ResidualBlock(self.features, self.dtype, self.lowering, name="block0")(x)
-        if self.attention:
-            x = FrameAttention(self.dtype, name="attention")(x)
-        return ResidualBlock(self.features, self.dtype, self.lowering, name="block1")(x)
+    def __call__(self, x: Array) -> Array:  # (b, g, h, w, c)
+        c = self.config
+        block: dict[str, Any] = dict(features=self.features, dtype=c.dtype, lowering=c.lowering)
+        x = ResidualBlock(name="block0", **block)(x)
+        if c.mid_attention:
+            x = FrameAttention(dtype=c.dtype, name="attention")(x)
+        return ResidualBlock(name="block1", **block)(x)
 
 
-def _low_variance_bias_init(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def low_variance_bias_init(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Bias of the moments: log variance -6, so that early samples are not drowned in unit noise (our choice)."""
     return jnp.where(jnp.arange(shape[0]) < shape[0] // 2, 0.0, -6.0).astype(dtype)
+
+
+def _level(config: VAEConfig, name: str) -> type[Level]:
+    """The class of a level, which recomputes its values in the backward pass if the config asks for it."""
+    return nn.remat(Level) if config.remat or name in config.remat_levels else Level
 
 
 class Encoder(nn.Module):
@@ -249,33 +118,31 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, video: Array) -> Array:
         c = self.config
-        kind: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
-        x = constrain(patchify(video.astype(c.dtype), c.patch), VIDEO_AXES)
-        x = CausalConv3D(c.encoder_widths[0], name="stem", **kind)(x)
+        conv: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
+        x = constrain(patchify(video.astype(c.dtype), c.patch), VIDEO_AXES)  # (b, 1 + T, H/patch, W/patch, 3 patch**2)
+        x = CausalConv3D(c.encoder_widths[0], name="stem", **conv)(x)
         for i, width in enumerate(c.encoder_widths):
             last = i == len(c.space_factors)
-            time, space = (1, 1) if last else (c.time_factors[i], c.space_factors[i])
             name = f"encoder/level{i}"
-            level = nn.remat(Level) if c.remat or name in c.remat_levels else Level
-            x = level(
-                width,
-                c.encoder_blocks,
-                time,
-                space,
-                False,
-                not last,
-                c.shortcuts,
-                c.shortcut_pad,
+            x = _level(c, name)(
+                config=c,
+                features=width,
+                blocks=c.encoder_blocks,
+                up=False,
+                resample=not last,
+                time=1 if last else c.time_factors[i],
+                space=1 if last else c.space_factors[i],
+                shortcut=c.shortcuts,
                 remat_blocks=name in c.remat_blocks,
                 name=f"level{i}",
-                **kind,
             )(x)
-        x = Middle(c.encoder_widths[-1], c.mid_attention, name="middle", **kind)(x)
+        x = Middle(config=c, features=c.encoder_widths[-1], name="middle")(x)  # (b, g, h, w, d)
         x = constrain(nn.silu(RMSNorm(name="norm")(x)), VIDEO_AXES)
-        x = CausalConv3D(2 * c.latent_channels, name="head", **kind)(x)
-        return CausalConv3D(2 * c.latent_channels, (1, 1, 1), bias_init=_low_variance_bias_init, name="moments")(
-            x.astype(jnp.float32)
+        x = CausalConv3D(2 * c.latent_channels, name="head", **conv)(x).astype(jnp.float32)
+        to_moments = CausalConv3D(
+            2 * c.latent_channels, kernel_size=(1, 1, 1), bias_init=low_variance_bias_init, name="moments"
         )
+        return to_moments(x)  # (b, g, h, w, 2 z)
 
 
 class Decoder(nn.Module):
@@ -285,37 +152,39 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        kind: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
+        conv: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
+        self.latents = CausalConv3D(c.latent_channels, kernel_size=(1, 1, 1))
+        self.stem = CausalConv3D(c.decoder_widths[-1], **conv)
+        self.middle = Middle(config=c, features=c.decoder_widths[-1])
         top = len(c.space_factors)
-        self.latents = CausalConv3D(c.latent_channels, (1, 1, 1))
-        self.stem = CausalConv3D(c.decoder_widths[-1], **kind)
-        self.middle = Middle(c.decoder_widths[-1], c.mid_attention, **kind)
         levels = []
         for j, width in enumerate(reversed(c.decoder_widths)):
             last = j == top
-            time, space = (1, 1) if last else (c.time_factors[top - 1 - j], c.space_factors[top - 1 - j])
-            # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-            more: dict[str, Any] = dict(
-                shortcut=c.shortcuts and not last,
-                shortcut_time=c.shortcut_time,
-                upsample_halves_channels=c.upsample_halves_channels,
-                **kind,
-            )
             name = f"decoder/level_{j}"
-            level = nn.remat(Level) if c.remat or name in c.remat_levels else Level
-            blocks = name in c.remat_blocks
-            levels.append(level(width, c.decoder_blocks, time, space, True, not last, remat_blocks=blocks, **more))
+            level = _level(c, name)(
+                config=c,
+                features=width,
+                blocks=c.decoder_blocks,
+                up=True,
+                resample=not last,
+                time=1 if last else c.time_factors[top - 1 - j],
+                space=1 if last else c.space_factors[top - 1 - j],
+                # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
+                shortcut=c.shortcuts and not last,
+                remat_blocks=name in c.remat_blocks,
+            )
+            levels.append(level)
         self.level = levels
         self.norm = RMSNorm()
-        self.head = CausalConv3D(3 * c.patch**2, **kind)
+        self.head = CausalConv3D(3 * c.patch**2, **conv)
 
     def features(self, latents: Array) -> Array:
         """Everything up to the last convolution: `(b, g, h, w, z)` -> `(b, 1 + T, H/patch, W/patch, c)`."""
         x = self.latents(latents).astype(self.config.dtype)
-        x = self.middle(constrain(self.stem(x), VIDEO_AXES))
+        x = self.middle(constrain(self.stem(x), VIDEO_AXES))  # (b, g, h, w, d)
         for level in self.level:
             x = level(x)
-        return constrain(nn.silu(self.norm(x)), VIDEO_AXES)
+        return constrain(nn.silu(self.norm(x)), VIDEO_AXES)  # (b, 1 + T, H/patch, W/patch, c)
 
     def to_pixels(self, features: Array) -> Array:
         """The last convolution and unpatchify: features -> `(b, 1 + T, H, W, 3)` float32."""
@@ -326,9 +195,9 @@ class Decoder(nn.Module):
 
 
 class PadToken(nn.Module):
-    """The latent vector `(z,)` that stands for every position of a dropped latent frame (section 3.1).
+    """The latent vector `(z,)` that fills every position of a dropped latent frame (section 3.1).
 
-    Its shape is not published; one vector drawn from N(0, 1) is what the closest public lineage (SSVAE) uses.
+    The paper does not give its shape; SSVAE, the closest public lineage, uses one vector drawn from N(0, 1).
     """
 
     channels: int
@@ -339,14 +208,14 @@ class PadToken(nn.Module):
 
 
 class VAE(nn.Module):
-    """The predictive video VAE: parameters `encoder`, `decoder` and, with `pad="learnable"`, `pad`.
+    """The predictive video VAE. Its parameters are `encoder`, `decoder` and, with `pad="learnable"`, `pad`.
 
-    Use it with `model.apply({"params": params}, x, method="encode")`; `model.init(key, video)` makes the parameters.
+    `model.init(key, video)` makes the parameters, `model.apply({"params": params}, video, method="encode")` uses them.
     """
 
     config: VAEConfig
 
-    if TYPE_CHECKING:  # to Flax the result may be a pair, with what `mutable` names; to a reader it is the method's
+    if TYPE_CHECKING:  # Flax types the result as a pair too, for `mutable`; declare what the called method returns
 
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -360,19 +229,17 @@ class VAE(nn.Module):
         """`(b, 1 + T, H, W, 3)` in [-1, 1] -> `Posterior` over `(b, g, h, w, z)`.
 
         Raises:
-          ShapeError: frame count or size does not fit; the message names the nearest that do.
-          TypeError: integer pixels.
+          ShapeError: frame count or size does not fit the compression; the message names the nearest that do.
+          TypeError: the pixels are integers.
         """
         if not jnp.issubdtype(video.dtype, jnp.floating):
-            raise TypeError(
-                f"a clip is of floats in [-1, 1], got {video.dtype}; pv_vae_jax.to_float makes them of uint8"
-            )
+            raise TypeError(f"expected float video in [-1, 1], got {video.dtype}; convert it with pv_vae_jax.to_float")
         if video.ndim != 5 or video.shape[-1] != 3:
-            raise ValueError(f"a clip has shape (b, t, h, w, 3); got {video.shape}")
+            raise ValueError(f"expected video of shape (b, t, h, w, 3), got {video.shape}")
         frames = video.shape[1] + continues(self)  # a later chunk of a clip has no frame 0 of its own
         _, _, height, width, _ = video.shape
         check_clip_shape(frames, height, width, self.config.time_factor, self.config.space_factor)
-        mean, logvar = jnp.split(self.encoder(video), 2, axis=-1)
+        mean, logvar = jnp.split(self.encoder(video), 2, axis=-1)  # each (b, g, h, w, z)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: Array) -> Array:
@@ -390,15 +257,15 @@ class VAE(nn.Module):
         return self.decoder.to_pixels(features)
 
     def pad_latents(self, shape: tuple[int, ...], key: PRNGKey | None = None) -> Array:
-        """Latents `shape = (b, k, h, w, z)` that carry nothing of the input; `gaussian` padding draws from `key`."""
+        """Latents `shape = (b, k, h, w, z)` that do not depend on the input; `gaussian` padding draws from `key`."""
         if self.config.pad == "learnable":
             return jnp.broadcast_to(self.pad(), shape)
         if key is None:
-            raise ValueError("gaussian padding needs a random key")
+            raise ValueError("key must be given for gaussian padding, got None")
         return jax.random.normal(key, shape)
 
     def __call__(self, video: Array, key: PRNGKey | None = None) -> tuple[Array, Posterior]:
-        """Reconstruct a whole clip: from a posterior sample with `key`, from the mean without."""
+        """Reconstruct a clip from a posterior sample; without `key`, from the posterior mean."""
         posterior = self.encode(video)
         latents = posterior.mode if key is None else posterior.sample(key)
         if self.is_initializing() and self.config.pad == "learnable":

@@ -6,6 +6,7 @@ it opens without network. Texts are escaped by the template.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,15 @@ from pv_vae_jax.storage import write_text
 BUDGET = 12 << 20  # characters of clips and pictures: the page stays below 15 MB with some room
 PANEL = 128  # pixels a side at which a small clip is easy to see
 DASH = "–"  # a number that does not exist
+
+
+def unavailable() -> str | None:
+    """Why no page can be written here, and how to change that; None if one can."""
+    needed = {"matplotlib": "matplotlib", "jinja2": "jinja2", "PIL": "pillow"}
+    missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return None
+    return f"reports need {', '.join(missing)}: pip install {' '.join(missing)} (the extra [report] holds them)"
 
 
 class Section(NamedTuple):

@@ -23,7 +23,7 @@ from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.model import Model, load
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.run_page import Pictures, ShownClip, write_report
@@ -209,7 +209,7 @@ def _describe(run: Run, split: str, clips: int) -> dict:
     }
 
 
-def _score_stage(run: Run, stage: str, model: Pretrained, video: np.ndarray) -> tuple[dict, np.ndarray]:
+def _score_stage(run: Run, stage: str, model: Model, video: np.ndarray) -> tuple[dict, np.ndarray]:
     """Numbers of one VAE stage, and the posterior means of its clips."""
     images = getattr(run.experiment, stage).images
     scored = _middle(video) if images else video
@@ -244,7 +244,7 @@ def _prediction_numbers(errors: PredictionErrors, frames: int, time_factor: int)
 
 
 def _show_stage(
-    run: Run, stage: str, model: Pretrained, video: np.ndarray, names: Sequence[str], means: np.ndarray
+    run: Run, stage: str, model: Model, video: np.ndarray, names: Sequence[str], means: np.ndarray
 ) -> tuple[dict, dict]:
     """Fields of `Pictures` of a stage trained on clips, and the numbers of its latents."""
     p_t, seed, size = model.vae.config.time_factor, run.experiment.seed, _batch_size(run, video)
@@ -266,7 +266,7 @@ def _show_stage(
     return {"clips": clips, "clips_stage": stage, "time_factor": p_t, "latents": latents}, numbers
 
 
-def _sample(run: Run, model: Pretrained, count: int, folder: Path, metrics: dict) -> tuple[np.ndarray, np.ndarray]:
+def _sample(run: Run, model: Model, count: int, folder: Path, metrics: dict) -> tuple[np.ndarray, np.ndarray]:
     """Generate clips, classes in turn, and save them: `(n, t, h, w, 3)` uint8 and labels `(n,)`."""
     sampling, diffusion = run.experiment.sampling, model.diffusion
     conditional = diffusion.model.config.classes > 0
@@ -293,7 +293,7 @@ def _sample(run: Run, model: Pretrained, count: int, folder: Path, metrics: dict
 
 
 def _by_class(
-    model: Pretrained, video: np.ndarray, labels: np.ndarray, real: np.ndarray, real_names: Sequence[str]
+    model: Model, video: np.ndarray, labels: np.ndarray, real: np.ndarray, real_names: Sequence[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Class -> some generated clips and some real ones."""
     if not model.diffusion.model.config.classes:

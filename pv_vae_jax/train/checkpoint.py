@@ -1,4 +1,4 @@
-"""Full training states through Orbax: asynchronous, newest kept, never half of one taken for a whole."""
+"""Training states through Orbax: written asynchronously and atomically, with checksums; the newest are kept."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ UNCHECKED = {CHECKSUMS, STATE_MARK, "commit_success.txt"}  # written by Orbax af
 
 
 class CheckpointError(OSError):
-    """A state could not be written, most often because the disk is full, or none of those there can be read."""
+    """A state could not be written, most often because the disk is full, or none of the saved ones can be read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NewestRegular:
-    """Orbax policy: which states stay when another is there, the newest and before it the newest saved in turn.
+    """Orbax policy that keeps the newest state, and before it the newest that were saved on schedule.
 
-    A state saved because of a signal is there to go on from. Were it kept longer, a stage that was interrupted would
-    end with other states than one that was not, and a study scores them.
+    A state saved because of a signal serves to resume only. If it were kept longer, an interrupted stage would end with
+    other states than an uninterrupted one, and studies score them.
 
     Attributes:
-      keep: states, at least 1.
-      every: steps from one save in turn to the next.
+      keep: number of states to keep, at least 1.
+      every: steps between two scheduled saves.
     """
 
     keep: int
     every: int
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """One answer each for states in the order of their steps."""
+        """Whether to keep each of the states, which are in the order of their steps."""
         steps = [info.step for info in checkpoints]
         regular = [step for step in steps[:-1] if step % self.every == 0]
         kept = {*regular[max(0, len(regular) - self.keep + 1) :], *steps[-1:]}
@@ -54,23 +54,23 @@ class NewestRegular:
 class Checkpoints:
     """Training states of one stage in `folder/<step>`.
 
-    Orbax writes into a temporary folder and renames it when the last byte is there, so a killed save leaves nothing
-    that `latest` would pick up. What it does leave is removed. With several processes each writes its part of a state,
-    and any number of processes and devices can read it. `checksums.json` goes into the temporary folder before it is
-    renamed, in the thread that writes, so that a byte that flips later is noticed when the state is read.
+    Orbax writes into a temporary folder and renames it after the last byte, so `latest` never finds the remains of a
+    killed save; they are removed. With several processes, each writes its part of a state, and any number of processes
+    and devices can read it. `checksums.json` is written into the temporary folder before it is renamed, by the writing
+    thread, so that a byte that flips later is noticed when the state is read.
 
     Args:
-      folder: of the states.
-      keep, every: which states stay, see `NewestRegular`.
+      folder: folder of the states.
+      keep, every: which states are kept, see `NewestRegular`.
 
     Raises (from `save` and `close`):
-      CheckpointError: writing failed; the message names the newest whole state.
+      CheckpointError: writing failed; the message names the newest complete state.
     """
 
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
         for step in folder.glob("[0-9]*") if is_primary_process() else ():
             if step.name.isdigit() and not (step / STATE_MARK).exists():
-                shutil.rmtree(step, ignore_errors=True)  # a copy or a deletion that broke off
+                shutil.rmtree(step, ignore_errors=True)  # an interrupted copy or deletion
         barrier(f"checkpoints of {folder} are clean")
         self._folder, self._saving = folder, -1
         options = ocp.CheckpointManagerOptions(
@@ -85,11 +85,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, or None."""
+        """Step of the newest complete state, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Start to write `state`; training goes on meanwhile. Does nothing if `step` is already there."""
+        """Start to write `state` in the background; does nothing if `step` is already saved."""
         if self.latest() != step:
             with self._writing():
                 self._manager.wait_until_finished()
@@ -102,12 +102,12 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
 
     def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """The newest state that can be read, and its step; None without any.
+        """The newest readable state and its step; None if no state was saved.
 
-        Newer ones that are damaged are set aside as `<step>.damaged`, and named on stderr.
+        Newer states that are damaged are renamed to `<step>.damaged`, with a message on stderr.
 
         Raises:
-          CheckpointError: there are states, and none can be read.
+          CheckpointError: states were saved, but none can be read.
         """
         steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
         for step in steps:
@@ -146,7 +146,7 @@ class Checkpoints:
                 self._manager.close()
 
     def _write_checksums(self) -> None:
-        """Called by Orbax when all files of a state are written, and none of them is in its place yet."""
+        """Called by Orbax when all files of a state are written, before their folder is renamed."""
         if is_primary_process():
             (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
             write_json(folder / CHECKSUMS, checksums(folder))
@@ -157,8 +157,8 @@ class Checkpoints:
             yield
         except Exception as error:  # what Orbax and TensorStore raise for a full disk is not one type
             steps = [p for p in self._folder.iterdir() if p.name.isdigit()]  # others are being written
-            whole = [int(p.name) for p in steps if (p / STATE_MARK).exists()]
-            newest = f"the state of step {max(whole)} is whole" if whole else "there is none from before"
+            complete = [int(p.name) for p in steps if (p / STATE_MARK).exists()]
+            newest = f"the state of step {max(complete)} is complete" if complete else "no earlier state exists"
             reason = " ".join(str(error).split())[:500]
             raise CheckpointError(
                 f"a training state could not be written to {self._folder} ({reason}); {newest}. Make room, then start "
@@ -173,16 +173,16 @@ def checksums(folder: Path) -> dict[str, list[int]]:
 
 
 def find_damage(folder: Path) -> str:
-    """Which file of a state is not as it was written; "" if all are, or if the state is older than checksums."""
+    """A damaged file of a state and its fault; "" if none is damaged, or if the state was saved without checksums."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
         for name, (size, crc) in expected.items():
             path = folder / name
             found = path.stat().st_size if path.is_file() else None
             if found != size:
-                return f"{name} is gone" if found is None else f"{name} has {found} bytes of {size}"
+                return f"{name} is missing" if found is None else f"{name} has {found} bytes of {size}"
             if _crc32(path) != crc:
-                return f"{name} has other bytes than were written"
+                return f"the CRC-32 of {name} has changed"
     except FileNotFoundError:
         return ""
     except (ValueError, TypeError, AttributeError) as error:
@@ -199,10 +199,10 @@ def _crc32(path: Path) -> int:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not an error that Orbax logs with its traceback, from every thread that meets it, and raises as well."""
+    """False for errors that Orbax both raises and logs with a traceback, from every thread that meets them."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
 def abstract(state: Any, sharding: Any) -> Any:
-    """`ShapeDtypeStruct`s of a state with shardings, as `Checkpoints.restore` takes them."""
+    """The shapes of a state with their shardings, for `Checkpoints.restore`."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, sharding)

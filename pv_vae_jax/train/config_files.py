@@ -1,37 +1,56 @@
-"""Experiments from files and flags: `get_config()` of a Python file, dotted overrides, JSON and back."""
+"""Configs from files, flags and JSON: `get_config()` of a Python file, dotted overrides, and trees of dicts."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import os
+import re
 import traceback
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
 
-from pv_vae_jax.models.registry import vae_config_of
-from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
-from pv_vae_jax.models.vae import VAEConfig
+from pv_vae_jax.messages import did_you_mean
+from pv_vae_jax.models.registry import to_tuples, vae_fields_of
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.typing import ConfigError
 
+T = typing.TypeVar("T")
 
-def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -> Experiment:
-    """Run `get_config()` of the file `path` and apply `overrides`, `{"video.steps": "100"}`.
+PACKAGE = Path(__file__).parents[1]
+FORMAT = 2  # of config.json in a work directory
+
+# What a file may define, and the command that takes it.
+COMMAND_OF = {"get_config": "pv-vae train", "get_study": "python -m studies.ablation"}
+
+# Types that are checked, as messages call them. A config checks its fields of other types itself.
+KINDS: dict[Any, str] = {
+    **{bool: "true or false", int: "an integer", float: "a number", str: "text"},
+    **{tuple[int, ...]: "a tuple of integers", tuple[str, ...]: "a tuple of names"},
+}
+
+
+def load_experiment(name: str | Path, overrides: dict[str, str] | None = None) -> Experiment:
+    """Run `get_config()` of an experiment file and apply `overrides`, `{"video.steps": "100"}`.
+
+    Args:
+      name: path of the file, or the bare name of a shipped experiment, such as `demo`.
+      overrides: settings by their dotted keys; values are written as in a flag.
 
     Raises:
-      ConfigError: no such file, no `get_config`, an unknown key (the nearest is named) or a value of the wrong type.
+      ConfigError: no such file, no `get_config`, a mistake in it, an unknown key (the nearest is named), a value of the
+        wrong type, or settings that contradict each other.
+      ShapeError: clips do not fit the VAE.
     """
-    experiment = run_config(path, Experiment)
-    experiment = override(experiment, overrides or {})
+    experiment = override(run_config(name, Experiment), overrides or {})
     source = experiment.data.source
     if os.path.isdir(source):  # a run means the same folder from wherever it is continued
         data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
@@ -39,101 +58,122 @@ def load_experiment(path: str | Path, overrides: dict[str, str] | None = None) -
     return experiment.validate()
 
 
-T = typing.TypeVar("T")
+def run_config(name: str | Path, kind: type[T], function: str = "get_config") -> T:
+    """Call `function()` of a Python file.
 
-FORMAT = 2  # of config.json in a work directory
+    Args:
+      name: path of the file, or the bare name of a shipped one, such as `demo`.
+      kind: class of what the function returns.
+      function: `get_config` or `get_study`.
 
-# What a file may define, and the command that takes it.
-COMMAND_OF = {"get_config": "pv-vae train", "get_study": "python -m studies.ablation"}
-
-
-def run_config(path: str | Path, kind: type[T], function: str = "get_config") -> T:
-    """What `function()` of the file `path` returns, a `kind`; raises `ConfigError` if there is none."""
-    path = Path(path)
-    what = "study" if function == "get_study" else "experiment"
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.py") if not p.name.startswith("_"))
-        raise ConfigError(f"no {what} file {path}" + (f"; there are {', '.join(near)}" if near else ""))
+    Raises:
+      ConfigError: no such file or function, an error in it (its line is named), or a result of another class.
+    """
+    path = find_config(name, kind, function)
     if path.suffix != ".py":
-        raise ConfigError(f"{path} is no Python file: --config takes one that defines {function}()")
-    spec = importlib.util.spec_from_file_location(f"{what}_{path.stem}", path)
+        raise ConfigError(f"--config must be a Python file that defines {function}(), got {path}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # as for every .py file
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_with_lines(path):
         spec.loader.exec_module(module)
-        if not callable(getattr(module, function, None)):
-            for other, command in COMMAND_OF.items():
-                if callable(getattr(module, other, None)):
-                    call = f"{command} --config {path} --workdir runs/{path.stem}"
-                    raise ConfigError(f"{path} is {'a' if other == 'get_study' else 'no'} study: {call}")
-            raise ConfigError(f"{path} defines no {function}()")
+    if not callable(getattr(module, function, None)):
+        raise ConfigError(f"{path} does not define {function}()" + _other_command(module, path))
+    with _errors_with_lines(path):
         config = getattr(module, function)()
-    except ConfigError:
-        raise
+    if not isinstance(config, kind):
+        raise ConfigError(f"{function}() in {path} must return {kind.__name__}, got {type(config).__name__}")
+    return config
+
+
+def find_config(name: str | Path, kind: type, function: str = "get_config") -> Path:
+    """The file that `--config` means: a path, or `experiments/NAME.py` of this clone or installation.
+
+    Raises:
+      ConfigError: no such file; the shipped names, or the files beside it, are listed.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    what = "study" if function == "get_study" else "experiment"
+    if path.suffix or len(path.parts) != 1:
+        near = ", ".join(sorted(p.name for p in path.parent.glob("*.py") if not p.name.startswith("_")))
+        raise ConfigError(f"no {what} file {path}" + (f"; there are {near}" if near else ""))
+    folders = PACKAGE / "experiments", PACKAGE.parent / "experiments"  # of an installation, of a clone
+    shipped = {p.stem: p for p in sorted(next((f for f in folders if f.is_dir()), PACKAGE).glob("*.py"))}
+    if path.name in shipped:
+        return shipped[path.name]
+    defines = f"def {function}() -> {kind.__name__}:"
+    names = [stem for stem, file in shipped.items() if defines in file.read_text(encoding="utf-8")]
+    hint = did_you_mean(path.name, names, else_list=False) or "name one of these, or the path of a Python file"
+    raise ConfigError(f"unknown {what} {path.name!r}: shipped are {', '.join(names) or 'none'}; {hint}")
+
+
+@contextlib.contextmanager
+def _errors_with_lines(path: Path) -> Iterator[None]:
+    """Turn any error into a `ConfigError` that names the last line of the file `path` that led to it."""
+    try:
+        yield
     except (Exception, SystemExit) as error:
         frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
         if isinstance(error, SyntaxError) and error.filename:
             frames.append((error.filename, error.lineno))
-        lines = [line for name, line in frames if os.path.abspath(name) == os.path.abspath(path)]  # of this file alone
-        line = lines[-1] if lines else "?"
-        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, kind):
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise ConfigError(f"{function}() of {path} returns {type(config).__name__}, not {article} {kind.__name__}")
-    return config
+        lines = [line for name, line in frames if os.path.abspath(name) == os.path.abspath(path)]
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{path}, line {lines[-1] if lines else '?'}: {kind}{error}") from error
 
 
-def override(experiment: T, overrides: dict[str, str]) -> T:
-    """A copy with dotted keys replaced; values are Python literals, anything else is text."""
-    tree = ml_collections.ConfigDict(to_dict(experiment))
-    for key, text in overrides.items():
-        node, *rest = _walk(tree, key)
-        old = node[rest[0]]
-        if isinstance(old, ml_collections.ConfigDict):
-            inside = ", ".join(f"{key}.{name}" for name in old)
-            raise ConfigError(f"config.{key} is a group of settings; set one of {inside}")
-        value = text if isinstance(old, str) else _literal(text)
-        if isinstance(old, tuple):
-            value = value.split(",") if isinstance(value, str) and value else value
-            value = _tuples(value) if isinstance(value, (tuple, list)) else (value,)
-        fits = isinstance(value, (int, float) if isinstance(old, float) else type(old))
-        fits &= isinstance(old, bool) == isinstance(value, bool)  # for Python a bool is an int
-        if not fits or (isinstance(old, tuple) and old and {type(v) for v in value} - {type(old[0])}):
-            raise ConfigError(f"config.{key} is {_kind(old)}, like {old!r}; got {text!r}")
-        node[rest[0]] = value
-    try:
-        return from_dict(type(experiment), tree.to_dict())
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def _other_command(module: types.ModuleType, path: Path) -> str:
+    for function, command in COMMAND_OF.items():
+        if callable(getattr(module, function, None)):
+            return f" but {function}(): use {command} --config {path} --workdir runs/{path.stem}"
+    return ""
 
 
-def _walk(tree: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.ConfigDict, str]:
-    node: Any = tree
-    *parents, leaf = key.split(".")
-    for i, part in enumerate([*parents, leaf]):
-        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
-            prefix = ".".join(key.split(".")[:i])
-            names = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
-            near = difflib.get_close_matches(part, names, 1)
-            known = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names) or 'nothing'}"
-            where = f"config.{prefix}" if prefix else "config"
-            raise ConfigError(f"unknown config key config.{key}: no {part!r} in {where}; {known}")
-        if i < len(parents):
-            node = node[part]
-    return node, leaf
+# Flags are parsed here, into a ConfigDict. `ml_collections.config_flags` raises FrozenInstanceError on nested frozen
+# dataclasses; tyro takes them, but neither `--config.a.b=value` nor a configuration file.
+def override(config: T, overrides: dict[str, str]) -> T:
+    """A copy with the settings of dotted keys replaced, all of them at once: only the result needs to be valid.
+
+    Values are Python literals; anything else is text.
+
+    Raises:
+      ConfigError: an unknown key (the nearest is named), a value of the wrong type or out of range, or a combination
+        that cannot work.
+    """
+    tree = ml_collections.ConfigDict(to_dict(config), type_safe=False)  # from_dict checks types, and names the setting
+    tree.update_from_flattened_dict({key: _parse(text, _setting(tree, key)) for key, text in overrides.items()})
+    return from_dict(type(config), tree.to_dict())
 
 
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+def _setting(tree: ml_collections.ConfigDict, key: str) -> Any:
+    """The present value of a dotted key."""
+    node, path = tree, "config"
+    for part in key.split("."):
+        group = isinstance(node, ml_collections.ConfigDict)
+        if not group or part not in node:
+            hint = did_you_mean(part, node) if group else "it is a value, not a group of settings"
+            raise ConfigError(f"unknown config key config.{key}: {path} has no {part!r}; {hint}")
+        node, path = node[part], f"{path}.{part}"
+    if isinstance(node, ml_collections.ConfigDict):
+        inside = ", ".join(f"{path}.{name}" for name in node)
+        raise ConfigError(f"{path} is a group of settings; set one of {inside}")
+    return node
+
+
+def _parse(text: str, old: Any) -> Any:
+    """The value that `text` means for a setting whose present value is `old`."""
+    if isinstance(old, str):
         return text
-
-
-def _kind(value: Any) -> str:
-    return {bool: "true or false", int: "an integer", float: "a number", tuple: "a tuple"}.get(type(value), "text")
+    try:
+        value = text.lower() == "true" if text.lower() in ("true", "false") else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(value, bool) and not isinstance(old, bool):
+        return text  # which from_dict refuses; a ConfigDict would make it 1.0 in place of a float
+    if isinstance(old, tuple) and not isinstance(value, (tuple, list)):
+        value = value.split(",") if isinstance(value, str) and value else (value,)
+    return to_tuples(value)
 
 
 def to_dict(config: Any) -> dict:
@@ -141,48 +181,56 @@ def to_dict(config: Any) -> dict:
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type, tree: dict) -> Any:
-    """Inverse of `to_dict`; lists (from JSON) become tuples. Raises `ConfigError` on what is unknown."""
+def from_dict(cls: type[T], tree: dict, path: str = "config") -> T:
+    """Inverse of `to_dict`; lists (from JSON) become tuples, and fields that `tree` lacks keep their defaults.
+
+    Args:
+      cls: dataclass to build.
+      tree: its fields; groups of settings are dicts. The `format` of a saved experiment is ignored.
+      path: dotted key of `tree`, which messages begin with.
+
+    Raises:
+      ConfigError: a field is unknown, has another type or is out of range, or fields contradict each other.
+    """
     if not isinstance(tree, dict):
-        raise ConfigError(f"{cls.__name__} is a group of settings, got {tree!r}")
+        raise ConfigError(f"{path} must be a group of settings, got {tree!r}")
     hints = typing.get_type_hints(cls)
-    unknown = set(tree) - set(hints)
-    if unknown:
-        raise ConfigError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
-    values = {}
-    for key, value in tree.items():
-        if isinstance(hints[key], types.UnionType):
-            value = _vae_config(value)
-        elif dataclasses.is_dataclass(hints[key]):
-            value = from_dict(hints[key], value)
-        elif isinstance(value, list):
-            value = _tuples(value)
-        elif hints[key] is float and isinstance(value, int):
-            value = float(value)
-        elif typing.get_origin(hints[key]) is Literal and value not in typing.get_args(hints[key]):
-            known = " or ".join(map(repr, typing.get_args(hints[key])))
-            raise ConfigError(f"{cls.__name__}.{key} is {known}, got {value!r}")
-        kind = typing.get_origin(hints[key]) or hints[key]
-        if kind in (bool, int, float, str, tuple):
-            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-                raise ConfigError(f"{cls.__name__}.{key} is {_kind(kind())}, got {value!r}")
-        values[key] = value
-    return cls(**values)
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, which JSON and flags make of tuples, back to tuples, at any depth."""
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _vae_config(tree: Any) -> VAEConfig | TransformerVAEConfig:
-    if not isinstance(tree, dict):
-        return from_dict(VAEConfig, tree)
+    tree = {key: value for key, value in tree.items() if key != "format" or cls is not Experiment}
+    if unknown := sorted(set(tree) - set(hints)):
+        raise ConfigError(f"unknown config key {path}.{unknown[0]}; {did_you_mean(unknown[0], hints)}")
+    fields = {key: _value(hints[key], value, f"{path}.{key}") for key, value in tree.items()}
     try:
-        cls, fields = vae_config_of(tree)
+        return cls(**fields)
     except ValueError as error:
-        raise ConfigError(f"config.vae.kind: {error}") from error
-    return from_dict(cls, fields)
+        first = re.match(r"\w*", str(error))
+        joint = "." if first and first[0] in hints else ": "
+        raise ConfigError(f"{path}{joint}{error}") from error
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    """`value` (from JSON or a flag) as a field of type `kind`."""
+    if isinstance(kind, types.UnionType) and isinstance(value, dict):  # a VAE, of the kind that `value` names
+        try:
+            cls, value = vae_fields_of(value)
+        except ValueError as error:
+            raise ConfigError(f"{path}.kind: {error}") from error
+        return from_dict(cls, value, path)
+    if isinstance(kind, types.UnionType) or dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, path)
+    value = to_tuples(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+        raise ConfigError(f"{path} must be {' or '.join(map(repr, typing.get_args(kind)))}, got {value!r}")
+    if kind in KINDS and not _fits(kind, value):
+        raise ConfigError(f"{path} must be {KINDS[kind]}, got {value!r}")
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(typing.get_args(kind)[0], item) for item in value)
+    return type(value) is kind  # for Python a bool is an int as well
 
 
 def save_config(experiment: Experiment, path: Path) -> None:
@@ -197,26 +245,21 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
-        elif _tuples(a) != _tuples(b):
+        elif to_tuples(a) != to_tuples(b):
             lines.append(f"{prefix}{key}: {a} -> {b}")
     return lines
 
 
 def parse_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Part `--config.a.b=value` (or `--config.a.b value`) from the other arguments."""
+    """Separate `--config.a.b=value` (or `--config.a.b value`) from the other arguments."""
     rest, overrides = [], {}
-    i = 0
-    while i < len(argv):
-        argument = argv[i]
-        if argument.startswith(("--config.", "-config.")):
-            key, equals, value = argument.lstrip("-")[len("config.") :].partition("=")
-            if not equals:
-                i += 1
-                if i == len(argv):
-                    raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
-                value = argv[i]
-            overrides[key] = value
-        else:
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith(("--config.", "-config.")):
             rest.append(argument)
-        i += 1
+            continue
+        key, equals, value = argument.lstrip("-").removeprefix("config.").partition("=")
+        if not equals and (value := next(arguments, None)) is None:
+            raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
+        overrides[key] = value
     return rest, overrides

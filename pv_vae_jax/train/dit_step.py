@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from pv_vae_jax.flow import TimeDistribution, drop_labels, flow_matching_loss, normalize_latents, sample_timesteps
+from pv_vae_jax.flow import TimeDistribution, flow_matching_loss, label_dropout, normalize_latents, sample_timesteps
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.train.optim import accumulate_grads, ema_update
 from pv_vae_jax.train.state import TrainState, create_state
@@ -19,17 +19,17 @@ from pv_vae_jax.typing import Array, Params, PRNGKey
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit compiles once per instance
 class DiTStep:
-    """All that is fixed while the transformer trains.
+    """Everything that is fixed while the transformer trains.
 
     Attributes:
       model: the transformer.
-      optimizer: its transformation.
+      optimizer: its gradient transformation.
       mean, std: `(z,)` channel statistics of the latents.
-      label_dropout: share of examples trained without class (Latte: 0.1).
-      time_distribution: of the flow's time.
-      ema_decay: of the moving average used for sampling.
-      seed: with the step number it gives all randomness.
-      grad_accum_steps: parts of the batch computed one after the other.
+      label_dropout: fraction of the examples that train without their class (Latte: 0.1).
+      time_distribution: distribution of the flow's time.
+      ema_decay: decay of the moving average used for sampling.
+      seed: with the step number it determines all randomness.
+      grad_accum_steps: number of parts of the batch that are computed one after the other.
     """
 
     model: Latte
@@ -47,7 +47,7 @@ class DiTStep:
         return create_state(params, self.optimizer.init(params))
 
     def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, Logs]:
-        """Update once from `mean, logvar (b, g, h, w, z)` and `label (b,)`: a posterior sample a step."""
+        """Update once from `mean, logvar (b, g, h, w, z)` and `label (b,)`, with a new posterior sample each step."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         loss, grads = accumulate_grads(
             lambda part, key: self._gradients(state.params, part, key), batch, key, self.grad_accum_steps
@@ -61,14 +61,14 @@ class DiTStep:
         }
 
     def _gradients(self, params: Params, batch: dict, key: PRNGKey) -> tuple[Array, Params]:
-        """Loss and its gradient."""
+        """Loss of rectified flow, and its gradient."""
         k_sample, k_noise, k_time, k_label = jax.random.split(key, 4)
         std = jnp.exp(0.5 * batch["logvar"])
         latents = batch["mean"] + std * jax.random.normal(k_sample, batch["mean"].shape)
-        data = normalize_latents(latents, self.mean, self.std)
+        data = normalize_latents(latents, self.mean, self.std)  # (b, g, h, w, z)
         noise = jax.random.normal(k_noise, data.shape)
-        t = sample_timesteps(k_time, data.shape[0], self.time_distribution)
-        label = drop_labels(k_label, batch["label"], self.model.config.classes, self.label_dropout)
+        t = sample_timesteps(k_time, data.shape[0], self.time_distribution)  # (b,)
+        label = label_dropout(k_label, batch["label"], self.model.config.classes, self.label_dropout)
 
         def loss_fn(params: Params) -> Array:
             return flow_matching_loss(lambda x, t: self.model.apply({"params": params}, x, t, label), data, noise, t)

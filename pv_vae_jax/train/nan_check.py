@@ -1,4 +1,4 @@
-"""The guard against non-finite numbers."""
+"""Checks for non-finite losses and parameters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pv_vae_jax.typing import NonFiniteError, Params
 
 
 def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> None:
-    """Raise `NonFiniteError` with the first step of `rows` that holds a non-finite term, and the term's name.
+    """Check the terms of steps, `(step, terms)`.
 
-    The sum is named only if every part of it is finite, since any part makes it non-finite too.
+    Raises:
+      NonFiniteError: a term is not finite. The first such step and its term are named; `loss` and `gradient_norm` only
+        if all others are finite, since any of them makes these two non-finite.
     """
     for step, terms in rows:
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
@@ -28,10 +30,12 @@ def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> No
 
 
 def check_finite_params(stage: str, step: int, params: Params) -> None:
-    """Raise `NonFiniteError` with the name of a parameter that is not finite after `step` steps.
+    """Check the parameters of a state that is to be saved, after `step` steps.
 
-    The terms of a step are those of the parameters before it, so its own update shows in the next step's alone: a state
-    that is to be saved is looked at itself.
+    The terms of a step belong to the parameters before it: only the next step's terms would show a bad update.
+
+    Raises:
+      NonFiniteError: a parameter is not finite; one is named.
     """
     finite = jax.device_get(_are_finite(params))
     bad = [

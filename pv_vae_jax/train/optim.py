@@ -1,4 +1,4 @@
-"""Optimiser and schedule, and the split of parameters into trained and frozen ones."""
+"""Optimiser, learning-rate schedule, gradient accumulation, moving average, and freezing of parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pv_vae_jax.typing import Array, Params, PRNGKey
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate at a step of a stage of `steps` steps, of which at most half warm up: the rest is to fall."""
+    """Learning rate at a step of a stage. Warm-up is capped at half of its `steps`, so that the decay has room."""
     warmup = min(config.warmup_steps, max(steps, 0) // 2)
     return optax.warmup_cosine_decay_schedule(
         init_value=config.learning_rate / max(warmup, 1),
@@ -26,7 +26,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The transformation described by `config`: gradient clipping, then AdamW or Muon."""
+    """Gradient clipping, then AdamW or Muon, as `config` says."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     rate = schedule(config, steps)
     if config.name == "adamw":
@@ -48,26 +48,26 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
 
 
 def _decayed(params: Params) -> Params:
-    """Matrices and kernels. Biases and gains are told by name: stacked by `nn.scan` they have two axes as well."""
+    """Mask of matrices and kernels. Biases and gains are excluded by name: `nn.scan` stacks them to two axes."""
     return jax.tree.map_with_path(lambda path, p: p.ndim > 1 and path[-1].key not in ("bias", "gamma"), params)
 
 
 def _kernel_axes(params: Params) -> Params:
-    """For every kernel the axes that make it a matrix, inputs and outputs; None leaves a parameter to AdamW."""
+    """The input and output axes that make a matrix of each kernel; None leaves a parameter to AdamW."""
 
     def axes(path: tuple, p: Array) -> optax.contrib.MuonDimensionNumbers | None:
         if p.ndim < 2 or path[-1].key != "kernel":
             return None
-        stacked = p.ndim == 3  # dense layers under nn.scan: one matrix a layer
+        stacked = p.ndim == 3  # dense layers under nn.scan: one matrix for each layer
         return optax.contrib.MuonDimensionNumbers(tuple(range(int(stacked), p.ndim - 1)), p.ndim - 1)
 
     return jax.tree.map_with_path(axes, params)
 
 
 def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Params]:
-    """Part top-level entries: `(trained, frozen)`.
+    """Split the top-level parts into `(trained, frozen)`.
 
-    Frozen parameters stay out of the gradient and the optimiser altogether, so they cannot move by one bit.
+    Frozen parameters stay out of the gradient and the optimiser altogether, so they do not move by one bit.
 
     Raises:
       ValueError: a name in `frozen` is not a part of the model.
@@ -79,16 +79,16 @@ def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Param
 
 
 def accumulate_grads(gradients: Callable[[Any, Array], Any], batch: dict, key: PRNGKey, parts: int) -> Any:
-    """Mean of `gradients(part of the batch, key)` over `parts` equal parts, one after the other.
+    """Mean of `gradients(part of the batch, key)` over `parts` equal parts, computed one after the other.
 
     Args:
-      gradients: function to a tree of arrays (gradients and logs).
+      gradients: function that returns a tree of arrays (gradients and logs).
       batch: arrays `(b, ...)`, and scalars, which every part gets.
-      key: each part draws from its own, made of this one.
-      parts: must divide `b`; 1 calls `gradients` once, with `key`.
+      key: key from which each part's own key is made.
+      parts: number of parts, which must divide `b`; 1 calls `gradients` once, with `key`.
 
     Raises:
-      ValueError: it does not.
+      ValueError: `parts` does not divide `b`.
     """
     if parts == 1:
         return gradients(batch, key)
@@ -100,19 +100,19 @@ def accumulate_grads(gradients: Callable[[Any, Array], Any], batch: dict, key: P
         return a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1)
 
     rows = {name: cut(a) for name, a in batch.items() if a.ndim}
-    whole = {name: a for name, a in batch.items() if not a.ndim}
+    scalars = {name: a for name, a in batch.items() if not a.ndim}
 
     def body(total: Any, part: tuple) -> tuple:
         index, these = part
-        found = gradients(whole | these, jax.random.fold_in(key, index))
-        return jax.tree.map(lambda t, f: t + f / parts, total, found), None
+        result = gradients(scalars | these, jax.random.fold_in(key, index))
+        return jax.tree.map(lambda t, r: t + r / parts, total, result), None
 
-    shapes = jax.eval_shape(lambda: gradients(whole | {name: a[0] for name, a in rows.items()}, key))
+    shapes = jax.eval_shape(lambda: gradients(scalars | {name: a[0] for name, a in rows.items()}, key))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return jax.lax.scan(body, zeros, (jnp.arange(parts), rows))[0]
 
 
 def ema_update(ema: Params, params: Params, step: Array, decay: float) -> Params:
-    """Exponential moving average, with a shorter memory in the first steps (`(1 + s) / (10 + s)`)."""
+    """Exponential moving average; in the first steps `s` the decay is lower, `(1 + s) / (10 + s)`."""
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: e + (1.0 - now) * (p - e), ema, params)

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.listing import NoVideosError
-from pv_vae_jax.data.skips import SkipLog
-from pv_vae_jax.data.sources import ImageFrames, VideoSource, open_source
+from pv_vae_jax.data.sources import VideoSource, open_source
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process
 from pv_vae_jax.storage import locked, partials
@@ -110,7 +110,7 @@ class Run:
         frames, size = (data.frames, data.size) if kind is None else (kind.frames, kind.side)
         images = kind is not None and kind.images
         try:
-            source = open_source(
+            return open_source(
                 data.source,
                 frames=data.frames if images else frames,
                 size=size,
@@ -119,6 +119,7 @@ class Run:
                 clips=data.clips if split == "train" else data.test_clips,
                 stride=data.stride,
                 random=random,
+                images=images,
                 cache_bytes=data.cache_bytes // sources,
                 crop=data.crop,
                 fold=data.fold,
@@ -130,7 +131,6 @@ class Run:
                 raise
             fitting = 1 + groups * self.experiment.vae.time_factor
             raise NoVideosError(f"{error}: --config.data.frames={fitting} would do") from error
-        return ImageFrames(source) if images else source
 
 
 def open_run(experiment: Experiment, workdir: str | Path) -> Run:

@@ -35,21 +35,21 @@ Step = Callable[[TrainState, dict], tuple[TrainState, Logs]]
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit compiles once per instance
 class VAEStep:
-    """All that is fixed while a stage runs.
+    """Everything that is fixed while a stage runs.
 
     One "step" updates the generator and, while the GAN is on, the discriminator, both from the same batch.
 
     Attributes:
       model, discriminator: the networks.
-      objective: weights of the terms.
-      optimizer, discriminator_optimizer: their transformations.
-      frozen: top-level parts of the VAE that do not move.
-      ema_decay: of the VAE's moving average.
-      seed: with the step number it gives all randomness.
-      perceptual: fills the perceptual slot, or None.
-      grad_accum_steps: parts of the batch computed one after the other.
+      objective: the weights of the terms (equation 1).
+      optimizer, discriminator_optimizer: the gradient transformation of each network.
+      frozen: top-level parts of the VAE that are not trained.
+      ema_decay: decay of the VAE's moving average.
+      seed: with the step number it determines all randomness.
+      perceptual: the distance in the perceptual slot, or None.
+      grad_accum_steps: number of parts of the batch that are computed one after the other.
       drop_pattern: what the filled form withholds, see `masking`.
-      drop_from: where other patterns than `future` withhold it, see `predict_masked`.
+      drop_from: where patterns other than `future` withhold it, see `predict_masked`.
     """
 
     model: VAE
@@ -66,7 +66,11 @@ class VAEStep:
     drop_from: DropFrom = "pixels"
 
     def create(self, params: Params, discriminator_params: Params | None = None) -> TrainState:
-        """State at step 0 from given parameters."""
+        """State at step 0 from given parameters.
+
+        Raises:
+          ValueError: the discriminator has no parameters or no optimizer.
+        """
         trained, _ = split_frozen(params, self.frozen)
         networks = None
         if self.discriminator is not None:
@@ -82,17 +86,18 @@ class VAEStep:
 
         Args:
           state: the stage's state.
-          batch: `video (b, 1 + T, H, W, 3)` uint8, and `dropped` int32 if the filled form is used.
-          dropped: `k` of the truncated form (compile one program each), or None for the filled form, which takes `k`
-            from the batch.
+          batch: `video (b, 1 + T, H, W, 3)` uint8, and `dropped` int32, scalar or `(b,)`, if the filled form is used.
+          dropped: `k` of the truncated form (one program for each), or None for the filled form, which takes `k` from
+            the batch.
           gan: whether the GAN is on (it starts late; both programs stay small).
 
         Returns:
-          New state, and float32 scalars: every term unweighted, `loss`, gradient norm.
+          The new state, and float32 scalars: every term unweighted, `loss`, and the gradient norm.
 
         Raises:
-          ValueError: the truncated form with a pattern that is not the end of a clip, or the GAN without discriminator.
-          TypeError: a `video` that is not uint8.
+          ValueError: the truncated form is asked for a pattern other than `future`, or the GAN is on
+            without a discriminator.
+          TypeError: `video` is not uint8.
         """
         if gan and (self.discriminator is None or state.discriminator is None):
             raise ValueError("the GAN needs a discriminator: give one, its optimizer, and its parameters to `create`")
@@ -109,7 +114,7 @@ class VAEStep:
         networks = state.discriminator
         if gan:
             old = networks
-            assert old is not None and self.discriminator_optimizer is not None  # `create` saw to it
+            assert old is not None and self.discriminator_optimizer is not None  # checked by `create`
             updates, moments = self.discriminator_optimizer.update(discriminator_grads, old.opt_state, old.params)
             networks = ParamsAndOpt(optax.apply_updates(old.params, updates), moments)
         ema = ema_update(state.ema, params, state.step, self.ema_decay)
@@ -117,24 +122,26 @@ class VAEStep:
         return TrainState(state.step + 1, params, opt_state, ema, networks), logs
 
     def _gradients(self, state: TrainState, batch: dict, key: PRNGKey, dropped: int | None, gan: bool):
-        """Gradients of both sides (None for the discriminator while the GAN is off), and all terms."""
-        video = to_float(batch["video"])
+        """Gradients of VAE and discriminator (None while the GAN is off), and all terms."""
+        video = to_float(batch["video"])  # (b, 1 + T, H, W, 3)
         trained, frozen = split_frozen(state.params, self.frozen)
-        discriminator: Any = self.discriminator  # both are there where the GAN is on
+        discriminator: Any = self.discriminator  # neither is None while the GAN is on
         networks: Any = state.discriminator
 
         def forward(trained: Params):
-            prediction = self._predict(trained | frozen, video, batch["dropped"] if dropped is None else dropped, key)
+            params = trained | frozen
+            prediction = self._predict(params, video, batch["dropped"] if dropped is None else dropped, key)
             total, terms = latent_terms(self.objective, prediction.posterior, prediction.observed)
-            return (prediction.features, total), terms
+            features = self.model.apply({"params": params}, prediction.latents, method="decode_features")
+            return (features, total), terms  # features: (b, 1 + T, H/patch, W/patch, c)
 
         def to_pixels(trained: Params, features: Array) -> Array:
             return self.model.apply({"params": trained | frozen}, features, method="to_pixels")
 
-        # The backward pass is taken in three pieces (losses, last convolution, network) because the adaptive GAN weight
-        # needs gradients at the last kernel: this way it costs one more kernel gradient, not one more backward pass.
+        # Equation 1. The backward pass is taken in three pieces (losses, last convolution, network): the adaptive GAN
+        # weight needs gradients at the last kernel, and so costs one more kernel gradient, not one more backward pass.
         (features, latent_loss), pull_network, latent_logs = jax.vjp(forward, trained, has_aux=True)
-        output, pull_pixels = jax.vjp(to_pixels, trained, features)
+        output, pull_pixels = jax.vjp(to_pixels, trained, features)  # (b, 1 + T, H, W, 3)
         (loss, logs), d_output = jax.value_and_grad(
             lambda y: pixel_terms(self.objective, y, video, self.perceptual), has_aux=True
         )(output)
@@ -157,32 +164,35 @@ class VAEStep:
         logs["loss"] = loss
         if not gan:
             return grads, None, logs
-        discriminator_grads, more = self._discriminator_gradients(networks.params, video, jax.lax.stop_gradient(output))
-        return grads, discriminator_grads, logs | more
+        fake = jax.lax.stop_gradient(output)
+        discriminator_grads, terms = _discriminator_gradients(discriminator, networks.params, video, fake)
+        return grads, discriminator_grads, logs | terms
 
     def _predict(self, params: Params, video: Array, dropped: Array | int, key: PRNGKey) -> Prediction:
-        """Filled for `k` as an array, truncated for a Python int."""
+        """Predictive reconstruction (section 3.1): filled for `k` as an array, truncated for a Python int."""
         if isinstance(dropped, int):
             if dropped and self.drop_pattern != "future":
-                raise ValueError(f"the truncated form leaves out the end of a clip; {self.drop_pattern!r} needs filled")
+                raise ValueError(
+                    f"the truncated form only drops the end of a clip; {self.drop_pattern!r} needs the filled form: "
+                    "pass dropped=None and put k into the batch"
+                )
             return predict_truncated(self.model, params, video, dropped, key)
         if self.drop_pattern == "future":
             return predict_filled(self.model, params, video, dropped, key)
         c, (b, frames, height, width, _) = self.model.config, video.shape
         grid = (c.latent_frames(frames), height // c.space_factor, width // c.space_factor)
         each = jnp.broadcast_to(dropped, (b,))
-        observed = sample_mask(self.drop_pattern, jax.random.fold_in(key, 2), each, grid)
+        observed = sample_mask(self.drop_pattern, jax.random.fold_in(key, 2), each, grid)  # (b, g, h, w)
         return predict_masked(self.model, params, video, observed, key, drop_from=self.drop_from)
 
-    def _discriminator_gradients(self, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:
-        discriminator: Any = self.discriminator
 
-        def loss(params: Params):
-            variables = {"params": params}
-            real_logits = discriminator.apply(variables, real)
-            fake_logits = discriminator.apply(variables, fake)
-            mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
-            return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
+def _discriminator_gradients(model: Any, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:
+    """Gradient of the discriminator's hinge loss, and its terms."""
 
-        (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return grads, {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}
+    def loss(params: Params):
+        real_logits, fake_logits = (model.apply({"params": params}, video) for video in (real, fake))
+        mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
+        return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
+
+    (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return grads, {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}

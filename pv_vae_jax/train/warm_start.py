@@ -84,7 +84,7 @@ def read_model(folder: Path, shapes: Params) -> Params:
     """
     path = folder / "vae.safetensors"
     try:
-        return read_params(path, shapes, whole=False)
+        return read_params(path, shapes, strict=False)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
 
@@ -105,9 +105,7 @@ def _config_of_state(state: Path) -> tuple[Any, bool]:
 def _config_of_model(folder: Path) -> tuple[Any, bool]:
     try:
         tree = json.loads((folder / "config.json").read_text())
-        cls, fields = vae_config_of(tree["vae"])
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        config = cls(**settings)
+        config = vae_config_of(tree["vae"])
         meta = tree.get("meta", {})
         # Models of older versions do not record `images`; their stage's name tells.
         return config, bool(meta.get("images", meta.get("stage") == "image"))

@@ -1,19 +1,21 @@
-"""Curves of a stage: one JSON object a line, and TensorBoard where `tensorboardX` is installed."""
+"""Curves of a stage: JSON lines, and TensorBoard event files if `tensorboardX` is installed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from pv_vae_jax.storage import write_text
+
 
 class MetricWriter:
     """Appends scalars to `folder/metrics.jsonl` and to TensorBoard event files beside it.
 
-    A resumed stage first forgets what was written after `start_step`, and takes up the steps that were not yet written
-    at `start_step`, so that the curve of an interrupted run equals that of an uninterrupted one.
+    A resumed stage first removes the rows after `start_step`, and takes over the steps that were pending at
+    `start_step`, so that the curve of an interrupted run equals that of an uninterrupted one.
 
     Attributes:
-      path: of the JSON lines.
+      path: path of the JSON lines.
       unwritten: `(step, terms)` of the steps up to `start_step` for which `save_pending` was called.
     """
 
@@ -21,9 +23,7 @@ class MetricWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")
         self._aside = folder / "metrics.aside.json"
         written = rows[-1]["step"] if rows else 0
@@ -47,9 +47,7 @@ class MetricWriter:
 
     def save_pending(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Keep the terms of single steps for the process that resumes at the last of them."""
-        temporary = self._aside.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows))
-        temporary.replace(self._aside)
+        write_text(self._aside, json.dumps(rows))
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -59,22 +57,19 @@ class MetricWriter:
 
 
 class NoOpWriter:
-    """A `MetricWriter` for the processes of a run that do not write."""
+    """A `MetricWriter` that writes nothing, for all processes of a run but the first."""
 
     unwritten: tuple = ()
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Nothing."""
+    def write(self, step: int, scalars: dict[str, float]) -> None: ...
 
-    def save_pending(self, rows: list[tuple[int, dict[str, float]]]) -> None:
-        """Nothing."""
+    def save_pending(self, rows: list[tuple[int, dict[str, float]]]) -> None: ...
 
-    def close(self) -> None:
-        """Nothing."""
+    def close(self) -> None: ...
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Rows of a metrics file up to the first damaged line, such as one cut off by a kill. No file gives no rows."""
+    """Rows of a metrics file up to the first damaged line, such as one that a kill cut off; [] if there is no file."""
     if not path.exists():
         return []
     rows = []
@@ -90,7 +85,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def _read_aside(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """What `save_pending` wrote; a damaged file counts as none, which costs a mean over one window and no training."""
+    """The rows of `save_pending`; [] if the file is damaged, which changes the mean of one window and no training."""
     try:
         return [(int(step), dict(terms)) for step, terms in json.loads(path.read_bytes())]
     except (FileNotFoundError, ValueError, TypeError):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from pv_vae_jax.cli import lpips_flags
+from pv_vae_jax.cli._shared import define_lpips_flags, lpips_files
 from pv_vae_jax.typing import ConfigError
 from studies.ablation.plan import load_study
 
@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("seeds", [], "train and score only these seeds", flag_values=values)
     flags.DEFINE_integer("cells", 0, "number of cells to train and score; 0 is all", lower_bound=0, flag_values=values)
     flags.DEFINE_string("i3d", None, "I3D's weights, to score with it as well (slow on CPU)", flag_values=values)
-    lpips_flags.define_flags(values)
+    define_lpips_flags(values)
     flags.DEFINE_string("page", "", "write this page from the scores, train nothing", flag_values=values)
 
 
@@ -59,7 +59,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     from studies.ablation.cells import run_study
     from studies.ablation.measure import Published
 
-    published = Published(Path(values.i3d) if values.i3d else None, lpips_flags.lpips_files(values))
+    published = Published(Path(values.i3d) if values.i3d else None, lpips_files(values))
     if overrides.keys() - {"data.source"} and values["results"].using_default_value:
         own = Path(values.workdir) / "results"
         raise ConfigError(f"scores of other settings must not mix with those in {results}: add --results={own}")

@@ -14,13 +14,12 @@ import numpy as np
 
 from pv_vae_jax.evaluation.distances import frechet_distance, frechet_interval, kernel_distance, kernel_interval
 from pv_vae_jax.evaluation.latent_analysis import temporal_distance
-from pv_vae_jax.evaluation.linear_probe import class_accuracy
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract, i3d_network, own_network
 from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import score_prediction
 from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.lpips import LEAST_SIDE
 from pv_vae_jax.params_io import restore_params, weights_hash
 from pv_vae_jax.sampling import sample_clips
@@ -28,6 +27,7 @@ from pv_vae_jax.train.run import Run
 from pv_vae_jax.typing import ConfigError
 from pv_vae_jax.versions import versions
 from studies.ablation.plan import Cell
+from studies.linear_probe import class_accuracy
 
 BATCH = 32
 LEAST = 16  # clips of a class that has scores of its own
@@ -96,7 +96,7 @@ def measure_decoder(cell: Cell, run: Run, base: Run, published: Published = NO_W
     return _facts(cell, model, published) | _scores(cell, run, model, states, published)
 
 
-def _states(cell: Cell, run: Run, model: Pretrained) -> dict[int, Callable[[], Pretrained]]:
+def _states(cell: Cell, run: Run, model: Model) -> dict[int, Callable[[], Model]]:
     """`model` with the transformer as it was after a step, for each step to score whose training state is kept.
 
     The last is the finished model, which stays when training states are gone.
@@ -104,14 +104,14 @@ def _states(cell: Cell, run: Run, model: Pretrained) -> dict[int, Callable[[], P
     diffusion: Any = model.diffusion
     shapes = jax.eval_shape(lambda: diffusion.params)
 
-    def at(path: Path) -> Pretrained:
+    def at(path: Path) -> Model:
         params = restore_params(path, "ema", shapes)
         return dataclasses.replace(model, diffusion=dataclasses.replace(diffusion, params=params))
 
     last = cell.experiment.diffusion.steps
     every = last // cell.study.scores
     kept = {step: run.folder("diffusion") / "checkpoints" / str(step) for step in range(every, last, every)}
-    found: dict[int, Callable[[], Pretrained]] = {
+    found: dict[int, Callable[[], Model]] = {
         step: functools.partial(at, path) for step, path in kept.items() if path.is_dir()
     }
     return found | {last: lambda: model}
@@ -148,9 +148,7 @@ def _random_network() -> FeatureNetwork:
     return dataclasses.replace(own, name="random", hash=weights_hash(params), params=params)
 
 
-def _scores(
-    cell: Cell, run: Run, model: Pretrained, states: dict[int, Callable[[], Pretrained]], published: Published
-) -> dict:
+def _scores(cell: Cell, run: Run, model: Model, states: dict[int, Callable[[], Model]], published: Published) -> dict:
     study, seed = cell.study, cell.seed
     nets = networks(published.i3d)
     first, kinds, floor = _real(cell, run, nets)
@@ -230,7 +228,7 @@ def _real(cell: Cell, run: Run, nets: dict[str, FeatureNetwork]) -> tuple[dict, 
     return first, kinds, {name: _distances(first[name], other[name]) for name in nets}
 
 
-def _class_probe(run: Run, model: Pretrained, most: int, means: np.ndarray, label: np.ndarray) -> dict | None:
+def _class_probe(run: Run, model: Model, most: int, means: np.ndarray, label: np.ndarray) -> dict | None:
     """Accuracy of a linear probe of the class on the VAE's latents of test clips; None for clips without classes.
 
     Args:
@@ -262,7 +260,7 @@ def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([item["video"] for item in items]), np.array([item["label"] for item in items])
 
 
-def _facts(cell: Cell, model: Pretrained, published: Published) -> dict:
+def _facts(cell: Cell, model: Model, published: Published) -> dict:
     count = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
     study, device = cell.study, jax.devices()[0]
     diffusion: Any = model.diffusion

@@ -104,8 +104,8 @@ class Study:
     def cell(self, row: Row, seed: int) -> Cell:
         """The cell of `row` and `seed`."""
         experiment = dataclasses.replace(self.experiment, seed=seed)
-        for key, value in row.settings.items():
-            experiment = override(experiment, {key: value if isinstance(value, str) else repr(value)})
+        settings = {key: value if isinstance(value, str) else repr(value) for key, value in row.settings.items()}
+        experiment = override(experiment, settings)
         # The states that are scored are the checkpoints of the diffusion stage.
         every = experiment.diffusion.steps // self.scores
         experiment = dataclasses.replace(experiment, checkpoint_every=every, checkpoints_kept=self.scores)
@@ -197,6 +197,8 @@ def deciding(experiment: Experiment) -> dict:
     tree = to_dict(experiment)
     for free in ("name", "log_every", "mesh"):
         del tree[free]
+    if tree["vae"]["kind"] == "cnn":  # cells are older than the field
+        del tree["vae"]["kind"]
     data = experiment.data
     if Path(data.source).is_dir():
         tree["data"]["source"] = fingerprint(data.source, data.fold)

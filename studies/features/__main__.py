@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.data.sources import FolderVideos
+from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.evaluation.clip_sets import open_clips, read_clips
 from pv_vae_jax.evaluation.networks.extract import own_network
 from pv_vae_jax.evaluation.networks.feature_net import save_features
@@ -79,7 +79,7 @@ def _measure(values: flags.FlagValues, overrides: dict[str, str]) -> None:
 
 def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
     """Training windows of a folder of videos, `(n, frames, side, side, 3)` uint8."""
-    source = FolderVideos(folder, frames=config.frames, size=config.network.side, random=False)
+    source = open_source(folder, frames=config.frames, size=config.network.side, random=False, clips=None)
     rng = np.random.default_rng(0)
     index = tqdm(range(len(source)), desc="videos", unit="clip", disable=not sys.stderr.isatty())
     return np.stack([source.clip(i, rng)["video"] for i in index])

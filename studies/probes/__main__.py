@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import flags
 
-from pv_vae_jax.model import Pretrained, load
+from pv_vae_jax.model import Model, load
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.typing import ConfigError, check_clip_shape
@@ -105,7 +105,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         print(f"scores: {values.out}")
 
 
-def _reader(model: Pretrained, values: flags.FlagValues) -> FeatureReader:
+def _reader(model: Model, values: flags.FlagValues) -> FeatureReader:
     config, d = model.vae.config, model.diffusion
     frames, size, layer = values.frames or 17, values.size or 32, 0
     if d is None:

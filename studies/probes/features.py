@@ -16,7 +16,7 @@ from einops import rearrange
 
 from pv_vae_jax.evaluation.reconstruction import batches
 from pv_vae_jax.flow import interpolate, normalize_latents
-from pv_vae_jax.model import Pretrained, init_latte
+from pv_vae_jax.model import Model, init_latte
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
@@ -50,7 +50,7 @@ class FeatureReader:
       batch_size: clips per batch.
     """
 
-    model: Pretrained
+    model: Model
     frames: int
     size: int
     layer: int

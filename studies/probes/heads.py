@@ -18,9 +18,9 @@ import optax
 from einops import rearrange
 
 from pv_vae_jax.batching import padded_batches
-from pv_vae_jax.evaluation.linear_probe import ridge
 from pv_vae_jax.evaluation.networks.feature_net import TimeConv
 from pv_vae_jax.typing import Array, Params
+from studies.linear_probe import ridge
 
 
 class DenseHead(nn.Module):

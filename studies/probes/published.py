@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.convert.pickles import read_pickle
-from pv_vae_jax.data.images import read_image
 from pv_vae_jax.data.listing import NoVideosError
+from pv_vae_jax.data.readers.image_files import read_image
 from studies.probes.metrics import endpoint_error
 
 FLOW_TAG = 202021.25  # of the Middlebury and Sintel formats: reads "PIEH" in a little-endian file

@@ -14,7 +14,7 @@ import numpy as np
 
 from pv_vae_jax.data.synthetic import FAMILIES, Scene, SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow, exact_paths, visible_layer
-from pv_vae_jax.evaluation.linear_probe import class_accuracy
+from studies.linear_probe import class_accuracy
 from studies.probes.features import (
     LATENTS,
     FeatureMaps,

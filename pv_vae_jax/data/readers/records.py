@@ -1,0 +1,136 @@
+"""Clips in ArrayRecord shards, as `pv-vae prepare` writes them.
+
+A split is a folder. Shard `i` is `0000i.array_record` (the clips) and then `0000i.json` (their names, lengths and
+labels, and what was skipped). `manifest.json` sums the shards up and is written last: without it the split is
+unfinished. A record is a safetensors blob of `video`, an H.264 MP4 file with frequent key frames, and `label`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pv_vae_jax.data.clips import LazyClip, Reader, SkipLog
+from pv_vae_jax.data.listing import NoVideosError
+from pv_vae_jax.data.shards import BrokenRecordError, Shards
+from pv_vae_jax.data.video_reading import EncodedVideo, read_video
+
+FORMAT = "pv_vae_jax clips 1"
+MANIFEST_KEYS, SHARD_KEYS = {"class_names", "hash", "shards"}, {"name", "clips", "bytes", "lengths"}
+
+
+def pack(video: bytes, label: int) -> bytes:
+    """The record of an encoded clip and its class."""
+    return save({"video": np.frombuffer(video, np.uint8), "label": np.asarray(label, np.int32)})
+
+
+def unpack(record: bytes) -> tuple[bytes, int]:
+    """`(video, label)` of a record.
+
+    Raises:
+      BrokenRecordError: it is not such a record.
+    """
+    try:
+        tensors = load(record)
+        return tensors["video"].tobytes(), int(tensors["label"])
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise BrokenRecordError(f"not a record of a clip ({error})") from error
+
+
+def is_prepared(folder: Path, below: set[str]) -> bool:
+    """Whether `pv-vae prepare` made this folder, finished or not; `below` names its sub-folders."""
+    return any((folder / split / "key.json").is_file() for split in below & {"train", "test"})
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of the prepared split in `folder`.
+
+    Raises:
+      NoVideosError: the split is unfinished, damaged, or of another version.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise NoVideosError(f"{folder} is unfinished: run the same pv-vae prepare again, it continues where it stopped")
+    try:
+        manifest = json.loads(path.read_text())
+        found = manifest.get("format")
+        if found == FORMAT:
+            _check(manifest)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise NoVideosError(
+            f"{path} is damaged ({error}): run the same pv-vae prepare again, it keeps the shards and rewrites it"
+        ) from error
+    if found != FORMAT:
+        raise NoVideosError(f"{path} has format {found!r}, this version reads {FORMAT!r}: prepare {folder} again")
+    return manifest
+
+
+def _check(manifest: dict) -> None:
+    """Raise ValueError (or AttributeError, if parts are not mappings) unless a manifest has the keys that are read."""
+    for part, keys in ((manifest, MANIFEST_KEYS), *((shard, SHARD_KEYS) for shard in manifest.get("shards", ()))):
+        if lost := keys - part.keys():
+            raise ValueError(f"{', '.join(sorted(lost))} missing")
+
+
+class RecordReader(Reader):
+    """The clips of a prepared split, resized by area to the short side `size`.
+
+    Args:
+      folder: prepared folder.
+      split: `train` or `test`.
+      index, span: not used, as the manifest of the split says what it holds.
+      size, log: as for `Reader`.
+
+    Attributes:
+      shards: the records.
+
+    Raises:
+      NoVideosError: the split is missing, unfinished or damaged.
+    """
+
+    unit, draws_corner = "clips", True
+
+    def __init__(
+        self, folder: Path, split: str, index: None = None, *, size: int, span: int = 1, log: SkipLog | None = None
+    ):
+        folder = folder / split
+        if not folder.is_dir():
+            raise NoVideosError(f"{folder.parent} was prepared without the split {split}: add it with --split={split}")
+        manifest = read_manifest(folder)
+        super().__init__(folder, manifest["class_names"], size, log)
+        side = manifest.get("settings", {}).get("short_side", size)
+        if side < size:
+            self.log.say(f"{folder}: clips prepared with --short_side={side} are enlarged to data.size {size}")
+        shards = manifest["shards"]
+        self.shards = Shards([folder / shard["name"] for shard in shards], [shard["clips"] for shard in shards])
+        lengths = []
+        for shard, path in zip(shards, self.shards.paths, strict=True):
+            intact = self._intact(path, shard["bytes"])
+            lengths += [n if intact else 0 for n in shard["lengths"]]
+        self.lengths = np.asarray(lengths)
+
+    def _intact(self, path: Path, size: int) -> bool:
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            self.skip(path.name, "the file is missing" if found is None else f"{found} bytes instead of {size}")
+        return found == size
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def open(self, index: int) -> LazyClip:
+        """Record `index`."""
+        data, label = unpack(self.shards[index])
+        file = EncodedVideo(f"{self.folder} record {index}", data)
+        read = lambda start, count, stride: read_video(  # noqa: E731
+            file, short_side=self.size, start=start, count=count, stride=stride
+        )
+        return LazyClip(int(self.lengths[index]), label, read)
+
+    def name(self, index: int) -> str:
+        """Name of record `index`."""
+        return f"record {index}"

@@ -1,0 +1,84 @@
+"""Video files, as they are (extra `video`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pv_vae_jax.data.clips import LazyClip, Reader, SkipLog
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, summarize
+from pv_vae_jax.data.video_reading import SUFFIXES, BrokenVideoError, probe, read_video
+
+
+class VideoFiles(Reader):
+    """The video files of a split, resized by area to the short side `size`.
+
+    Args:
+      folder, size, log: as for `Reader`.
+      split: `train` or `test`, used in messages.
+      index: files of the split.
+      span: files of fewer frames are skipped.
+
+    Attributes:
+      paths: files that are long enough.
+
+    Raises:
+      NoVideosError: no file can be used, or the entries are parts of files.
+    """
+
+    unit, cached = "files", True
+
+    def __init__(
+        self, folder: Path, split: str, index: SplitIndex, *, size: int, span: int = 1, log: SkipLog | None = None
+    ):
+        super().__init__(folder, index.class_names, size, log)
+        if any(entry.start or entry.stop != float("inf") for entry in index.items):
+            raise NoVideosError(
+                f"{folder}: clips of {index.dataset} are parts of longer videos; cut them first with pv-vae prepare"
+            )
+        self.absent = index.absent
+        self.paths: list[Path] = []
+        labels, lengths, small, longest = [], [], 0, 0
+        for entry in index.items:
+            try:
+                info = probe(entry.path)
+                longest = max(longest, info.frames)
+                if info.frames < span:
+                    raise BrokenVideoError(f"{entry.path}: {info.frames} frames, a clip spans {span}")
+            except (BrokenVideoError, OSError) as error:
+                self.skip(entry.path, error)
+                continue
+            self.paths.append(entry.path)
+            labels.append(entry.label)
+            lengths.append(info.frames)
+            small += min(info.height, info.width) < size
+        if not self.paths:
+            raise NoVideosError(self._no_videos(split, len(index.items)), longest)
+        self.labels, self.lengths = np.asarray(labels, np.int32), np.asarray(lengths)
+        if self.skipped:
+            self.log.say(f"{folder}: {len(self.skipped)} of {len(index.items)} files skipped")
+        if small:
+            self.log.say(f"{folder}: {small} of {len(self.paths)} files are enlarged to data.size {size}")
+
+    def _no_videos(self, split: str, total: int) -> str:
+        if self.skipped:
+            return f"none of the {total} files of {self.folder} ({split}) can be used: {summarize(self.skipped)}"
+        if split == "test":
+            return f"{self.folder} holds no clip for testing: add a second video, or sub-folders train and test"
+        return f"{self.folder} holds no video files ({', '.join(SUFFIXES)}), neither directly nor in sub-folders"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> LazyClip:
+        """File `index`."""
+        path = self.paths[index]
+        read = lambda start, count, stride: read_video(  # noqa: E731
+            path, short_side=self.size, start=start, count=count, stride=stride
+        )
+        return LazyClip(int(self.lengths[index]), int(self.labels[index]), read)
+
+    def name(self, index: int) -> Path:
+        """Path of file `index`."""
+        return self.paths[index]

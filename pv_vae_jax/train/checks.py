@@ -1,0 +1,181 @@
+"""Checks of an experiment's configs: combinations of fields within a stage, and parts that must fit each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pv_vae_jax.dropping import SPATIAL, max_dropped, num_droppable
+from pv_vae_jax.typing import VAE_STAGES, ConfigError, ShapeError, check_clip_shape
+
+if TYPE_CHECKING:  # configs imports this module
+    from pv_vae_jax.train.configs import Experiment, VAEStageConfig
+
+PARTS = ("encoder", "decoder", "pad")  # of a VAE
+
+
+def check_local(name: str, path: str | Path) -> None:
+    """Refuse the address of a bucket, which as a path would name a folder `gs:` of this machine.
+
+    Args:
+      name: name of the setting, used in the message.
+      path: value of the setting; a `Path` has lost one of the slashes.
+
+    Raises:
+      ConfigError: `path` is an address.
+    """
+    if re.match(r"\w[\w+.-]+:/", str(path)):
+        raise ConfigError(
+            f"{name} must be a folder, got {path}: mount the bucket (gcsfuse, a persistent volume) and name the "
+            "mounted folder"
+        )
+
+
+def check_stage(stage: VAEStageConfig) -> None:
+    """Raise `ConfigError` if fields of a VAE stage contradict each other."""
+    _check_parts(stage)
+    _check_gan(stage)
+    _check_dropping(stage)
+    _check_sizes(stage)
+
+
+def _check_parts(stage: VAEStageConfig) -> None:
+    for field in ("frozen", "init_parts"):
+        if unknown := sorted(set(getattr(stage, field)) - set(PARTS)):
+            raise ConfigError(f"{field} must name parts of the VAE ({', '.join(PARTS)}), got {', '.join(unknown)}")
+    if stage.init_parts and not stage.init_from:
+        raise ConfigError("init_parts needs init_from: set it to what these parts are loaded from")
+
+
+def _check_gan(stage: VAEStageConfig) -> None:
+    if stage.objective.gan and stage.objective.gan_start >= stage.steps > 0:
+        raise ConfigError(
+            f"objective.gan_start must be below steps={stage.steps}, got {stage.objective.gan_start}: lower it, or set "
+            "objective.gan=0 to train without a GAN"
+        )
+    if stage.objective.gan and "decoder" in stage.frozen:
+        raise ConfigError("objective.gan trains the decoder, which frozen excludes: change one of them")
+
+
+def _check_dropping(stage: VAEStageConfig) -> None:
+    if stage.drop_per_example and stage.drop_form != "filled":
+        raise ConfigError("drop_per_example needs drop_form=filled")
+    if stage.images and stage.drop_ratio_max:
+        raise ConfigError("drop_ratio must be 0 with images=True: a single frame has nothing to drop")
+    if stage.drop_pattern != "future" and stage.drop_form != "filled":
+        raise ConfigError(f"drop_pattern={stage.drop_pattern} needs drop_form=filled: truncating drops the end only")
+    if stage.drop_pattern == "future" and stage.drop_from != "pixels":
+        raise ConfigError(
+            "drop_from=latents needs another drop_pattern than future, whose observed latents never see what is "
+            "dropped: set drop_pattern, or leave drop_from at pixels"
+        )
+    default = {field.name: field.default for field in dataclasses.fields(stage)}
+    for field in ("drop_ratio_start", "drop_ramp"):
+        if stage.drop_schedule == "constant" and getattr(stage, field) != default[field]:
+            raise ConfigError(f"{field} needs a schedule: set drop_schedule to linear or cosine, or leave {field}")
+
+
+def _check_sizes(stage: VAEStageConfig) -> None:
+    seen = set()
+    for entry in stage.sizes:
+        if not (isinstance(entry, tuple) and len(entry) in (2, 3) and all(type(n) is int and n > 0 for n in entry)):
+            example = "(frames, size) or (frames, size, weight), such as ((1, 128), (17, 128), (17, 64, 2))"
+            raise ConfigError(f"sizes must hold {example}; got {entry!r}")
+        frames, size, *_ = entry
+        if stage.images and frames > 1:
+            raise ConfigError(f"sizes must hold single frames with images=True, got {entry}: write (1, {size})")
+        if (frames, size) in seen:
+            raise ConfigError(f"sizes holds {(frames, size)} twice: give it a weight, ({frames}, {size}, 2)")
+        seen.add((frames, size))
+    if stage.sizes and stage.drop_ratio_max and all(frames == 1 for frames, *_ in stage.sizes):
+        raise ConfigError("drop_ratio must be 0 where sizes holds images only, which have nothing to drop")
+    if stage.batch_multiple > 1 and not stage.sizes:
+        raise ConfigError("batch_multiple needs sizes: set them, or leave batch_multiple at 1")
+    if stage.batch_size % stage.batch_multiple:
+        below = stage.batch_size // stage.batch_multiple * stage.batch_multiple
+        near = " or ".join(str(n) for n in (below, below + stage.batch_multiple) if n)
+        raise ConfigError(
+            f"batch_size must be a multiple of batch_multiple={stage.batch_multiple}, got {stage.batch_size}: "
+            f"use {near}"
+        )
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Raise `ConfigError` or `ShapeError` if parts of an experiment do not fit each other."""
+    data, vae = experiment.data, experiment.vae
+    check_clip_shape(data.frames, data.size, data.size, vae.time_factor, vae.space_factor)
+    _check_transformer(experiment)
+    for name in VAE_STAGES:
+        _check_shapes(experiment, name)
+        _check_dropped_groups(experiment, name)
+        _check_discriminator(experiment, name)
+
+
+def _check_transformer(experiment: Experiment) -> None:
+    latte, vae = experiment.latte, experiment.vae
+    if latte.latent_channels != vae.latent_channels:
+        raise ConfigError(
+            f"config.latte.latent_channels must equal config.vae.latent_channels, got {latte.latent_channels} and "
+            f"{vae.latent_channels}: set one of them"
+        )
+    if (side := experiment.data.size // vae.space_factor) % latte.patch:
+        raise ConfigError(f"config.latte.patch must divide the {side} x {side} latents, got {latte.patch}: change it")
+    if latte.classes:
+        raise ConfigError("config.latte.classes comes from the data: leave it 0, and use config.diffusion.conditional")
+
+
+def _check_shapes(experiment: Experiment, name: str) -> None:
+    stage, vae = getattr(experiment, name), experiment.vae
+    for entry in stage.sizes:
+        frames, size, *_ = entry
+        try:
+            check_clip_shape(frames, size, size, vae.time_factor, vae.space_factor)
+        except ShapeError as error:
+            raise ShapeError(f"config.{name}.sizes, {entry}: {error}") from error
+
+
+def _check_dropped_groups(experiment: Experiment, name: str) -> None:
+    """The dropping and the local correlation of a stage need several groups, latent positions and channels."""
+    stage, vae = getattr(experiment, name), experiment.vae
+    frames = max((entry[0] for entry in stage.sizes), default=experiment.data.frames)
+    groups = vae.latent_frames(frames)
+    side = min((entry[1] for entry in stage.sizes), default=experiment.data.size) // vae.space_factor
+    ratio, pattern = stage.drop_ratio_max, stage.drop_pattern
+    if ratio and pattern in SPATIAL and side < 2:
+        raise ConfigError(
+            f"config.{name}.drop_pattern={pattern} drops parts of a frame, which here has one latent position: set "
+            f"config.data.size to {2 * vae.space_factor} or more"
+        )
+    if ratio and pattern == "infill" and groups < 3:
+        raise ConfigError(
+            f"config.{name}.drop_pattern=infill keeps the first and the last group, and {frames} frames have none in "
+            f"between: set config.data.frames to {vae.frames(3)} or more"
+        )
+    most = num_droppable(groups, pattern)
+    if ratio and most and not max_dropped(groups, ratio, pattern):
+        least = math.ceil(1e4 / most) / 1e4  # rounded up, so that it does drop one
+        raise ConfigError(
+            f"config.{name}.drop_ratio={ratio:g} drops no group: {frames} frames have {most} that "
+            f"drop_pattern={pattern} can drop. Set it to {least:g} or more, or to 0"
+        )
+    if stage.objective.local_correlation and (side < 2 or vae.latent_channels < 2):
+        raise ConfigError(
+            f"config.{name}.objective.local_correlation compares the channels of neighbouring latents: set "
+            f"config.data.size to {2 * vae.space_factor} and config.vae.latent_channels to 2, or more"
+        )
+
+
+def _check_discriminator(experiment: Experiment, name: str) -> None:
+    stage, discriminator = getattr(experiment, name), experiment.discriminator
+    if not stage.objective.gan:
+        return
+    factor = 2**discriminator.levels
+    for size in sorted({entry[1] for entry in stage.sizes} or {experiment.data.size}):
+        if size < factor or ("3d" in discriminator.kinds and size % factor):
+            raise ConfigError(
+                f"config.discriminator.levels={discriminator.levels} needs sizes that are multiples of {factor}, but "
+                f"{name} has {size} pixels: lower the levels, or change the size"
+            )
