@@ -189,7 +189,7 @@ def test_plans_that_cannot_work_are_refused(tmp_path):
         dataclasses.replace(study, rows=(study.rows[0], study.rows[0])).validate()
     with pytest.raises(ConfigError, match="must be a row before it"):
         dataclasses.replace(study, rows=study.rows[::2]).validate()
-    with pytest.raises(ConfigError, match="compared with 'c', which is no row before"):
+    with pytest.raises(ConfigError, match="compared with 'c', which must be a row before it"):
         dataclasses.replace(study, rows=(Row("a"), Row("b", compared_with="c"))).validate()
     with pytest.raises(ConfigError, match="drop_rat"):
         dataclasses.replace(study, rows=(Row("a", {"video.drop_rat": 1.0}),)).validate()
@@ -347,7 +347,7 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     tuned_cell = study.cell(study.rows[2], 1)
     base = study.cell(study.rows[1], 1).folder
     said = {"cell": tuned_cell.name, "base": base, "states": True}
-    assert found[tuned_cell.name] == said | {"seconds": {"decoder": 0.0}}
+    assert list(found[tuned_cell.name].pop("seconds")) == ["decoder"] and found[tuned_cell.name] == said
     assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "all are scored"
 
     done = len(stages)
