@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
-from safetensors import SafetensorError
 
 from pv_vae_jax.flow import classifier_free_guidance, denormalize_latents, euler
 from pv_vae_jax.messages import did_you_mean
@@ -36,16 +35,7 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_truncated
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
-from pv_vae_jax.typing import (
-    DTYPES,
-    VAE_STAGES,
-    Array,
-    Params,
-    PRNGKey,
-    ShapeError,
-    WeightsError,
-    check_clip_shape,
-)
+from pv_vae_jax.typing import DTYPES, VAE_STAGES, Array, Params, PRNGKey, ShapeError, WeightsError, check_clip_shape
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -155,13 +145,7 @@ class Model:
         return _predict(self.vae, observed, self.vae_params, video, key)
 
     def sample(
-        self,
-        labels: Labels,
-        key: PRNGKey,
-        *,
-        steps: int = 100,
-        guidance: float = 1.0,
-        index: Labels | None = None,
+        self, labels: Labels, key: PRNGKey, *, steps: int = 100, guidance: float = 1.0, index: Labels | None = None
     ) -> Float[Array, "n t H W 3"]:
         """Generate one clip a label: noise, Euler steps with guidance, decoder.
 
@@ -227,7 +211,7 @@ def _sample(
     vae: VAE,
     steps: int,
     guidance: float,
-    vae_params: Params,
+    params: Params,
     diffusion: Diffusion,
     key: PRNGKey,
     index: Array,
@@ -241,7 +225,7 @@ def _sample(
     else:
         velocity = functools.partial(transformer.apply, variables, label=None)
     latents = denormalize_latents(euler(velocity, noise, steps), diffusion.mean, diffusion.std)  # (n, g, h, w, z)
-    video = _decode(vae, None, vae_params, latents)  # (n, 1 + T, H, W, 3)
+    video = _decode(vae, None, params, latents)  # (n, 1 + T, H, W, 3)
     return jnp.where(jnp.isfinite(video), jnp.clip(video, -1.0, 1.0), jnp.nan)
 
 
@@ -333,8 +317,6 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
         raise
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"the model in {folder} is damaged: {type(error).__name__}: {error}") from error
-    except SafetensorError as error:
-        raise WeightsError(f"the model in {folder} is damaged: {error}") from error
 
 
 def _load(folder: Path, dtype: str | None, sharding: Placement | None) -> Model:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pv_vae_jax.storage import atomic, file_hash
@@ -66,15 +66,18 @@ def read_params(
       sharding: where to place the arrays, by default on the default device.
 
     Raises:
-      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
-        the one whose hash is known.
+      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is damaged, or
+        not the one whose hash is known.
     """
     wanted: dict[str, Any] = flatten_dict(expected, sep="/")
     where: dict[str, Any] = dict.fromkeys(wanted, sharding)
     if callable(sharding):
         where = flatten_dict(sharding(expected), sep="/")
-    with safe_open(path, "numpy") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    try:
+        with safe_open(path, "numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {error}. Copy the file again") from error
     faults = _misfits(wanted, shapes, strict)
     values = {}
     for name in sorted(shapes.keys() & wanted.keys()):

@@ -12,12 +12,12 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 
 import jax
 from absl import flags
 from jax.sharding import Mesh
 
+from pv_vae_jax.cli._shared import CONFIG
 from pv_vae_jax.sharding.hlo import step_flops
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import array_shardings, check_split
@@ -31,16 +31,14 @@ from pv_vae_jax.typing import ConfigError
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae inspect`."""
-    flags.DEFINE_string("config", None, "experiment file with get_config()", flag_values=values)
+    flags.DEFINE_string("config", None, CONFIG, flag_values=values)
     flags.DEFINE_enum("stage", "video", TRAINED, "stage whose step to compile", flag_values=values)
     flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4", flag_values=values)
     flags.mark_flag_as_required("config", flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Print everything and exit."""
-    if positional:
-        raise ConfigError(f"pv-vae inspect takes flags only, got {' '.join(positional)}")
     experiment, name = load_experiment(values.config, overrides), values.stage
     print(json.dumps(to_dict(experiment), indent=1))
     perceptual = load_perceptual(experiment)

@@ -48,9 +48,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string("beam_option", [], "option for Beam, like --runner=DataflowRunner", flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Prepare a data set, or continue."""
-    if len(positional) != 1 or overrides:
+    if len(positional) != 1:
         raise ConfigError("pv-vae prepare takes one folder: pv-vae prepare SOURCE --out DIR")
     if values.beam_option and not values.beam:
         raise ConfigError("--beam_option needs --beam")
@@ -92,10 +92,6 @@ def _prepare_here(listing: SplitIndex, folder: Path, settings: ClipSettings, fil
         return prepare_split(listing, folder, settings, files=files, workers=workers, progress=progress)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C."""
-
-
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C leave at once, through everything that cleans up.
@@ -103,10 +99,14 @@ def _stop_signals() -> Iterator[None]:
     Raises:
       Preempted: one of them came.
     """
-    from pv_vae_jax.train.preemption import Preempted
+    from pv_vae_jax.train.preemption import Preempted, PreemptionHandler
+
+    number = signal.SIGINT
 
     def terminate(*_) -> None:
-        raise _Terminated
+        nonlocal number
+        number = signal.SIGTERM
+        raise KeyboardInterrupt
 
     old = None
     with contextlib.suppress(ValueError):  # not the main thread: keep the default
@@ -114,7 +114,7 @@ def _stop_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        name, number = ("SIGTERM", signal.SIGTERM) if isinstance(error, _Terminated) else ("Ctrl-C", signal.SIGINT)
+        name = PreemptionHandler.NAMES[number]
         raise Preempted(f"{name}; the same command goes on from there", 128 + number) from error
     finally:
         if old is not None:

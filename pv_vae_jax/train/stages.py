@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from pv_vae_jax.sharding.processes import is_primary_process
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
-from pv_vae_jax.train.latents_stage import encode_latents, open_latents
+from pv_vae_jax.train.latents_stage import Latents, encode_latents, open_latents
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.sizes import check_mesh
@@ -104,9 +105,11 @@ def perceptual_term(run: Run) -> Perceptual | None:
     return term
 
 
-def build_stage(experiment: Experiment, name: str, perceptual: Perceptual | None = None) -> Stage:
-    """A trained stage, without a work directory or data: to look at, not to run (see `train_stage`)."""
-    return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment)
+def build_stage(
+    experiment: Experiment, name: str, perceptual: Perceptual | None = None, latents: Latents | None = None
+) -> Stage:
+    """A trained stage. Without `latents`, the diffusion stage is there to look at, not to run."""
+    return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment, latents)
 
 
 def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> None:
@@ -126,10 +129,8 @@ def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> No
         encode_latents(run, run.last_vae_stage())
         return
     check_mesh(run.mesh, run.experiment, name)
-    if name in VAE_STAGES:
-        stage = VAEStage(run.experiment, name, perceptual)
-    else:
-        stage = DiffusionStage(run.experiment, open_latents(run, run.last_vae_stage()))
+    latents = open_latents(run, run.last_vae_stage()) if name == "diffusion" else None
+    stage = build_stage(run.experiment, name, perceptual, latents)
     stage.save_model(run, run_stage(stage, run))
     if name in VAE_STAGES and run.finished("diffusion"):  # it trained while this stage did
         renew_vae(run)
@@ -143,9 +144,7 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
       FileNotFoundError: a stage starts from a model that does not exist.
       NoVideosError: the training split has no clips of this length.
     """
-    for name in stages:
-        if name == "latents":
-            continue
+    for name in [stage for stage in stages if stage != "latents"]:
         check_mesh(run.mesh, run.experiment, name)
         start = getattr(getattr(run.experiment, name), "init_from", "")
         if start and not Path(start).resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
@@ -158,9 +157,8 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"stage {name} cannot run: {error}") from error
     if stages and is_primary_process():
-        try:
+        held_out = None
+        with contextlib.suppress(NoVideosError):
             held_out = run.source("test", random=True)
-        except NoVideosError:
-            held_out = None
         found = describe(run.source("train", random=True), run.experiment.data.source, held_out)
         print(f"data: {found}", file=sys.stderr)

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from pv_vae_jax.model import find_model
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.registry import vae_config_of
@@ -57,7 +55,7 @@ def first_parameters(stage: VAEStage, run: Run) -> Params | None:
             )
         folder = find_model(given.init_from or run.folder(str(stage.before)) / "model")
         config, images = _config_of_model(folder)
-        params = read_model(folder, wanted)
+        params = read_params(folder / "vae.safetensors", wanted, strict=False)
     if not given.init_parts:
         free = {field: getattr(own, field) for field in COMPUTED if hasattr(own, field)}
         if type(config) is not type(own) or replace(config, **free) != own:
@@ -74,19 +72,6 @@ def find_start(path: str | Path) -> Path:
       FileNotFoundError: `path` is neither; the shipped models are named.
     """
     return find_checkpoint(Path(path)) or find_model(path)
-
-
-def read_model(folder: Path, shapes: Params) -> Params:
-    """The tensors of a model folder's VAE that `shapes` names, in float32; no others are read.
-
-    Raises:
-      WeightsError: tensors are missing, misshapen or not finite: all are named; or the file is damaged.
-    """
-    path = folder / "vae.safetensors"
-    try:
-        return read_params(path, shapes, strict=False)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged: {error}") from error
 
 
 def _config_of_state(state: Path) -> tuple[Any, bool]:
