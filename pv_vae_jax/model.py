@@ -215,13 +215,13 @@ def _sample(
     diffusion: Diffusion,
     key: PRNGKey,
     index: Array,
-    labels: Array,
+    label: Array,
 ) -> Array:
     transformer, variables = diffusion.model, {"params": diffusion.params}
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), diffusion.latent_shape))(index)
     if classes := transformer.config.classes:
         conditional = functools.partial(transformer.apply, variables)
-        velocity = classifier_free_guidance(conditional, labels, classes, guidance)
+        velocity = classifier_free_guidance(conditional, label, classes, guidance)
     else:
         velocity = functools.partial(transformer.apply, variables, label=None)
     latents = denormalize_latents(euler(velocity, noise, steps), diffusion.mean, diffusion.std)  # (n, g, h, w, z)
