@@ -100,8 +100,13 @@ def find_checkpoint(path: Path) -> Path | None:
     """The training checkpoint that `path` means: itself, or the newest in the folder of a stage; None without one."""
     if (path / STATE_MARK).exists():
         return path
-    steps = [p for p in path.glob("checkpoints/*") if p.name.isdigit() and (p / STATE_MARK).exists()]
-    return max(steps, key=lambda step: int(step.name), default=None)
+    return next(reversed(complete_states(path / "checkpoints")), None)
+
+
+def complete_states(folder: Path) -> list[Path]:
+    """The training states `folder/<step>` that were written to their end, in the order of their steps."""
+    states = [path for path in folder.glob("*") if path.name.isdigit() and (path / STATE_MARK).exists()]
+    return sorted(states, key=lambda path: int(path.name))
 
 
 def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
@@ -127,19 +132,21 @@ def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         try:
             stored: dict[str, Any] = flatten_dict(reader.metadata(place).tree[weights], sep="/")
-            if faults := _misfits(wanted, {name: tuple(leaf.shape) for name, leaf in stored.items()}, strict=False):
-                raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
+            faults = _misfits(wanted, {name: tuple(leaf.shape) for name, leaf in stored.items()}, strict=False)
             args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
-            tree = reader.restore(place, args=args)[weights]
-        except WeightsError:
-            raise
+            tree = {} if faults else reader.restore(place, args=args)[weights]
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-            reason = " ".join(str(error).split())[:300]
-            raise WeightsError(f"the training state {folder} is damaged: {reason}") from error
+            raise WeightsError(f"the training state {folder} is damaged: {one_line(error)}") from error
     values: dict[str, Any] = flatten_dict(tree, sep="/")
-    if faults := [name for name, value in values.items() if not np.isfinite(value).all()]:
-        raise WeightsError(f"{folder} does not fit: " + "; ".join(f"{name} is not finite" for name in faults))
+    faults += [f"{name} is not finite" for name, value in values.items() if not np.isfinite(value).all()]
+    if faults:
+        raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
     return tree
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error of Orbax or TensorStore, which may be pages long."""
+    return " ".join(str(error).split())[:300]
 
 
 def _misfits(wanted: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], strict: bool) -> list[str]:

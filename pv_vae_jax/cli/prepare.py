@@ -99,7 +99,7 @@ def _stop_signals() -> Iterator[None]:
     Raises:
       Preempted: one of them came.
     """
-    from pv_vae_jax.train.preemption import Preempted, PreemptionHandler
+    from pv_vae_jax.train.preemption import Preempted
 
     number = signal.SIGINT
 
@@ -114,8 +114,7 @@ def _stop_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        name = PreemptionHandler.NAMES[number]
-        raise Preempted(f"{name}; the same command goes on from there", 128 + number) from error
+        raise Preempted(number, "clips") from error
     finally:
         if old is not None:
             signal.signal(signal.SIGTERM, old)

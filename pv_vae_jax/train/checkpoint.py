@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.params_io import STATE_MARK, ignore_abandoned_reads
+from pv_vae_jax.params_io import STATE_MARK, complete_states, ignore_abandoned_reads, one_line
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
 from pv_vae_jax.storage import write_json
 
@@ -46,8 +46,8 @@ class NewestRegular:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Whether to keep each of the states, which are in the order of their steps."""
         steps = [info.step for info in checkpoints]
-        regular = [step for step in steps[:-1] if step % self.every == 0]
-        kept = {*regular[max(0, len(regular) - self.keep + 1) :], *steps[-1:]}
+        regular = [step for step in reversed(steps[:-1]) if step % self.every == 0]
+        kept = {*steps[-1:], *regular[: self.keep - 1]}
         return [step in kept for step in steps]
 
 
@@ -117,7 +117,7 @@ class Checkpoints:
             try:
                 state = self.restore(step, abstract_state)
             except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
-                damaged[step] = " ".join(str(error).split())[:200]
+                damaged[step] = one_line(error)
                 if jax.process_count() > 1:  # another process may have read its part
                     break
                 continue
@@ -156,13 +156,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # what Orbax and TensorStore raise for a full disk is not one type
-            steps = [p for p in self._folder.iterdir() if p.name.isdigit()]  # others are being written
-            complete = [int(p.name) for p in steps if (p / STATE_MARK).exists()]
-            newest = f"the state of step {max(complete)} is complete" if complete else "no earlier state exists"
-            reason = " ".join(str(error).split())[:500]
+            complete = complete_states(self._folder)
+            newest = f"the state of step {complete[-1].name} is complete" if complete else "no earlier state exists"
             raise CheckpointError(
-                f"a training state could not be written to {self._folder} ({reason}); {newest}. Make room, then start "
-                f"the same command again"
+                f"a training state could not be written to {self._folder} ({one_line(error)}); {newest}. Make room, "
+                "then start the same command again"
             ) from error
 
 

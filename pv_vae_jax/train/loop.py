@@ -49,8 +49,8 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
         checkpoints.close()
         return state
 
-    programs, curves = Programs(stage, mesh, sharding), Curves(stage, run, start)
-    stream = stage.batches(run, start)
+    programs = {}  # static arguments and shapes of a batch -> the step compiled for them, and its FLOPs
+    curves, stream = Curves(stage, run, start), stage.batches(run, start)
     # To the end of saving: a second signal must not interrupt it.
     with PreemptionHandler() as preemption, jax.set_mesh(mesh):
         number, stopping = start, False
@@ -59,10 +59,13 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
                 with curves.timer("data"):
                     batch = next(stream)
                 static = stage.static_args(number, batch)
-                step, is_new = programs.get(static)
-                curves.compiling(is_new)
+                key = (*sorted(static.items()), *map(np.shape, batch.values()))
+                if is_new := key not in programs:
+                    curves.show_compiling()
                 placed = stage.prepare(put_batch(mesh, batch))
-                flops = programs.flops(static, state, placed)
+                if is_new:
+                    programs[key] = stage.jit_step(static, sharding), count_flops(stage, static, state, placed, mesh)
+                step, flops = programs[key]
                 with jax.transfer_guard("disallow"):  # only explicit transfers to and from the device
                     state, logs = step(state, placed)
                 curves.add(number + 1, logs, stage.units(placed), flops)
@@ -79,8 +82,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
                 if stopping:
                     break
             if stopping or preemption.arrived_late():
-                message = f"{name}: {preemption.NAMES[preemption.number]} at step {number + 1}; saved, run the same "
-                raise Preempted(message + "command to continue", 128 + preemption.number)
+                raise Preempted(preemption.number, name, f" at step {number + 1}, saved")
         finally:
             curves.close()
             checkpoints.close()
@@ -102,29 +104,11 @@ def _begin(stage: Stage, run: Run, sharding: TrainState, checkpoints: Checkpoint
     return 0, jax.jit(stage.init_state, out_shardings=sharding, donate_argnums=0)(restored)
 
 
-class Programs:
-    """The compiled steps of a stage, one for each combination of static arguments, and their FLOPs."""
-
-    def __init__(self, stage: Stage, mesh: Mesh, sharding: TrainState):
-        self._stage, self._sharding, self._steps, self._flops = stage, sharding, {}, {}
-        self._count = peak(mesh.devices.flat[0].device_kind) is not None
-
-    def get(self, static: dict[str, Any]) -> tuple[jax.stages.Wrapped, bool]:
-        """The step with these static arguments, and whether it is yet to be compiled."""
-        key = tuple(sorted(static.items()))
-        is_new = key not in self._steps
-        if is_new:
-            self._steps[key] = self._stage.jit_step(static, self._sharding)
-        return self._steps[key], is_new
-
-    def flops(self, static: dict[str, Any], state: TrainState, batch: dict[str, jax.Array]) -> float:
-        """Floating-point operations of one step; 0 on devices without a published peak."""
-        if not self._count:
-            return 0.0
-        key = (*sorted(static.items()), *(leaf.shape for leaf in jax.tree.leaves(batch)))
-        if key not in self._flops:
-            self._flops[key] = model_flops(functools.partial(self._stage.flops_step, **static), state, batch)
-        return self._flops[key]
+def count_flops(stage: Stage, static_args: dict[str, Any], state: TrainState, batch: dict, mesh: Mesh) -> float:
+    """Floating-point operations of one step; 0 on devices without a published peak."""
+    if peak(mesh.devices.flat[0].device_kind) is None:
+        return 0.0
+    return model_flops(functools.partial(stage.flops_step, **static_args), state, batch)
 
 
 class Curves:
@@ -146,17 +130,17 @@ class Curves:
         interval = 1.0 if sys.stderr.isatty() else 20.0
         self._bar = tqdm(total=stage.steps, initial=start, desc=self._name, unit="step", mininterval=interval)
 
-    def compiling(self, now: bool) -> None:
-        """Show whether the next step is compiled first."""
-        self._compiling = now
-        if now:
-            self._bar.set_description(f"{self._name}, compiling")
+    def show_compiling(self) -> None:
+        """Show that the next step is compiled first."""
+        self._compiling = True
+        self._bar.set_description(f"{self._name}, compiling")
 
     def add(self, step: int, logs: dict, units: int, flops: float) -> None:
         """Take the terms of a step that has been dispatched."""
         if self._compiling:
             self._bar.set_description(self._name, refresh=False)
             self._bar.unpause()  # the rate leaves out the time of compiling
+            self._compiling = False
         self._pending.append((step, logs))
         self._units, self._flops = self._units + units, self._flops + flops
         self._bar.update()

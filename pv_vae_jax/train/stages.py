@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.data.sources import NoVideosError, describe
 from pv_vae_jax.losses import Perceptual
+from pv_vae_jax.model import find_model
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
-from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.params_io import find_checkpoint, weights_hash
 from pv_vae_jax.sharding.processes import is_primary_process
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
@@ -26,7 +27,6 @@ from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.sizes import check_mesh
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.vae_stage import VAEStage
-from pv_vae_jax.train.warm_start import find_start
 from pv_vae_jax.typing import ConfigError
 
 
@@ -148,7 +148,7 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
         check_mesh(run.mesh, run.experiment, name)
         start = getattr(getattr(run.experiment, name), "init_from", "")
         if start and not Path(start).resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
-            find_start(start)
+            find_checkpoint(Path(start)) or find_model(start)
         try:
             with jax.set_mesh(run.mesh):
                 build_stage(run.experiment, name).check()

@@ -65,15 +65,6 @@ def first_parameters(stage: VAEStage, run: Run) -> Params | None:
     return inflate_image_params(params) if images and not given.images else params
 
 
-def find_start(path: str | Path) -> Path:
-    """The training state or the model folder that `init_from` names.
-
-    Raises:
-      FileNotFoundError: `path` is neither; the shipped models are named.
-    """
-    return find_checkpoint(Path(path)) or find_model(path)
-
-
 def _config_of_state(state: Path) -> tuple[Any, bool]:
     """Configuration of the VAE in `<workdir>/<stage>/checkpoints/<step>`, and whether that stage trained on images."""
     stage, workdir = state.absolute().parents[1].name, state.absolute().parents[2]
