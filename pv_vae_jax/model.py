@@ -233,10 +233,10 @@ def _checked_video(vae: VAE, video: Any) -> Any:
     """`video` as an array, after its shape, type and, where they are known, its values were checked."""
     video = video if isinstance(video, jax.Array) else np.asarray(video)
     config = vae.config
-    if video.ndim == 4 and video.shape[-1] == 3:
-        raise ShapeError(f"expected video (b, t, H, W, 3), got one clip {video.shape}: add a batch axis, video[None]")
     if video.ndim != 5 or video.shape[-1] != 3:
-        raise ShapeError(f"expected video (b, t, H, W, 3), got {video.shape}: move its axes into this order")
+        one_clip = video.ndim == 4 and video.shape[-1] == 3
+        advice = "add a batch axis, video[None]" if one_clip else "move its axes into this order"
+        raise ShapeError(f"expected video (b, t, H, W, 3), got {video.shape}: {advice}")
     _check_not_empty("video", video)
     check_clip_shape(*video.shape[1:4], config.time_factor, config.space_factor)
     if video.dtype == "uint8":

@@ -68,23 +68,16 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
     """
     from absl import flags
 
-    from pv_vae_jax.convert.pickles import UnsafePickleError
-    from pv_vae_jax.data.latents import StaleLatentsError
-    from pv_vae_jax.data.shards import BrokenRecordError
     from pv_vae_jax.data.sources import NoVideosError
-    from pv_vae_jax.data.video_reading import BrokenVideoError
-    from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.config_files import parse_overrides
     from pv_vae_jax.train.configs import check_local
     from pv_vae_jax.train.preemption import Preempted
-    from pv_vae_jax.typing import ConfigError, InUseError, NonFiniteError, ShapeError, WeightsError
+    from pv_vae_jax.typing import ConfigError, InUseError, ShapeError
 
     takes, values = inspect.signature(module.run).parameters, flags.FlagValues()
     values.set_gnu_getopt()  # flags may follow file names
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
-    expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
-    expected += (WeightsError, FeatureError, UnsafePickleError, BrokenRecordError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"{program}: {module.__doc__}\n{values.get_help()}")
         return 0
@@ -113,23 +106,25 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
         return 130
     except BrokenPipeError:  # no error: see run
         raise
-    except expected as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        # Launchers start again what ends with 1: a disk may come back, a wrong call stays wrong.
-        wrong = (ConfigError, ShapeError, NoVideosError, FileNotFoundError, ImportError)
-        return 2 if isinstance(error, wrong) and not isinstance(error, InUseError) else 1
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:
         advice = advice_on(error)
         if advice is None:
             raise
         print(f"{program}: {advice}", file=sys.stderr)
-        return 1
+        # Launchers start again what ends with 1: a disk may come back, a wrong call stays wrong.
+        wrong = (ConfigError, ShapeError, NoVideosError, FileNotFoundError, ImportError)
+        return 2 if isinstance(error, wrong) and not isinstance(error, InUseError) else 1
     return 0
 
 
 def advice_on(error: Exception) -> str | None:
-    """The message of an error of JAX's own, and what to do; None if it is none that a user can mend."""
+    """The message of an error that a user can mend, with what to do; None for any other, which needs its traceback."""
     text = str(error).strip()
+    # The error classes of this library are made for users, and their messages say what to do.
+    if isinstance(error, (OSError, ImportError)) or type(error).__module__.startswith("pv_vae_jax."):
+        return str(error)
+    if not isinstance(error, (RuntimeError, AssertionError)):  # JAX raises these
+        return None
     wanted = os.environ.get("JAX_PLATFORMS", "")
     # Asked for a platform of which no plugin is installed, JAX fails in this function without a word.
     silent = not text and traceback.extract_tb(error.__traceback__)[-1].name == "backends"

@@ -108,13 +108,10 @@ def _stop_signals() -> Iterator[None]:
         number = signal.SIGTERM
         raise KeyboardInterrupt
 
-    old = None
-    with contextlib.suppress(ValueError):  # not the main thread: keep the default
-        old = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Preempted(number, "clips") from error
-    finally:
-        if old is not None:
-            signal.signal(signal.SIGTERM, old)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):  # not the main thread: keep the default
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, terminate))
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise Preempted(number, "clips") from error

@@ -163,13 +163,12 @@ class Curves:
         # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
         terms = {term for _, logs in rows for term in logs}
         means = {term: float(np.mean([logs[term] for _, logs in rows if term in logs])) for term in sorted(terms)}
-        per_second, compute = self._units / elapsed, shares.pop("compute")
-        rates = {f"{self._unit}_per_second": per_second, "compute": compute}
-        rates |= {f"{part}_wait": share for part, share in shares.items()}
-        speed = f"{per_second:.0f} {self._unit}/s, "
-        speed += ", ".join(f"{part} {share:.0%}" for part, share in [("compute", compute), *shares.items()])
+        rates = {f"{self._unit}_per_second": self._units / elapsed}
+        rates |= {part if part == "compute" else f"{part}_wait": share for part, share in shares.items()}
+        speed = f"{self._units / elapsed:.0f} {self._unit}/s, "
+        speed += ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         if self._flops and self._peak:
-            seconds = elapsed * (compute + rates["data_wait"])
+            seconds = elapsed * (shares["compute"] + shares["data"])
             rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
             speed += f", {rates['mfu']:.1%} of peak"
         self._writer.write(step, means | rates)

@@ -24,7 +24,7 @@ from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
 from pv_vae_jax.train.latents_stage import Latents, encode_latents, open_latents
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.run import Run, open_run
-from pv_vae_jax.train.sizes import check_mesh
+from pv_vae_jax.train.sizes import check_mesh, sized_batches
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.vae_stage import VAEStage
 from pv_vae_jax.typing import ConfigError
@@ -65,19 +65,18 @@ def load_perceptual(experiment: Experiment) -> tuple[Perceptual, dict] | None:
     Raises:
       ConfigError: a stage weighs the term, and no files are named or its pictures are too small.
     """
-    stages = {name: getattr(experiment, name) for name in VAE_STAGES}
-    wanted = {name: stage for name, stage in stages.items() if stage.steps and stage.objective.perceptual}
+    trained = [name for name in VAE_STAGES if getattr(experiment, name).steps]
+    wanted = [name for name in trained if getattr(experiment, name).objective.perceptual]
     if not wanted:
         return None
-    named, first = experiment.perceptual, next(iter(wanted))
+    named, first = experiment.perceptual, wanted[0]
     if not (named.weights and named.heads):
         raise ConfigError(
             f"{first}.objective.perceptual needs a network, and this library ships no weights of one: name the files "
             "with --config.perceptual.weights and --config.perceptual.heads, pass a function of your own to "
             f"pv_vae_jax.train.stages.train_stage, or set {first}.objective.perceptual=0"
         )
-    sides = [entry[1] for stage in wanted.values() for entry in stage.sizes]
-    if (side := min(sides, default=experiment.data.size)) < LEAST_SIDE:
+    if (side := min(batch.side for name in wanted for batch in sized_batches(experiment, name))) < LEAST_SIDE:
         raise ConfigError(f"LPIPS needs pictures of at least {LEAST_SIDE} x {LEAST_SIDE}, got {side} x {side}")
     params, model = read_lpips(named.backbone, named.weights, named.heads), LPIPS(named.backbone)
     # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.
