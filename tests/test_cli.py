@@ -429,7 +429,7 @@ def test_a_work_directory_that_cannot_be_made(tmp_path, tiny_experiment):
     if os.geteuid():  # nothing is forbidden to root
         (tmp_path / "locked").mkdir(mode=0o500)
         assert "as work directory: Permission denied" in fails(*call, tmp_path / "locked" / "run")
-    assert "config.mesh: mesh {'data': 99" in fails(*call, tmp_path / "many", "--config.mesh.data=99")
+    assert "mesh {'data': 99" in fails(*call, tmp_path / "many", "--config.mesh.data=99")
     assert not (tmp_path / "many").exists()
 
 

@@ -41,10 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Train the stages that the flags name, then write the report if all were named."""
     experiment = load_experiment(values.config, overrides)
-    try:
-        start_processes(values.coordinator, values.processes, values.process)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    start_processes(values.coordinator, values.processes, values.process)
     run = open_run(experiment, values.workdir)
     stages = [stage for stage in STAGES if run.steps(stage) and values.stage in ("all", stage)]
     if not stages and values.stage != "all":

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, LOGICAL, SPACE, TENSOR
+from pv_vae_jax.typing import ConfigError
 
 # Pattern searched in `params/encoder/level0/block0/conv1/kernel` -> mesh axes of the *last* dimensions. The first row
 # that fits counts. `fsdp` is a wish: where it does not divide, it goes to the largest dimension that it does divide;
@@ -109,7 +110,7 @@ def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
     """Refuse a run with `fsdp` in which too much of the parameters stays whole on every device.
 
     Raises:
-      ValueError: more than `UNSHARDED_LIMIT` of their bytes; the largest are named.
+      ConfigError: more than `UNSHARDED_LIMIT` of their bytes; the largest are named.
     """
     if mesh.shape[FSDP] == 1:
         return
@@ -118,7 +119,7 @@ def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
     share = sum(r.bytes for r in whole) / sum(r.bytes for r in rows)
     if share > UNSHARDED_LIMIT:
         names = ", ".join(f"{r.path} {r.shape}" for r in whole[:5]) + (", ..." if len(whole) > 5 else "")
-        raise ValueError(
+        raise ConfigError(
             f"fsdp={mesh.shape[FSDP]} leaves {share:.1%} of the parameters' bytes whole on every device, more than "
             f"{UNSHARDED_LIMIT:.0%}: {names}. Use an fsdp that divides their dimensions, or fsdp=1"
         )

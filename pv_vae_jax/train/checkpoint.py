@@ -109,33 +109,32 @@ class Checkpoints:
         Raises:
           CheckpointError: states were saved, but none can be read.
         """
-        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
-        for step in steps:
+        damaged, newest = {}, None
+        for step in sorted(self._manager.all_steps(), reverse=True):
             if fault := broadcast_string(lambda step=step: find_damage(self._folder / str(step))):
                 damaged[step] = fault
                 continue
             try:
-                state = self.restore(step, abstract_state)
+                newest = step, self.restore(step, abstract_state)
+                break
             except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
                 damaged[step] = one_line(error)
                 if jax.process_count() > 1:  # another process may have read its part
                     break
-                continue
-            for bad, reason in damaged.items() if is_primary_process() else ():
-                path = self._folder / str(bad)
-                path.rename(path.with_name(f"{bad}.damaged"))
-                print(f"{path} cannot be read ({reason}): set aside as {bad}.damaged", file=sys.stderr)
-            if damaged:
-                barrier(f"damaged states of {self._folder} are set aside")
-                self._manager.reload()
-            return step, state
-        if damaged:
-            faults = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        faults = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        if faults and newest is None:
             raise CheckpointError(
                 f"no training state in {self._folder} can be read ({faults}). Write it back from a copy, or remove the "
                 f"folder to start the stage again"
             )
-        return None
+        for step, reason in damaged.items() if is_primary_process() else ():
+            path = self._folder / str(step)
+            path.rename(path.with_name(f"{step}.damaged"))
+            print(f"{path} cannot be read ({reason}): set aside as {step}.damaged", file=sys.stderr)
+        if damaged:
+            barrier(f"damaged states of {self._folder} are set aside")
+            self._manager.reload()
+        return newest
 
     def close(self) -> None:
         """Wait until everything is on disk."""

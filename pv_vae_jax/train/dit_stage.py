@@ -43,11 +43,10 @@ class DiffusionStage(Stage):
         self.latents, config = latents, self.config
         if latents is None:
             names = class_names(experiment.data.source, experiment.data.fold)
-            channels = experiment.vae.latent_channels
-            self.shape, statistics = latent_shape(experiment), (np.zeros(channels), np.ones(channels))
+            self.shape, channels = latent_shape(experiment), experiment.vae.latent_channels
+            mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
         else:
-            names, self.shape, statistics = latents.class_names, latents.shape, latents.statistics
-        mean, std = (np.asarray(value, np.float32) for value in statistics)
+            names, self.shape, (mean, std) = latents.class_names, latents.shape, latents.statistics
         classes = len(names) if config.conditional and len(names) > 1 else 0  # a single class is no condition
         self.step = DiTStep(
             model=Latte(dataclasses.replace(experiment.latte, classes=classes)),

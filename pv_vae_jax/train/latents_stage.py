@@ -16,16 +16,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from pv_vae_jax.data import latents as cache
 from pv_vae_jax.data.clips import augment
-from pv_vae_jax.data.latents import (
-    LatentSource,
-    begin_cache,
-    cache_shards,
-    finish_cache,
-    read_manifest,
-    write_latents_shard,
-    write_statistics,
-)
 from pv_vae_jax.data.shards import remove_partial_shards
 from pv_vae_jax.data.sources import VideoSource, fingerprint
 from pv_vae_jax.model import load
@@ -60,29 +52,29 @@ def encode_latents(run: Run, vae_stage: str) -> None:
         rows = [range(config.clips)] if is_primary_process() else []
         with contextlib.closing(_encoded_clips(run, vae_stage, source, rows)) as records:
             if is_primary_process():
-                write_statistics(folder, records, key=key, class_names=source.class_names)
+                cache.write_statistics(folder, records, key=key, class_names=source.class_names)
             _wait_for_others(records)
         barrier("statistics of the latents")
         return
     if is_primary_process():
         remove_partial_shards(folder)  # from a process that was killed
-        begin_cache(folder, key)
+        cache.begin_cache(folder, key)
     barrier("the latent cache has begun")
     encode_shards(run, vae_stage, source, jax.process_index(), jax.process_count())
     barrier("all latents are encoded")
     if is_primary_process():
-        finish_cache(folder, key=key, total=config.clips, class_names=source.class_names)
+        cache.finish_cache(folder, key=key, total=config.clips, class_names=source.class_names)
     barrier("the latent cache is finished")
 
 
 def encode_shards(run: Run, vae_stage: str, source: VideoSource, process: int, processes: int) -> None:
     """Write the missing files among this process's share of the cache."""
-    shards = cache_shards(run.folder("latents"), run.experiment.latents.clips)
+    shards = cache.cache_shards(run.folder("latents"), run.experiment.latents.clips)
     mine = itertools.islice(shards.items(), process, None, processes)
     missing = {path: rows for path, rows in mine if not path.exists()}
     with contextlib.closing(_encoded_clips(run, vae_stage, source, list(missing.values()))) as records:
         for path, rows in missing.items():
-            write_latents_shard(path, itertools.islice(records, len(rows)))
+            cache.write_latents_shard(path, itertools.islice(records, len(rows)))
         _wait_for_others(records)
 
 
@@ -96,7 +88,7 @@ class OnlineLatents:
     """
 
     def __init__(self, run: Run, vae_stage: str):
-        manifest = read_manifest(run.folder("latents"), cache_key(run, vae_stage))
+        manifest = cache.read_manifest(run.folder("latents"), cache_key(run, vae_stage))
         self.class_names, self.statistics = tuple(manifest["class_names"]), manifest["statistics"]
         self.shape, self._run, self._source = latent_shape(run.experiment), run, run.source("train", random=True)
         encode, params = _load_encoder(run, vae_stage)
@@ -134,7 +126,7 @@ class OnlineLatents:
         return {name: value for name, value in batch.items() if name != "video"} | {"mean": mean, "logvar": logvar}
 
 
-Latents = LatentSource | OnlineLatents  # what the diffusion stage trains on
+Latents = cache.LatentSource | OnlineLatents  # what the diffusion stage trains on
 
 
 def cache_key(run: Run, vae_stage: str) -> dict:
@@ -172,7 +164,7 @@ def open_latents(run: Run, vae_stage: str) -> Latents:
     """The latents to train on, checked to be those of this run's encoder and data."""
     if run.experiment.latents.online:
         return OnlineLatents(run, vae_stage)
-    return LatentSource(run.folder("latents"), cache_key(run, vae_stage))
+    return cache.LatentSource(run.folder("latents"), cache_key(run, vae_stage))
 
 
 def _encoded_clips(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range]) -> Generator[dict, None, None]:

@@ -21,7 +21,6 @@ from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.writers import MetricWriter, NoOpWriter
-from pv_vae_jax.typing import ConfigError
 
 
 def run_stage(stage: Stage, run: Run) -> TrainState:
@@ -39,10 +38,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
     """
     name, mesh, settings = stage.name, run.mesh, run.experiment
     sharding = state_sharding(mesh, stage.abstract_state)
-    try:
-        check_split(mesh, stage.abstract_state.params, sharding.params)
-    except ValueError as error:
-        raise ConfigError(f"stage {name}: {error}") from error
+    check_split(mesh, stage.abstract_state.params, sharding.params)
     checkpoints = Checkpoints(run.folder(name) / "checkpoints", settings.checkpoints_kept, settings.checkpoint_every)
     start, state = _begin(stage, run, sharding, checkpoints)
     if start >= stage.steps:

@@ -142,10 +142,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
     check_local("the work directory", workdir)
     path = Path(workdir) / "config.json"
     workdir = path.parent
-    try:
-        mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
-    except ValueError as error:
-        raise ConfigError(f"config.mesh: {error}") from error
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     if path.exists():
         refuse_changes(experiment, workdir)
     elif workdir.is_dir() and set(workdir.iterdir()) - set(partials(path)):  # which a kill may leave

@@ -14,6 +14,7 @@ from pv_vae_jax.model import find_model
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.registry import vae_config_of
 from pv_vae_jax.params_io import find_checkpoint, read_params, restore_params
+from pv_vae_jax.train.checks import PARTS
 from pv_vae_jax.train.configs import VAEStageConfig
 from pv_vae_jax.train.run import Run, read_config
 from pv_vae_jax.typing import ConfigError, Params, WeightsError
@@ -40,7 +41,7 @@ def first_parameters(stage: VAEStage, run: Run) -> Params | None:
         return None
     parts = tuple(given.init_parts) or tuple(stage.shapes)
     if absent := [part for part in parts if part not in stage.shapes]:
-        known = ", ".join(stage.shapes)
+        known = ", ".join(part for part in PARTS if part in stage.shapes)
         raise ConfigError(f"{name}.init_parts must be among this VAE's parts ({known}), got {absent[0]!r}")
     wanted = {part: stage.shapes[part] for part in parts}
     state = find_checkpoint(Path(given.init_from)) if given.init_from else None
