@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
-from safetensors import SafetensorError
 
 from pv_vae_jax.flow import classifier_free_guidance, denormalize_latents, euler
 from pv_vae_jax.messages import did_you_mean
@@ -36,16 +35,7 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_truncated
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
-from pv_vae_jax.typing import (
-    DTYPES,
-    VAE_STAGES,
-    Array,
-    Params,
-    PRNGKey,
-    ShapeError,
-    WeightsError,
-    check_clip_shape,
-)
+from pv_vae_jax.typing import DTYPES, VAE_STAGES, Array, Params, PRNGKey, ShapeError, WeightsError, check_clip_shape
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -155,13 +145,7 @@ class Model:
         return _predict(self.vae, observed, self.vae_params, video, key)
 
     def sample(
-        self,
-        labels: Labels,
-        key: PRNGKey,
-        *,
-        steps: int = 100,
-        guidance: float = 1.0,
-        index: Labels | None = None,
+        self, labels: Labels, key: PRNGKey, *, steps: int = 100, guidance: float = 1.0, index: Labels | None = None
     ) -> Float[Array, "n t H W 3"]:
         """Generate one clip a label: noise, Euler steps with guidance, decoder.
 
@@ -227,21 +211,21 @@ def _sample(
     vae: VAE,
     steps: int,
     guidance: float,
-    vae_params: Params,
+    params: Params,
     diffusion: Diffusion,
     key: PRNGKey,
     index: Array,
-    labels: Array,
+    label: Array,
 ) -> Array:
     transformer, variables = diffusion.model, {"params": diffusion.params}
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), diffusion.latent_shape))(index)
     if classes := transformer.config.classes:
         conditional = functools.partial(transformer.apply, variables)
-        velocity = classifier_free_guidance(conditional, labels, classes, guidance)
+        velocity = classifier_free_guidance(conditional, label, classes, guidance)
     else:
         velocity = functools.partial(transformer.apply, variables, label=None)
     latents = denormalize_latents(euler(velocity, noise, steps), diffusion.mean, diffusion.std)  # (n, g, h, w, z)
-    video = _decode(vae, None, vae_params, latents)  # (n, 1 + T, H, W, 3)
+    video = _decode(vae, None, params, latents)  # (n, 1 + T, H, W, 3)
     return jnp.where(jnp.isfinite(video), jnp.clip(video, -1.0, 1.0), jnp.nan)
 
 
@@ -253,10 +237,10 @@ def _array(x: Any) -> Any:
 def _checked_video(vae: VAE, video: Any) -> Any:
     """`video` as an array, after its shape, type and, where they are known, its values were checked."""
     video, config = _array(video), vae.config
-    if video.ndim == 4 and video.shape[-1] == 3:
-        raise ShapeError(f"expected video (b, t, H, W, 3), got one clip {video.shape}: add a batch axis, video[None]")
     if video.ndim != 5 or video.shape[-1] != 3:
-        raise ShapeError(f"expected video (b, t, H, W, 3), got {video.shape}: move its axes into this order")
+        one_clip = video.ndim == 4 and video.shape[-1] == 3
+        advice = "add a batch axis, video[None]" if one_clip else "move its axes into this order"
+        raise ShapeError(f"expected video (b, t, H, W, 3), got {video.shape}: {advice}")
     _check_not_empty("video", video)
     check_clip_shape(*video.shape[1:4], config.time_factor, config.space_factor)
     if video.dtype == "uint8":
@@ -337,8 +321,6 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
         raise
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"the model in {folder} is damaged: {type(error).__name__}: {error}") from error
-    except SafetensorError as error:
-        raise WeightsError(f"the model in {folder} is damaged: {error}") from error
 
 
 def _load(folder: Path, dtype: str | None, sharding: Placement | None) -> Model:

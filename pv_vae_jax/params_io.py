@@ -7,14 +7,13 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pv_vae_jax.storage import atomic, file_hash
@@ -49,7 +48,7 @@ def read_params(
     expected: Params,
     *,
     strict: bool = True,
-    hashes: Mapping[str, str] = MappingProxyType({}),
+    hashes: Mapping[str, str] | None = None,
     record: str = "config.json",
     sharding: Placement | None = None,
 ) -> Params:
@@ -66,15 +65,16 @@ def read_params(
       sharding: where to place the arrays, by default on the default device.
 
     Raises:
-      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is not
-        the one whose hash is known.
+      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is damaged, or
+        not the one whose hash is known.
     """
     wanted: dict[str, Any] = flatten_dict(expected, sep="/")
-    where: dict[str, Any] = dict.fromkeys(wanted, sharding)
-    if callable(sharding):
-        where = flatten_dict(sharding(expected), sep="/")
-    with safe_open(path, "numpy") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    where = flatten_dict(sharding(expected), sep="/") if callable(sharding) else dict.fromkeys(wanted, sharding)
+    try:
+        with safe_open(path, "numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {error}. Copy the file again") from error
     faults = _misfits(wanted, shapes, strict)
     values = {}
     for name in sorted(shapes.keys() & wanted.keys()):
@@ -85,7 +85,7 @@ def read_params(
         values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
     if faults:
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
-    if path.name in hashes and file_hash(path) != hashes[path.name]:
+    if hashes and path.name in hashes and file_hash(path) != hashes[path.name]:
         raise WeightsError(
             f"{path} is damaged: its SHA-256 is not the one in {record}. Copy the model again; if you changed the "
             f'weights yourself, take "sha256" out of {record}'
@@ -97,8 +97,13 @@ def find_checkpoint(path: Path) -> Path | None:
     """The training checkpoint that `path` means: itself, or the newest in the folder of a stage; None without one."""
     if (path / STATE_MARK).exists():
         return path
-    steps = [p for p in path.glob("checkpoints/*") if p.name.isdigit() and (p / STATE_MARK).exists()]
-    return max(steps, key=lambda step: int(step.name), default=None)
+    return next(reversed(complete_states(path / "checkpoints")), None)
+
+
+def complete_states(folder: Path) -> list[Path]:
+    """The training states `folder/<step>` that were written to their end, in the order of their steps."""
+    states = [path for path in folder.glob("*") if path.name.isdigit() and (path / STATE_MARK).exists()]
+    return sorted(states, key=lambda path: int(path.name))
 
 
 def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
@@ -124,19 +129,21 @@ def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         try:
             stored: dict[str, Any] = flatten_dict(reader.metadata(place).tree[weights], sep="/")
-            if faults := _misfits(wanted, {name: tuple(leaf.shape) for name, leaf in stored.items()}, strict=False):
-                raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
+            faults = _misfits(wanted, {name: tuple(leaf.shape) for name, leaf in stored.items()}, strict=False)
             args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
-            tree = reader.restore(place, args=args)[weights]
-        except WeightsError:
-            raise
+            tree = {} if faults else reader.restore(place, args=args)[weights]
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-            reason = " ".join(str(error).split())[:300]
-            raise WeightsError(f"the training state {folder} is damaged: {reason}") from error
+            raise WeightsError(f"the training state {folder} is damaged: {one_line(error)}") from error
     values: dict[str, Any] = flatten_dict(tree, sep="/")
-    if faults := [name for name, value in values.items() if not np.isfinite(value).all()]:
-        raise WeightsError(f"{folder} does not fit: " + "; ".join(f"{name} is not finite" for name in faults))
+    faults += [f"{name} is not finite" for name, value in values.items() if not np.isfinite(value).all()]
+    if faults:
+        raise WeightsError(f"{folder} does not fit: " + "; ".join(faults))
     return tree
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error of Orbax or TensorStore, which may be pages long."""
+    return " ".join(str(error).split())[:300]
 
 
 def _misfits(wanted: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], strict: bool) -> list[str]:

@@ -429,7 +429,7 @@ def test_a_work_directory_that_cannot_be_made(tmp_path, tiny_experiment):
     if os.geteuid():  # nothing is forbidden to root
         (tmp_path / "locked").mkdir(mode=0o500)
         assert "as work directory: Permission denied" in fails(*call, tmp_path / "locked" / "run")
-    assert "config.mesh: mesh {'data': 99" in fails(*call, tmp_path / "many", "--config.mesh.data=99")
+    assert "mesh {'data': 99" in fails(*call, tmp_path / "many", "--config.mesh.data=99")
     assert not (tmp_path / "many").exists()
 
 
@@ -471,9 +471,9 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     status, _, error = pv_vae("trian")
     assert status == 2 and error == "pv-vae: unknown command 'trian'; did you mean 'train'?\n"
     status, _, error = pv_vae("xyz")
-    assert status == 2 and "there are train, prepare, encode" in error
+    assert status == 2 and "expected one of train, prepare, encode" in error
     assert fails("train", "--workdir", tmp_path / "x", status=2).startswith(
-        "pv-vae train: needs --config: experiment file"
+        "pv-vae train: needs --config: experiment file, or the name of a shipped one, such as demo"
     )
     needs = fails("train", "--config", tiny_experiment, status=2)
     assert needs == "pv-vae train: needs --workdir: work directory of the run, such as runs/demo"

@@ -289,8 +289,8 @@ def test_a_split_has_one_writer_at_a_time(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
-        (signal.SIGTERM, 143, "pv-vae prepare: SIGTERM; the same command goes on from there"),
-        (signal.SIGINT, 130, "pv-vae prepare: Ctrl-C; the same command goes on from there"),
+        (signal.SIGTERM, 143, "pv-vae prepare: clips: SIGTERM; run the same command to continue"),
+        (signal.SIGINT, 130, "pv-vae prepare: clips: Ctrl-C; run the same command to continue"),
         (signal.SIGKILL, -signal.SIGKILL, None),
     ],
     ids=lambda value: getattr(value, "name", None),
@@ -350,7 +350,7 @@ if __name__ == "__main__":
         finally:
             command.kill()
     assert command.returncode == 130 and "Traceback" not in err, err
-    assert err.splitlines()[-1] == "pv-vae prepare: Ctrl-C; the same command goes on from there"
+    assert err.splitlines()[-1] == "pv-vae prepare: clips: Ctrl-C; run the same command to continue"
 
 
 def test_two_writers_of_one_shard_leave_it_whole(tmp_path):

@@ -140,7 +140,7 @@ def test_sigterm_to_one_process_stops_all_and_one_process_goes_on(tiny_experimen
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     texts = finish(processes, workdir, status=143, seconds=600)
-    assert all("saved, run the same command to continue" in text for text in texts)
+    assert all("saved; run the same command to continue" in text for text in texts)
     saved = max(int(p.name) for p in (workdir / "video" / "checkpoints").iterdir() if p.name.isdigit())
     status, _, error = pv_vae("train", "--workdir", workdir, *flags)
     assert status == 0 and f"video: resumed at step {saved} of 400" in error

@@ -159,7 +159,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(reference, train, tmp_path)
         assert f"resumed at step {done} of 4" in error or not done
         assert status == (143 if event is terminate else 130) and state is None
         name = {terminate: "SIGTERM", interrupt: "Ctrl-C"}.get(event)
-        line = f"video: {name} at step {n + 1}; saved, run the same command to continue" if name else "interrupted"
+        line = f"video: {name} at step {n + 1}, saved; run the same command to continue" if name else "interrupted"
         assert f"pv-vae train: {line}" in error
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
         assert not (tmp_path / "video" / "model").exists()

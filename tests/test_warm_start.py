@@ -13,6 +13,7 @@ import pytest
 
 from pv_vae_jax.model import Model, find_model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
+from pv_vae_jax.params_io import read_params, restore_params
 from pv_vae_jax.train.checkpoint import Checkpoints
 from pv_vae_jax.train.configs import DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.train.optim import optimizer
@@ -20,7 +21,7 @@ from pv_vae_jax.train.run import open_run
 from pv_vae_jax.train.state import stage_key
 from pv_vae_jax.train.vae_stage import VAEStage
 from pv_vae_jax.train.vae_step import VAEStep
-from pv_vae_jax.train.warm_start import first_parameters, read_model, restore_params
+from pv_vae_jax.train.warm_start import first_parameters
 from pv_vae_jax.typing import ConfigError, WeightsError
 
 TINY = VAEConfig(
@@ -47,6 +48,11 @@ def same(a, b) -> bool:
 
 def shapes_of(config: VAEConfig):
     return jax.eval_shape(VAE(config).init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3)))["params"]
+
+
+def read_model(folder: Path, shapes):
+    """The parts of a model folder's VAE that a warm start reads."""
+    return read_params(folder / "vae.safetensors", shapes, strict=False)
 
 
 def drawn(config: VAEConfig, seed: int):

@@ -16,6 +16,7 @@ from pv_vae_jax.data.video_reading import count_frames, iterate_video, probe
 from pv_vae_jax.model import Model
 from pv_vae_jax.typing import ConfigError, check_clip_shape
 
+CONFIG = "experiment file, or the name of a shipped one, such as demo"
 MODEL = "shipped name, model folder, work directory, or a stage in one, finished or not"
 
 

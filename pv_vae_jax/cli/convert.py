@@ -17,26 +17,18 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from pv_vae_jax.convert import wan
 from pv_vae_jax.convert.files import read_tensors, write_tensors
-from pv_vae_jax.convert.wan import (
-    LATENT_STATISTICS,
-    LAYOUTS,
-    Layout,
-    detect_architecture,
-    detect_layout,
-    from_wan,
-    to_wan,
-)
 from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.train.config_files import override
-from pv_vae_jax.typing import ConfigError, WeightsError
+from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae convert`."""
-    flags.DEFINE_enum("to", "ours", ("ours", *LAYOUTS), "layout of the target", flag_values=values)
-    architectures = sorted(LATENT_STATISTICS)
+    flags.DEFINE_enum("to", "ours", ("ours", *wan.LAYOUTS), "layout of the target", flag_values=values)
+    architectures = sorted(wan.LATENT_STATISTICS)
     flags.DEFINE_enum("architecture", None, architectures, "network of the source; needs --to=ours", flag_values=values)
 
 
@@ -58,27 +50,24 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 def import_weights(source: Path, target: Path, architecture: str | None, overrides: dict[str, str]) -> None:
     """Published weights -> model folder."""
     tensors = read_tensors(source)
-    layout = detect_layout(tensors)
-    architecture = architecture or detect_architecture(tensors)
+    layout = wan.detect_layout(tensors)
+    architecture = architecture or wan.detect_architecture(tensors)
     preset: VAEConfig = getattr(VAEConfig, architecture)()
     config: VAEConfig = override(preset, overrides)
-    model = Model(VAE(config), from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
+    model = Model(VAE(config), wan.from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
     if config == preset:
-        mean, std = LATENT_STATISTICS[architecture]
+        mean, std = wan.LATENT_STATISTICS[architecture]
         model.meta["latent_statistics"] = {"mean": list(mean), "std": list(std)}
     save(target, model)
     print(f"{target}: {config.name}, {len(tensors)} tensors, {_count(tensors)} parameters, from the {layout} layout")
 
 
-def export_weights(source: Path, target: Path, layout: Layout) -> None:
+def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
     """Model folder -> published layout."""
     if target.suffix != ".safetensors":
         raise ConfigError(f"published layouts are written as .safetensors, got {target}")
-    try:
-        model = load(source)
-    except ValueError as error:
-        raise WeightsError(str(error)) from error
-    tensors = to_wan(model.vae_params, model.vae.config, layout)
+    model = load(source)
+    tensors = wan.to_wan(model.vae_params, model.vae.config, layout)
     write_tensors(target, tensors)
     print(f"{target}: {len(tensors)} tensors, {_count(tensors)} parameters in the {layout} layout")
 

@@ -5,13 +5,10 @@ pv-vae encode --workdir runs/demo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from absl import flags
 
 from pv_vae_jax.train.latents_stage import encode_latents, open_latents
 from pv_vae_jax.train.run import reopen_run
-from pv_vae_jax.typing import ConfigError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -20,17 +17,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.mark_flag_as_required("workdir", flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues) -> None:
     """Encode the clips, or continue encoding."""
-    if positional or overrides:
-        raise ConfigError("pv-vae encode takes --workdir only: the configuration is the run's own")
     run = reopen_run(values.workdir)
     stage = run.last_vae_stage()
     with run.lock("latents"):
         encode_latents(run, stage)
     cache = open_latents(run, stage)
     mean, std = cache.statistics
-    online = run.experiment.latents.online
-    what = "statistics for online encoding" if online else f"{len(cache)} posteriors"
+    what = "statistics for online encoding" if run.experiment.latents.online else f"{len(cache)} posteriors"
     print(f"{run.folder('latents')}: {what} of {', '.join(cache.class_names)}; ")
     print(f"channel means {mean.min():.3f} to {mean.max():.3f}, standard deviations {std.min():.3f} to {std.max():.3f}")

@@ -12,12 +12,12 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 
 import jax
 from absl import flags
 from jax.sharding import Mesh
 
+from pv_vae_jax.cli._shared import CONFIG
 from pv_vae_jax.sharding.hlo import step_flops
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import array_shardings, check_split
@@ -31,23 +31,21 @@ from pv_vae_jax.typing import ConfigError
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae inspect`."""
-    flags.DEFINE_string("config", None, "experiment file with get_config()", flag_values=values)
+    flags.DEFINE_string("config", None, CONFIG, flag_values=values)
     flags.DEFINE_enum("stage", "video", TRAINED, "stage whose step to compile", flag_values=values)
     flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4", flag_values=values)
     flags.mark_flag_as_required("config", flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Print everything and exit."""
-    if positional:
-        raise ConfigError(f"pv-vae inspect takes flags only, got {' '.join(positional)}")
-    experiment, name = load_experiment(values.config, overrides), values.stage
+    experiment = load_experiment(values.config, overrides)
     print(json.dumps(to_dict(experiment), indent=1))
     perceptual = load_perceptual(experiment)
     try:
         devices = topology_devices(values.topology) if values.topology else None
         mesh = make_mesh(**dataclasses.asdict(experiment.mesh), devices=devices)
-        plans = plan_stage(experiment, name, mesh, perceptual and perceptual[0])
+        plans = plan_stage(experiment, values.stage, mesh, perceptual and perceptual[0])
         print_state(plans[0])
         check_split(mesh, plans[0].state.params, plans[0].sharding.params)
     except ValueError as error:
@@ -61,15 +59,15 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
             if len(plans) > 1:
                 shape = " x ".join(map(str, plan.batch["video"].shape[:4]))
                 print(f"batches of {shape}, {weights[i]} in {sum(weights)} steps:")
-            print_step(plan, name, mesh)
+            print_step(plan, mesh)
 
 
-def print_step(plan: Plan, name: str, mesh: Mesh) -> None:
+def print_step(plan: Plan, mesh: Mesh) -> None:
     """Compile the step, and print its FLOPs, memory and traffic."""
     traced = plan.trace()
     flops = step_flops(traced.jaxpr.jaxpr)
     print(
-        f"stage {name}, one step: {flops / 1e9:,.2f} GFLOP in matrix products and convolutions, "
+        f"stage {plan.stage.name}, one step: {flops / 1e9:,.2f} GFLOP in matrix products and convolutions, "
         f"{flops / mesh.size / 1e9:,.2f} a device"
     )
     compiled = compile_step(traced.lower())

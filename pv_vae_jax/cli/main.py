@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import sys
 import traceback
 import types
 from collections.abc import Sequence
+
+from pv_vae_jax.messages import did_you_mean
 
 COMMANDS = {
     "train": "train a stage, or all of them",
@@ -48,11 +51,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"pv-vae: {name!r} is now {MOVED[name]}", file=sys.stderr)
         return 2
     if name not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        known = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-        print(f"pv-vae: unknown command {name!r}; {known}", file=sys.stderr)
+        print(f"pv-vae: unknown command {name!r}; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
     return run_command(importlib.import_module(f"pv_vae_jax.cli.{name}"), f"pv-vae {name}", argv[2:])
 
@@ -61,45 +60,44 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
     """Parse the flags of a command and run it.
 
     Args:
-      module: has `define_flags(values)` and `run(values, positional, overrides)`; its docstring is the help.
+      module: has `define_flags(values)` and `run(values)`; its docstring is the help. If `run` has a parameter
+        `positional` (arguments that are no flags) or `overrides` (`--config.key=value`), it gets them; otherwise they
+        are refused.
       program: how the command is called, for messages.
       argv: its arguments.
     """
     from absl import flags
 
-    from pv_vae_jax.convert.pickles import UnsafePickleError
-    from pv_vae_jax.data.latents import StaleLatentsError
-    from pv_vae_jax.data.shards import BrokenRecordError
     from pv_vae_jax.data.sources import NoVideosError
-    from pv_vae_jax.data.video_reading import BrokenVideoError
-    from pv_vae_jax.evaluation.moments import FeatureError
     from pv_vae_jax.train.config_files import parse_overrides
     from pv_vae_jax.train.configs import check_local
     from pv_vae_jax.train.preemption import Preempted
-    from pv_vae_jax.typing import ConfigError, InUseError, NonFiniteError, ShapeError, WeightsError
+    from pv_vae_jax.typing import ConfigError, InUseError, ShapeError
 
-    values = flags.FlagValues()
+    takes, values = inspect.signature(module.run).parameters, flags.FlagValues()
     values.set_gnu_getopt()  # flags may follow file names
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     module.define_flags(values)
-    expected = (ConfigError, ShapeError, NoVideosError, BrokenVideoError, StaleLatentsError, NonFiniteError)
-    expected += (WeightsError, FeatureError, UnsafePickleError, BrokenRecordError, OSError, ImportError)
     if {"-h", "-help", "--help"} & set(argv):  # before parsing, which asks for required flags
         print(f"{program}: {module.__doc__}\n{values.get_help()}")
         return 0
     try:
         rest, overrides = parse_overrides(argv)
-        positional = values([f"{program}", *rest])[1:]
+        positional = values([program, *rest])[1:]
+        if positional and "positional" not in takes:
+            raise ConfigError(f"takes flags only, got {' '.join(positional)}")
+        if overrides and "overrides" not in takes:
+            raise ConfigError("takes no --config settings: each model and run keeps its own configuration")
         for folder in {"out", "workdir"} & set(values):
             check_local(f"--{folder}", values[folder].value or "")
     except (flags.Error, ConfigError) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
-        said = f"needs --{missing[1]}: {values[missing[1]].help}" if missing else error
-        print(f"{program}: {said}", file=sys.stderr)
+        print(f"{program}: {f'needs --{missing[1]}: {values[missing[1]].help}' if missing else error}", file=sys.stderr)
         return 2
     try:
         enable_compilation_cache()
-        module.run(values, positional, overrides)
+        given = {"positional": positional, "overrides": overrides}
+        module.run(values, **{name: value for name, value in given.items() if name in takes})
     except Preempted as stop:
         print(f"{program}: {stop}", file=sys.stderr)
         return stop.status
@@ -108,23 +106,25 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
         return 130
     except BrokenPipeError:  # no error: see run
         raise
-    except expected as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        # Launchers start again what ends with 1: a disk may come back, a wrong call stays wrong.
-        wrong = (ConfigError, ShapeError, NoVideosError, FileNotFoundError, ImportError)
-        return 2 if isinstance(error, wrong) and not isinstance(error, InUseError) else 1
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:
         advice = advice_on(error)
         if advice is None:
             raise
         print(f"{program}: {advice}", file=sys.stderr)
-        return 1
+        # Launchers start again what ends with 1: a disk may come back, a wrong call stays wrong.
+        wrong = (ConfigError, ShapeError, NoVideosError, FileNotFoundError, ImportError)
+        return 2 if isinstance(error, wrong) and not isinstance(error, InUseError) else 1
     return 0
 
 
 def advice_on(error: Exception) -> str | None:
-    """The message of an error of JAX's own, and what to do; None if it is none that a user can mend."""
+    """The message of an error that a user can mend, with what to do; None for any other, which needs its traceback."""
     text = str(error).strip()
+    # The error classes of this library are made for users, and their messages say what to do.
+    if isinstance(error, (OSError, ImportError)) or type(error).__module__.startswith("pv_vae_jax."):
+        return str(error)
+    if not isinstance(error, (RuntimeError, AssertionError)):  # JAX raises these
+        return None
     wanted = os.environ.get("JAX_PLATFORMS", "")
     # Asked for a platform of which no plugin is installed, JAX fails in this function without a word.
     silent = not text and traceback.extract_tb(error.__traceback__)[-1].name == "backends"

@@ -25,10 +25,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("observe", 0, observe, lower_bound=0, flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Write `<name>_prediction.mp4`: truth, prediction, copy of the last frame seen."""
-    if overrides:
-        raise ConfigError("pv-vae predict takes no --config overrides: the configuration is the model's own")
     model = load(values.model)
     p_t = model.vae.config.time_factor
     key = jax.random.key(0) if model.vae.config.pad == "gaussian" else None

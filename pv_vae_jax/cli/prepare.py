@@ -48,9 +48,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string("beam_option", [], "option for Beam, like --runner=DataflowRunner", flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Prepare a data set, or continue."""
-    if len(positional) != 1 or overrides:
+    if len(positional) != 1:
         raise ConfigError("pv-vae prepare takes one folder: pv-vae prepare SOURCE --out DIR")
     if values.beam_option and not values.beam:
         raise ConfigError("--beam_option needs --beam")
@@ -92,10 +92,6 @@ def _prepare_here(listing: SplitIndex, folder: Path, settings: ClipSettings, fil
         return prepare_split(listing, folder, settings, files=files, workers=workers, progress=progress)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C."""
-
-
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C leave at once, through everything that cleans up.
@@ -105,17 +101,17 @@ def _stop_signals() -> Iterator[None]:
     """
     from pv_vae_jax.train.preemption import Preempted
 
-    def terminate(*_) -> None:
-        raise _Terminated
+    number = signal.SIGINT
 
-    old = None
-    with contextlib.suppress(ValueError):  # not the main thread: keep the default
-        old = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        name, number = ("SIGTERM", signal.SIGTERM) if isinstance(error, _Terminated) else ("Ctrl-C", signal.SIGINT)
-        raise Preempted(f"{name}; the same command goes on from there", 128 + number) from error
-    finally:
-        if old is not None:
-            signal.signal(signal.SIGTERM, old)
+    def terminate(*_) -> None:
+        nonlocal number
+        number = signal.SIGTERM
+        raise KeyboardInterrupt
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):  # not the main thread: keep the default
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, terminate))
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise Preempted(number, "clips") from error

@@ -25,7 +25,7 @@ from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.streaming import CHUNK, Cache, chunk_sizes, decode_step, encode_step
-from pv_vae_jax.typing import Array, ConfigError, Params
+from pv_vae_jax.typing import Array, Params
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -35,10 +35,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("chunk", CHUNK, chunk, lower_bound=1, flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     """Write `<name>_reconstruction.mp4` for every file."""
-    if overrides:
-        raise ConfigError("pv-vae reconstruct takes no --config overrides: the configuration is the model's own")
     model = load(values.model)
     for file in open_videos(positional, values, model):
         target = result_path(values, file.path, "reconstruction", positional)

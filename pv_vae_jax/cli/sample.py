@@ -9,7 +9,6 @@ Writes `samples_<class>.mp4`, the clips of a class side by side, and `samples.np
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +34,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("seed", 0, "seed of the noise", lower_bound=0, upper_bound=2**31 - 1, flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
+def run(values: flags.FlagValues) -> None:
     """Sample and write."""
-    if positional or overrides:
-        raise ConfigError("pv-vae sample takes flags only; --model names the model")
     model = load(values.model)
     if model.diffusion is None:
         raise ConfigError(f"{values.model} has no diffusion transformer yet: train stage diffusion first")

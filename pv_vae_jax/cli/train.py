@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 
 from absl import flags
 
 from pv_vae_jax import report
+from pv_vae_jax.cli._shared import CONFIG
 from pv_vae_jax.data.sources import NoVideosError
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, restore_default_sigterm, start_processes
 from pv_vae_jax.train.config_files import load_experiment
@@ -27,7 +27,7 @@ from pv_vae_jax.typing import ConfigError
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae train`."""
-    flags.DEFINE_string("config", None, "experiment file, such as experiments/demo.py", flag_values=values)
+    flags.DEFINE_string("config", None, CONFIG, flag_values=values)
     flags.DEFINE_string("workdir", None, "work directory of the run, such as runs/demo", flag_values=values)
     flags.DEFINE_enum("stage", "all", ("all", *STAGES), "stage to train", flag_values=values)
     flags.DEFINE_string(
@@ -38,32 +38,21 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
-    """Train the stages that the flags name."""
-    if positional:
-        raise ConfigError(f"pv-vae train takes flags only, got {' '.join(positional)}")
+def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
+    """Train the stages that the flags name, then write the report if all were named."""
     experiment = load_experiment(values.config, overrides)
-    try:
-        start_processes(values.coordinator, values.processes, values.process)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    start_processes(values.coordinator, values.processes, values.process)
     run = open_run(experiment, values.workdir)
-    _train(run, values.stage)
-
-
-def _train(run: Run, wanted: str) -> None:
-    stages = STAGES if wanted == "all" else (wanted,)
+    stages = [stage for stage in STAGES if run.steps(stage) and values.stage in ("all", stage)]
+    if not stages and values.stage != "all":
+        owner = "diffusion" if values.stage == "latents" else values.stage  # latents are encoded for diffusion only
+        raise ConfigError(f"stage {values.stage} has no steps in this configuration: set --config.{owner}.steps=N")
     perceptual = perceptual_term(run)
-    no_report = report.unavailable() if wanted == "all" else None
+    no_report = report.unavailable() if values.stage == "all" else None
     if no_report:
         say(f"the report will be skipped: {no_report}")
-    check_stages(run, [stage for stage in stages if run.steps(stage) and not run.finished(stage)])
+    check_stages(run, [stage for stage in stages if not run.finished(stage)])
     for stage in stages:
-        if run.steps(stage) == 0:
-            if wanted == stage:
-                owner = "diffusion" if stage == "latents" else stage  # latents are encoded for diffusion only
-                raise ConfigError(f"stage {stage} has no steps in this configuration: set --config.{owner}.steps=N")
-            continue
         if run.finished(stage):
             say(f"{stage}: finished before")
             continue
@@ -76,18 +65,23 @@ def _train(run: Run, wanted: str) -> None:
                 raise OSError(str(error)) from error
         say(f"{stage}: done in {time.time() - began:.0f} s, {run.folder(stage)}")
     restore_default_sigterm()  # only the report is left, which can be made again
-    if wanted == "all" and is_primary_process():
+    if values.stage == "all" and is_primary_process():
+        _write_report(run, no_report)
+    barrier("the report")  # others would take a process that ends early for dead
+
+
+def _write_report(run: Run, no_report: str | None) -> None:
+    """Write the report of a run, unless there is one of these stages, or `no_report` says why there cannot be one."""
+    page = run.workdir / "report" / "report.html"
+    results = [run.result(stage) for stage in STAGES if run.finished(stage)]
+    if page.exists() and all(path.stat().st_mtime <= page.stat().st_mtime for path in results):
+        print(f"report: {page}")  # starting a finished run again costs nothing
+    elif no_report:
+        say(f"no report was written: {no_report}; then run pv-vae evaluate --workdir {run.workdir}")
+    else:
         from pv_vae_jax.report.run_report import evaluate_run
 
-        page = run.workdir / "report" / "report.html"
-        results = [run.result(stage) for stage in STAGES if run.finished(stage)]
-        if page.exists() and all(path.stat().st_mtime <= page.stat().st_mtime for path in results):
-            print(f"report: {page}")  # of these stages: starting a finished run again costs nothing
-        elif no_report:
-            say(f"no report was written: {no_report}; then run pv-vae evaluate --workdir {run.workdir}")
-        else:
-            evaluate_run(run)
-    barrier("the report")  # others would take a process that ends early for dead
+        evaluate_run(run)
 
 
 def say(text: str) -> None:

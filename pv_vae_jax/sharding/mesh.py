@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from pv_vae_jax.sharding.axes import MESH_AXES
+from pv_vae_jax.typing import ConfigError
 
 
 def make_mesh(
@@ -26,21 +27,21 @@ def make_mesh(
     neighbours along `context`, `space` and `tensor`, whose traffic is the heaviest, and share their examples.
 
     Raises:
-      ValueError: the mesh needs more devices than exist or, with several processes, leaves some unused.
+      ConfigError: the mesh needs more devices than exist or, with several processes, leaves some unused.
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp, tensor, space, context]
     if shape.count(-1) > 1:
         axes = [axis for axis, n in zip(MESH_AXES, shape, strict=True) if n == -1]
-        raise ValueError(f"only one mesh axis may be -1, not {' and '.join(axes)}: set --config.mesh.{axes[0]}=1")
+        raise ConfigError(f"only one mesh axis may be -1, not {' and '.join(axes)}: set --config.mesh.{axes[0]}=1")
     fixed = int(np.prod([n for n in shape if n != -1]))
     shape = [max(len(devices) // max(fixed, 1), 1) if n == -1 else n for n in shape]
     count = int(np.prod(shape))
     named = dict(zip(MESH_AXES, shape, strict=True))
     if min(shape) < 1 or count > len(devices):
-        raise ValueError(f"mesh {named} needs {count} devices, got {len(devices)}: change --config.mesh")
+        raise ConfigError(f"mesh {named} needs {count} devices, got {len(devices)}: change --config.mesh")
     if count < len(devices) and len({d.process_index for d in devices}) > 1:
-        raise ValueError(
+        raise ConfigError(
             f"mesh {named} uses {count} of {len(devices)} devices: with several processes, it must use all"
         )
     return Mesh(np.array(devices[:count]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from pv_vae_jax.typing import ConfigError
+
 # Names that JAX and its launchers use.
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 WAIT = 7 * 24 * 3600  # seconds: one process may encode for days while the others wait
@@ -25,7 +27,7 @@ def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> N
         `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`.
 
     Raises:
-      ValueError: one of the three is missing or out of range.
+      ConfigError: one of the three is missing or out of range.
     """
     coordinator = coordinator or os.environ.get(COORDINATOR, "")
     if coordinator == "auto":
@@ -36,7 +38,7 @@ def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> N
     if not coordinator and not count and index < 0:
         return
     if not coordinator or count < 1 or not 0 <= index < count:
-        raise ValueError(
+        raise ConfigError(
             f"got process {index} of {count} with coordinator {coordinator or None}: give all of --coordinator "
             f"host:port, --processes and --process (0 to processes - 1), or {COORDINATOR}, {COUNT} and {INDEX}"
         )
@@ -48,7 +50,7 @@ def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> N
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if text and not text.isdigit():
-        raise ValueError(f"{name} must be a number, got {text!r}")
+        raise ConfigError(f"{name} must be a number, got {text!r}")
     return int(text) if text else default
 
 

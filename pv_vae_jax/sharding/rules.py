@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, LOGICAL, SPACE, TENSOR
+from pv_vae_jax.typing import ConfigError
 
 # Pattern searched in `params/encoder/level0/block0/conv1/kernel` -> mesh axes of the *last* dimensions. The first
 # matching row counts. `fsdp` is a preference: if it does not divide that dimension, the largest divisible one is split;
@@ -109,7 +110,7 @@ def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
     """Refuse a run with `fsdp` that would replicate too much of the parameters.
 
     Raises:
-      ValueError: more than `UNSHARDED_LIMIT` of their bytes would be replicated; the largest arrays are named.
+      ConfigError: more than `UNSHARDED_LIMIT` of their bytes would be replicated; the largest arrays are named.
     """
     if mesh.shape[FSDP] == 1:
         return
@@ -118,7 +119,7 @@ def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
     share = sum(r.bytes for r in replicated) / sum(r.bytes for r in rows)
     if share > UNSHARDED_LIMIT:
         names = ", ".join(f"{r.path} {r.shape}" for r in replicated[:5]) + (", ..." if len(replicated) > 5 else "")
-        raise ValueError(
+        raise ConfigError(
             f"fsdp={mesh.shape[FSDP]} leaves {share:.1%} of the parameters' bytes replicated on every device, more "
             f"than {UNSHARDED_LIMIT:.0%}: {names}. Use an fsdp that divides their dimensions, or fsdp=1"
         )
@@ -148,7 +149,9 @@ def host_share(mesh: Mesh) -> tuple[int, int]:
     mine = [i for i, row in enumerate(rows) if any(d.process_index == here for d in row)]
     count, spare = divmod(len(rows), len(mine))
     if spare or mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
-        raise ValueError(f"process {here} holds rows {mine} of {len(rows)}: its devices must be neighbours in the mesh")
+        raise ConfigError(
+            f"process {here} holds rows {mine} of {len(rows)}: its devices must be neighbours in the mesh"
+        )
     return mine[0] // len(mine), count
 
 

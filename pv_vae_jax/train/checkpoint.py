@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.params_io import STATE_MARK, ignore_abandoned_reads
+from pv_vae_jax.params_io import STATE_MARK, complete_states, ignore_abandoned_reads, one_line
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
 from pv_vae_jax.storage import write_json
 
@@ -46,8 +46,8 @@ class NewestRegular:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Whether to keep each of the states, which are in the order of their steps."""
         steps = [info.step for info in checkpoints]
-        regular = [step for step in steps[:-1] if step % self.every == 0]
-        kept = {*regular[max(0, len(regular) - self.keep + 1) :], *steps[-1:]}
+        regular = [step for step in reversed(steps[:-1]) if step % self.every == 0]
+        kept = {*steps[-1:], *regular[: self.keep - 1]}
         return [step in kept for step in steps]
 
 
@@ -109,33 +109,32 @@ class Checkpoints:
         Raises:
           CheckpointError: states were saved, but none can be read.
         """
-        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
-        for step in steps:
+        damaged, newest = {}, None
+        for step in sorted(self._manager.all_steps(), reverse=True):
             if fault := broadcast_string(lambda step=step: find_damage(self._folder / str(step))):
                 damaged[step] = fault
                 continue
             try:
-                state = self.restore(step, abstract_state)
+                newest = step, self.restore(step, abstract_state)
+                break
             except Exception as error:  # what Orbax and TensorStore raise for damaged files is not one type
-                damaged[step] = " ".join(str(error).split())[:200]
+                damaged[step] = one_line(error)
                 if jax.process_count() > 1:  # another process may have read its part
                     break
-                continue
-            for bad, reason in damaged.items() if is_primary_process() else ():
-                path = self._folder / str(bad)
-                path.rename(path.with_name(f"{bad}.damaged"))
-                print(f"{path} cannot be read ({reason}): set aside as {bad}.damaged", file=sys.stderr)
-            if damaged:
-                barrier(f"damaged states of {self._folder} are set aside")
-                self._manager.reload()
-            return step, state
-        if damaged:
-            faults = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        faults = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        if faults and newest is None:
             raise CheckpointError(
                 f"no training state in {self._folder} can be read ({faults}). Write it back from a copy, or remove the "
                 f"folder to start the stage again"
             )
-        return None
+        for step, reason in damaged.items() if is_primary_process() else ():
+            path = self._folder / str(step)
+            path.rename(path.with_name(f"{step}.damaged"))
+            print(f"{path} cannot be read ({reason}): set aside as {step}.damaged", file=sys.stderr)
+        if damaged:
+            barrier(f"damaged states of {self._folder} are set aside")
+            self._manager.reload()
+        return newest
 
     def close(self) -> None:
         """Wait until everything is on disk."""
@@ -156,13 +155,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # what Orbax and TensorStore raise for a full disk is not one type
-            steps = [p for p in self._folder.iterdir() if p.name.isdigit()]  # others are being written
-            complete = [int(p.name) for p in steps if (p / STATE_MARK).exists()]
-            newest = f"the state of step {max(complete)} is complete" if complete else "no earlier state exists"
-            reason = " ".join(str(error).split())[:500]
+            complete = complete_states(self._folder)
+            newest = f"the state of step {complete[-1].name} is complete" if complete else "no earlier state exists"
             raise CheckpointError(
-                f"a training state could not be written to {self._folder} ({reason}); {newest}. Make room, then start "
-                f"the same command again"
+                f"a training state could not be written to {self._folder} ({one_line(error)}); {newest}. Make room, "
+                "then start the same command again"
             ) from error
 
 

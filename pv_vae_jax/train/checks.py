@@ -36,21 +36,11 @@ def check_local(name: str, path: str | Path) -> None:
 
 def check_stage(stage: VAEStageConfig) -> None:
     """Raise `ConfigError` if fields of a VAE stage contradict each other."""
-    _check_parts(stage)
-    _check_gan(stage)
-    _check_dropping(stage)
-    _check_sizes(stage)
-
-
-def _check_parts(stage: VAEStageConfig) -> None:
     for field in ("frozen", "init_parts"):
         if unknown := sorted(set(getattr(stage, field)) - set(PARTS)):
             raise ConfigError(f"{field} must name parts of the VAE ({', '.join(PARTS)}), got {', '.join(unknown)}")
     if stage.init_parts and not stage.init_from:
         raise ConfigError("init_parts needs init_from: set it to what these parts are loaded from")
-
-
-def _check_gan(stage: VAEStageConfig) -> None:
     if stage.objective.gan and stage.objective.gan_start >= stage.steps > 0:
         raise ConfigError(
             f"objective.gan_start must be below steps={stage.steps}, got {stage.objective.gan_start}: lower it, or set "
@@ -58,6 +48,8 @@ def _check_gan(stage: VAEStageConfig) -> None:
         )
     if stage.objective.gan and "decoder" in stage.frozen:
         raise ConfigError("objective.gan trains the decoder, which frozen excludes: change one of them")
+    _check_dropping(stage)
+    _check_sizes(stage)
 
 
 def _check_dropping(stage: VAEStageConfig) -> None:
@@ -105,45 +97,38 @@ def _check_sizes(stage: VAEStageConfig) -> None:
 
 def check_experiment(experiment: Experiment) -> None:
     """Raise `ConfigError` or `ShapeError` if parts of an experiment do not fit each other."""
-    data, vae = experiment.data, experiment.vae
+    data, vae, latte = experiment.data, experiment.vae, experiment.latte
     check_clip_shape(data.frames, data.size, data.size, vae.time_factor, vae.space_factor)
-    _check_transformer(experiment)
-    for name in VAE_STAGES:
-        _check_shapes(experiment, name)
-        _check_dropped_groups(experiment, name)
-        _check_discriminator(experiment, name)
-
-
-def _check_transformer(experiment: Experiment) -> None:
-    latte, vae = experiment.latte, experiment.vae
     if latte.latent_channels != vae.latent_channels:
         raise ConfigError(
             f"config.latte.latent_channels must equal config.vae.latent_channels, got {latte.latent_channels} and "
             f"{vae.latent_channels}: set one of them"
         )
-    if (side := experiment.data.size // vae.space_factor) % latte.patch:
+    if (side := data.size // vae.space_factor) % latte.patch:
         raise ConfigError(f"config.latte.patch must divide the {side} x {side} latents, got {latte.patch}: change it")
     if latte.classes:
         raise ConfigError("config.latte.classes comes from the data: leave it 0, and use config.diffusion.conditional")
+    for name in VAE_STAGES:
+        _check_clips(experiment, name)
 
 
-def _check_shapes(experiment: Experiment, name: str) -> None:
-    stage, vae = getattr(experiment, name), experiment.vae
-    for entry in stage.sizes:
-        frames, size, *_ = entry
+def _check_clips(experiment: Experiment, name: str) -> None:
+    """The clips of a stage must fit its VAE and discriminator, and have groups, positions and channels to compare."""
+    stage, vae, levels = getattr(experiment, name), experiment.vae, experiment.discriminator.levels
+    sizes = [entry[:2] for entry in stage.sizes] or [(experiment.data.frames, experiment.data.size)]
+    for frames, size in sizes:
         try:
             check_clip_shape(frames, size, size, vae.time_factor, vae.space_factor)
         except ShapeError as error:
-            raise ShapeError(f"config.{name}.sizes, {entry}: {error}") from error
-
-
-def _check_dropped_groups(experiment: Experiment, name: str) -> None:
-    """The dropping and the local correlation of a stage need several groups, latent positions and channels."""
-    stage, vae = getattr(experiment, name), experiment.vae
-    frames = max((entry[0] for entry in stage.sizes), default=experiment.data.frames)
-    groups = vae.latent_frames(frames)
-    side = min((entry[1] for entry in stage.sizes), default=experiment.data.size) // vae.space_factor
-    ratio, pattern = stage.drop_ratio_max, stage.drop_pattern
+            raise ShapeError(f"config.{name}.sizes, {(frames, size)}: {error}") from error
+        uneven = "3d" in experiment.discriminator.kinds and size % 2**levels
+        if stage.objective.gan and (size < 2**levels or uneven):
+            raise ConfigError(
+                f"config.discriminator.levels={levels} needs sizes that are multiples of {2**levels}, but {name} has "
+                f"{size} pixels: lower the levels, or change the size"
+            )
+    frames, side = max(frames for frames, _ in sizes), min(size for _, size in sizes) // vae.space_factor
+    groups, ratio, pattern = vae.latent_frames(frames), stage.drop_ratio_max, stage.drop_pattern
     if ratio and pattern in SPATIAL and side < 2:
         raise ConfigError(
             f"config.{name}.drop_pattern={pattern} drops parts of a frame, which here has one latent position: set "
@@ -166,16 +151,3 @@ def _check_dropped_groups(experiment: Experiment, name: str) -> None:
             f"config.{name}.objective.local_correlation compares the channels of neighbouring latents: set "
             f"config.data.size to {2 * vae.space_factor} and config.vae.latent_channels to 2, or more"
         )
-
-
-def _check_discriminator(experiment: Experiment, name: str) -> None:
-    stage, discriminator = getattr(experiment, name), experiment.discriminator
-    if not stage.objective.gan:
-        return
-    factor = 2**discriminator.levels
-    for size in sorted({entry[1] for entry in stage.sizes} or {experiment.data.size}):
-        if size < factor or ("3d" in discriminator.kinds and size % factor):
-            raise ConfigError(
-                f"config.discriminator.levels={discriminator.levels} needs sizes that are multiples of {factor}, but "
-                f"{name} has {size} pixels: lower the levels, or change the size"
-            )

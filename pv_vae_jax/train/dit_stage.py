@@ -8,28 +8,20 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import class_names
 from pv_vae_jax.model import Diffusion, init_latte, load, save
-from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_process
-from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.train.dit_step import DiTStep
-from pv_vae_jax.train.latents_stage import OnlineLatents, encoder_hash, latent_shape
+from pv_vae_jax.train.latents_stage import Latents, OnlineLatents, encoder_hash, latent_shape
 from pv_vae_jax.train.mfu import without_remat
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.stage import Batch, Stage
-from pv_vae_jax.train.state import TrainState, stage_key, stage_seed
-
-
-def conditioned(experiment: Experiment, classes: int) -> LatteConfig:
-    """The transformer's configuration for data of `classes` classes; a single class is no condition."""
-    use = experiment.diffusion.conditional and classes > 1
-    return dataclasses.replace(experiment.latte, classes=classes if use else 0)
+from pv_vae_jax.train.state import TrainState, stage_key
 
 
 class DiffusionStage(Stage):
@@ -46,18 +38,18 @@ class DiffusionStage(Stage):
 
     step: DiTStep
 
-    def __init__(self, experiment: Experiment, latents: LatentSource | OnlineLatents | None = None):
+    def __init__(self, experiment: Experiment, latents: Latents | None = None):
         super().__init__(experiment, "diffusion")
         self.latents, config = latents, self.config
         if latents is None:
             names = class_names(experiment.data.source, experiment.data.fold)
-            channels = experiment.vae.latent_channels
-            self.shape, statistics = latent_shape(experiment), (np.zeros(channels), np.ones(channels))
+            self.shape, channels = latent_shape(experiment), experiment.vae.latent_channels
+            mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
         else:
-            names, self.shape, statistics = latents.class_names, latents.shape, latents.statistics
-        mean, std = (np.asarray(value, np.float32) for value in statistics)
+            names, self.shape, (mean, std) = latents.class_names, latents.shape, latents.statistics
+        classes = len(names) if config.conditional and len(names) > 1 else 0  # a single class is no condition
         self.step = DiTStep(
-            model=Latte(conditioned(experiment, len(names))),
+            model=Latte(dataclasses.replace(experiment.latte, classes=classes)),
             optimizer=optimizer(config.optimizer, config.steps),
             mean=mean,
             std=std,
@@ -78,16 +70,7 @@ class DiffusionStage(Stage):
 
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
         assert self.latents is not None, "a stage without latents is for inspection only"
-        host_index, host_count = host_share(run.mesh)
-        return train_batches(
-            self.latents,
-            batch_size=self.config.batch_size,
-            seed=stage_seed(self.experiment.seed, self.name),
-            start_step=start,
-            threads=self.experiment.data.threads,
-            host_index=host_index,
-            host_count=host_count,
-        )
+        return train_batches(self.latents, batch_size=self.config.batch_size, **self.stream_settings(run, start))
 
     def example_batches(self) -> list[dict]:
         b = self.config.batch_size
@@ -107,10 +90,8 @@ class DiffusionStage(Stage):
         ema = gather_to_host(state.ema)
         if is_primary_process():
             vae = load(run.folder(run.last_vae_stage()) / "model")
-            mean, std = map(np.asarray, (self.step.mean, self.step.std))
-            g, h, w, z = self.shape
-            names = tuple(self.latents.class_names)
-            diffusion = Diffusion(self.step.model, ema, mean, std, (g, h, w, z), names)
+            step, names = self.step, tuple(self.latents.class_names)
+            diffusion = Diffusion(step.model, ema, step.mean, step.std, self.shape, names)
             meta = vae.meta | {"diffusion_steps": self.steps, "diffusion_weights": weights_hash(ema)}
             save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
         barrier("model of diffusion")

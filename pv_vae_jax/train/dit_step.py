@@ -55,10 +55,8 @@ class DiTStep:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = ema_update(state.ema, params, state.step, self.ema_decay)
-        return TrainState(state.step + 1, params, opt_state, ema), {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
-        }
+        logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, ema), logs
 
     def _gradients(self, params: Params, batch: dict, key: PRNGKey) -> tuple[Array, Params]:
         """Loss of rectified flow, and its gradient."""

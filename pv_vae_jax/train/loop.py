@@ -21,7 +21,6 @@ from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.writers import MetricWriter, NoOpWriter
-from pv_vae_jax.typing import ConfigError
 
 
 def run_stage(stage: Stage, run: Run) -> TrainState:
@@ -39,18 +38,15 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
     """
     name, mesh, settings = stage.name, run.mesh, run.experiment
     sharding = state_sharding(mesh, stage.abstract_state)
-    try:
-        check_split(mesh, stage.abstract_state.params, sharding.params)
-    except ValueError as error:
-        raise ConfigError(f"stage {name}: {error}") from error
+    check_split(mesh, stage.abstract_state.params, sharding.params)
     checkpoints = Checkpoints(run.folder(name) / "checkpoints", settings.checkpoints_kept, settings.checkpoint_every)
     start, state = _begin(stage, run, sharding, checkpoints)
     if start >= stage.steps:
         checkpoints.close()
         return state
 
-    programs, curves = Programs(stage, mesh, sharding), Curves(stage, run, start)
-    stream = stage.batches(run, start)
+    programs = {}  # static arguments and shapes of a batch -> the step compiled for them, and its FLOPs
+    curves, stream = Curves(stage, run, start), stage.batches(run, start)
     # To the end of saving: a second signal must not interrupt it.
     with PreemptionHandler() as preemption, jax.set_mesh(mesh):
         number, stopping = start, False
@@ -59,10 +55,13 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
                 with curves.timer("data"):
                     batch = next(stream)
                 static = stage.static_args(number, batch)
-                step, is_new = programs.get(static)
-                curves.compiling(is_new)
+                key = (*sorted(static.items()), *map(np.shape, batch.values()))
+                if is_new := key not in programs:
+                    curves.show_compiling()
                 placed = stage.prepare(put_batch(mesh, batch))
-                flops = programs.flops(static, state, placed)
+                if is_new:
+                    programs[key] = stage.jit_step(static, sharding), count_flops(stage, static, state, placed, mesh)
+                step, flops = programs[key]
                 with jax.transfer_guard("disallow"):  # only explicit transfers to and from the device
                     state, logs = step(state, placed)
                 curves.add(number + 1, logs, stage.units(placed), flops)
@@ -79,8 +78,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
                 if stopping:
                     break
             if stopping or preemption.arrived_late():
-                message = f"{name}: {preemption.NAMES[preemption.number]} at step {number + 1}; saved, run the same "
-                raise Preempted(message + "command to continue", 128 + preemption.number)
+                raise Preempted(preemption.number, name, f" at step {number + 1}, saved")
         finally:
             curves.close()
             checkpoints.close()
@@ -102,29 +100,11 @@ def _begin(stage: Stage, run: Run, sharding: TrainState, checkpoints: Checkpoint
     return 0, jax.jit(stage.init_state, out_shardings=sharding, donate_argnums=0)(restored)
 
 
-class Programs:
-    """The compiled steps of a stage, one for each combination of static arguments, and their FLOPs."""
-
-    def __init__(self, stage: Stage, mesh: Mesh, sharding: TrainState):
-        self._stage, self._sharding, self._steps, self._flops = stage, sharding, {}, {}
-        self._count = peak(mesh.devices.flat[0].device_kind) is not None
-
-    def get(self, static: dict[str, Any]) -> tuple[jax.stages.Wrapped, bool]:
-        """The step with these static arguments, and whether it is yet to be compiled."""
-        key = tuple(sorted(static.items()))
-        is_new = key not in self._steps
-        if is_new:
-            self._steps[key] = self._stage.jit_step(static, self._sharding)
-        return self._steps[key], is_new
-
-    def flops(self, static: dict[str, Any], state: TrainState, batch: dict[str, jax.Array]) -> float:
-        """Floating-point operations of one step; 0 on devices without a published peak."""
-        if not self._count:
-            return 0.0
-        key = (*sorted(static.items()), *(leaf.shape for leaf in jax.tree.leaves(batch)))
-        if key not in self._flops:
-            self._flops[key] = model_flops(functools.partial(self._stage.flops_step, **static), state, batch)
-        return self._flops[key]
+def count_flops(stage: Stage, static_args: dict[str, Any], state: TrainState, batch: dict, mesh: Mesh) -> float:
+    """Floating-point operations of one step; 0 on devices without a published peak."""
+    if peak(mesh.devices.flat[0].device_kind) is None:
+        return 0.0
+    return model_flops(functools.partial(stage.flops_step, **static_args), state, batch)
 
 
 class Curves:
@@ -146,17 +126,17 @@ class Curves:
         interval = 1.0 if sys.stderr.isatty() else 20.0
         self._bar = tqdm(total=stage.steps, initial=start, desc=self._name, unit="step", mininterval=interval)
 
-    def compiling(self, now: bool) -> None:
-        """Show whether the next step is compiled first."""
-        self._compiling = now
-        if now:
-            self._bar.set_description(f"{self._name}, compiling")
+    def show_compiling(self) -> None:
+        """Show that the next step is compiled first."""
+        self._compiling = True
+        self._bar.set_description(f"{self._name}, compiling")
 
     def add(self, step: int, logs: dict, units: int, flops: float) -> None:
         """Take the terms of a step that has been dispatched."""
         if self._compiling:
             self._bar.set_description(self._name, refresh=False)
             self._bar.unpause()  # the rate leaves out the time of compiling
+            self._compiling = False
         self._pending.append((step, logs))
         self._units, self._flops = self._units + units, self._flops + flops
         self._bar.update()
@@ -179,13 +159,12 @@ class Curves:
         # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
         terms = {term for _, logs in rows for term in logs}
         means = {term: float(np.mean([logs[term] for _, logs in rows if term in logs])) for term in sorted(terms)}
-        per_second, compute = self._units / elapsed, shares.pop("compute")
-        rates = {f"{self._unit}_per_second": per_second, "compute": compute}
-        rates |= {f"{part}_wait": share for part, share in shares.items()}
-        speed = f"{per_second:.0f} {self._unit}/s, "
-        speed += ", ".join(f"{part} {share:.0%}" for part, share in [("compute", compute), *shares.items()])
+        rates = {f"{self._unit}_per_second": self._units / elapsed}
+        rates |= {part if part == "compute" else f"{part}_wait": share for part, share in shares.items()}
+        speed = f"{self._units / elapsed:.0f} {self._unit}/s, "
+        speed += ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         if self._flops and self._peak:
-            seconds = elapsed * (compute + rates["data_wait"])
+            seconds = elapsed * (shares["compute"] + shares["data"])
             rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
             speed += f", {rates['mfu']:.1%} of peak"
         self._writer.write(step, means | rates)

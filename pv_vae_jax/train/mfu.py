@@ -111,6 +111,5 @@ class StepTimer:
         now = self._now()
         elapsed = max(now - self._since, 1e-9)
         shares = {part: seconds / elapsed for part, seconds in self._spent.items()}
-        shares["compute"] = max(0.0, 1.0 - sum(shares.values()))
         self._since, self._spent = now, {}
-        return elapsed, shares
+        return elapsed, {"compute": max(0.0, 1.0 - sum(shares.values()))} | shares

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
+from pv_vae_jax.sharding.rules import path_name
 from pv_vae_jax.typing import NonFiniteError, Params
 
 
@@ -19,8 +20,7 @@ def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> No
         if all others are finite, since any of them makes these two non-finite.
     """
     for step, terms in rows:
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if bad:
+        if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
             name = min(bad, key=lambda n: (n == "gradient_norm", n == "loss"))
             raise NonFiniteError(
                 f"stage {stage}, step {step}: {name} is {terms[name]}. The newest checkpoint is from before this step; "
@@ -38,11 +38,7 @@ def check_finite_params(stage: str, step: int, params: Params) -> None:
       NonFiniteError: a parameter is not finite; one is named.
     """
     finite = jax.device_get(_are_finite(params))
-    bad = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, ok in jax.tree.leaves_with_path(finite)
-        if not ok
-    ]
+    bad = [path_name(path) for path, ok in jax.tree.leaves_with_path(finite) if not ok]
     if bad:
         raise NonFiniteError(
             f"stage {stage}, step {step}: {len(bad)} parameters are not finite, {bad[0]} among them. This state is not "

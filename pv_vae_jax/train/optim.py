@@ -29,21 +29,13 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     """Gradient clipping, then AdamW or Muon, as `config` says."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     rate = schedule(config, steps)
+    shared: dict[str, Any] = dict(weight_decay=config.weight_decay, mu_dtype=config.momentum_dtype)
     if config.name == "adamw":
-        decay: dict[str, Any] = dict(weight_decay=config.weight_decay, mask=_decayed)
-        rule = optax.adamw(rate, config.b1, config.b2, mu_dtype=config.momentum_dtype, **decay)
+        rule = optax.adamw(rate, config.b1, config.b2, mask=_decayed, **shared)
     else:
         # Updates as large as AdamW's (root mean square 0.2, arXiv 2502.16982), so that a learning rate means the same.
-        rule = optax.contrib.muon(
-            rate,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=_decayed,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            muon_weight_dimension_numbers=_kernel_axes,
-            consistent_rms=0.2,
-            mu_dtype=config.momentum_dtype,
-        )
+        shared |= dict(adam_b1=config.b1, adam_b2=config.b2, weight_decay_mask=_decayed)
+        rule = optax.contrib.muon(rate, consistent_rms=0.2, muon_weight_dimension_numbers=_kernel_axes, **shared)
     return optax.chain(*clip, rule)
 
 

@@ -16,16 +16,24 @@ from pv_vae_jax.sharding.processes import any_process
 T = TypeVar("T")
 
 
+SIGNALS: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
 class Preempted(RuntimeError):
     """The run was stopped by SIGTERM or Ctrl-C: its state is saved, and the same command continues from there.
+
+    Args:
+      number: number of the signal.
+      work: name of what was stopped.
+      when: when it was stopped, and what was saved.
 
     Attributes:
       status: exit status of a process that this signal ended.
     """
 
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
+    def __init__(self, number: int, work: str, when: str = ""):
+        super().__init__(f"{work}: {SIGNALS[number]}{when}; run the same command to continue")
+        self.status = 128 + number
 
 
 class PreemptionHandler:
@@ -38,15 +46,13 @@ class PreemptionHandler:
       number: number of the signal that arrived.
     """
 
-    NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-
     _calls = itertools.count()  # shared by all stages of this process: JAX needs growing step numbers
 
     def __enter__(self) -> PreemptionHandler:
         self._flag, self._old, self.number = False, {}, signal.SIGTERM
         if jax.process_count() == 1:
             try:
-                self._old = {number: signal.signal(number, self._set) for number in self.NAMES}
+                self._old = {number: signal.signal(number, self._set) for number in SIGNALS}
             except ValueError:  # not the main thread (a notebook's worker): signals keep their default action
                 pass
         return self
@@ -87,7 +93,7 @@ class PreemptionHandler:
         else:
             if not self.arrived_late():
                 return
-        raise Preempted(f"{name}: {self.NAMES[self.number]}; run the same command to continue", 128 + self.number)
+        raise Preempted(self.number, name)
 
     def __exit__(self, *_: Any) -> None:
         for number, old in self._old.items():

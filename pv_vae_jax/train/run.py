@@ -107,19 +107,18 @@ class Run:
           NoVideosError: the split has no clips; if all videos are too short, the message suggests `data.frames`.
         """
         data = self.experiment.data
-        frames, size = (data.frames, data.size) if kind is None else (kind.frames, kind.side)
-        images = kind is not None and kind.images
+        kind = kind or SizedBatch(1, data.frames, data.size)
         try:
             return open_source(
                 data.source,
-                frames=data.frames if images else frames,
-                size=size,
+                frames=data.frames if kind.images else kind.frames,
+                size=kind.side,
                 split=split,
                 seed=self.experiment.seed,
                 clips=data.clips if split == "train" else data.test_clips,
                 stride=data.stride,
                 random=random,
-                images=images,
+                images=kind.images,
                 cache_bytes=data.cache_bytes // sources,
                 crop=data.crop,
                 fold=data.fold,
@@ -141,12 +140,9 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
         something else, or cannot be written; or the mesh does not fit the devices.
     """
     check_local("the work directory", workdir)
-    workdir = Path(workdir)
-    path = workdir / "config.json"
-    try:
-        mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
-    except ValueError as error:
-        raise ConfigError(f"config.mesh: {error}") from error
+    path = Path(workdir) / "config.json"
+    workdir = path.parent
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     if path.exists():
         refuse_changes(experiment, workdir)
     elif workdir.is_dir() and set(workdir.iterdir()) - set(partials(path)):  # which a kill may leave

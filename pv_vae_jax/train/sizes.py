@@ -41,19 +41,13 @@ def sized_batches(experiment: Experiment, name: str) -> tuple[SizedBatch, ...]:
     The size with the most pixels a clip takes `batch_size`; the others take as many clips as come to the same number of
     pixels, rounded down to a multiple of `batch_multiple` (paper: "compute per step is balanced"). Nothing depends on
     the devices, so that a run may go on with another number of them.
-
-    Raises:
-      ConfigError: `batch_size` is not a multiple of `batch_multiple`.
     """
     stage: VAEStageConfig = getattr(experiment, name)
     if not stage.sizes:
         frames = 1 if stage.images else experiment.data.frames
         return (SizedBatch(stage.batch_size, frames, experiment.data.size, images=stage.images),)
     shapes = [(frames, side, side) for frames, side, *_ in stage.sizes]
-    try:
-        batches = balanced_batch_sizes(shapes, stage.batch_size, multiple=stage.batch_multiple)
-    except ValueError as error:
-        raise ConfigError(f"{name}.batch_size: {error}") from error
+    batches = balanced_batch_sizes(shapes, stage.batch_size, multiple=stage.batch_multiple)
     return tuple(
         SizedBatch(batch, frames, side, *weight, images=frames == 1)
         for batch, (frames, side, *weight) in zip(batches, stage.sizes, strict=True)
@@ -71,13 +65,13 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
     Raises:
       ConfigError: they cannot; the message says what to set.
     """
-    size, data, parts = mesh.shape, experiment.data, getattr(experiment, stage).grad_accum_steps
-    examples = size[DATA] * size[FSDP]
-    single = SizedBatch(getattr(experiment, stage).batch_size, data.frames, data.size)
+    size, data, config = mesh.shape, experiment.data, getattr(experiment, stage)
+    examples, parts = size[DATA] * size[FSDP], config.grad_accum_steps
+    single = SizedBatch(config.batch_size, data.frames, data.size)
     for batch in sized_batches(experiment, stage) if stage in VAE_STAGES else (single,):
         if batch.batch_size % (examples * parts):
             times = f", {parts} times over (grad_accum_steps)" if parts > 1 else ""
-            if batch.batch_size != single.batch_size:
+            if batch.batch_size != config.batch_size:
                 raise ConfigError(
                     f"{stage}.sizes gives batches of {batch.batch_size} at {batch.frames} x {batch.side} x "
                     f"{batch.side}, which is not a multiple of the {examples} devices that split it{times}: set "

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.train.run import Run
-from pv_vae_jax.train.state import TrainState
+from pv_vae_jax.train.state import TrainState, stage_seed
 
 Batch = dict[str, np.ndarray]
 
@@ -79,6 +80,12 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
         """Batches from step `start` on, this host's share of each. The batch of a step depends on its number alone."""
+
+    def stream_settings(self, run: Run, start: int) -> dict[str, Any]:
+        """What `train_batches` and `mixed_batches` need to know of a stage: its seed, first step and host's share."""
+        host_index, host_count = host_share(run.mesh)
+        seed, threads = stage_seed(self.experiment.seed, self.name), self.experiment.data.threads
+        return dict(seed=seed, start_step=start, threads=threads, host_index=host_index, host_count=host_count)
 
     @abc.abstractmethod
     def example_batches(self) -> list[dict]:

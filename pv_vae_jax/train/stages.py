@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -13,19 +14,19 @@ import jax.numpy as jnp
 from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.data.sources import NoVideosError, describe
 from pv_vae_jax.losses import Perceptual
+from pv_vae_jax.model import find_model
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
-from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.params_io import find_checkpoint, weights_hash
 from pv_vae_jax.sharding.processes import is_primary_process
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
-from pv_vae_jax.train.latents_stage import encode_latents, open_latents
+from pv_vae_jax.train.latents_stage import Latents, encode_latents, open_latents
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.run import Run, open_run
-from pv_vae_jax.train.sizes import check_mesh
+from pv_vae_jax.train.sizes import check_mesh, sized_batches
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.vae_stage import VAEStage
-from pv_vae_jax.train.warm_start import find_start
 from pv_vae_jax.typing import ConfigError
 
 
@@ -64,19 +65,18 @@ def load_perceptual(experiment: Experiment) -> tuple[Perceptual, dict] | None:
     Raises:
       ConfigError: a stage weighs the term, and no files are named or its pictures are too small.
     """
-    stages = {name: getattr(experiment, name) for name in VAE_STAGES}
-    wanted = {name: stage for name, stage in stages.items() if stage.steps and stage.objective.perceptual}
+    trained = [name for name in VAE_STAGES if getattr(experiment, name).steps]
+    wanted = [name for name in trained if getattr(experiment, name).objective.perceptual]
     if not wanted:
         return None
-    named, first = experiment.perceptual, next(iter(wanted))
+    named, first = experiment.perceptual, wanted[0]
     if not (named.weights and named.heads):
         raise ConfigError(
             f"{first}.objective.perceptual needs a network, and this library ships no weights of one: name the files "
             "with --config.perceptual.weights and --config.perceptual.heads, pass a function of your own to "
             f"pv_vae_jax.train.stages.train_stage, or set {first}.objective.perceptual=0"
         )
-    sides = [entry[1] for stage in wanted.values() for entry in stage.sizes]
-    if (side := min(sides, default=experiment.data.size)) < LEAST_SIDE:
+    if (side := min(batch.side for name in wanted for batch in sized_batches(experiment, name))) < LEAST_SIDE:
         raise ConfigError(f"LPIPS needs pictures of at least {LEAST_SIDE} x {LEAST_SIDE}, got {side} x {side}")
     params, model = read_lpips(named.backbone, named.weights, named.heads), LPIPS(named.backbone)
     # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.
@@ -104,9 +104,11 @@ def perceptual_term(run: Run) -> Perceptual | None:
     return term
 
 
-def build_stage(experiment: Experiment, name: str, perceptual: Perceptual | None = None) -> Stage:
-    """A trained stage, without a work directory or data: to look at, not to run (see `train_stage`)."""
-    return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment)
+def build_stage(
+    experiment: Experiment, name: str, perceptual: Perceptual | None = None, latents: Latents | None = None
+) -> Stage:
+    """A trained stage. Without `latents`, the diffusion stage is there to look at, not to run."""
+    return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment, latents)
 
 
 def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> None:
@@ -126,10 +128,8 @@ def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> No
         encode_latents(run, run.last_vae_stage())
         return
     check_mesh(run.mesh, run.experiment, name)
-    if name in VAE_STAGES:
-        stage = VAEStage(run.experiment, name, perceptual)
-    else:
-        stage = DiffusionStage(run.experiment, open_latents(run, run.last_vae_stage()))
+    latents = open_latents(run, run.last_vae_stage()) if name == "diffusion" else None
+    stage = build_stage(run.experiment, name, perceptual, latents)
     stage.save_model(run, run_stage(stage, run))
     if name in VAE_STAGES and run.finished("diffusion"):  # it trained while this stage did
         renew_vae(run)
@@ -143,13 +143,11 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
       FileNotFoundError: a stage starts from a model that does not exist.
       NoVideosError: the training split has no clips of this length.
     """
-    for name in stages:
-        if name == "latents":
-            continue
+    for name in [stage for stage in stages if stage != "latents"]:
         check_mesh(run.mesh, run.experiment, name)
         start = getattr(getattr(run.experiment, name), "init_from", "")
         if start and not Path(start).resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
-            find_start(start)
+            find_checkpoint(Path(start)) or find_model(start)
         try:
             with jax.set_mesh(run.mesh):
                 build_stage(run.experiment, name).check()
@@ -158,9 +156,8 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"stage {name} cannot run: {error}") from error
     if stages and is_primary_process():
-        try:
+        held_out = None
+        with contextlib.suppress(NoVideosError):
             held_out = run.source("test", random=True)
-        except NoVideosError:
-            held_out = None
         found = describe(run.source("train", random=True), run.experiment.data.source, held_out)
         print(f"data: {found}", file=sys.stderr)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 
 from pv_vae_jax.data.mixture import MixtureComponent, mixed_batches
 from pv_vae_jax.dropping import Dropping, max_dropped
@@ -22,7 +21,6 @@ from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.params_io import read_params, weights_hash, write_params
 from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_process
-from pv_vae_jax.sharding.rules import host_share
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import VAE_STAGES, Experiment, VAEStageConfig
 from pv_vae_jax.train.mfu import without_remat
@@ -30,7 +28,7 @@ from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import SizedBatch, size_name, sized_batches
 from pv_vae_jax.train.stage import Batch, Stage
-from pv_vae_jax.train.state import TrainState, stage_key, stage_seed
+from pv_vae_jax.train.state import TrainState, stage_key
 from pv_vae_jax.train.vae_step import Logs, Step, VAEStep
 from pv_vae_jax.train.warm_start import first_parameters
 from pv_vae_jax.typing import ConfigError, Params, WeightsError
@@ -105,27 +103,13 @@ class VAEStage(Stage):
         return {part: tree for part, tree in parts.items() if tree is not None}
 
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
-        host_index, host_count = host_share(run.mesh)
-        parts = [
-            MixtureComponent(
-                run.source("train", random=True, kind=size, sources=len(self.sizes)),
-                size.batch_size,
-                size.weight,
-                self.experiment.vae.latent_frames(size.frames),
-            )
-            for size in self.sizes
-        ]
-        return mixed_batches(
-            parts,
-            self.dropping,
-            seed=stage_seed(self.experiment.seed, self.name),
-            start_step=start,
-            flip=self.config.flip,
-            reverse=self.config.reverse,
-            threads=self.experiment.data.threads,
-            host_index=host_index,
-            host_count=host_count,
-        )
+        parts = []
+        for size in self.sizes:
+            source = run.source("train", random=True, kind=size, sources=len(self.sizes))
+            groups = self.experiment.vae.latent_frames(size.frames)
+            parts.append(MixtureComponent(source, size.batch_size, size.weight, groups))
+        augmentation = {"flip": self.config.flip, "reverse": self.config.reverse}
+        return mixed_batches(parts, self.dropping, **augmentation, **self.stream_settings(run, start))
 
     def example_batches(self) -> list[dict]:
         dropped = lambda size: (size.batch_size,) if self.config.drop_per_example else ()  # noqa: E731
@@ -218,7 +202,7 @@ def read_discriminator(run: Run, stage: str | None, shapes: Params) -> Params | 
         hashes = json.loads(record.read_text())["sha256"] if record.exists() else {}
         expected = {str(i): leaf for i, leaf in enumerate(leaves)}
         saved = read_params(path, expected, hashes=hashes, record=record.name)
-    except (SafetensorError, WeightsError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"cannot start from the discriminator of stage {stage} ({error}): delete {path} to start with a fresh one"
         ) from error

@@ -10,16 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pv_vae_jax import losses
 from pv_vae_jax.dropping import DropFrom, DropPattern
-from pv_vae_jax.losses import (
-    Objective,
-    Perceptual,
-    adaptive_gan_weight,
-    discriminator_hinge,
-    generator_hinge,
-    latent_terms,
-    pixel_terms,
-)
 from pv_vae_jax.masking import sample_mask
 from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.vae import VAE
@@ -53,14 +45,14 @@ class VAEStep:
     """
 
     model: VAE
-    objective: Objective
+    objective: losses.Objective
     optimizer: optax.GradientTransformation
     discriminator: Discriminator | None = None
     discriminator_optimizer: optax.GradientTransformation | None = None
     frozen: tuple[str, ...] = ()
     ema_decay: float = 0.999
     seed: int = 0
-    perceptual: Perceptual | None = None
+    perceptual: losses.Perceptual | None = None
     grad_accum_steps: int = 1
     drop_pattern: DropPattern = "future"
     drop_from: DropFrom = "pixels"
@@ -131,7 +123,7 @@ class VAEStep:
         def forward(trained: Params):
             params = trained | frozen
             prediction = self._predict(params, video, batch["dropped"] if dropped is None else dropped, key)
-            total, terms = latent_terms(self.objective, prediction.posterior, prediction.observed)
+            total, terms = losses.latent_terms(self.objective, prediction.posterior, prediction.observed)
             features = self.model.apply({"params": params}, prediction.latents, method="decode_features")
             return (features, total), terms  # features: (b, 1 + T, H/patch, W/patch, c)
 
@@ -143,17 +135,17 @@ class VAEStep:
         (features, latent_loss), pull_network, latent_logs = jax.vjp(forward, trained, has_aux=True)
         output, pull_pixels = jax.vjp(to_pixels, trained, features)  # (b, 1 + T, H, W, 3)
         (loss, logs), d_output = jax.value_and_grad(
-            lambda y: pixel_terms(self.objective, y, video, self.perceptual), has_aux=True
+            lambda y: losses.pixel_terms(self.objective, y, video, self.perceptual), has_aux=True
         )(output)
         logs |= latent_logs
         if gan:
             gan_loss, d_gan = jax.value_and_grad(
-                lambda y: generator_hinge(discriminator.apply({"params": networks.params}, y))
+                lambda y: losses.generator_hinge(discriminator.apply({"params": networks.params}, y))
             )(output)
             weight = jnp.asarray(self.objective.gan)
             if self.objective.gan_adaptive:
                 last = lambda cotangent: pull_pixels(cotangent)[0]["decoder"]["head"]["kernel"]  # noqa: E731
-                weight = weight * adaptive_gan_weight(last(d_output), last(d_gan))
+                weight = weight * losses.adaptive_gan_weight(last(d_output), last(d_gan))
             loss, d_output = loss + weight * gan_loss, d_output + weight * d_gan
             logs |= {"gan": gan_loss, "gan_weight": weight}
         loss = loss + latent_loss
@@ -192,7 +184,7 @@ def _discriminator_gradients(model: Any, params: Params, real: Array, fake: Arra
     def loss(params: Params):
         real_logits, fake_logits = (model.apply({"params": params}, video) for video in (real, fake))
         mean = lambda logits: sum(x.mean() for x in logits) / len(logits)  # noqa: E731
-        return discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
+        return losses.discriminator_hinge(real_logits, fake_logits), (mean(real_logits), mean(fake_logits))
 
     (value, (real_mean, fake_mean)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return grads, {"discriminator": value, "logits_real": real_mean, "logits_fake": fake_mean}

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from pv_vae_jax.model import find_model
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.registry import vae_config_of
 from pv_vae_jax.params_io import find_checkpoint, read_params, restore_params
+from pv_vae_jax.train.checks import PARTS
 from pv_vae_jax.train.configs import VAEStageConfig
 from pv_vae_jax.train.run import Run, read_config
 from pv_vae_jax.typing import ConfigError, Params, WeightsError
@@ -42,7 +41,7 @@ def first_parameters(stage: VAEStage, run: Run) -> Params | None:
         return None
     parts = tuple(given.init_parts) or tuple(stage.shapes)
     if absent := [part for part in parts if part not in stage.shapes]:
-        known = ", ".join(stage.shapes)
+        known = ", ".join(part for part in PARTS if part in stage.shapes)
         raise ConfigError(f"{name}.init_parts must be among this VAE's parts ({known}), got {absent[0]!r}")
     wanted = {part: stage.shapes[part] for part in parts}
     state = find_checkpoint(Path(given.init_from)) if given.init_from else None
@@ -57,7 +56,7 @@ def first_parameters(stage: VAEStage, run: Run) -> Params | None:
             )
         folder = find_model(given.init_from or run.folder(str(stage.before)) / "model")
         config, images = _config_of_model(folder)
-        params = read_model(folder, wanted)
+        params = read_params(folder / "vae.safetensors", wanted, strict=False)
     if not given.init_parts:
         free = {field: getattr(own, field) for field in COMPUTED if hasattr(own, field)}
         if type(config) is not type(own) or replace(config, **free) != own:
@@ -65,28 +64,6 @@ def first_parameters(stage: VAEStage, run: Run) -> Params | None:
                 f"stage {name} must start from a VAE of the same architecture as config.vae, got {config}"
             )
     return inflate_image_params(params) if images and not given.images else params
-
-
-def find_start(path: str | Path) -> Path:
-    """The training state or the model folder that `init_from` names.
-
-    Raises:
-      FileNotFoundError: `path` is neither; the shipped models are named.
-    """
-    return find_checkpoint(Path(path)) or find_model(path)
-
-
-def read_model(folder: Path, shapes: Params) -> Params:
-    """The tensors of a model folder's VAE that `shapes` names, in float32; no others are read.
-
-    Raises:
-      WeightsError: tensors are missing, misshapen or not finite: all are named; or the file is damaged.
-    """
-    path = folder / "vae.safetensors"
-    try:
-        return read_params(path, shapes, strict=False)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged: {error}") from error
 
 
 def _config_of_state(state: Path) -> tuple[Any, bool]:
