@@ -62,7 +62,8 @@ def make_experiment(settings: dict, transformer: bool = False) -> Any:
     Sizes and weights are chosen so that what is computed of them (powers, roots, products) is exact in float32: other
     ways to compute the same then give the same in float64.
     """
-    from pv_vae_jax import config as c
+    from pv_vae_jax.train import config_files
+    from pv_vae_jax.train import configs as c
 
     rates = c.OptimizerConfig(learning_rate=2**-7, warmup_steps=0, final_fraction=0.25, b1=0.875, b2=1 - 2**-5)
     objective = c.Objective(kl=2**-6)
@@ -103,44 +104,29 @@ def make_experiment(settings: dict, transformer: bool = False) -> Any:
         diffusion=c.DiffusionConfig(steps=32, batch_size=4, label_dropout=0.25, optimizer=rates, ema_decay=0.5),
         mesh=c.MeshConfig(data=1),
     )
-    return c.override(experiment, {key: str(value) for key, value in settings.items()}).validate()
+    return config_files.override(experiment, {key: str(value) for key, value in settings.items()}).validate()
 
 
 def open_stage(experiment: Any, name: str, folder: Path, known: dict | None = None) -> Stage:
-    """Stage `image`, `video`, `decoder` or `diffusion`, as a run would begin it: what it hands to its loop.
+    """Stage `image`, `video`, `decoder` or `diffusion`, as a run begins it.
 
     The cache of latents is that of `write_cache`. It takes long to find the shapes of the parameters, which is left out
     where they are `known`, as trees or, for batches alone, as `{}`.
     """
     from pv_vae_jax.data.latents import LatentSource
-    from pv_vae_jax.train import dit_stage, vae_stage
-    from pv_vae_jax.train.run import Run, open_run
-
-    class Handed(Exception):
-        pass
-
-    def hand(**settings: Any):
-        raise Handed({field.name: settings[field.name] for field in dataclasses.fields(Stage)})
+    from pv_vae_jax.train.dit_stage import DiffusionStage
+    from pv_vae_jax.train.run import open_run
+    from pv_vae_jax.train.vae_stage import VAEStage
 
     run = open_run(experiment, folder / "run")
-    try:
-        if name == "diffusion":
-            write_cache(folder / "cache")
-            with (
-                mock.patch.object(Run, "last_vae_stage", lambda run: "video"),
-                mock.patch.object(dit_stage, "open_latents", lambda run, stage: LatentSource(folder / "cache")),
-                mock.patch.object(dit_stage, "run_stage", hand),
-            ):
-                dit_stage.train_diffusion_stage(run)
-        else:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(mock.patch.object(vae_stage, "run_stage", hand))
-                if known is not None:
-                    stack.enter_context(mock.patch.object(jax, "eval_shape", lambda function: known.get("params", {})))
-                vae_stage.train_vae_stage(run, name, None)
-    except Handed as handed:
-        return Stage(**handed.args[0])
-    raise AssertionError("the stage did not reach its loop")
+    if name == "diffusion":
+        write_cache(folder / "cache")
+        stage = DiffusionStage(experiment, LatentSource(folder / "cache"))
+    else:
+        stage = VAEStage(experiment, name)
+        if known:
+            stage.shapes = known["params"]
+    return Stage(stage.init_state, stage.step, stage.static_args, lambda start: stage.batches(run, start))
 
 
 def write_cache(folder: Path) -> None:
@@ -213,13 +199,13 @@ def average_of(state: Any) -> dict:
 def networks(name: str) -> dict[str, dict]:
     """Shapes of the parameters of networks by name: of an experiment's file, or of a published size."""
     import jax.numpy as jnp
-    from pv_vae_jax.config import load_experiment
-    from pv_vae_jax.models.kinds import build_vae
-    from pv_vae_jax.models.sizes import SIZES
-    from pv_vae_jax.pretrained import init_latte
 
+    from pv_vae_jax.model import init_latte
     from pv_vae_jax.models.discriminator import Discriminator
-    from pv_vae_jax.models.latte import LATTE_SIZES, Latte
+    from pv_vae_jax.models.latte import Latte, LatteConfig
+    from pv_vae_jax.models.registry import build_vae
+    from pv_vae_jax.models.vae import VAEConfig
+    from pv_vae_jax.train.config_files import load_experiment
     from pv_vae_jax.train.dit_stage import conditioned
 
     def of_clips(network: Any, frames: int, side: int) -> dict:
@@ -230,10 +216,10 @@ def networks(name: str) -> dict[str, dict]:
         return of_clips(build_vae(config), 1, config.space_factor)
 
     if name == "latte_xl":
-        model = Latte(dataclasses.replace(LATTE_SIZES["XL"], classes=101))
+        model = Latte(LatteConfig.xl(classes=101))
         return {name: jax.eval_shape(lambda: init_latte(model, (5, 16, 16, 64)))}
-    if name in SIZES and name != "paper":
-        return {name: of_vae(SIZES[name])}
+    if name.startswith("wan"):
+        return {name: of_vae(getattr(VAEConfig, name)())}
     experiment = load_experiment(ROOT / "experiments" / f"{name}.py", {"data.source": "synthetic"})
     if name != "demo":
         return {name: of_vae(experiment.vae)}
@@ -350,10 +336,10 @@ STEPS: dict[str, tuple[str, dict, bool]] = {
 MORE_STEPS: dict[str, tuple[str, dict, bool]] = {
     "video, truncated, gaussian pad": ("video", ALL | {"vae.pad": "gaussian"}, False),
     "video, infill of latents": ("video", ALL | INFILL, False),
-    "video, gan, in parts": ("video", ALL | FILLED | with_gan("video") | {"video.micro_batches": 2}, False),
+    "video, gan, in parts": ("video", ALL | FILLED | with_gan("video") | {"video.grad_accum_steps": 2}, False),
     "decoder": ("decoder", {}, False),
     "decoder, transformer, gan": ("decoder", with_gan("decoder"), True),
-    "diffusion, in parts": ("diffusion", {"diffusion.micro_batches": 2}, False),
+    "diffusion, in parts": ("diffusion", {"diffusion.grad_accum_steps": 2}, False),
 }
 
 
