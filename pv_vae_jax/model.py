@@ -208,14 +208,7 @@ def _predict(vae: VAE, observed: int, params: Params, video: Array, key: PRNGKey
 
 @_program(0, 1, 2)
 def _sample(
-    vae: VAE,
-    steps: int,
-    guidance: float,
-    params: Params,
-    diffusion: Diffusion,
-    key: PRNGKey,
-    index: Array,
-    label: Array,
+    vae: VAE, steps: int, guidance: float, params: Params, diffusion: Diffusion, key: Array, index: Array, label: Array
 ) -> Array:
     transformer, variables = diffusion.model, {"params": diffusion.params}
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), diffusion.latent_shape))(index)

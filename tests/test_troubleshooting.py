@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import mmap
 import os
 import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +16,23 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import jaxlib
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax.cli.main import advice_on, main
+from pv_vae_jax.model import SHIPPED, load
+from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.params_io import STATE_MARK
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.sharding.rules import check_split, state_sharding
+from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints
 from pv_vae_jax.train.config_files import load_experiment, parse_overrides
 from pv_vae_jax.train.run import open_run
+from pv_vae_jax.typing import ConfigError
+from tests import wan_fixture
 
+WAN22 = {"latent_channels": 4, "encoder_widths": (2, 4, 8, 8), "decoder_widths": (3, 6, 12, 12)}
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = str(ROOT / "experiments" / "demo.py")
 ENTRIES = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
@@ -104,6 +116,14 @@ def test_the_advice_on_memory_is_taken_by_the_demo():
         assert mesh.shape["fsdp"] == jax.device_count(), text
 
 
+def whole_everywhere(tmp_path) -> str:
+    shapes = {"odd": jax.ShapeDtypeStruct((7, 99), jnp.float32), "even": jax.ShapeDtypeStruct((8, 512), jnp.float32)}
+    mesh = make_mesh(data=1, fsdp=8)
+    with pytest.raises(ConfigError) as caught:
+        check_split(mesh, shapes, state_sharding(mesh, shapes))
+    return str(caught.value)
+
+
 def slow_compile(tmp_path) -> str:
     """As it stands in the library that prints it: provoking it takes minutes."""
     folder, text = Path(jaxlib.__file__).parent, b"Very slow compile?"
@@ -128,6 +148,36 @@ def not_empty(tmp_path) -> str:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
     return train_with(tmp_path)
+
+
+def older_version(tmp_path) -> str:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"name": "demo", "seed": 0}')
+    return train_with(tmp_path)
+
+
+def full_disk(tmp_path) -> str:
+    """The limit on a file's size stands for the disk."""
+    state = jax.device_put({"w": np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.close()
+    checkpoints, old = Checkpoints(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, old[1]))
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.save(2, state)
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    return str(caught.value)
+
+
+def without_jinja(tmp_path) -> str:
+    find = importlib.util.find_spec
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name, *more: find(name, *more) if name != "jinja2" else None)
+        return says("analyze", "tiny-synthetic", "--out", tmp_path / "out")
 
 
 def stale(tmp_path) -> str:
@@ -182,12 +232,6 @@ def unfinished(tmp_path) -> str:
 
 
 def misfit(tmp_path) -> str:
-    import shutil
-
-    from safetensors.numpy import load_file, save_file
-
-    from pv_vae_jax.model import SHIPPED, load
-
     folder = tmp_path / "model"
     shutil.copytree(SHIPPED / "tiny-synthetic", folder)
     tensors = load_file(folder / "vae.safetensors")
@@ -196,6 +240,24 @@ def misfit(tmp_path) -> str:
     with pytest.raises(ValueError) as caught:
         load(folder)
     return str(caught.value)
+
+
+def flipped(tmp_path) -> str:
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED / "tiny-synthetic", folder)
+    data = bytearray((folder / "vae.safetensors").read_bytes())
+    data[-2] ^= 1  # the last number stays finite
+    (folder / "vae.safetensors").write_bytes(data)
+    return says("sample", "--model", folder, "--out", tmp_path)
+
+
+def other_weights(tmp_path) -> str:
+    tensors = wan_fixture.random_weights(VAEConfig.wan22(**WAN22), "original")
+    del tensors["encoder.conv1.weight"]
+    tensors["conv2.bias"] = np.zeros(5, np.float32)
+    save_file(tensors, tmp_path / "a.safetensors")
+    flags = [f"--config.{key}={value}" for key, value in WAN22.items()]
+    return says("convert", "--architecture=wan22", *flags, tmp_path / "a.safetensors", tmp_path / "ours")
 
 
 def old_torch_file(tmp_path) -> str:
@@ -225,6 +287,7 @@ PROVOKE = [
     out_of_memory,
     lambda tmp_path: train_with(tmp_path, "mesh.data=64"),
     lambda tmp_path: train_with(tmp_path, "image.batch_size=6"),
+    whole_everywhere,
     slow_compile,
     lambda tmp_path: train_with(tmp_path, "video.step=3"),
     lambda tmp_path: train_with(tmp_path, "video.steps=many"),
@@ -233,12 +296,16 @@ PROVOKE = [
     lambda tmp_path: train_with(tmp_path, "data.frames=16"),
     lambda tmp_path: train_with(tmp_path, "data.size=33"),
     lambda tmp_path: train_with(tmp_path, "vae.latent_channels=32"),
+    lambda tmp_path: train_with(tmp_path, "latte.attention=splash"),
     other_configuration,
     in_use,
     not_empty,
     lambda tmp_path: says("evaluate", "--workdir", tmp_path / "run"),
+    older_version,
+    full_disk,
     not_finite,
     stale,
+    without_jinja,
     no_folder,
     no_videos,
     broken_video,
@@ -246,6 +313,8 @@ PROVOKE = [
     lambda tmp_path: says("sample", "--model", tmp_path / "none", "--out", tmp_path),
     unfinished,
     misfit,
+    flipped,
+    other_weights,
     old_torch_file,
     launch(*FAR, "/shared/run", PATH="/nowhere"),
     launch(*FAR, "gs://bucket/run"),

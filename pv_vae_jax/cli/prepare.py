@@ -31,8 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     defaults = ClipSettings()
     flags.DEFINE_string("out", None, "folder for the shards", flag_values=values)
     flags.mark_flag_as_required("out", flag_values=values)
-    names = list(DATASETS)
-    flags.DEFINE_enum("dataset", None, names, "layout of the source; detected by default", flag_values=values)
+    flags.DEFINE_enum("dataset", None, list(DATASETS), "layout of the source; detected by default", flag_values=values)
     flags.DEFINE_integer("fold", 1, "official split of UCF101, 1 to 3", flag_values=values)
     flags.DEFINE_multi_enum("split", ["train", "test"], ["train", "test"], "splits to prepare", flag_values=values)
     side = "length of the shorter side in pixels; smaller videos keep their size"

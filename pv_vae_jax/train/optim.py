@@ -64,8 +64,7 @@ def split_frozen(params: Params, frozen: tuple[str, ...]) -> tuple[Params, Param
     Raises:
       ValueError: a name in `frozen` is not a part of the model.
     """
-    unknown = set(frozen) - set(params)
-    if unknown:
+    if unknown := set(frozen) - set(params):
         raise ValueError(f"cannot freeze {sorted(unknown)}: the model's parts are {sorted(params)}")
     return {k: v for k, v in params.items() if k not in frozen}, {k: params[k] for k in frozen}
 

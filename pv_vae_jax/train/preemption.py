@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import sys
@@ -51,10 +52,8 @@ class PreemptionHandler:
     def __enter__(self) -> PreemptionHandler:
         self._flag, self._old, self.number = False, {}, signal.SIGTERM
         if jax.process_count() == 1:
-            try:
+            with contextlib.suppress(ValueError):  # not the main thread (a notebook's): signals keep their action
                 self._old = {number: signal.signal(number, self._set) for number in SIGNALS}
-            except ValueError:  # not the main thread (a notebook's worker): signals keep their default action
-                pass
         return self
 
     def _set(self, number: int, _: Any) -> None:

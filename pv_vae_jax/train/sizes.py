@@ -71,15 +71,13 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
     for batch in sized_batches(experiment, stage) if stage in VAE_STAGES else (single,):
         if batch.batch_size % (examples * parts):
             times = f", {parts} times over (grad_accum_steps)" if parts > 1 else ""
+            found, cure = f"{stage}.batch_size {batch.batch_size}", "change it"
             if batch.batch_size != config.batch_size:
-                raise ConfigError(
-                    f"{stage}.sizes gives batches of {batch.batch_size} at {batch.frames} x {batch.side} x "
-                    f"{batch.side}, which is not a multiple of the {examples} devices that split it{times}: set "
-                    f"{stage}.batch_multiple={examples * parts} for a new run, or use fewer devices"
-                )
+                found = f"{stage}.sizes gives batches of {batch.batch_size} at {size_name(batch.shape)}, which"
+                cure = f"set {stage}.batch_multiple={examples * parts} for a new run"
             raise ConfigError(
-                f"{stage}.batch_size {batch.batch_size} is not a multiple of the {examples} devices that split it"
-                f"{times}: change it, or use fewer devices with --config.mesh.data=1"
+                f"{found} is not a multiple of the {examples} devices that split it{times}: {cure}, or use fewer "
+                "devices with --config.mesh.data=1"
             )
         side = batch.side // experiment.vae.space_factor  # the coarsest picture, and the latents
         for axis, what in ((SPACE, "width"), (CONTEXT, "height")):
