@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.convert.torch_file import read_torch
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.evaluation.moments import FeatureError
+from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.networks import i3d as convert_i3d
 from pv_vae_jax.evaluation.networks import published
 from pv_vae_jax.evaluation.networks.c3d import C3D, c3d_input, c3d_shapes, read_c3d, read_c3d_mean

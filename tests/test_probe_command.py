@@ -9,13 +9,12 @@ import pytest
 
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_paths
 from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from studies.linear_probe import class_accuracy
 from studies.probes.datasets import Sintel, Tracks
 from studies.probes.probe_sets import area, bilinear, davis_clips, full_flow_error, sintel_windows, small_flow
-from studies.probes.probing import NOISE, TRUTH, follow
+from studies.probes.probing import NOISE, TRUTH, exact_paths, follow
 
 RNG = np.random.default_rng(0)
 

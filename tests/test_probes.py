@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_flow, tracks
+from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from studies.probes.probe_metrics import endpoint_error, tapvid, tracking_auc
 from studies.probes.probes import (
@@ -24,6 +24,7 @@ from studies.probes.probes import (
     train_probe,
     unfold,
 )
+from tests.motion_fixture import tracks
 
 SIZE, FRAMES, CELL = 16, 5, 2
 

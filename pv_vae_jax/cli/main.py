@@ -72,7 +72,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
     from pv_vae_jax.data.shards import BrokenRecordError
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.data.video_reading import BrokenVideoError
-    from pv_vae_jax.evaluation.moments import FeatureError
+    from pv_vae_jax.evaluation.features import FeatureError
     from pv_vae_jax.train.config_files import parse_overrides
     from pv_vae_jax.train.configs import check_local
     from pv_vae_jax.train.preemption import Preempted

@@ -15,8 +15,8 @@ import numpy as np
 
 from pv_vae_jax.data.clips import centre_crop
 from pv_vae_jax.data.video_reading import SUFFIXES, count_frames, read_video
+from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import SLACK
-from pv_vae_jax.evaluation.moments import FeatureError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from pv_vae_jax.evaluation.distances import (
     paired_squared_distance,
     score_interval,
 )
+from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
-from pv_vae_jax.evaluation.moments import FeatureError
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.protocol import Digest, MetricProtocol, Score, card, name_of, set_card

@@ -11,32 +11,51 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pv_vae_jax.evaluation.moments import FeatureError, Moments, check_features
+from pv_vae_jax.evaluation.features import FeatureError, check_features
 
 
-def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments, *, ddof: int = 1) -> float:
-    """Squared Frechet (2-Wasserstein) distance of the Gaussians of two sets.
-
-    `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. The trace of the root is that of the symmetric
-    `(A S_b A)^(1/2)` with `A = S_a^(1/2)`, by eigendecomposition: the product itself is not symmetric, and its root
-    (`scipy.linalg.sqrtm`) comes out complex or wrong where a covariance is singular.
+def frechet_distance(a: np.ndarray, b: np.ndarray, *, ddof: int = 1) -> float:
+    """Squared Frechet (2-Wasserstein) distance of the Gaussians of two sets of features `(n, d)`.
 
     Args:
-      a, b: features `(n, d)`, or moments of them.
+      a, b: the sets.
       ddof: 1 is the unbiased covariance of the original code (TF-GAN); the StyleGAN-V tool takes 0.
 
     Raises:
       FeatureError: fewer than 2 clips, different dimensions, or features that are not finite.
     """
-    a, b = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
-    if a.mean.shape != b.mean.shape:
-        raise FeatureError(f"expected two sets with features of one dimension, got {a.mean.size} and {b.mean.size}")
-    cov_a, cov_b = a.covariance(ddof), b.covariance(ddof)
+    (mean_a, cov_a), (mean_b, cov_b) = (_gaussian(x, ddof) for x in (a, b))
+    _check_dimensions(a, b)
+    return gaussian_distance(mean_a, cov_a, mean_b, cov_b)
+
+
+def _gaussian(features: np.ndarray, ddof: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `(d,)` and covariance `(d, d)`."""
+    features = check_features(features)
+    if len(features) < 2:
+        raise FeatureError(f"a covariance needs at least 2 clips, got {len(features)}")
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return mean, centred.T @ centred / (len(features) - ddof)
+
+
+def _check_dimensions(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise FeatureError(f"expected two sets with features of one dimension, got {a.shape[1]} and {b.shape[1]}")
+
+
+def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    """Squared Frechet distance of two Gaussians.
+
+    `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. The trace of the root is that of the symmetric
+    `(A S_b A)^(1/2)` with `A = S_a^(1/2)`, by eigendecomposition: the product itself is not symmetric, and its root
+    (`scipy.linalg.sqrtm`) comes out complex or wrong where a covariance is singular.
+    """
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = root @ cov_b @ root
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
-    return float(np.sum((a.mean - b.mean) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,8 +72,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = check_features(a), check_features(b)
     if min(len(a), len(b)) < 2:
         raise FeatureError(f"the kernel distance needs at least 2 clips in each set, got {len(a)} and {len(b)}")
-    if a.shape[1] != b.shape[1]:
-        raise FeatureError(f"expected two sets with features of one dimension, got {a.shape[1]} and {b.shape[1]}")
+    _check_dimensions(a, b)
     return _mmd(_kernel(a, a), _kernel(b, b), _kernel(a, b))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from einops import rearrange
 
 from pv_vae_jax.data.synthetic import FAMILIES, Scene, SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_flow, exact_paths, visible_layer
+from pv_vae_jax.data.synthetic_motion import exact_flow, pixel_centres, true_paths, visible_layer
 from pv_vae_jax.evaluation.reconstruction import batches
 from pv_vae_jax.flow import normalize_latents
 from pv_vae_jax.model import Model, init_latte
@@ -87,13 +87,23 @@ def synthetic_known(clips: int, frames: int, size: int, seed: int) -> KnownClips
     return KnownClips(video, np.stack(flow), np.stack(paths), points, np.arange(clips) % len(FAMILIES))
 
 
+def exact_paths(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The motion of every pixel of frame 0 to each frame.
+
+    Returns:
+      `(t, size, size, 2)` float64 (dx, dy) in pixels since frame 0, and `(t, size, size)` bool: hidden or outside.
+    """
+    place = pixel_centres(size)
+    path, hidden = true_paths(scene, place, 0, range(len(scene.sprites[0].angle)))
+    return (path - place) * size, hidden
+
+
 def _points(
     scene: Scene, path: np.ndarray, hidden: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres of pixels of frame 0 that show a sprite, followed: what stands still is no test of tracking."""
     size = path.shape[1]
-    axis = (np.arange(size) + 0.5) / size
-    place = np.stack(np.meshgrid(axis, axis), axis=-1)
+    place = pixel_centres(size)
     rows, columns = np.nonzero(visible_layer(scene, 0, place) >= 0)
     chosen = rng.permutation(len(rows))[:POINTS]
     rows, columns = rows[chosen], columns[chosen]
