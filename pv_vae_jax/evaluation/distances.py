@@ -86,6 +86,9 @@ def _mmd(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> float:
     return float(within - 2 * ab.mean())
 
 
+LEVEL = 0.95  # of all intervals
+
+
 @dataclasses.dataclass(frozen=True)
 class InceptionScore:
     """`exp(E KL(p(y | x) || p(y)))`: mean and standard deviation over `splits` parts of `n` clips."""
@@ -137,7 +140,7 @@ class Interval:
     method: str
 
 
-def mean_interval(values: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """Interval of the mean of per-clip values `(n,)` (PSNR, SSIM, LPIPS): percentiles of resampled means.
 
     Raises:
@@ -147,12 +150,10 @@ def mean_interval(values: np.ndarray, *, resamples: int = 1000, level: float = 0
     if len(values) < 2:
         raise FeatureError("an interval needs at least 2 clips")
     index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    return _percentiles(values[index].mean(axis=1), level, "percentile bootstrap over clips")
+    return _percentiles(values[index].mean(axis=1), "percentile bootstrap over clips")
 
 
-def kernel_interval(
-    a: np.ndarray, b: np.ndarray, *, resamples: int = 200, level: float = 0.95, seed: int = 0
-) -> Interval:
+def kernel_interval(a: np.ndarray, b: np.ndarray, *, resamples: int = 200, seed: int = 0) -> Interval:
     """Interval of `kernel_distance`, both sets resampled.
 
     A clip that is drawn twice must not be paired with itself, or the estimator is biased: pairs of a clip and its own
@@ -169,12 +170,10 @@ def kernel_interval(
         pairs = [c.sum() ** 2 - np.sum(c**2) for c in (w, v)]  # ordered pairs of two different clips
         if min(pairs) > 0:
             values.append(w @ aa @ w / pairs[0] + v @ bb @ v / pairs[1] - 2 * (w @ ab @ v) / (w.sum() * v.sum()))
-    return _percentiles(np.asarray(values), level, "percentile bootstrap over clips of both sets")
+    return _percentiles(np.asarray(values), "percentile bootstrap over clips of both sets")
 
 
-def frechet_interval(
-    a: np.ndarray, b: np.ndarray, *, ddof: int = 1, resamples: int = 40, level: float = 0.95, seed: int = 0
-) -> Interval:
+def frechet_interval(a: np.ndarray, b: np.ndarray, *, ddof: int = 1, resamples: int = 40, seed: int = 0) -> Interval:
     """Bootstrap interval of `frechet_distance`, both sets resampled, re-centred on the estimate.
 
     A Frechet distance has a bias of order tr(S) / n, and a resampled set, having fewer distinct clips, has more of it:
@@ -187,22 +186,17 @@ def frechet_interval(
     draw = lambda x: x[rng.integers(len(x), size=len(x))]  # noqa: E731
     values = np.array([frechet_distance(draw(a), draw(b), ddof=ddof) for _ in range(resamples)])
     values = values - values.mean() + frechet_distance(a, b, ddof=ddof)
-    return _percentiles(values, level, "bootstrap deviations about the estimate, both sets resampled")
+    return _percentiles(values, "bootstrap deviations about the estimate, both sets resampled")
 
 
 def score_interval(
-    logits: np.ndarray,
-    score: Callable[[np.ndarray], float],
-    *,
-    resamples: int = 100,
-    level: float = 0.95,
-    seed: int = 0,
+    logits: np.ndarray, score: Callable[[np.ndarray], float], *, resamples: int = 100, seed: int = 0
 ) -> Interval:
     """Interval of any score of one set `(n, d)`, such as the inception score, by resampling clips."""
     logits = check_features(logits)
     rng = np.random.default_rng(seed)
     values = [score(logits[rng.integers(len(logits), size=len(logits))]) for _ in range(resamples)]
-    return _percentiles(np.asarray(values), level, "percentile bootstrap over clips")
+    return _percentiles(np.asarray(values), "percentile bootstrap over clips")
 
 
 def frechet_limit(a: np.ndarray, b: np.ndarray, *, sizes: int = 10, ddof: int = 1, seed: int = 0) -> float:
@@ -233,7 +227,7 @@ def paired_squared_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(np.sum((a - b) ** 2, axis=1)))
 
 
-def _percentiles(values: np.ndarray, level: float, method: str) -> Interval:
-    tail = 50 * (1 - level)
+def _percentiles(values: np.ndarray, method: str) -> Interval:
+    tail = 50 * (1 - LEVEL)
     low, high = np.percentile(values, (tail, 100 - tail))
-    return Interval(float(low), float(high), level, len(values), method)
+    return Interval(float(low), float(high), LEVEL, len(values), method)
