@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.convert.torch_file import read_torch
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.evaluation.moments import FeatureError
+from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.networks import i3d as convert_i3d
 from pv_vae_jax.evaluation.networks import published
-from pv_vae_jax.evaluation.networks.c3d import C3D, c3d_input, read_c3d, read_c3d_mean
+from pv_vae_jax.evaluation.networks.c3d import C3D, c3d_input, c3d_shapes, read_c3d, read_c3d_mean
 from pv_vae_jax.evaluation.networks.extract import OWN, FeatureNetwork, extract, i3d_network, own_network, resize
 from pv_vae_jax.evaluation.networks.feature_net import FeatureNet, FeatureNetConfig, load_features, save_features
 from pv_vae_jax.evaluation.networks.i3d import I3D, MIXED
@@ -206,9 +206,7 @@ def test_c3d_equals_pytorch(tmp_path):
 
 
 def test_c3d_has_the_published_sizes_and_keeps_the_odd_border():
-    from pv_vae_jax.evaluation.networks.c3d import init_c3d
-
-    shapes = {k: v.shape for k, v in flatten_dict(init_c3d(C3D()), sep="/").items()}
+    shapes = c3d_shapes(C3D())
     assert shapes["fc6/kernel"] == (512 * 4 * 4, 4096) and shapes["conv5b/kernel"] == (3, 3, 3, 512, 512)
     with pytest.raises(ShapeError, match="16 frames of 112"):
         jax.eval_shape(lambda x: C3D().init(jax.random.key(0), x), jnp.zeros((1, 17, 112, 112, 3)))
@@ -228,7 +226,7 @@ def test_c3d_files_that_are_not_its_weights(tmp_path):
     np.savez(tmp_path / "a.npz", **{"conv1a/W": np.zeros((2, 3, 3, 3, 3)), "conv1a/b": np.zeros(9)})
     with pytest.raises(WeightsError) as error:
         read_c3d(tmp_path / "a.npz", TINY_C3D)
-    assert "conv1a/b is of shape (9,)" in str(error.value) and "fc8/W is missing" in str(error.value)
+    assert "conv1a/b has shape (9,), expected (2,)" in str(error.value) and "missing fc8/W (4, 5)" in str(error.value)
     (tmp_path / "b.npz").write_bytes(b"PK nothing")
     with pytest.raises(WeightsError, match="plain arrays"):
         read_c3d(tmp_path / "b.npz")

@@ -9,7 +9,6 @@ import pytest
 
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_paths
 from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from studies.linear_probe import class_accuracy
@@ -24,7 +23,7 @@ from studies.probes.published import (
     sintel_windows,
     small_flow,
 )
-from studies.probes.tables import NOISE, TRUTH
+from studies.probes.tables import NOISE, TRUTH, exact_paths
 from studies.probes.tracking import track_points
 
 RNG = np.random.default_rng(0)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_flow, tracks
+from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from studies.probes.features import diffusion_features
 from studies.probes.heads import DenseHead, ProbeTraining, endpoint_loss, fold, squared, train_probe, unfold
 from studies.probes.metrics import endpoint_error, tapvid, tracking_auc
 from studies.probes.tracking import track_by_similarity
+from tests.motion_fixture import tracks
 
 SIZE, FRAMES, CELL = 16, 5, 2
 

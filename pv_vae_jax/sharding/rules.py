@@ -125,18 +125,13 @@ def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
         )
 
 
-def value_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Split of one entry of a batch: its examples, and height and width if its shape is `(b, t, H, W, c)`."""
     spec: list = [LOGICAL["batch"]] if shape else []
     if len(shape) == 5:
         sides = ((2, CONTEXT), (3, SPACE))
         spec += [None, *(axis if shape[i] % mesh.shape[axis] == 0 else None for i, axis in sides), None]
-    return PartitionSpec(*spec)
-
-
-def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of one entry of a batch, see `value_spec`."""
-    return NamedSharding(mesh, value_spec(mesh, shape))
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:

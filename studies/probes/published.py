@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.convert.pickles import read_pickle
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.readers.image_files import read_image
 from studies.probes.metrics import endpoint_error
+from studies.probes.pickled_arrays import read_pickle
 
 FLOW_TAG = 202021.25  # of the Middlebury and Sintel formats: reads "PIEH" in a little-endian file
 UNKNOWN_FLOW = 1e9  # components larger than this are unknown
@@ -133,7 +133,7 @@ class Tracks:
 def read_tapvid_davis(path: str | Path) -> dict[str, Tracks]:
     """TAP-Vid-DAVIS (Doersch et al. 2022): `tapvid_davis.pkl`, or the folder that holds it.
 
-    The pickle is read without running it (`pickles.read_pickle`).
+    The pickle is read without running it (see `pickled_arrays`).
 
     Returns:
       Name of the video -> its tracks.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pv_vae_jax.data.synthetic import FAMILIES, Scene, SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_flow, exact_paths, visible_layer
+from pv_vae_jax.data.synthetic_motion import exact_flow, pixel_centres, true_paths, visible_layer
 from studies.linear_probe import class_accuracy
 from studies.probes.features import (
     LATENTS,
@@ -276,3 +276,14 @@ def _repetition_error(video: np.ndarray, grid: Grid) -> float:
     """Mean squared error on [-1, 1] of repeating the frame before the one to predict."""
     before, truth = (video[:, frame].astype(np.float32) for frame in (-grid.time - 1, -grid.time))
     return float(np.mean(np.square((before - truth) / 127.5)))
+
+
+def exact_paths(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The motion of every pixel of frame 0 to each frame.
+
+    Returns:
+      `(t, size, size, 2)` float64 (dx, dy) in pixels since frame 0, and `(t, size, size)` bool: hidden or outside.
+    """
+    place = pixel_centres(size)
+    path, hidden = true_paths(scene, place, 0, range(len(scene.sprites[0].angle)))
+    return (path - place) * size, hidden
