@@ -6,6 +6,7 @@ The paper's numbers below those of the runs are a reference, not rivals: data, s
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +17,7 @@ from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps
 from pv_vae_jax.evaluation.latent_analysis import rank_correlation
 from pv_vae_jax.report import paper_table
 from pv_vae_jax.report.figures import Media, Series
-from pv_vae_jax.report.page import (
-    BUDGET,
-    DASH,
-    Section,
-    border_key,
-    cell,
-    chart,
-    clip_row,
-    grid,
-    heading,
-    missing,
-    table,
-    text,
-    write_page,
-)
+from pv_vae_jax.report.page import BUDGET, chart, clip_row, write_page
 
 # Stage -> the curve by which runs are compared.
 CONVERGENCE = {"image": "mse", "video": "mse", "decoder": "mse", "diffusion": "loss"}
@@ -79,49 +66,74 @@ def write_comparison(path: Path, runs: Sequence[EvaluatedRun], video: np.ndarray
     Raises:
       ImportError: the extra [report] is not installed.
     """
-    media = Media(BUDGET)
-    sections = [
-        Section("generation", "Generation", _generation(runs)),
-        Section("reconstruction", "Reconstruction and prediction", _reconstruction(runs)),
-        Section("accuracy", "Prediction and generation", _accuracy(runs)),
-        Section("cost", "Cost", _cost(runs)),
-        Section("convergence", "Convergence", _convergence(runs)),
-        Section("clips", "The same clips", _clips(runs, video, media)),
-        Section("samples", "Generated clips", _samples(runs, media)),
-    ]
-    names = ", ".join(run.name for run in runs)
-    headline = f"{names}. Measured on {real}."
-    write_page(path, f"{names}: comparison", sections, heading="Runs side by side", headline=headline)
+    media, accuracy = Media(BUDGET), accuracy_and_generation(runs)
+    write_page(
+        path,
+        "comparison.html",
+        runs=runs,
+        real=real,
+        paper=paper_table(),
+        tables={part: _beside_paper(part, {run.name: row(run) for run in runs}) for part, row in ROWS.items()},
+        accuracy=accuracy,
+        accuracy_charts=[
+            chart(name, [Series(run, [x], [y], "points") for run, x, y in points], x_label="error of dropped frames")
+            for name, (points, _) in accuracy.items()
+        ],
+        convergence={stage: found for stage in CONVERGENCE if (found := _convergence(runs, stage))},
+        clips=_clips(runs, video, media),
+        samples=_samples(runs, media),
+    )
 
 
-def _with_paper(runs: Sequence[tuple[str, dict]], part: str, more: Sequence[str] = ()) -> list[dict]:
-    """Rows of the runs, then those of the paper; `more` are columns that the paper does not have."""
-    paper = paper_table()
-    rows = [*runs, *((f"{name} (paper)", row) for name, row in paper[part].items())]
-    columns = [*dict.fromkeys(key for row in paper[part].values() for key in row), *more]
-    body = [(name, *(cell(row.get(column)) for column in columns)) for name, row in rows]
-    note = f"Rows marked (paper): {paper['source']}; {paper['protocol'][part]}."
-    return [table(("", *columns), body, reference=len(paper[part])), text(note)]
+def _beside_paper(part: str, rows: dict[str, dict]) -> dict:
+    """Columns of a table, the paper's first, and the rows of the runs and of the paper."""
+    paper = paper_table()[part]
+    columns = list(dict.fromkeys(key for row in (*paper.values(), *rows.values()) for key in row))
+    cells = lambda named: {name: [row.get(column) for column in columns] for name, row in named.items()}  # noqa: E731
+    return {"columns": columns, "runs": cells(rows), "paper": cells(paper)}
 
 
-def _generation(runs: Sequence[EvaluatedRun]) -> list[dict]:
-    names = dict.fromkeys(name for run in runs for name in run.scores)
-    more = [name for name in names if name not in ("FVD", "KVD", "IS")]
-    rows = [(run.name, {"latent": run.metrics["model"]} | run.scores) for run in runs]
-    none = [] if names else [missing("No run has generated clips.")]
-    return none + _with_paper(rows, "generation", more)
+def _reconstruction(run: EvaluatedRun) -> dict:
+    prediction = run.last.get("prediction") or {}
+    against = prediction.get("against_copying")
+    return {
+        "latent": run.metrics["model"],
+        "PSNR": run.last.get("psnr_db"),
+        "SSIM": run.last.get("ssim"),
+        "Error of dropped frames": prediction.get("average"),
+        "Against copying": None if against is None else f"{against:+.0%}",
+        "Scored": run.last.get("scored"),
+    }
 
 
-def _reconstruction(runs: Sequence[EvaluatedRun]) -> list[dict]:
-    rows = []
-    for run in runs:
-        last, prediction = run.last, run.last.get("prediction") or {}
-        row = {"latent": run.metrics["model"], "PSNR": last.get("psnr_db"), "SSIM": last.get("ssim")}
-        row |= {"Error of dropped frames": prediction.get("average"), "Scored": last.get("scored")}
-        against = prediction.get("against_copying")
-        row["Against copying"] = None if against is None else f"{against:+.0%}"
-        rows.append((run.name, row))
-    return _with_paper(rows, "reconstruction", ("Error of dropped frames", "Against copying", "Scored"))
+def _cost(run: EvaluatedRun) -> dict:
+    parts = run.metrics["parameters"]
+    return {
+        "latent": run.metrics["model"],
+        "VAE, M parameters": sum(count for part, count in parts.items() if part != "transformer") / 1e6,
+        "transformer, M parameters": parts["transformer"] / 1e6 if "transformer" in parts else None,
+        "VAE training, frames/s": _median(run.curves, ("decoder", "video", "image"), "frames_per_second"),
+        "transformer training, clips/s": _median(run.curves, ("diffusion",), "clips_per_second"),
+        "steps": sum(rows[-1]["step"] for rows in run.curves.values() if rows),
+        "device": ", ".join(run.metrics["devices"]),
+    }
+
+
+# Part of the paper's tables -> the row of a run.
+ROWS = {
+    "generation": lambda run: {"latent": run.metrics["model"]} | run.scores,
+    "reconstruction": _reconstruction,
+    "cost": _cost,
+}
+
+
+def _median(curves: dict[str, list[dict]], stages: Sequence[str], term: str) -> float | None:
+    """Median of a term in the first stage that has it."""
+    for stage in stages:
+        values = [row[term] for row in curves.get(stage, ()) if row.get(term) is not None]
+        if values:
+            return float(np.median(values))
+    return None
 
 
 def accuracy_and_generation(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[list[tuple[str, float, float]], float]]:
@@ -143,111 +155,55 @@ def accuracy_and_generation(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[lis
     return result
 
 
-def _accuracy(runs: Sequence[EvaluatedRun]) -> list[dict]:
-    results = accuracy_and_generation(runs)
-    if not results:
-        return [missing("This needs at least two runs that have both a prediction error and a score of generation.")]
-    charts, rows = [], []
-    for name, (points, correlation) in results.items():
-        series = [Series(run, [error], [score], "points") for run, error, score in points]
-        charts.append(chart(name, series, x_label="error of dropped frames"))
-        shown = f"{correlation:.2f}" if math.isfinite(correlation) else f"{DASH} (needs three runs)"
-        rows.append((name, len(points), shown))
-    return [grid("charts", charts), table(("", "runs", "rank correlation"), rows)]
+def curves_of(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and values of the curve that a stage is compared by, of every run that has it."""
+    term = CONVERGENCE[stage]
+    points = {
+        run.name: [(r["step"], r[term]) for r in run.curves.get(stage, ()) if r.get(term) is not None] for run in runs
+    }
+    return {name: tuple(zip(*found, strict=True)) for name, found in points.items() if found}
 
 
-def _cost(runs: Sequence[EvaluatedRun]) -> list[dict]:
-    rows = []
-    for run in runs:
-        parts = run.metrics["parameters"]
-        vae = sum(count for part, count in parts.items() if part != "transformer")
-        row = {"latent": run.metrics["model"], "VAE, M parameters": vae / 1e6}
-        row["transformer, M parameters"] = parts["transformer"] / 1e6 if "transformer" in parts else None
-        row["VAE training, frames/s"] = _median(run.curves, ("decoder", "video", "image"), "frames_per_second")
-        row["transformer training, clips/s"] = _median(run.curves, ("diffusion",), "clips_per_second")
-        row["steps"] = sum(rows[-1]["step"] for rows in run.curves.values() if rows)
-        row["device"] = ", ".join(run.metrics["devices"])
-        rows.append((run.name, row))
-    more = ("transformer, M parameters", "VAE training, frames/s", "transformer training, clips/s", "steps", "device")
-    return _with_paper(rows, "cost", more)
+def arrivals(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, StepsToTarget]:
+    """`A reaches the end of B` -> when, for all pairs that have the stage's curve."""
+    drawn = curves_of(runs, stage)
+    pairs = itertools.permutations(drawn, 2)
+    return {f"{a} reaches the end of {b}": steps_to_target(*drawn[a], *drawn[b]) for a, b in pairs}
 
 
-def _median(curves: dict[str, list[dict]], stages: Sequence[str], term: str) -> float | None:
-    for stage in stages:
-        values = [row[term] for row in curves.get(stage, ()) if row.get(term) is not None]
-        if values:
-            return float(np.median(values))
-    return None
+def _convergence(runs: Sequence[EvaluatedRun], stage: str) -> dict | None:
+    curves = curves_of(runs, stage)
+    if not curves:
+        return None
+    what = "squared error" if CONVERGENCE[stage] == "mse" else CONVERGENCE[stage]
+    series = [Series(name, steps, running_mean(values)) for name, (steps, values) in curves.items()]
+    drawn = chart(f"Stage {stage}: {what}", series, x_label="step", log=True, ends=True)
+    return {"what": what, "chart": drawn, "arrivals": arrivals(runs, stage)}
 
 
-def curve(run: EvaluatedRun, stage: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the curve that a stage is compared by."""
-    rows = [row for row in run.curves.get(stage, ()) if row.get(CONVERGENCE[stage]) is not None]
-    return [row["step"] for row in rows], [row[CONVERGENCE[stage]] for row in rows]
-
-
-def arrivals(runs: Sequence[EvaluatedRun], stage: str) -> dict[tuple[str, str], StepsToTarget]:
-    """(who arrives, at whose end) -> when, for all pairs that have the stage's curve."""
-    drawn = {run.name: curve(run, stage) for run in runs}
-    drawn = {name: points for name, points in drawn.items() if points[0]}
-    return {(a, b): steps_to_target(*drawn[a], *drawn[b]) for a in drawn for b in drawn if a != b}
-
-
-def _convergence(runs: Sequence[EvaluatedRun]) -> list[dict]:
-    blocks = []
-    for stage, term in CONVERGENCE.items():
-        curves = {run.name: curve(run, stage) for run in runs}
-        curves = {name: points for name, points in curves.items() if points[0]}
-        if not curves:
-            continue
-        what = "squared error" if term == "mse" else term
-        series = [Series(name, steps, running_mean(values)) for name, (steps, values) in curves.items()]
-        drawn = chart(f"Stage {stage}: {what}", series, x_label="step", log=True, ends=True)
-        rows = [(f"{a} reaches the end of {b}", *_arrival(when)) for (a, b), when in arrivals(runs, stage).items()]
-        reached = [table(("", f"its {what}", "at step", "of", "steps"), rows)] if rows else []
-        blocks += [heading(f"Stage {stage}"), grid("halves", [drawn, reached])]
-    if not blocks:
-        return [missing("No run has written a curve.")]
-    note = (
-        "Training curves as running means over the last tenth; lower is better. The table gives the step at which a "
-        "run first reaches the final value of another. Losses of transformers in the latents of different VAEs are "
-        "not on one scale: compare the distances of generated clips instead."
-    )
-    return [text(note), *blocks]
-
-
-def _arrival(when: StepsToTarget) -> tuple[str, str, str, str]:
-    step = "never" if when.step is None else f"{when.step:,.0f}"
-    saved = DASH if when.sooner is None else f"{abs(when.sooner):.0%} {'fewer' if when.sooner >= 0 else 'more'}"
-    return f"{when.score:.4g}", step, f"{when.steps:,.0f}", saved
-
-
-def _clips(runs: Sequence[EvaluatedRun], video: np.ndarray, media: Media) -> list[dict]:
-    decoded = [(run.name, run.reconstruction) for run in runs if run.reconstruction is not None]
-    if not decoded:
-        return [missing("No run has finished a stage that was trained on clips.")]
+def _clips(runs: Sequence[EvaluatedRun], video: np.ndarray, media: Media) -> list[list[dict]]:
+    """Rows of each clip: the original beside reconstructions, and beside predictions."""
+    decoded = [(run.name, run.reconstruction, video.shape[1]) for run in runs if run.reconstruction is not None]
     predicted = [(f"{r.name}: saw {r.observed}", r.prediction, r.observed) for r in runs if r.prediction is not None]
-    blocks = [border_key("Reconstruction, and prediction from about half of the groups.")]
-    for i, clip in enumerate(video):
-        cells = [("original", clip, None), *((name, clips[i], len(clip)) for name, clips in decoded)]
-        rows = [clip_row(cells, media, f"clip {i}, original and reconstructions")]
-        if predicted:
-            cells = [("original", clip, None), *((name, clips[i], observed) for name, clips, observed in predicted)]
-            rows.append(clip_row(cells, media, f"clip {i}, original and predictions"))
-        blocks += [heading(f"Clip {i}", 4), grid("halves", rows)]
-    return blocks
+    kinds = {kind: cells for kind, cells in (("reconstructions", decoded), ("predictions", predicted)) if cells}
+    return [
+        [
+            clip_row(
+                [("original", clip, None), *((name, clips[i], seen) for name, clips, seen in cells)],
+                media,
+                f"clip {i}, original and {kind}",
+            )
+            for kind, cells in kinds.items()
+        ]
+        for i, clip in enumerate(video if decoded else ())
+    ]
 
 
-def _samples(runs: Sequence[EvaluatedRun], media: Media) -> list[dict]:
-    sampled = [run for run in runs if run.samples]
-    if not sampled:
-        return [missing("No run has generated clips: this takes a finished diffusion stage.")]
-    blocks = [text("The first clips of each class, drawn with each run's own seed; nothing was selected.")]
-    for name in dict.fromkeys(label for run in sampled for label in run.samples):
-        rows = []
-        for i in range(SHOWN):
-            cells = [(run.name, run.samples[name][i], None) for run in sampled if len(run.samples.get(name, ())) > i]
-            if cells:
-                rows.append(clip_row(cells, media, f"generated {name}, number {i}"))
-        blocks += [heading(name, 4), grid("halves", rows)]
-    return blocks
+def _samples(runs: Sequence[EvaluatedRun], media: Media) -> dict[str, list[dict]]:
+    """Class -> rows of one generated clip of every run that has it."""
+    found = {name: [] for run in runs for name in run.samples}
+    for name, i in itertools.product(found, range(SHOWN)):
+        cells = [(run.name, run.samples[name][i], None) for run in runs if len(run.samples.get(name, ())) > i]
+        if cells:
+            found[name].append(clip_row(cells, media, f"generated {name}, number {i}"))
+    return found

@@ -22,7 +22,7 @@ from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstructi
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report.figures import Media, Series, fit, strip
-from pv_vae_jax.report.page import BUDGET, PANEL, Section, cell, chart, grid, heading, missing, table, text, write_page
+from pv_vae_jax.report.page import BUDGET, PANEL, chart, write_page
 from pv_vae_jax.typing import Params
 
 SHOWN = 3  # clips with pictures
@@ -129,103 +129,69 @@ def write_analysis(path: Path, facts: dict, analyses: Sequence[LatentAnalysis], 
     Raises:
       ImportError: the extra [report] is not installed.
     """
-    media = Media(BUDGET)
-    height, width = facts["size"]
-    headline = f"{facts['clips']} clips of {facts['frames']} x {height} x {width} from {facts['source']}."
-    sections = [
-        Section("numbers", "Numbers", _numbers(analyses)),
-        Section("time", "Distance in time", _time(analyses)),
-        Section("spectra", "Spectra", _spectra(analyses)),
-        Section("prediction", "Prediction", _prediction(analyses)),
-        Section("pictures", "Clips", _pictures(analyses, video, media)),
-    ]
-    write_page(path, "Latent analysis", sections, heading="Latents side by side", headline=headline)
-
-
-def _numbers(analyses: Sequence[LatentAnalysis]) -> list[dict]:
-    rows = {
-        "latents": "config",
-        "weights": "weights",
-        "PSNR, dB": "psnr_db",
-        "SSIM": "ssim",
-        "distance of neighbouring latent frames, median": "ltd_median",
-        "the same, relative to different clips (0 frozen, 1 unrelated)": "ltd_over_chance",
-        "variance in 3 components": "explained_by_3_components",
-        "channels used (effective number)": "effective_channels",
-        "latents move where the video moves (rank correlation)": "motion_correlation",
-        "latents are large where the video moves (rank correlation)": "energy_motion_correlation",
-        "prediction error against copying": "against_copying",
-    }
-    lines = [[label, *(cell(a.numbers[key]) for a in analyses)] for label, key in rows.items()]
-    note = text("A VAE whose latents never change has distance 0: read the distance together with PSNR.")
-    return [table(["", *(a.name for a in analyses)], lines), note]
+    write_page(
+        path,
+        "latents.html",
+        facts=facts,
+        analyses=analyses,
+        time=_time([a for a in analyses if a.numbers["ltd_curve"]]),
+        spectra=_spectra([(a.name, a.numbers) for a in analyses]),
+        prediction=_prediction([a for a in analyses if a.numbers["prediction_mse"]]),
+        clips=_pictures(analyses, video, Media(BUDGET)),
+    )
 
 
 def _time(analyses: Sequence[LatentAnalysis]) -> list[dict]:
-    timed = [a for a in analyses if a.numbers["ltd_curve"]]
-    if not timed:
-        return [missing("Distances in time need clips of at least three latent frames.")]
-    curves = [Series(a.name, range(1, len(a.numbers["ltd_curve"]) + 1), a.numbers["ltd_curve"]) for a in timed]
-    values = [np.asarray(a.numbers["ltd_by_clip"]) for a in timed]
-    edges = np.linspace(min(v.min() for v in values), max(v.max() for v in values) + 1e-9, 17)
+    if not analyses:
+        return []
+    curves = [Series(a.name, range(1, len(a.numbers["ltd_curve"]) + 1), a.numbers["ltd_curve"]) for a in analyses]
+    values = [np.asarray(a.numbers["ltd_by_clip"]) for a in analyses]
+    edges = np.linspace(np.min(values), np.max(values) + 1e-9, 17)
     middles = (edges[1:] + edges[:-1]) / 2
-    shares = [Series(a.name, middles, np.histogram(v, edges)[0] / len(v)) for a, v in zip(timed, values, strict=True)]
+    shares = [
+        Series(a.name, middles, np.histogram(v, edges)[0] / len(v)) for a, v in zip(analyses, values, strict=True)
+    ]
     ratio, spread = "Distance, relative to the longest interval", "Share of clips by distance of neighbours"
     return [
-        grid(
-            "charts",
-            [
-                chart(ratio, curves, x_label="interval, latent frames"),
-                chart(spread, shares, x_label="standard deviations per latent value"),
-            ],
-        )
+        chart(ratio, curves, x_label="interval, latent frames"),
+        chart(spread, shares, x_label="standard deviations per latent value"),
     ]
 
 
-def _spectra(analyses: Sequence[LatentAnalysis]) -> list[dict]:
-    shares = [(a.name, np.maximum(a.numbers["channel_shares"], 1e-12)) for a in analyses]
-    powers = [(a.name, a.numbers["power"]) for a in analyses]
-    channels = [Series(name, range(1, len(s) + 1), s) for name, s in shares]
-    space = [Series(name, power["spatial"], power["by_space"]) for name, power in powers]
-    time = [Series(name, power["temporal"], power["by_time"]) for name, power in powers]
+def _spectra(numbers: Sequence[tuple[str, dict]]) -> list[dict]:
+    shares = [(name, np.maximum(n["channel_shares"], 1e-12)) for name, n in numbers]
+    channels = [Series(name, range(1, len(share) + 1), share) for name, share in shares]
+    space = [Series(name, n["power"]["spatial"], n["power"]["by_space"]) for name, n in numbers]
+    time = [Series(name, n["power"]["temporal"], n["power"]["by_time"]) for name, n in numbers]
     return [
-        grid(
-            "charts",
-            [
-                chart("Variance by channel direction", channels, x_label="eigenvalue", log=True),
-                chart("Power by spatial frequency", space, x_label="cycles per latent pixel", log=True),
-                chart("Power by temporal frequency", time, x_label="cycles per latent frame", log=True),
-            ],
-        )
+        chart("Variance by channel direction", channels, x_label="eigenvalue", log=True),
+        chart("Power by spatial frequency", space, x_label="cycles per latent pixel", log=True),
+        chart("Power by temporal frequency", time, x_label="cycles per latent frame", log=True),
     ]
 
 
 def _prediction(analyses: Sequence[LatentAnalysis]) -> list[dict]:
-    shown = [a for a in analyses if a.numbers["prediction_mse"]]
-    if not shown:
-        return [missing("Prediction needs clips of at least two latent frames.")]
-
-    def errors(name: str, row: list[float | None], style: str = "line") -> Series:
-        return Series(name, range(1, len(row)), [math.nan if v is None else v for v in row[1:]], style)
-
-    series = [errors(a.name, a.numbers["prediction_mse"]) for a in shown]  # VAEs may differ in their groups
-    series.append(errors("copying", shown[0].numbers["copying_mse"], "dashed"))
-    return [grid("charts", [chart("Squared error on dropped frames", series, x_label="dropped groups")])]
+    if not analyses:
+        return []
+    lines = [(a.name, a.numbers["prediction_mse"], "line") for a in analyses]  # VAEs may differ in their groups
+    lines.append(("copying", analyses[0].numbers["copying_mse"], "dashed"))
+    series = [Series(name, range(1, len(row)), np.array(row[1:], float), style) for name, row, style in lines]
+    return [chart("Squared error on dropped frames", series, x_label="dropped groups")]
 
 
-def _pictures(analyses: Sequence[LatentAnalysis], video: np.ndarray, media: Media) -> list[dict]:
-    blocks, side, step = [], PANEL // 2, max((video.shape[1] - 1) // 8, 1)
-    for i in range(min(SHOWN, len(video))):
-        rows = [("frames", video[i][::step])]
-        for n, a in enumerate(analyses):
-            if not any(a.motion.shape == other.motion.shape for other in analyses[:n]):
+def _pictures(analyses: Sequence[LatentAnalysis], video: np.ndarray, media: Media) -> list[list[tuple[str, dict]]]:
+    """(name, pictures side by side) of each clip that is shown."""
+    shown, step = [], max((video.shape[1] - 1) // 8, 1)
+    for i, clip in enumerate(video[:SHOWN]):
+        rows, grids = [("frames", clip[::step])], set()
+        for a in analyses:
+            if a.motion.shape not in grids:
                 # A property of the clips, on the grid of the latents: once for all models of one grid.
                 rows.append(("motion", a.motion[i]))
+            grids.add(a.motion.shape)
             rows.append((f"{a.name}: components", a.colours[i]))
             rows.append((f"{a.name}: reconstruction", a.reconstruction[i][::step]))
             if a.prediction is not None:
                 rows.append((f"{a.name}: prediction from {a.observed} frames", a.prediction[i][::step]))
-        blocks.append(heading(f"Clip {i}"))
-        for name, pictures in rows:
-            blocks += [text(name), media.picture(strip(fit(pictures, side)), f"clip {i}, {name}")]
-    return blocks
+        shown.append([(name, media.picture(strip(fit(p, PANEL // 2)), f"clip {i}, {name}")) for name, p in rows])
+    return shown
