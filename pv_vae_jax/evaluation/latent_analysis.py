@@ -90,6 +90,20 @@ def temporal_distance(means: np.ndarray) -> TemporalDistance | None:
     return TemporalDistance(by_interval[:, 0], curve, chance)
 
 
+def distance_numbers(means: np.ndarray) -> dict[str, float | list[float] | None]:
+    """`temporal_distance` as a JSON tree; every number is None with fewer than three latent frames."""
+    names = ("ltd_median", "ltd_quartiles", "ltd_by_clip", "ltd_curve", "ltd_chance", "ltd_over_chance")
+    found = temporal_distance(means)
+    if found is None:
+        return dict.fromkeys(names)
+    quartiles, over_chance = np.percentile(found.adjacent, (25, 75)), None
+    if found.chance:
+        over_chance = found.median / found.chance
+    by_clip, curve = found.adjacent.tolist(), found.curve.tolist()
+    values = (found.median, quartiles.tolist(), by_clip, curve, found.chance, over_chance)
+    return dict(zip(names, values, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class ChannelSpectrum:
     """Eigenvalues of the channels' covariance.
@@ -176,9 +190,19 @@ def motion_correlation(means: np.ndarray, motion: np.ndarray) -> float:
         raise ValueError(f"latents of {g} frames have no two neighbours that stand for groups of frames")
     if len(motion) != n or steps % (g - 1) or height % h or width % w:
         raise ValueError(f"motion {motion.shape} does not fit latents {means.shape}")
-    pooled = motion.reshape(n, g - 1, steps // (g - 1), h, height // h, w, width // w).mean(axis=(2, 4, 6))
+    pooled = pool_motion(motion, (g, h, w))
     moved = np.linalg.norm(np.diff(_without_first(np.asarray(means, np.float64)), axis=1), axis=-1)  # n g-2 h w
     return rank_correlation(moved, (pooled[:, 1:] + pooled[:, :-1]) / 2)
+
+
+def pool_motion(motion: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+    """Motion `(n, t - 1, H, W)`, averaged over the pixels and frames of each latent of a grid g, h, w.
+
+    Returns:
+      `(n, g - 1, h, w)`; latent frame 0 has no motion before it.
+    """
+    (g, h, w), (n, steps, height, width) = grid, motion.shape
+    return motion.reshape(n, g - 1, steps // (g - 1), h, height // h, w, width // w).mean(axis=(2, 4, 6))
 
 
 def _without_first(means: np.ndarray) -> np.ndarray:

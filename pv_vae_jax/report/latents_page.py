@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,18 +10,19 @@ import numpy as np
 
 from pv_vae_jax.evaluation.latent_analysis import (
     channel_spectrum,
+    distance_numbers,
     motion_correlation,
+    pool_motion,
     power_spectrum,
     principal_colours,
     rank_correlation,
-    temporal_distance,
 )
-from pv_vae_jax.evaluation.prediction import predict, score_prediction
+from pv_vae_jax.evaluation.prediction import predict_half, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report.figures import Media, Series, fit, strip
-from pv_vae_jax.report.page import BUDGET, PANEL, chart, write_page
+from pv_vae_jax.report.page import BUDGET, PANEL, chart, finite, write_page
 from pv_vae_jax.typing import Params
 
 SHOWN = 3  # clips with pictures
@@ -67,60 +67,43 @@ def analyze_latents(
       ShapeError: the VAE does not take clips of this length or size.
     """
     score = score_reconstruction(model, params, video, batch_size=batch_size, label=f"{name}: reconstruction")
-    means = score.means
-    groups, p_t = means.shape[1], model.config.time_factor
-    colours, distance = principal_colours(means), temporal_distance(means)
-    channels, power = channel_spectrum(means), power_spectrum(means)
-    errors, prediction, observed = None, None, video.shape[1]
+    means, shown = score.means, video[:SHOWN]
+    groups, grid = means.shape[1], means.shape[1:4]
+    colours, channels, power = principal_colours(means), channel_spectrum(means), power_spectrum(means)
+    pooled, errors = np.zeros((len(video), 0, *grid[1:])), None
     if groups > 1:
+        pooled = pool_motion(motion, grid)
         errors = score_prediction(model, params, video, batch_size=batch_size, label=f"{name}: prediction")
-        dropped = groups // 2
-        observed = video.shape[1] - dropped * p_t
-        prediction = predict(model, params, video[:SHOWN], dropped, batch_size=min(batch_size, SHOWN))
     later = means[:, 1:] if groups > 1 else means
-    pooled, pictures = _motion_pictures(motion, means.shape, SHOWN)
     energy = np.linalg.norm(later - later.mean(axis=(0, 1, 2, 3)), axis=-1)
     numbers = {
         "config": model.config.name,
         "weights": weights_hash(params),
         "psnr_db": score.psnr,
         "ssim": score.ssim,
-        "ltd_median": distance.median if distance else None,
-        "ltd_quartiles": np.percentile(distance.adjacent, (25, 75)).tolist() if distance else None,
-        "ltd_by_clip": distance.adjacent.tolist() if distance else None,
-        "ltd_curve": distance.curve.tolist() if distance else None,
-        "ltd_chance": distance.chance if distance else None,
-        "ltd_over_chance": distance.median / distance.chance if distance and distance.chance else None,
+        **distance_numbers(means),
         "explained_by_3_components": float(colours.explained.sum()),
         "channel_shares": channels.shares.tolist(),
         "effective_channels": channels.effective,
-        "power": {field.name: getattr(power, field.name).tolist() for field in dataclasses.fields(power)},
-        "motion_correlation": _finite(motion_correlation(means, motion)) if groups > 2 else None,
-        "energy_motion_correlation": _finite(rank_correlation(energy, pooled)) if groups > 1 else None,
-        "prediction_mse": [_finite(v) for v in errors.predicted] if errors else None,
-        "copying_mse": [_finite(v) for v in errors.copying] if errors else None,
-        "against_copying": _finite(errors.against_copying) if errors else None,
+        "power": {name: values.tolist() for name, values in dataclasses.asdict(power).items()},
+        "motion_correlation": finite(motion_correlation(means, motion)) if groups > 2 else None,
+        "energy_motion_correlation": finite(rank_correlation(energy, pooled)) if errors else None,
+        "prediction_mse": [finite(v) for v in errors.predicted] if errors else None,
+        "copying_mse": [finite(v) for v in errors.copying] if errors else None,
+        "against_copying": finite(errors.against_copying) if errors else None,
     }
-    shown = video[:SHOWN]
-    decoded = reconstruct(model, params, shown, batch_size=min(batch_size, len(shown)))
+    size = min(batch_size, len(shown))
+    decoded = reconstruct(model, params, shown, batch_size=size)
+    prediction, observed = predict_half(model, params, shown, batch_size=size)
+    pictures = _motion_pictures(pooled)[:SHOWN]
     return LatentAnalysis(name, numbers, colours.pictures[:SHOWN], pictures, decoded, prediction, observed)
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _motion_pictures(motion: np.ndarray, shape: tuple[int, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Motion `(n, g - 1, h, w)` averaged over each latent's pixels and frames, and pictures of the first clips."""
-    n, g, h, w, _ = shape
-    if g < 2:
-        return np.zeros((n, 0, h, w)), np.zeros((count, 1, h, w, 3), np.uint8)
-    frames, height, width = motion.shape[1:]
-    pooled = motion.reshape(n, g - 1, frames // (g - 1), h, height // h, w, width // w).mean(axis=(2, 4, 6))
-    scale = max(float(np.percentile(pooled, 99)), 1e-12)
-    grey = np.rint(255 * np.clip(pooled[:count] / scale, 0, 1)).astype(np.uint8)
-    grey = np.concatenate([np.zeros_like(grey[:, :1]), grey], axis=1)
-    return pooled, np.repeat(grey[..., None], 3, axis=-1)
+def _motion_pictures(pooled: np.ndarray) -> np.ndarray:
+    """Grey pictures `(n, g, h, w, 3)` uint8 of motion `(n, g - 1, h, w)`; frame 0 is black."""
+    scale = max(float(np.percentile(pooled, 99)), 1e-12) if pooled.size else 1.0
+    grey = np.rint(255 * np.clip(pooled / scale, 0, 1)).astype(np.uint8)
+    return np.repeat(np.pad(grey, ((0, 0), (1, 0), (0, 0), (0, 0)))[..., None], 3, axis=-1)
 
 
 def write_analysis(path: Path, facts: dict, analyses: Sequence[LatentAnalysis], video: np.ndarray) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pv_vae_jax.report.figures import Media, Series, borders, fit, frame, line_chart
 from pv_vae_jax.storage import write_text
+from pv_vae_jax.typing import ConfigError
 
 if TYPE_CHECKING:
     import jinja2
@@ -92,6 +93,32 @@ def cell(value: object, form: str = ".4g") -> str:
     if isinstance(value, float):
         return format(value, form) if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON: None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def short_names(paths: Sequence[str], what: str) -> dict[str, str]:
+    """Label -> path: the names of the folders, or the paths where names repeat.
+
+    Raises:
+      ConfigError: a path is given twice.
+    """
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"a {what} is named twice: {', '.join(paths)}")
+    short = [Path(path).resolve().name for path in paths]
+    return dict(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for a terminal, its first column on the left and the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([first.ljust(widths[0]), *(text.rjust(w) for text, w in zip(rest, widths[1:], strict=True))]).rstrip()
+        for first, *rest in rows
+    ]
 
 
 def percent(ratio: float | None) -> str:

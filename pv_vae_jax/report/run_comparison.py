@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zipfile
 from collections.abc import Sequence
@@ -12,12 +11,13 @@ import numpy as np
 
 from pv_vae_jax.evaluation.distances import frechet_distance, kernel_distance
 from pv_vae_jax.evaluation.networks.extract import extract, own_network
-from pv_vae_jax.evaluation.prediction import predict
+from pv_vae_jax.evaluation.prediction import predict_half
 from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct
 from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.comparison_page import CONVERGENCE, SHOWN, EvaluatedRun, arrivals, write_comparison
+from pv_vae_jax.report.page import DASH, aligned, cell, short_names
 from pv_vae_jax.report.run_report import read_test_clips
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
@@ -50,11 +50,18 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     runs = _open(workdirs)
     first = next(iter(runs.values()))
     video = read_test_clips(first)
-    results = {name: _gather(name, run, video[:SHOWN]) for name, run in runs.items()}
+    metrics = {name: _read_metrics(run.workdir / "report" / "metrics.json") for name, run in runs.items()}
+    samples = {name: _read_samples(run.workdir / "report" / "samples.npz") for name, run in runs.items()}
     scores = {name: stored_scores(run.workdir / "report") for name, run in runs.items()}
-    count = _score_generated(results, scores, runs, video)
-    named = scores_by_name(list(scores.values()))
-    compared = [dataclasses.replace(run, scores=s) for run, s in zip(results.values(), named, strict=True)]
+    count = _score_generated(scores, {name: clips for name, (clips, _) in samples.items() if len(clips)}, video)
+    compared = []
+    for (name, run), named in zip(runs.items(), scores_by_name(list(scores.values())), strict=True):
+        curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
+        curves = {stage: rows for stage, rows in curves.items() if rows}
+        clips, labels = samples[name]
+        classes = (metrics[name].get("samples") or {}).get("class_names") or ["all clips"]
+        by_class = {classes[k]: clips[labels == k][:SHOWN] for k in np.unique(labels) if k < len(classes)}
+        compared.append(EvaluatedRun(name, metrics[name], curves, named, *_decode(run, video[:SHOWN]), by_class))
     data = first.experiment.data
     real = f"{data.source}, {data.frames} frames of {data.size} x {data.size}"
     if count:
@@ -67,11 +74,7 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
 
 def _open(workdirs: Sequence[str]) -> dict[str, Run]:
     """Runs by a short name, checked to be comparable."""
-    if len({Path(name).resolve() for name in workdirs}) < len(workdirs):
-        raise ConfigError(f"a run is named twice: {', '.join(workdirs)}")
-    short = [Path(name).resolve().name for name in workdirs]
-    labels = short if len(set(short)) == len(short) else list(workdirs)
-    runs = {label: reopen_run(name) for label, name in zip(labels, workdirs, strict=True)}
+    runs = {label: reopen_run(name) for label, name in short_names(workdirs, "run").items()}
     first_name, first = next(iter(runs.items()))
     for name, run in runs.items():
         if not (run.workdir / "report" / "metrics.json").is_file():
@@ -85,23 +88,14 @@ def _open(workdirs: Sequence[str]) -> dict[str, Run]:
     return runs
 
 
-def _gather(name: str, run: Run, shown: np.ndarray) -> EvaluatedRun:
-    report = run.workdir / "report"
-    metrics = _read_json(report / "metrics.json")
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("stages"), dict) or "model" not in metrics:
-        raise ConfigError(f"{report / 'metrics.json'} holds no scores by name: evaluate the run again")
-    curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
+def _decode(run: Run, shown: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None, int]:
+    """Reconstruction, prediction and its observed frames by the last stage that was trained on clips."""
     on_clips = [s for s in VAE_STAGES if run.finished(s) and not getattr(run.experiment, s).images]
-    clips = {}
-    if on_clips:
-        model = load(run.folder(on_clips[-1]) / "model")
-        clips["reconstruction"] = reconstruct(model.vae, model.vae_params, shown, batch_size=len(shown))
-        groups = model.vae.config.latent_frames(shown.shape[1])
-        if groups > 1:
-            dropped = groups // 2
-            clips["observed"] = shown.shape[1] - dropped * model.vae.config.time_factor
-            clips["prediction"] = predict(model.vae, model.vae_params, shown, dropped, batch_size=len(shown))
-    return EvaluatedRun(name, metrics, {s: rows for s, rows in curves.items() if rows}, {}, **clips)
+    if not on_clips:
+        return None, None, 0
+    model = load(run.folder(on_clips[-1]) / "model")
+    vae = model.vae, model.vae_params, shown
+    return reconstruct(*vae, batch_size=len(shown)), *predict_half(*vae, batch_size=len(shown))
 
 
 def stored_scores(report: Path) -> Scores:
@@ -131,37 +125,36 @@ def scores_by_name(runs: Sequence[Scores]) -> list[dict[str, float]]:
     return [{label(*key): value for key, value in scores.items()} for scores in runs]
 
 
-def _score_generated(
-    results: dict[str, EvaluatedRun], scores: dict[str, Scores], runs: dict[str, Run], video: np.ndarray
-) -> int:
-    """Add samples and their distances to the runs that have any; returns the number of clips of each set."""
-    samples = {name: _read_samples(run.workdir / "report" / "samples.npz") for name, run in runs.items()}
-    samples = {name: part for name, part in samples.items() if part is not None}
-    for name, (clips, labels) in samples.items():
-        classes = (results[name].metrics.get("samples") or {}).get("class_names") or ["all clips"]
-        by_class = {classes[k]: clips[labels == k][:SHOWN] for k in np.unique(labels) if k < len(classes)}
-        results[name] = dataclasses.replace(results[name], samples=by_class)
+def _score_generated(scores: dict[str, Scores], samples: dict[str, np.ndarray], video: np.ndarray) -> int:
+    """Add the distances of generated clips from `video` to `scores`; returns the number of clips of each set."""
     network = own_network()
-    count = min([len(video), *(len(clips) for clips, _ in samples.values())])
+    count = min([len(video), *map(len, samples.values())])
     if not samples or count < LEAST_CLIPS or video.shape[1] < network.least_frames:
         return 0
     real = extract(network, video[:count], count=count, label="test clips")
-    for name, (clips, _) in samples.items():
+    for name, clips in samples.items():
         fake = extract(network, clips[:count], count=count, label=name)
-        measured = f"{count} test clips"
-        scores[name][name_of("frechet", network), measured] = float(frechet_distance(real, fake))
-        scores[name][name_of("kernel", network), measured] = float(kernel_distance(real, fake))
+        for metric, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+            scores[name][name_of(metric, network), f"{count} test clips"] = float(distance(real, fake))
     return count
 
 
-def _read_samples(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Generated clips and their labels, none without a file."""
     if not path.exists():
-        return None
+        return np.zeros(0, np.uint8), np.zeros(0, int)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["video"], arrays["label"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is damaged ({error}): evaluate the run again") from error
+
+
+def _read_metrics(path: Path) -> dict:
+    metrics = _read_json(path)
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("stages"), dict) or "model" not in metrics:
+        raise ConfigError(f"{path} holds no scores by name: evaluate the run again")
+    return metrics
 
 
 def _read_json(path: Path) -> dict | list:
@@ -172,22 +165,23 @@ def _read_json(path: Path) -> dict | list:
 
 
 def _numbers(runs: Sequence[EvaluatedRun], real: str) -> dict:
-    tree = {"measured_on": real, "runs": {}, "convergence": {}}
-    for run in runs:
-        tree["runs"][run.name] = {"scores": run.scores, "stages": run.metrics["stages"]}
-    for stage, term in CONVERGENCE.items():
-        for (a, b), when in arrivals(runs, stage).items():
-            row = {"term": term, "score": when.score, "step": when.step, "of": when.steps, "saved": when.sooner}
-            tree["convergence"].setdefault(stage, {})[f"{a} reaches the end of {b}"] = row
-    return tree
+    convergence = {
+        stage: {
+            pair: {"term": term, "score": when.score, "step": when.step, "of": when.steps, "saved": when.sooner}
+            for pair, when in arrivals(runs, stage).items()
+        }
+        for stage, term in CONVERGENCE.items()
+    }
+    return {
+        "measured_on": real,
+        "runs": {run.name: {"scores": run.scores, "stages": run.metrics["stages"]} for run in runs},
+        "convergence": {stage: pairs for stage, pairs in convergence.items() if pairs},
+    }
 
 
 def _summary(runs: Sequence[EvaluatedRun]) -> list[str]:
-    width = max(len(run.name) for run in runs) + 2
-    lines = [f"{'':{width}}{'PSNR dB':>9}{'SSIM':>9}  distances of generated clips"]
+    rows = [("", "PSNR dB", "SSIM", "distances of generated clips")]
     for run in runs:
-        values = ((run.last.get("psnr_db"), "{:.2f}"), (run.last.get("ssim"), "{:.4f}"))
-        psnr, ssim = ("-" if value is None else form.format(value) for value, form in values)
-        distances = "; ".join(f"{name} {value:.4g}" for name, value in run.scores.items()) or "-"
-        lines.append(f"{run.name:{width}}{psnr:>9}{ssim:>9}  {distances}")
-    return lines
+        distances = "; ".join(f"{name} {value:.4g}" for name, value in run.scores.items()) or DASH
+        rows.append((run.name, cell(run.last.get("psnr_db"), ".2f"), cell(run.last.get("ssim"), ".4f"), distances))
+    return aligned(rows)
