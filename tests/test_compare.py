@@ -9,8 +9,14 @@ import pytest
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.evaluation.convergence import running_mean, steps_to_target
 from pv_vae_jax.report import paper_table
-from pv_vae_jax.report.comparison_page import EvaluatedRun, accuracy_and_generation, write_comparison
-from pv_vae_jax.report.run_comparison import SAME, scores_by_name, stored_scores
+from pv_vae_jax.report.run_comparison import (
+    SAME,
+    EvaluatedRun,
+    accuracy_and_generation,
+    scores_by_name,
+    stored_scores,
+    write_comparison,
+)
 from studies.probes import __main__ as probes
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 

@@ -19,9 +19,10 @@ from absl import flags
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
+from pv_vae_jax.evaluation.latent_analysis import LatentAnalysis, analyze_latents
 from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
-from pv_vae_jax.report.latents_page import LatentAnalysis, analyze_latents, write_analysis
+from pv_vae_jax.report.latents_page import write_analysis
 from pv_vae_jax.report.page import aligned, cell, short_names
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.typing import ConfigError, check_clip_shape

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BUDGET = 12 << 20  # characters of clips and pictures: the page stays below 15 MB with some room
 PANEL = 128  # pixels a side at which a small clip is easy to see
 DASH = "–"  # a number that does not exist
+Cell = tuple[str, np.ndarray, int | None]  # of a row of clips: name, clip, frames that the encoder saw
 
 
 def unavailable() -> str | None:
@@ -50,6 +51,7 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
     )
     made.filters |= {"cell": cell, "percent": percent}
     return made
@@ -73,15 +75,14 @@ def stack(rows: Sequence[tuple[str, np.ndarray]], media: Media) -> dict:
     return {"least": min(rows[0][1].shape[1], 760), "pictures": pictures}
 
 
-def clip_row(cells: Sequence[tuple[str, np.ndarray, int | None]], media: Media, label: str) -> dict:
+def clip_row(title: str, cells: Sequence[Cell], media: Media) -> dict:
     """Clips `(t, h, w, 3)` for the macro `clip_row`, in one video so that they play in step.
 
-    A cell is its name, the clip, and the number of frames that the encoder saw, which the border shows; None for an
-    original.
+    The border shows which frames the encoder saw; that of an original, which has None of them, is grey.
     """
     side = min(PANEL, max(1056 // len(cells) - 8, 64))
     video = np.concatenate([frame(fit(clip, side), borders(len(clip), seen)) for _, clip, seen in cells], axis=2)
-    names = [name for name, *_ in cells]
+    names, label = [name for name, *_ in cells], f"{title}: {', '.join(name for name, *_ in cells)}"
     # At least 84 pixels a panel: a narrow screen scrolls.
     return {"names": names, "width": video.shape[2], "least": 84 * len(cells), "media": media.video(video, label)}
 
@@ -93,11 +94,6 @@ def cell(value: object, form: str = ".4g") -> str:
     if isinstance(value, float):
         return format(value, form) if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def finite(value: float) -> float | None:
-    """A number for JSON: None for NaN and infinity."""
-    return float(value) if math.isfinite(value) else None
 
 
 def short_names(paths: Sequence[str], what: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, strip
-from pv_vae_jax.report.page import BUDGET, PANEL, chart, clip_row, stack, write_page
+from pv_vae_jax.report.page import BUDGET, PANEL, Cell, chart, clip_row, stack, write_page
 
 STRIP_FRAMES = 17  # of a clip shown frame by frame
 
@@ -31,39 +31,21 @@ CHARTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownClip:
-    """One test clip and what the VAE makes of it, all `(t, h, w, 3)` uint8.
-
-    Attributes:
-      name: its class.
-      original, reconstruction: the clip, and the decoded posterior mean.
-      predictions: dropped groups `k` -> clip.
-    """
-
-    name: str
-    original: np.ndarray
-    reconstruction: np.ndarray
-    predictions: dict[int, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
 class Pictures:
     """Everything that a run's page shows besides numbers; what does not exist stays empty.
 
     Attributes:
       curves: stage -> rows of its metrics file.
-      clips: test clips with reconstruction and predictions.
+      clips: class of each test clip, and the cells of its `clip_row`: original, reconstruction, predictions.
       clips_stage: VAE stage that made them.
-      time_factor: frames per group.
       stills: original and reconstructed pictures `(n, h, w, 3)` of the image stage.
       latents: (class, frames `(g, h, w, 3)`, principal components as colours `(g, h', w', 3)`) of some clips.
       samples: class -> generated clips and real clips, each `(n, t, h, w, 3)`.
     """
 
     curves: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
-    clips: Sequence[ShownClip] = ()
+    clips: Sequence[tuple[str, list[Cell]]] = ()
     clips_stage: str = ""
-    time_factor: int = 1
     stills: tuple[np.ndarray, np.ndarray] | None = None
     latents: Sequence[tuple[str, np.ndarray, np.ndarray]] = ()
     samples: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -96,29 +78,20 @@ def write_report(path: Path, metrics: dict, pictures: Pictures) -> None:
 
 def _clips(pictures: Pictures, media: Media) -> dict:
     """Stills, and the rows of clips and of single frames by class."""
-    found = {"stills": None, "clips": [], "strips": []}
+    stills, strips = None, []
     if pictures.stills is not None:
         rows = zip(("Original", "Reconstruction"), pictures.stills, strict=True)
-        found["stills"] = stack([(name, strip(fit(row, 96))) for name, row in rows], media)
-    cells = []
-    for clip in pictures.clips:
-        frames = len(clip.original)
-        cells.append([("Original", clip.original, None), ("Reconstruction", clip.reconstruction, frames)])
-        for k, prediction in clip.predictions.items():
-            seen = frames - k * pictures.time_factor
-            cells[-1].append((f"k = {k}: saw {seen} of {frames}", prediction, seen))
-        label = f"{clip.name}: {', '.join(name for name, *_ in cells[-1])}"
-        found["clips"].append((clip.name, clip_row(cells[-1], media, label)))
-    for clip, (original, _, *predicted) in zip(pictures.clips[:2], cells, strict=False):
-        frames = len(clip.original)
+        stills = stack([(name, strip(fit(row, 96))) for name, row in rows], media)
+    clips = [(name, clip_row(name, cells, media)) for name, cells in pictures.clips]
+    for name, (original, _, *predicted) in pictures.clips[:2]:
+        frames = len(original[1])
         index = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
         rows = [
-            (name, strip(frame(fit(c[index], 64), borders(frames, seen)[index], 3)))
-            for name, c, seen in (original, *predicted)
+            (label, fit(clip[index], 64), borders(frames, seen)[index]) for label, clip, seen in (original, *predicted)
         ]
         if predicted:
-            found["strips"].append((clip.name, stack(rows, media)))
-    return found
+            strips.append((name, stack([(label, strip(frame(shown, of, 3))) for label, shown, of in rows], media)))
+    return {"stills": stills, "clips": clips, "strips": strips}
 
 
 def prediction_lines(metrics: dict) -> list[tuple[str, list[float | None], float, float | None]]:

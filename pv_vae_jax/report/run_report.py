@@ -20,14 +20,14 @@ from tqdm import tqdm
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
-from pv_vae_jax.evaluation.latent_analysis import distance_numbers, principal_colours
+from pv_vae_jax.evaluation.latent_analysis import finite, principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.model import load
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
-from pv_vae_jax.report.page import aligned, cell, finite, percent
-from pv_vae_jax.report.run_page import Pictures, ShownClip, prediction_lines, write_report
+from pv_vae_jax.report.page import aligned, cell, percent
+from pv_vae_jax.report.run_page import Pictures, prediction_lines, write_report
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.storage import atomic, write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
@@ -225,17 +225,24 @@ def _score_stage(run: Run, stage: str, video: np.ndarray, names: Sequence[str], 
     if groups > 1:
         errors = score_prediction(*vae, video, **seeded, label=f"{stage}: prediction")
         metrics["stages"][stage]["prediction"] = _prediction_numbers(errors, [frames - k * p_t for k in range(groups)])
-    colours, distances = principal_colours(score.means), distance_numbers(score.means)
-    metrics["latents"] = {"stage": stage, "clips": len(video), "explained": colours.explained.tolist()}
-    metrics["latents"] |= {name: distances[name] for name in ("ltd_median", "ltd_curve", "ltd_chance")}
+    colours, distance = principal_colours(score.means), temporal_distance(score.means)
+    metrics["latents"] = {
+        "stage": stage,
+        "clips": len(video),
+        "explained": colours.explained.tolist(),
+        "ltd_median": distance.median if distance else None,
+        "ltd_curve": distance.curve.tolist() if distance else None,
+        "ltd_chance": distance.chance if distance else None,
+    }
     shown = video[:SHOWN_CLIPS]
     drops = sorted({int(k) for k in np.linspace(1, groups - 1, 4).round()}) if groups > 1 else []
-    predicted = {k: predict(*vae, shown, k, **seeded) for k in drops}
-    clips = zip(names, shown, decode(shown), strict=False)
-    return {
-        "clips": [ShownClip(*clip, {k: predicted[k][i] for k in drops}) for i, clip in enumerate(clips)],
+    rows = [("Original", shown, None), ("Reconstruction", decode(shown), frames)]
+    for k in drops:
+        label = f"k = {k}: saw {frames - k * p_t} of {frames}"
+        rows.append((label, predict(*vae, shown, k, **seeded), frames - k * p_t))
+    return {  # those of the last such stage are shown, which is the one that later stages use
+        "clips": [(names[i], [(label, clips[i], seen) for label, clips, seen in rows]) for i in range(len(shown))],
         "clips_stage": stage,
-        "time_factor": p_t,
         "latents": list(zip(names, shown[:, ::p_t], colours.pictures, strict=False)),
     }
 
