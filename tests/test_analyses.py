@@ -153,7 +153,8 @@ def test_vaes_whose_groups_differ_share_a_chart():
     ]
     (chart,) = _prediction(found)
     svg = chart["svg"]
-    assert svg.count("<use") == 4 + 8 and "copying ends at 0.1" in svg
+    # A marker for each value, and one for each VAE in the legend.
+    assert svg.count("<use") == 4 + 8 + 2 and "copying ends at 0.1" in svg
 
 
 def test_images_have_no_time_to_analyse(tiny):

@@ -206,8 +206,9 @@ def test_axes_enclose_the_values():
         ticks = re.findall(r'text-anchor: end;[^>]*y="([^"]*)">', svg)
         assert 2 <= len(ticks) <= 9, (low, high)
         height = float(re.search(r'viewBox="0 0 \d+ (\d+)"', svg)[1])
-        assert all(30 < y < height - 60 for y in numbers_of(svg, "y")), (low, high)
-        assert numbers_of(svg, "x")[0] < numbers_of(svg, "x")[-1] <= 400 and "e+" not in svg
+        (*points, legend), x = numbers_of(svg, "y"), numbers_of(svg, "x")
+        assert len(points) == 2 and all(30 < y < height - 60 for y in points), (low, high)
+        assert x[0] < x[1] <= 400 and max(points) < legend < height and "e+" not in svg
 
 
 def test_charts_survive_gaps_and_single_points():

@@ -87,14 +87,7 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _table(analyses: Sequence[LatentAnalysis]) -> list[str]:
-    heads = {
-        "model": "config",
-        "PSNR dB": "psnr_db",
-        "LTD": "ltd_median",
-        "LTD/chance": "ltd_over_chance",
-        "channels used": "effective_channels",
-        "motion corr.": "motion_correlation",
-        "against copying": "against_copying",
-    }
-    rows = [(a.name, *(cell(a.numbers[key]) for key in heads.values())) for a in analyses]
-    return aligned([("", *heads), *rows])
+    heads = ("", "model", "PSNR dB", "LTD", "LTD/chance", "channels used", "motion corr.", "against copying")
+    keys = ("config", "psnr_db", "ltd_median", "ltd_over_chance", "effective_channels", "motion_correlation")
+    rows = [(a.name, *(cell(a.numbers[key]) for key in (*keys, "against_copying"))) for a in analyses]
+    return aligned([heads, *rows])

@@ -105,21 +105,16 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 def _compare_sets(values: flags.FlagValues) -> None:
     """Compare `--real` and `--fake`, print a table, write the scores with their protocol."""
     lpips = lpips_files(values)
-    for wrong, message in (
-        (not (values.real and values.fake), "comparing sets needs both --real and --fake"),
-        (
-            values.features == "i3d" and not values.weights,
-            "I3D's weights are not part of this library: name their file with --weights, or leave --features=own",
-        ),
-        (bool(values.c3d) != bool(values.c3d_mean), "the inception score needs both --c3d and --c3d_mean"),
-        (lpips and not values.paired, "--lpips compares pairs: add --paired"),
-        (
-            values.splits and not values.c3d,
-            "--splits applies to the inception score, and it takes --c3d and --c3d_mean: add them",
-        ),
-    ):
-        if wrong:
-            raise ConfigError(message)
+    if not (values.real and values.fake):
+        raise ConfigError("comparing sets needs both --real and --fake")
+    if values.features == "i3d" and not values.weights:
+        raise ConfigError("I3D's weights are not included: name their file with --weights, or leave --features=own")
+    if bool(values.c3d) != bool(values.c3d_mean):
+        raise ConfigError("the inception score needs both --c3d and --c3d_mean")
+    if lpips and not values.paired:
+        raise ConfigError("--lpips compares pairs: add --paired")
+    if values.splits and not values.c3d:
+        raise ConfigError("--splits applies to the inception score, and it takes --c3d and --c3d_mean: add them")
     if values.out:
         make_writable(Path(values.out).parent)
     protocol = PROTOCOLS[values.protocol].changed(frames=values.frames, clips=values.clips, paired=values.paired)
@@ -135,10 +130,8 @@ def _compare_sets(values: flags.FlagValues) -> None:
     fake = open_clips(values.fake, protocol.fake_window(), **reading)
     scores = []
     if values.paired:
-        perceptual, perceptual_network = lpips_distance(*lpips) if lpips else (None, None)
-        scores += compare_pairs(
-            real, fake, protocol, perceptual=perceptual, perceptual_network=perceptual_network, **seeded
-        )
+        distance, named = lpips_distance(*lpips) if lpips else (None, None)
+        scores += compare_pairs(real, fake, protocol, perceptual=distance, perceptual_network=named, **seeded)
     resamples = 40 if values.intervals else 0
     scores += compare_sets(real, fake, network, protocol, paired=values.paired, resamples=resamples, **batched)
     if values.c3d:

@@ -138,12 +138,11 @@ def _draw(axes: Axes, curves: Sequence[Series], log: bool) -> tuple[list[Line2D]
     lines, count = [], len(curves)
     for i, s in enumerate(curves):
         marker = "o" if len(s.x) <= MARKER_POINTS and s.style != "dashed" else ""
+        size = 7 if s.style == "points" or len(s.x) == 1 else 5
         # Earlier curves are wider, so that one that lies under another still shows on both sides.
-        look = {"marker": marker, "markersize": 5, "linewidth": 2 + (1.2 * (count - 1 - i) if count <= 6 else 0)}
-        if s.style == "points" or len(s.x) == 1:
-            look["markersize"] = 7
-        look["linestyle"] = {"points": "none", "dashed": "--"}.get(s.style, "-")
-        lines += axes.plot(s.x, s.y, clip_on=False, **look)
+        width = 2 + (1.2 * (count - 1 - i) if count <= 6 else 0)
+        line = {"points": "none", "dashed": "--", "line": "-"}[s.style]
+        lines += axes.plot(s.x, s.y, ls=line, lw=width, marker=marker, markersize=size, clip_on=False)
         if len(s.low):
             axes.fill_between(s.x, s.low, s.high, color=lines[-1].get_color(), alpha=0.15, linewidth=0, clip_on=False)
     xs = np.unique(np.concatenate([s.x for s in curves]))
@@ -273,9 +272,8 @@ def frame(video: np.ndarray, colour: tuple[int, int, int] | np.ndarray, width: i
 
 def borders(frames: int, observed: int | None) -> np.ndarray:
     """`(frames, 3)` colours of the border: seen by the encoder, then predicted; grey if `observed` is None."""
-    if observed is None:
-        return np.array([PLAIN] * frames)
-    return np.array([SEEN if t < observed else PREDICTED for t in range(frames)])
+    later = PLAIN if observed is None else PREDICTED
+    return np.array([SEEN if t < (observed or 0) else later for t in range(frames)])
 
 
 def strip(pictures: np.ndarray) -> np.ndarray:

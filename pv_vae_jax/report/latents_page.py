@@ -48,8 +48,8 @@ def _time(analyses: Sequence[LatentAnalysis]) -> list[dict]:
 
 
 def _spectra(numbers: Sequence[tuple[str, dict]]) -> list[dict]:
-    shares = [(name, np.maximum(n["channel_shares"], 1e-12)) for name, n in numbers]
-    channels = [Series(name, range(1, len(share) + 1), share) for name, share in shares]
+    shares = {name: np.maximum(n["channel_shares"], 1e-12) for name, n in numbers}
+    channels = [Series(name, range(1, len(share) + 1), share) for name, share in shares.items()]
     space = [Series(name, n["power"]["spatial"], n["power"]["by_space"]) for name, n in numbers]
     time = [Series(name, n["power"]["temporal"], n["power"]["by_time"]) for name, n in numbers]
     return [

@@ -96,7 +96,7 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     make_writable(out.parent)
     runs = _open(workdirs)
     first = next(iter(runs.values()))
-    video = read_test_clips(first)
+    video, *_ = read_test_clips(first)
     metrics = {name: _read_json(run.workdir / "report" / "metrics.json") for name, run in runs.items()}
     for name, tree in metrics.items():
         if not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict) or "model" not in tree:

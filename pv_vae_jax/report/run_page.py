@@ -109,11 +109,8 @@ def _prediction(metrics: dict) -> dict:
     """The lines, names of the `k`, and a chart of both."""
     lines = prediction_lines(metrics)
     groups = [f"k = {k}" for k in range(len(lines[0][1]))] if lines else []
-    styles = ["line"] * (len(lines) - 2) + ["dashed"] * 2
-    series = [
-        Series(name, range(1, len(values)), values[1:], style)
-        for (name, values, *_), style in zip(lines, styles, strict=False)
-    ]
+    style = lambda name: "dashed" if name in ("copying", "extrapolation") else "line"  # noqa: E731
+    series = [Series(name, range(1, len(values)), values[1:], style(name)) for name, values, *_ in lines]
     errors = chart("Squared error on dropped frames", series, x_label="dropped groups k")
     return {"lines": lines, "groups": groups, "errors": errors}
 
@@ -124,11 +121,9 @@ def _samples(pictures: Pictures, media: Media) -> dict[str, list[tuple[str, dict
     for name, sets in pictures.samples.items():
         found[name] = []
         for title, clips in zip(("Generated", "Real"), sets, strict=True):
-            shown = {"missing": "No clip of this class."}
-            if len(clips):
-                video = np.concatenate([frame(c, PLAIN, 2) for c in fit(clips, PANEL)], axis=2)
-                shown = media.video(video, f"{title} clips of {name}, {len(clips)} side by side")
-            found[name].append((title, shown))
+            row = [frame(clip, PLAIN, 2) for clip in fit(clips, PANEL)]
+            label = f"{title} clips of {name}, {len(clips)} side by side"
+            found[name].append((title, media.video(np.concatenate(row, axis=2), label) if row else None))
     return found
 
 

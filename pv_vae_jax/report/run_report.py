@@ -65,19 +65,10 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
             f"no VAE stage of {run.workdir} is finished, so there is nothing to evaluate: run the command that began "
             "it again, pv-vae train continues where it stopped"
         )
-    source, split, notes = _open_test_clips(run, clips)
-    video, names = read_every_clip(source, clips or run.experiment.data.test_clips)
-    skipped = left_out(source)
-    if clips and len(video) < clips:
-        notes.append(f"{clips} clips were requested, the {split} split has {len(video)}.")
+    video, names, facts, notes = read_test_clips(run, clips)
+    metrics = _describe(run, facts) | {"notes": notes, "stages": {}}
     unfinished = [stage for stage in STAGES if run.steps(stage) and not run.finished(stage)]
-    metrics = _describe(run, split, len(video)) | {
-        "notes": notes + skipped,
-        "missing": [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished],
-        "stages": {},
-    }
-    if skipped:
-        metrics["protocol"]["left_out"] = skipped[0]
+    metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
     curves = {stage: run.folder(stage) / "metrics.jsonl" for stage in STAGES}
     shown: dict[str, Any] = {"curves": {stage: read_metrics(path) for stage, path in curves.items() if path.exists()}}
     for stage in vae_stages:
@@ -116,23 +107,30 @@ def _report_folder(run: Run, count: int, clips: int | None, sampled: int | None)
     return run.workdir / name
 
 
-def read_test_clips(run: Run) -> np.ndarray:
-    """The clips that a run is measured on, `(n, t, h, w, 3)` uint8."""
-    source, _, _ = _open_test_clips(run, None)
-    video, _ = read_every_clip(source, run.experiment.data.test_clips)
-    return video
+def read_test_clips(run: Run, clips: int | None = None) -> tuple[np.ndarray, list[str], dict, list[str]]:
+    """The first `clips` test clips of a run, by default as many as its configuration says.
 
-
-def _open_test_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:
-    """`(source, split, notes)`: test clips, or training clips where the data holds out none."""
+    Returns:
+      The clips `(n, t, h, w, 3)` uint8, the class of each, what the protocol says of them, and notes for the reader.
+      The split is `train` where the data holds out no clips.
+    """
+    data, split, notes = run.experiment.data, "test", []
     if clips:
-        data = dataclasses.replace(run.experiment.data, test_clips=clips)
+        data = dataclasses.replace(data, test_clips=clips)
         run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=data))
     try:
-        return run.source("test", random=False), "test", []
+        source = run.source("test", random=False)
     except NoVideosError as error:
-        source = run.source("train", random=False)
-        return source, "train", [f"Scored on training clips, which flatters every number: {error}."]
+        source, split = run.source("train", random=False), "train"
+        notes.append(f"Scored on training clips, which flatters every number: {error}.")
+    video, names = read_every_clip(source, data.test_clips)
+    if clips and len(video) < clips:
+        notes.append(f"{clips} clips were requested, the {split} split has {len(video)}.")
+    skipped = left_out(source)
+    facts = {"split": split, "clips": len(video)}
+    if skipped:
+        facts["left_out"] = skipped[0]
+    return video, names, facts, notes + skipped
 
 
 def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[str]]:
@@ -163,12 +161,11 @@ def left_out(source: VideoSource) -> list[str]:
     return [f"Left out: {lost}."]
 
 
-def _describe(run: Run, split: str, clips: int) -> dict:
+def _describe(run: Run, clips: dict) -> dict:
     """What was measured, how and where."""
     experiment, data = run.experiment, run.experiment.data
     synthetic = families_of(data.source) is not None
     kinds = Counter(device.device_kind for device in jax.devices())
-    gaussian = experiment.vae.pad == "gaussian"
     return {
         "experiment": experiment.name,
         "model": experiment.vae.name,
@@ -177,18 +174,14 @@ def _describe(run: Run, split: str, clips: int) -> dict:
         "versions": versions() | {"python": platform.python_version()},
         "parameters": {},
         "protocol": {
-            "source": data.source,
-            "split": split,
-            "clips": clips,
-            "frames": data.frames,
-            "size": data.size,
-            "stride": data.stride,
+            **{key: getattr(data, key) for key in ("source", "frames", "size", "stride")},
+            **clips,
             "crop": "none, drawn at this size" if synthetic else "short side resized by area, centre square",
             "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
             "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
             "reconstruction": "decoded posterior mean",
             "prediction": "gaussian padding and posterior sample drawn with the seed"
-            if gaussian
+            if experiment.vae.pad == "gaussian"
             else "posterior mean, learned padding",
             "psnr": "per frame, at most 100 dB, mean over frames, then clips",
             "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
