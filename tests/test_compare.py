@@ -157,7 +157,7 @@ def test_what_does_not_compare_is_refused(runs, tmp_path, capsys):
     out = ("--out", tmp_path / "file" / "x.html")
     for call in (("evaluate", "none", "other"), ("evaluate", "--real=none", "--fake=none"), ("analyze", "none")):
         line = fails(*call, *out)  # told before anything is read or computed
-        assert "cannot write into" in line and "name another --out" in line
+        assert "cannot write into" in line and "choose another --out" in line
     assert run_command(probes, "probes", ["none", *map(str, out)]) in (1, 2)
     assert "cannot write into" in capsys.readouterr().err
     path = runs / "b" / "config.json"
