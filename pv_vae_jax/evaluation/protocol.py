@@ -56,9 +56,9 @@ class MetricProtocol:
         return Window(self.frames)
 
     def changed(self, *, paired: bool = False, **numbers: int | None) -> MetricProtocol:
-        """This protocol with other `frames` or `clips`, which its name then tells, since it is another one.
+        """This protocol with other `frames` or `clips`, which makes it another one: its name says what changed.
 
-        A `paired` reconstruction has its clip's own frames: both start at the first, with stride 1.
+        A `paired` reconstruction has the frames of its clip: both start at the first, with stride 1.
         """
         new = {key: n for key, n in numbers.items() if n is not None and n != getattr(self, key)}
         fields: dict = dict(new)

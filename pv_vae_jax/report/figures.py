@@ -201,8 +201,7 @@ def _thinned(series: Series) -> Series:
 
 
 def _last(series: Series) -> str:
-    y = np.asarray(series.y)
-    return number(y[np.isfinite(y)][-1])
+    return number(series.y[np.isfinite(series.y)][-1])
 
 
 def number(value: float) -> str:

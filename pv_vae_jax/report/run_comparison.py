@@ -114,8 +114,7 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
         compared.append(EvaluatedRun(name, metrics[name], curves, named, *_decode(run, video[:SHOWN]), by_class))
     data = first.experiment.data
     real = f"{data.source}, {data.frames} frames of {data.size} x {data.size}"
-    if count:
-        real += f"; generated clips against {count} test clips"
+    real += f"; generated clips against {count} test clips" if count else ""
     write_json(out.with_suffix(".json"), _numbers(compared, real))
     write_comparison(out, compared, video[:SHOWN], real)
     print("\n".join(_summary(compared)))
