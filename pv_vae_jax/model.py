@@ -161,7 +161,7 @@ class Model:
           Video clamped to [-1, 1]; NaN where a pixel is not finite.
         """
         labels = checked_labels(self, labels, guidance)
-        index = jnp.arange(len(labels)) if index is None else jnp.asarray(index)
+        index = np.arange(len(labels)) if index is None else jnp.asarray(index)  # NumPy's needs no program
         if index.shape != labels.shape:
             raise ShapeError(f"expected an index for each of the {len(labels)} labels, got shape {index.shape}")
         return _sample(self.vae, steps, guidance, self.vae_params, self.diffusion, key, index, labels)
