@@ -69,12 +69,11 @@ def table() -> list[tuple[str, int, int | None, str]]:
 
 def main() -> int:
     """Print the table; the exit status is 1 if a bar is exceeded."""
-    exceeded = False
-    for what, size, bar, where in table():
+    found = table()
+    for what, size, bar, where in found:
         over = bar is not None and size > bar
-        exceeded |= over
         print(f"{what:32}{size:>8,}{f'{bar:,}' if bar else '-':>8}  {'OVER' if over else 'ok':4}  {where}")
-    return int(exceeded)
+    return int(any(bar is not None and size > bar for _, size, bar, _ in found))
 
 
 if __name__ == "__main__":

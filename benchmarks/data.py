@@ -188,16 +188,13 @@ def run(settings: Settings) -> dict:
             listing = SplitIndex("folder", ("all",), tuple(VideoEntry(path, path.name) for path in files))
             prepare_split(listing, folder / "out" / "train", ClipSettings())
             clip = dict(frames=FRAMES, crop="random")
-            records, latents = (
-                open_source(folder / "out", size=settings.side, **clip),
-                latents_of(folder / "latents", settings.side),
-            )
+            records = open_source(folder / "out", size=settings.side, **clip)
+            latents = latents_of(folder / "latents", settings.side)
             ways = {"PyAV": over(files, plain_pyav), "read_video": over(files, lambda path: len(read_video(path)))}
             if decord := decord_reader():
                 ways["decord"] = over(files, decord)
-            ways["files"] = clips_of(
-                ClipSource(VideoFiles(files[0].parent, "train", listing, size=settings.side), **clip)
-            )
+            reader = VideoFiles(files[0].parent, "train", listing, size=settings.side)
+            ways["files"] = clips_of(ClipSource(reader, **clip))
             ways["records"] = clips_of(records)
             ways["records, PyAV"] = plain_records(records)
             ways["latents"] = records_of(latents)

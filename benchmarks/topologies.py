@@ -54,12 +54,12 @@ def rows() -> list[Row]:
         Row("diffusion", 256, "v5e:4x4", {"fsdp": 16}, 64),
         Row("image", 256, "v5e:4x4", {"fsdp": 16}, 16),
         Row("decoder", 256, "v5e:4x4", {"fsdp": 16}, 16),
+        Row("video", 256, "v5e:2x4", {"fsdp": 8}, 8),
+        Row("video", 256, "v5e:4x4", {"data": 16}, 16),
+        Row("diffusion", 256, "v5e:4x4", {"data": 16}, 64),
+        Row("diffusion", 256, "v5e:4x4", {"fsdp": 8, "tensor": 2}, 64),
+        Row("diffusion", 256, "v5e:4x4", {"fsdp": 4, "context": 4}, 64),
     ]
-    found.append(Row("video", 256, "v5e:2x4", {"fsdp": 8}, 8))
-    found.append(Row("video", 256, "v5e:4x4", {"data": 16}, 16))
-    found.append(Row("diffusion", 256, "v5e:4x4", {"data": 16}, 64))
-    found.append(Row("diffusion", 256, "v5e:4x4", {"fsdp": 8, "tensor": 2}, 64))
-    found.append(Row("diffusion", 256, "v5e:4x4", {"fsdp": 4, "context": 4}, 64))
     larger = {"v5p:2x2x1": 4, "v6e:2x4": 8, "v5p:4x4x4": 64, "v5e:16x16": 256, "v6e:16x16": 256}
     for topology, chips in larger.items():
         found.append(Row("video", 256, topology, {"fsdp": chips}, chips))

@@ -119,7 +119,7 @@ class Model:
 
     def decode(self, latents: Latents, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
         """Latents `(b, g, h, w, z)` to float32 video, about [-1, 1] and not clamped; `chunk` as for `encode`."""
-        _check_not_empty("latents", latents)
+        _check_not_empty("latents", latents := _array(latents))
         return _decode(self.vae, chunk, self.vae_params, latents)
 
     def reconstruct(self, video: Video, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
@@ -161,7 +161,7 @@ class Model:
           Video clamped to [-1, 1]; NaN where a pixel is not finite.
         """
         labels = checked_labels(self, labels, guidance)
-        index = np.arange(len(labels)) if index is None else jnp.asarray(index)  # NumPy's needs no program
+        index = np.arange(len(labels)) if index is None else _array(index)
         if index.shape != labels.shape:
             raise ShapeError(f"expected an index for each of the {len(labels)} labels, got shape {index.shape}")
         return _sample(self.vae, steps, guidance, self.vae_params, self.diffusion, key, index, labels)
@@ -222,10 +222,14 @@ def _sample(
     return jnp.where(jnp.isfinite(video), jnp.clip(video, -1.0, 1.0), jnp.nan)
 
 
+def _array(x: Any) -> Any:
+    """An array where it is, on a device or traced, and anything else as one on the host."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
 def _checked_video(vae: VAE, video: Any) -> Any:
     """`video` as an array, after its shape, type and, where they are known, its values were checked."""
-    video = video if isinstance(video, jax.Array) else np.asarray(video)
-    config = vae.config
+    video, config = _array(video), vae.config
     if video.ndim != 5 or video.shape[-1] != 3:
         one_clip = video.ndim == 4 and video.shape[-1] == 3
         advice = "add a batch axis, video[None]" if one_clip else "move its axes into this order"
@@ -268,7 +272,7 @@ def checked_labels(model: Model, labels: ArrayLike, guidance: float = 1.0) -> Ar
     if model.diffusion is None:
         raise ValueError("this model has no diffusion transformer: load one whose stage diffusion is finished")
     classes = model.diffusion.model.config.classes
-    labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    labels = _array(labels)
     if labels.ndim != 1 or not len(labels):
         raise ShapeError(f"expected labels (n,), at least one, got shape {labels.shape}: pass one label a clip")
     if not classes and guidance != 1.0:

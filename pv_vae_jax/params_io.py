@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pv_vae_jax.storage import atomic, file_hash
-from pv_vae_jax.typing import Params, WeightsError
+from pv_vae_jax.typing import Params, WeightsError, tensor_faults
 
 # One sharding for all parameters, or a function from the tree of their shapes to a tree of shardings.
 Placement = Sharding | Callable[[Params], Any]
@@ -75,7 +75,7 @@ def read_params(
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}. Copy the file again") from error
-    faults = _misfits(wanted, shapes, strict)
+    faults = tensor_faults(shapes, _shapes(wanted), strict=strict)
     values = {}
     for name in sorted(shapes.keys() & wanted.keys()):
         with safe_open(path, "numpy") as file:  # anew each time: what was read of an open file stays in memory
@@ -129,7 +129,7 @@ def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         try:
             stored: dict[str, Any] = flatten_dict(reader.metadata(place).tree[weights], sep="/")
-            faults = _misfits(wanted, {name: tuple(leaf.shape) for name, leaf in stored.items()}, strict=False)
+            faults = tensor_faults(_shapes(stored), _shapes(wanted), strict=False)
             args = ocp.args.PyTreeRestore(item=item, partial_restore=True, restore_args=to_numpy)
             tree = {} if faults else reader.restore(place, args=args)[weights]
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
@@ -146,15 +146,8 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _misfits(wanted: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], strict: bool) -> list[str]:
-    """What keeps stored tensors of these `shapes` from being those that are `wanted`, a clause each."""
-    faults = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
-    faults += [f"left over {name}" for name in sorted(shapes.keys() - wanted.keys()) if strict]
-    return faults + [
-        f"{name} has shape {shapes[name]}, expected {wanted[name].shape}"
-        for name in sorted(shapes.keys() & wanted.keys())
-        if shapes[name] != wanted[name].shape
-    ]
+def _shapes(flat: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
 def ignore_abandoned_reads() -> None:

@@ -6,7 +6,7 @@ channels, `g` latent frames (groups), `k` dropped groups, `n` tokens, `d` width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -84,6 +84,22 @@ def check_choices(config: Any, **choices: Iterable[str]) -> None:
     for name, values in choices.items():
         if getattr(config, name) not in values:
             raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {getattr(config, name)!r}")
+
+
+def tensor_faults(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, strict: bool = True
+) -> list[str]:
+    """What keeps tensors from being those that are expected, a clause each; both by name, as shapes.
+
+    With `strict`, tensors that are not expected are faults too.
+    """
+    faults = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"left over {name} {found[name]}" for name in sorted(found.keys() - expected.keys()) if strict]
+    return faults + [
+        f"{name} has shape {found[name]}, expected {expected[name]}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
+    ]
 
 
 def check_latent_shape(shape: tuple[int, ...], channels: int) -> None:

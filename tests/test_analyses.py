@@ -7,10 +7,11 @@ import pytest
 
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_flow, tracks, visible_layer
+from pv_vae_jax.data.synthetic_motion import exact_flow, visible_layer
 from pv_vae_jax.evaluation.latent_analysis import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
 from pv_vae_jax.model import Model, save
 from pv_vae_jax.report.latents_page import LatentAnalysis, _prediction, analyze_latents, write_analysis
+from tests.motion_fixture import tracks
 
 RNG = np.random.default_rng(0)
 

@@ -387,7 +387,7 @@ def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys, place):
 
 def test_one_stage_alone(tmp_path, tiny_experiment):
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run")
-    assert "stage video starts from stage image, which is not finished" in fails(*call, "--stage=video")
+    assert "stage video starts from stage image: train that to its end first" in fails(*call, "--stage=video")
     assert "no VAE stage of" in fails(*call, "--stage=latents")
     assert "--stage" in fails(*call, "--stage=vidio", status=2)
     changed = (*call[:4], tmp_path / "other", "--config.video.steps=0", "--config.diffusion.steps=0")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pv_vae_jax.convert.pickles import UnsafePickleError, read_pickle
+from pv_vae_jax.convert.pickles import UnsafePickleError
 from pv_vae_jax.data import datasets
 from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.datasets import imagenet, kinetics400, read_cameras, realestate10k, ucf101
@@ -22,7 +22,8 @@ from pv_vae_jax.data.video_reading import BrokenVideoError
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.stages import build_stage
-from studies.probes import datasets as probes
+from studies.probes import published as probes
+from studies.probes.pickled_arrays import read_pickle
 from tests.video_fixture import encode, waves
 
 image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install -e '.[video]'")

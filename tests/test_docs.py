@@ -47,10 +47,11 @@ COMMAND_LINES = [
     for block in blocks(page, "sh")
     for line in lines_of(block)
 ]
+# Commands of this repository beside `pv-vae`, run with `python -m`.
+LAB = ("studies", "studies.ablation", "studies.probes", "studies.features", "benchmarks")
 # Commands within a sentence; words in capitals stand for something.
-INLINE = sorted(
-    {code for page in PAGES for code in re.findall(r"`(pv-vae [a-z]+ -[^`]*|python launch [^`]*)`", page.read_text())}
-)
+SENTENCE = r"`(pv-vae [a-z]+ -[^`]*|python -m (?:studies|benchmarks)[.a-z]* -[^`]*|python launch [^`]*)`"
+INLINE = sorted({code for page in PAGES for code in re.findall(SENTENCE, page.read_text())})
 
 
 # Commands.
@@ -61,13 +62,13 @@ def check_make(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def check_pv_vae(words: list[str], complete: bool = True) -> None:
+def check_command(words: list[str], complete: bool = True) -> None:
     """The command's own parser takes the flags, and the configuration the overrides."""
     import importlib
 
     name, *rest = words
-    assert name in COMMANDS, name
-    module = importlib.import_module(f"pv_vae_jax.cli.{name}")
+    assert name in COMMANDS or name in LAB, name
+    module = importlib.import_module(f"{name}.__main__" if name in LAB else f"pv_vae_jax.cli.{name}")
     values = flags.FlagValues()
     values.set_gnu_getopt()
     module.define_flags(values)
@@ -82,18 +83,18 @@ def check_pv_vae(words: list[str], complete: bool = True) -> None:
         from pv_vae_jax.models.vae import VAEConfig
 
         override(VAEConfig.wan22(), overrides)
-    elif name == "bench":
+    elif name == "benchmarks":
         from benchmarks.__main__ import find_bench
 
         if overrides:
             override(find_bench(rest[0]).Settings(), overrides)
-    elif name == "features":
+    elif name == "studies.features":
         from pv_vae_jax.train.config_files import run_config
         from studies.features.training import FeatureTraining
 
         given = values.config if complete else None
         override(run_config(ROOT / given, FeatureTraining) if given else FeatureTraining(), overrides)
-    elif name == "study":
+    elif name == "studies.ablation":
         if complete and values.config:
             load_study(ROOT / values.config)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
@@ -109,8 +110,8 @@ def check_launch(words: list[str]) -> None:
     backend, argv = ("local", words[1:]) if words[0] == "launch/local.py" else (words[1], words[2:])
     module, experiments = importlib.import_module(backend), []
 
-    def parse(*arguments):
-        found = original(*arguments)
+    def parse(*arguments, **least):
+        found = original(*arguments, **least)
         experiments.append(found[0])
         return found
 
@@ -122,7 +123,7 @@ def check_launch(words: list[str]) -> None:
         module.parse = original
     assert "--workdir" in out.getvalue()
     for run in experiments[0].runs():
-        check_pv_vae(list(run.arguments[2:]))
+        check_command(list(run.arguments[2:]))
         check_batches(run.arguments, devices(words))
 
 
@@ -178,9 +179,12 @@ def check(line: str) -> None:
     if program == "make":
         check_make(rest)
     elif program == "pv-vae":
-        check_pv_vae(rest)
+        check_command(rest)
     elif program == "pip":
         check_pip(rest)
+    elif program == "python" and rest[0] == "-m" and rest[1] in LAB:
+        if rest[1] != "studies":  # lists them
+            check_command(rest[1:])
     elif program == "python" and rest[0] in ("launch", "launch/local.py"):
         check_launch(rest)
     else:
@@ -198,7 +202,9 @@ def test_every_command_of_the_documents_would_run(line):
 def test_commands_within_sentences_have_flags_that_exist(code):
     words = shlex.split(code)
     if words[0] == "pv-vae":
-        check_pv_vae(words[1:], complete=False)
+        check_command(words[1:], complete=False)
+    elif words[1] == "-m":
+        check_command(words[2:], complete=False)
     elif not re.search(r"\b[A-Z]{3,}\b", code) and "--config" in code:
         check_launch(words[1:])
     else:

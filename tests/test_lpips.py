@@ -127,15 +127,17 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(WeightsError) as error:
         lpips_params("alexnet", tensors, {})
     for fault in (
-        "features.3.bias (192,) is missing",
-        "of shape (64, 1, 11, 11)",
-        "head lin4.model.1.weight of shape (256,)",
+        "missing features.3.bias (192,)",
+        "features.0.weight has shape (64, 1, 11, 11), expected (64, 3, 11, 11)",
+        "missing lin4.model.1.weight (256,)",
     ):
         assert fault in str(error.value)
     heads = {f"lin{i}.model.1.weight": np.full(w, 0.5) for i, w in enumerate(convolutions("alexnet")[1])}
-    heads["lin2.model.1.weight"][3], tensors = np.nan, seeded("alexnet")
+    heads["lin1.model.1.weight"][3], heads["lin2.model.1.weight"][3], tensors = np.nan, -1.0, seeded("alexnet")
     tensors["features.6.bias"][0] = np.inf
-    with pytest.raises(WeightsError, match=r"features.6.bias is not finite\n  head lin2.* must not be negative"):
+    with pytest.raises(
+        WeightsError, match=r"features.6.bias .*\n  lin1.* is not finite\n  lin2.* must not be negative"
+    ):
         lpips_params("alexnet", tensors, heads)
     with pytest.raises(FileNotFoundError):
         read_lpips("alexnet", tmp_path / "none.pth", tmp_path / "none.npz")

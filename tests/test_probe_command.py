@@ -9,15 +9,28 @@ import pytest
 
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_paths
 from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from studies.linear_probe import class_accuracy
-from studies.probes.datasets import Sintel, Tracks
-from studies.probes.probe_sets import area, bilinear, davis_clips, full_flow_error, sintel_windows, small_flow
-from studies.probes.probing import NOISE, TRUTH, follow
+from studies.probes import __main__ as command
+from studies.probes.published import (
+    Sintel,
+    Tracks,
+    area,
+    bilinear,
+    davis_clips,
+    full_flow_error,
+    sintel_windows,
+    small_flow,
+)
+from studies.probes.tables import NOISE, TRUTH, exact_paths
+from studies.probes.tracking import track_points
 
 RNG = np.random.default_rng(0)
+
+
+def probe_command(arguments):
+    return run_command(command, "python -m studies.probes", arguments)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +84,7 @@ def test_the_truth_scores_at_zero_and_noise_at_chance(tiny, tmp_path, capsys):
     save(tmp_path / "vae", Model(*tiny[:2]))
     out = tmp_path / "scores.json"
     call = [str(tmp_path / "vae"), "--frames=5", "--size=16", "--clips=192", "--test_clips=32", "--steps=4"]
-    assert run_command("probe", [*call, "--out", str(out)]) == 0
+    assert probe_command([*call, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     tree = json.loads(out.read_text())
     assert (tree["layer"], tree["frames"], tree["size"]) == (None, 5, 16)
@@ -89,7 +102,7 @@ def test_the_truth_scores_at_zero_and_noise_at_chance(tiny, tmp_path, capsys):
 def test_published_data_is_probed(model, sintel, davis, tmp_path):
     out = tmp_path / "scores.json"
     call = [str(model), "--clips=16", "--test_clips=4", "--steps=2", "--batch_size=4", "--out", str(out)]
-    assert run_command("probe", [*call, "--sintel", str(sintel), "--davis", str(davis)]) == 0
+    assert probe_command([*call, "--sintel", str(sintel), "--davis", str(davis)]) == 0
     tree = json.loads(out.read_text())
     assert (tree["layer"], tree["frames"], tree["size"]) == (2, 5, 16)
     names = ["VAE latents", "transformer, layer 2", "transformer, untrained", TRUTH, NOISE, "nothing moves"]
@@ -111,7 +124,7 @@ def test_what_cannot_be_probed_is_refused(model, tiny, tmp_path, capsys):
         ([str(tmp_path / "vae"), "--layer=2"], "no diffusion transformer"),
         ([str(model), "--davis", str(tmp_path / "no.pkl")], "is missing"),
     ):
-        assert run_command("probe", wrong) in (1, 2)
+        assert probe_command(wrong) in (1, 2)
         assert message in capsys.readouterr().err
 
 
@@ -131,7 +144,7 @@ def test_points_follow_drawn_paths():
     paths[1, ..., 0], paths[2, ..., 1], paths[2, :, 2:, 2] = 1.5, np.arange(4)[:, None], 5.0
     paths[..., 2] -= 1
     query = np.array([[0.5, 0.5], [3.5, 2.0]])
-    path, hidden = follow(paths, query)
+    path, hidden = track_points(paths, query)
     np.testing.assert_allclose(path[0], [[0.5, 0.5], [2.0, 0.5], [0.5, 0.5]])
     np.testing.assert_allclose(path[1], [[3.5, 2.0], [5.0, 2.0], [3.5, 3.5]])
     np.testing.assert_array_equal(hidden, [[False, False, False], [False, False, True]])

@@ -10,20 +10,13 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.data.synthetic import SyntheticVideos
-from pv_vae_jax.data.synthetic_motion import exact_flow, tracks
+from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.models.latte import Latte, LatteConfig
-from studies.probes.probe_metrics import endpoint_error, tapvid, tracking_auc
-from studies.probes.probes import (
-    DenseHead,
-    ProbeTraining,
-    diffusion_features,
-    fold,
-    length,
-    squared,
-    track_by_likeness,
-    train_probe,
-    unfold,
-)
+from studies.probes.features import diffusion_features
+from studies.probes.heads import DenseHead, ProbeTraining, endpoint_loss, fold, squared, train_probe, unfold
+from studies.probes.metrics import endpoint_error, tapvid, tracking_auc
+from studies.probes.tracking import track_by_similarity
+from tests.motion_fixture import tracks
 
 SIZE, FRAMES, CELL = 16, 5, 2
 
@@ -38,7 +31,7 @@ def world():
 
 def flow_error(features, flow):
     head = DenseHead(2, 4, CELL, width=32)
-    probe = train_probe(head, features[:32], flow[:32], length, ProbeTraining(steps=48))
+    probe = train_probe(head, features[:32], flow[:32], endpoint_loss, ProbeTraining(steps=48))
     return endpoint_error(probe(features[32:])[:, : FRAMES - 1], flow[32:])
 
 
@@ -128,7 +121,7 @@ def test_tapvid_numbers_are_those_of_the_official_function(mode):
         assert found[name] == pytest.approx(np.ravel(value)[0], abs=1e-12), name
 
 
-def test_likeness_follows_points_whose_features_are_their_own():
+def test_similarity_follows_points_whose_features_are_their_own():
     """Features that name the material point are followed to half a cell; noise is not."""
     size, frames = 64, 5
     source = SyntheticVideos(4, frames, size, seed=3)
@@ -138,14 +131,14 @@ def test_likeness_follows_points_whose_features_are_their_own():
         path, occluded = tracks(scene, size, 12, np.random.default_rng(i))
         features = np.random.default_rng(i).normal(size=(frames, 32, 32, 24))
         static.append(tracking_auc(np.repeat(path[:, :1], frames, axis=1) * 4, path * 4, occluded))
-        blind.append(tracking_auc(track_by_likeness(features, path[:, 0], size) * 4, path * 4, occluded))
+        blind.append(tracking_auc(track_by_similarity(features, path[:, 0], size) * 4, path * 4, occluded))
         mark = np.random.default_rng(99).normal(size=(len(path), 24))
         for t in range(frames):
             cell = np.clip((path[:, t] / 2).astype(int), 0, 31)
             for place, own, hidden in zip(cell, mark, occluded[:, t], strict=True):
                 if not hidden:
                     features[t, place[1], place[0]] = own
-        found = track_by_likeness(features, path[:, 0], size, radius=0)
+        found = track_by_similarity(features, path[:, 0], size, radius=0)
         known.append(tracking_auc(found * 4, path * 4, occluded))
     print(f"AUC: known points {np.mean(known):.2f}, noise {np.mean(blind):.2f}, static {np.mean(static):.2f}")
     assert np.mean(known) > 0.5 and np.mean(blind) < 0.15 and np.mean(known) > np.mean(static)

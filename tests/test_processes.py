@@ -217,7 +217,7 @@ def test_processes_that_do_not_fit_together_are_refused(monkeypatch):
         with pytest.raises(ValueError, match="give all of --coordinator"):
             start_processes(*given)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is a number, got 'two'"):
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be a number, got 'two'"):
         start_processes("localhost:1")
 
 

@@ -14,7 +14,7 @@ from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
 from pv_vae_jax.evaluation.comparison import check_sets, compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.distances import frechet_distance
-from pv_vae_jax.evaluation.moments import FeatureError
+from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
 from pv_vae_jax.evaluation.networks.feature_net import FeatureNet, FeatureNetConfig, save_features
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, name_of

@@ -10,7 +10,8 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from pv_vae_jax.convert.files import read_tensors
-from pv_vae_jax.models.lpips import BACKBONES
+from pv_vae_jax.convert.parameters import channels_first, channels_last, check_tensors, parameter_shapes, refuse
+from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.typing import Params, WeightsError
 
 HEAD_NAMES = {"alexnet": "alex", "vgg16": "vgg"}
@@ -28,35 +29,26 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
     Raises:
       WeightsError: tensors are missing, misshapen or not finite, or a head is negative; the message names all of them.
     """
-    params, faults, channels, tap = {}, [], 3, 0
-    for layer in BACKBONES[backbone]:
-        if layer == "tap":
-            short = f"lin{tap}.model.1.weight"
-            name = next((n for n in (f"{HEAD_NAMES[backbone]}/{short}", short) if n in heads), None)
-            if name is None or heads[name].size != channels:
-                faults.append(f"head {short} of shape ({channels},) is missing")
-            else:
-                params[f"head{tap}"] = np.asarray(heads[name], np.float32).reshape(-1)
-                if not np.all(params[f"head{tap}"] >= 0):
-                    faults.append(f"head {short} must not be negative")
-            tap += 1
-        elif len(layer) > 2:
-            number, width, kernel, *_ = layer
-            shapes = {"weight": (width, channels, kernel, kernel), "bias": (width,)}
-            for leaf, shape in shapes.items():
-                value = tensors.get(f"features.{number}.{leaf}")
-                if value is None or value.shape != shape:
-                    found = "missing" if value is None else f"of shape {value.shape}"
-                    faults.append(f"features.{number}.{leaf} {shape} is {found}")
-                    continue
-                value = np.asarray(value, np.float32)
-                if not np.isfinite(value).all():
-                    faults.append(f"features.{number}.{leaf} is not finite")
-                ours = f"features/conv{number}/{'kernel' if leaf == 'weight' else 'bias'}"
-                params[ours] = np.transpose(value, (2, 3, 1, 0)) if leaf == "weight" else value
-            channels = width
-    if faults:
-        raise WeightsError(f"expected the weights of LPIPS with {backbone}, got faults:\n  " + "\n  ".join(faults))
+    picture, prefix = (1, LEAST_SIDE, LEAST_SIDE, 3), f"{HEAD_NAMES[backbone]}/"
+    names, shapes = {}, {}  # path of each of our parameters -> its published name -> its published shape
+    for path, shape in parameter_shapes(LPIPS(backbone), picture, picture).items():
+        if path.startswith("head"):
+            names[path] = f"lin{path.removeprefix('head')}.model.1.weight"
+        else:
+            _, convolution, leaf = path.split("/")
+            names[path] = f"features.{convolution.removeprefix('conv')}.{'weight' if leaf == 'kernel' else leaf}"
+        shapes[names[path]] = channels_first(shape)
+    found = {name: value for name, value in tensors.items() if name.startswith("features.")}
+    found |= {name.removeprefix(prefix): value.reshape(-1) for name, value in heads.items()}
+    what, faults = f"these are not the weights of LPIPS with {backbone}", []
+    check_tensors(what, found, shapes, strict=False)
+    params = {path: channels_last(np.asarray(found[name], np.float32)) for path, name in names.items()}
+    for path, value in params.items():
+        if not np.isfinite(value).all():
+            faults.append(f"{names[path]} is not finite")
+        elif path.startswith("head") and value.min() < 0:
+            faults.append(f"{names[path]} must not be negative")
+    refuse(what, faults)
     return unflatten_dict(params, sep="/")
 
 

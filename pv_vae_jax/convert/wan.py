@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from pv_vae_jax.convert.parameters import channels_last, check_tensors, parameter_shapes
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.typing import Params, WeightsError
 
@@ -106,7 +105,7 @@ def from_wan(tensors: Mapping[str, np.ndarray], config: VAEConfig) -> Params:
     """
     layout = detect_layout(tensors)
     names, shapes = _names(config, layout), published_shapes(config, layout)
-    _raise_faults(f"the weights do not fit the {layout} layout of {config.name}", tensors, shapes)
+    check_tensors(f"the weights do not fit the {layout} layout of {config.name}", tensors, shapes)
     expected = _expected(config)
     params = {path: _from_published(tensors[names[path]], expected[path]) for path in expected}
     return unflatten_dict(params, sep="/")
@@ -121,7 +120,7 @@ def to_wan(params: Params, config: VAEConfig, layout: Layout) -> dict[str, np.nd
     """
     names = _names(config, layout)
     flat = flatten_dict(params, sep="/")
-    _raise_faults(f"the parameters do not fit {config.name}", flat, _expected(config))
+    check_tensors(f"the parameters do not fit {config.name}", flat, _expected(config))
     return {names[path]: _to_published(path, np.asarray(value, np.float32)) for path, value in flat.items()}
 
 
@@ -136,10 +135,7 @@ def published_shapes(config: VAEConfig, layout: Layout) -> dict[str, tuple[int, 
 @functools.cache
 def _expected(config: VAEConfig) -> Mapping[str, tuple[int, ...]]:
     """Path -> shape of all of our parameters."""
-    clip = jnp.zeros((1, 1, config.space_factor, config.space_factor, 3))
-    shapes = jax.eval_shape(lambda: VAE(config).init(jax.random.key(0), clip))["params"]
-    flat: dict[str, Any] = flatten_dict(shapes, sep="/")
-    return MappingProxyType({path: value.shape for path, value in flat.items()})
+    return MappingProxyType(parameter_shapes(VAE(config), (1, 1, config.space_factor, config.space_factor, 3)))
 
 
 def _names(config: VAEConfig, layout: Layout) -> dict[str, str]:
@@ -228,22 +224,7 @@ def _to_published(path: str, x: np.ndarray) -> np.ndarray:
 def _from_published(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Inverse of `_to_published`, given the shape of our parameter."""
     x = np.asarray(x).astype(np.float32)
-    if x.ndim > 1 and len(shape) > 1:
-        x = np.moveaxis(x, (0, 1), (-1, -2))
-    return np.ascontiguousarray(x.reshape(shape))
-
-
-def _raise_faults(what: str, found: Mapping, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names, shapes and types; raise one error that lists everything."""
-    faults = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"left over {name} {tuple(found[name].shape)}" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(found.keys() & expected.keys()):
-        if tuple(found[name].shape) != expected[name]:
-            faults.append(f"{name} has shape {tuple(found[name].shape)}, expected {expected[name]}")
-        elif not jnp.issubdtype(found[name].dtype, jnp.floating):
-            faults.append(f"{name} holds {found[name].dtype}, expected floats")
-    if faults:
-        raise WeightsError(f"{what}, {len(faults)} faults:\n  " + "\n  ".join(faults))
+    return np.ascontiguousarray((channels_last(x) if len(shape) > 1 else x).reshape(shape))
 
 
 class LatentStatistics(NamedTuple):

@@ -68,13 +68,13 @@ class LazyClip:
     Attributes:
       length: number of frames.
       label: index of its class.
-      read: `(start, count, stride)` -> `(count, h, w, 3)` uint8, resized to the reader's short side; a count of None
-        reads to the end.
+      read: `read(start=, count=, stride=)` -> `(count, h, w, 3)` uint8, resized to the reader's short side; a count of
+        None reads to the end.
     """
 
     length: int
     label: int
-    read: Callable[[int, int | None, int], np.ndarray]
+    read: Callable[..., np.ndarray]
 
 
 class Reader:
@@ -286,14 +286,14 @@ class FrameCache:
                 if len(video) <= start + (count - 1) * stride:  # the header promised more frames
                     raise BrokenVideoError(f"{len(video)} of {clip.length} frames decode")
                 return video[start : start + (count - 1) * stride + 1 : stride]
-        return clip.read(start, count, stride)
+        return clip.read(start=start, count=count, stride=stride)
 
     def _decoded(self, index: int, clip: LazyClip) -> np.ndarray:
         with self._lock:
             if index in self._videos:
                 self._videos.move_to_end(index)
                 return self._videos[index]
-        video = clip.read(0, None, 1)  # (t, h, w, 3)
+        video = clip.read(start=0, count=None, stride=1)  # (t, h, w, 3)
         video = np.ascontiguousarray(crop(video, self._size)) if self._square else video
         with self._lock:
             if index not in self._videos:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,9 +74,9 @@ class Shards:
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int]):
-        self.paths, self._ends = list(paths), np.cumsum(counts, dtype=np.int64)
-        self._readers: OrderedDict[int, tuple] = OrderedDict()
-        self._lock = threading.Lock()
+        self.paths, self._counts = list(paths), list(counts)
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._reader = functools.lru_cache(OPEN)(_open_reader)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -92,30 +93,21 @@ class Shards:
         file = int(np.searchsorted(self._ends, index, side="right"))
         place = index - (int(self._ends[file - 1]) if file else 0)
         try:
-            reader, lock = self._reader(file)
+            reader, lock = self._reader(self.paths[file])
             with lock:
                 return reader.read([place])[0]
         except (RuntimeError, OSError, IndexError, ValueError) as error:
             reason = str(error).split("; reading")[0][:200]
             raise BrokenRecordError(f"record {place} of {self.paths[file]}: {reason}") from error
 
-    def _reader(self, file: int) -> tuple:
-        from array_record.python.array_record_module import ArrayRecordReader
+    def __reduce__(self) -> tuple:
+        return Shards, (self.paths, self._counts)  # a worker process opens readers of its own
 
-        with self._lock:
-            if file not in self._readers:
-                if not self.paths[file].is_file():
-                    raise FileNotFoundError("the file is missing")
-                reader = ArrayRecordReader(str(self.paths[file]), "readahead_buffer_size:0")
-                self._readers[file] = (reader, threading.Lock())
-                while len(self._readers) > OPEN:
-                    self._readers.popitem(last=False)
-            self._readers.move_to_end(file)
-            return self._readers[file]
 
-    def __getstate__(self) -> dict:
-        """Open readers are not pickled: each worker process opens its own."""
-        return {"paths": self.paths, "_ends": self._ends}
+def _open_reader(path: Path) -> tuple[Any, threading.Lock]:
+    """A reader, and the lock under which one thread at a time uses it."""
+    from array_record.python.array_record_module import ArrayRecordReader
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _readers=OrderedDict(), _lock=threading.Lock())
+    if not path.is_file():
+        raise FileNotFoundError("the file is missing")
+    return ArrayRecordReader(str(path), "readahead_buffer_size:0"), threading.Lock()

@@ -170,13 +170,14 @@ def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.
     return cover, paint.astype(np.float32)
 
 
+@dataclasses.dataclass(eq=False)
 class SyntheticVideos:
     """A source of `clips` synthetic clips.
 
     Labels alternate between the families, so every class has the same number of clips. Test clips come from another
     `seed`.
 
-    Args:
+    Attributes:
       clips, frames, size: number of clips, and frames and side in pixels of each.
       seed: seed of the world.
       sprites: sprites of a clip.
@@ -184,29 +185,21 @@ class SyntheticVideos:
       cache_bytes: memory for rendered clips. Rendering a clip takes a millisecond, and an accelerator's step on a batch
         of small clips may take no longer.
       images: `clip` gives single frames, for training on images.
-
-    Attributes:
       class_names: the families.
     """
 
-    class_names = FAMILIES
+    clips: int
+    frames: int = 17
+    size: int = 32
+    seed: int = 0
+    sprites: int = 2
+    families: tuple[str, ...] = FAMILIES
+    cache_bytes: int = 0
+    images: bool = False
 
-    def __init__(
-        self,
-        clips: int,
-        frames: int = 17,
-        size: int = 32,
-        seed: int = 0,
-        sprites: int = 2,
-        families: tuple[str, ...] = FAMILIES,
-        cache_bytes: int = 0,
-        images: bool = False,
-    ):
-        self.clips, self.frames, self.size, self.seed, self.sprites = clips, frames, size, seed, sprites
-        self.images = images
-        self.class_names = families
+    def __post_init__(self):
+        self.class_names = self.families
         self._kept: dict[int, np.ndarray] = {}
-        self._most_kept = cache_bytes // (3 * frames * size**2)
 
     def __len__(self) -> int:
         return self.clips
@@ -215,8 +208,8 @@ class SyntheticVideos:
         """The scene of clip `index`."""
         if not 0 <= index < self.clips:
             raise IndexError(index)
-        names = self.class_names
-        return simulate(self.seed, int(index), self.frames, int(index) % len(names), self.sprites, names)
+        label = int(index) % len(self.families)
+        return simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
 
     def clip(self, index: int, rng: np.random.Generator | None = None) -> dict:
         """`{"video": (t, s, s, 3) uint8, "label": int32}`, the same for every `rng`; for `images` one frame of it."""
@@ -225,7 +218,7 @@ class SyntheticVideos:
         video = self._kept.get(index)
         if video is None:
             video = render(self.scene(index), self.size)
-            if len(self._kept) < self._most_kept:
+            if len(self._kept) < self.cache_bytes // video.nbytes:
                 video.flags.writeable = False  # it is handed out again
                 self._kept[index] = video
         return {"video": video, "label": np.int32(index % len(self.class_names))}
@@ -234,6 +227,3 @@ class SyntheticVideos:
         """One frame of the clip, drawn by `rng`: `video` is `(1, s, s, 3)`."""
         scene, t = self.scene(index), int(rng.integers(self.frames))
         return {"video": render(scene.at(t), self.size), "label": np.int32(scene.label)}
-
-    def __repr__(self) -> str:
-        return f"SyntheticVideos(clips={self.clips}, frames={self.frames}, size={self.size}, seed={self.seed})"

@@ -1,10 +1,12 @@
-"""The true motion of a synthetic scene: exact optical flow, occlusion, and tracks of points.
+"""The true motion of a synthetic scene: exact optical flow, occlusion, and the paths of points.
 
 Coordinates are pixels of the frame, x to the right and y down; the centre of pixel (row i, column j) is
 (j + 0.5, i + 0.5), as in TAP-Vid.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,6 +23,23 @@ def visible_layer(scene: Scene, t: int, place: np.ndarray) -> np.ndarray:
     return layer
 
 
+def pixel_centres(size: int) -> np.ndarray:
+    """`(size, size, 2)` (x, y) in units of the side."""
+    axis = (np.arange(size) + 0.5) / size
+    return np.stack(np.meshgrid(axis, axis), axis=-1)
+
+
+def true_paths(scene: Scene, place: np.ndarray, start: int, ends: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where points seen at `place (..., 2)` in frame `start` are in the frames `ends`; (x, y) in units of the side.
+
+    Returns:
+      `(n, ..., 2)` float64 places, and `(n, ...)` bool: the point is hidden or outside.
+    """
+    layer = visible_layer(scene, start, place)
+    paths = [(t, _carry(scene, layer, place, start, t)) for t in ends]
+    return np.stack([now for _, now in paths]), np.stack([_hidden(scene, layer, now, t) for t, now in paths])
+
+
 def exact_flow(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The motion of every pixel to the next frame.
 
@@ -28,52 +47,10 @@ def exact_flow(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
       `(t - 1, size, size, 2)` float64 flow (dx, dy) in pixels, and `(t - 1, size, size)` bool: the point is hidden or
       outside in the next frame.
     """
-    axis = (np.arange(size) + 0.5) / size
-    place = np.stack(np.meshgrid(axis, axis), axis=-1)
-    flow, hidden = [], []
-    for t in range(len(scene.sprites[0].angle) - 1):
-        layer = visible_layer(scene, t, place)
-        landing = _carry(scene, layer, place, t, t + 1)
-        flow.append((landing - place) * size)
-        hidden.append(_hidden(scene, layer, landing, t + 1))
-    return np.stack(flow), np.stack(hidden)
-
-
-def exact_paths(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The motion of every pixel of frame 0 to each frame.
-
-    Returns:
-      `(t, size, size, 2)` float64 (dx, dy) in pixels since frame 0, and `(t, size, size)` bool: hidden or outside.
-    """
-    axis = (np.arange(size) + 0.5) / size
-    place = np.stack(np.meshgrid(axis, axis), axis=-1)
-    layer = visible_layer(scene, 0, place)
-    path, hidden = [], []
-    for t in range(len(scene.sprites[0].angle)):
-        now = _carry(scene, layer, place, 0, t)
-        path.append((now - place) * size)
-        hidden.append(_hidden(scene, layer, now, t))
-    return np.stack(path), np.stack(hidden)
-
-
-def tracks(scene: Scene, size: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points of frame 0 through the clip, at most half of them on the background.
-
-    Returns:
-      `(count, t, 2)` float64 (x, y) in pixels and `(count, t)` bool, occluded.
-    """
-    points = rng.uniform(0, 1, (64 * count, 2))
-    layer = visible_layer(scene, 0, points)
-    moving = np.flatnonzero(layer >= 0)[: count - count // 2]
-    still = np.flatnonzero(layer < 0)[: count - len(moving)]
-    chosen = np.concatenate([moving, still])
-    points, layer = points[chosen], layer[chosen]
-    path, occluded = [], []
-    for t in range(len(scene.sprites[0].angle)):
-        place = _carry(scene, layer, points, 0, t)
-        path.append(place * size)
-        occluded.append(_hidden(scene, layer, place, t))
-    return np.stack(path, axis=1), np.stack(occluded, axis=1)
+    place = pixel_centres(size)
+    steps = [true_paths(scene, place, t, [t + 1]) for t in range(len(scene.sprites[0].angle) - 1)]
+    landing, hidden = (np.concatenate(parts) for parts in zip(*steps, strict=True))
+    return (landing - place) * size, hidden
 
 
 def _own(sprite: Sprite, t: int, place: np.ndarray) -> np.ndarray:
@@ -105,13 +82,11 @@ def _carry(scene: Scene, layer: np.ndarray, place: np.ndarray, start: int, end: 
 
 
 def _hidden(scene: Scene, layer: np.ndarray, place: np.ndarray, t: int) -> np.ndarray:
-    outside = ((place < 0) | (place > 1)).any(axis=-1)
-    return outside | _above(scene, layer, place, t)
+    """Whether points of `layer` are outside, or covered by a sprite in front of their own.
 
-
-def _above(scene: Scene, layer: np.ndarray, place: np.ndarray, t: int) -> np.ndarray:
-    """Whether a sprite in front of the point's own covers it. Its own is left out: rounding would hide its border."""
-    covered = np.zeros(layer.shape, bool)
+    Their own is left out: rounding would hide its border.
+    """
+    hidden = ((place < 0) | (place > 1)).any(axis=-1)
     for number, sprite in enumerate(scene.sprites):
-        covered |= (number > layer) & _inside(sprite, t, place)
-    return covered
+        hidden |= (number > layer) & _inside(sprite, t, place)
+    return hidden

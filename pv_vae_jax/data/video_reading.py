@@ -89,22 +89,22 @@ def _open(path: str | Path | EncodedVideo):
             raise
         reason = "neither a video container nor an image" if "not on whitelist" in str(error) else error
         raise BrokenVideoError(f"{path}: not readable as video ({reason})") from error
-    if not container.streams.video:
-        container.close()
-        raise BrokenVideoError(f"{path}: the file has no video stream")
-    stream = container.streams.video[0]
-    context = stream.codec_context
-    if context is None:
-        container.close()
-        raise BrokenVideoError(f"{path}: no decoder for this kind of video")
-    if context.height * context.width > MAX_PIXELS:
-        container.close()
-        raise BrokenVideoError(f"{path}: frames of {context.height} x {context.width}, more than {MAX_PIXELS} pixels")
-    context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change later on
-    # Clips are decoded in parallel anyway. More threads would take memory for each open file, and not report damage:
-    # what is skipped would depend on the number of cores.
-    context.thread_count = 1
-    return container, stream
+    stream = container.streams.video[0] if container.streams.video else None
+    context = stream and stream.codec_context
+    if stream is None:
+        fault = "the file has no video stream"
+    elif context is None:
+        fault = "no decoder for this kind of video"
+    elif context.height * context.width > MAX_PIXELS:
+        fault = f"frames of {context.height} x {context.width}, more than {MAX_PIXELS} pixels"
+    else:
+        context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change later on
+        # Clips are decoded in parallel anyway. More threads would take memory for each open file, and not report
+        # damage: what is skipped would depend on the number of cores.
+        context.thread_count = 1
+        return container, stream
+    container.close()
+    raise BrokenVideoError(f"{path}: {fault}")
 
 
 def probe(path: str | Path) -> VideoInfo:

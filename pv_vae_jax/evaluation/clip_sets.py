@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from pv_vae_jax.data.clips import centre_crop
 from pv_vae_jax.data.video_reading import SUFFIXES, count_frames, read_video
+from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import SLACK
-from pv_vae_jax.evaluation.moments import FeatureError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,23 +45,42 @@ class Window:
         return int(np.random.default_rng([self.seed, index]).integers(room + 1)) if self.start == "random" else 0
 
 
-class ClipSet(Protocol):
-    """Clips by index, and how their pixels were made."""
+class ClipSet:
+    """Clips by index, and how their pixels were made. Subclasses define `__len__` and `clip`.
 
+    Attributes:
+      path: the file or folder.
+      window: the frames that are scored.
+      size: height and width of the first clip.
+      pixels, resized: how pixels were made and resized, in words.
+      short: number of videos that are shorter than the window and left out.
+    """
+
+    path: Path
     window: Window
+    size: tuple[int, ...]
+    pixels: str
+    resized = "no"
+    short = 0
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def clip(self, index: int) -> np.ndarray:
         """`(t, h, w, 3)` uint8."""
-        ...
+        raise NotImplementedError
+
+    def name(self, index: int) -> Path | str:
+        """What messages call clip `index`."""
+        return f"clip {index}"
 
     def describe(self) -> dict:
         """What a protocol card says about the set."""
-        ...
+        about = {"set": str(self.path), "available": len(self), "pixels": self.pixels}
+        return about | {"resized": self.resized, "too short": self.short}
 
 
-class ArrayClips:
+class ArrayClips(ClipSet):
     """Clips of one array `(n, t, h, w, 3)`.
 
     Args:
@@ -82,6 +100,7 @@ class ArrayClips:
             raise FeatureError(f"expected clips (n, t, h, w, 3) in {path}, got shape {self.video.shape}{hint}")
         if self.video.shape[1] < window.span:
             raise FeatureError(f"expected clips of at least {window.span} frames in {path}, got {self.video.shape[1]}")
+        self.size, self.pixels = self.video.shape[2:4], "uint8 array"
         if self.video.dtype != np.uint8:
             if not np.issubdtype(self.video.dtype, np.floating):
                 raise FeatureError(f"expected uint8, or floats with a value range, in {path}; got {self.video.dtype}")
@@ -90,7 +109,7 @@ class ArrayClips:
                     f"{path} holds floats: name their range (--value_range=0,1 or --value_range=-1,1 of pv-vae "
                     "evaluate), or save them as uint8"
                 )
-        self.size = self.video.shape[2:4]
+            self.pixels = "floats on [{:g}, {:g}] rounded to uint8".format(*value_range)
 
     def __len__(self) -> int:
         return len(self.video)
@@ -111,14 +130,8 @@ class ArrayClips:
             )
         return np.clip(np.rint((clip.astype(np.float64) - low) / (high - low) * 255), 0, 255).astype(np.uint8)
 
-    def describe(self) -> dict:
-        kind = "uint8 array"
-        if self.value_range is not None and self.video.dtype != np.uint8:
-            kind = "floats on [{:g}, {:g}] rounded to uint8".format(*self.value_range)
-        return {"set": str(self.path), "available": len(self), "pixels": kind, "resized": "no", "too short": 0}
 
-
-class FolderClips:
+class FolderClips(ClipSet):
     """One clip of every video file below a folder, in the order of their names.
 
     Args:
@@ -132,15 +145,12 @@ class FolderClips:
     """
 
     def __init__(self, folder: str | Path, window: Window, size: int | None = None):
-        self.folder, self.window, self._size = Path(folder), window, size
-        if not self.folder.is_dir():
-            found = (
-                f"{folder} is a file: name the folder that contains it"
-                if self.folder.exists()
-                else f"no folder {folder}"
-            )
-            raise FileNotFoundError(found)
-        found = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        self.path, self.window, self._size = Path(folder), window, size
+        if self.path.is_file():
+            raise FileNotFoundError(f"{folder} is a file: name the folder that contains it")
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+        found = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
             raise FeatureError(f"found no video files ({', '.join(SUFFIXES)}) in {folder}")
         lengths = [count_frames(path) for path in found]
@@ -152,6 +162,8 @@ class FolderClips:
             )
         self.files, self.lengths = zip(*kept, strict=True)
         self.size = self.clip(0).shape[1:3]
+        self.pixels = "decoded video files: their compression is part of the score"
+        self.resized = f"short side to {size} by area, centre square" if size else "no"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -162,16 +174,8 @@ class FolderClips:
         video = read_video(self.files[index], short_side=self._size, start=start, count=w.frames, stride=w.stride)
         return centre_crop(video, self._size) if self._size else video
 
-    def describe(self) -> dict:
-        resized = f"short side to {self._size} by area, centre square" if self._size else "no"
-        kind = "decoded video files: their compression is part of the score"
-        return {
-            "set": str(self.folder),
-            "available": len(self),
-            "pixels": kind,
-            "resized": resized,
-            "too short": self.short,
-        }
+    def name(self, index: int) -> Path:
+        return self.files[index]
 
 
 def open_clips(
@@ -198,10 +202,9 @@ def read_clips(clips: ClipSet, index: np.ndarray):
     for i in index:
         clip = clips.clip(int(i))
         if clip.shape[1:3] != tuple(clips.size):
-            where = clips.files[i] if isinstance(clips, FolderClips) else f"clip {i}"
             first, this = (" x ".join(map(str, s)) for s in (clips.size, clip.shape[1:3]))
             raise FeatureError(
-                f"the set mixes sizes: its first clip is {first}, {where} is {this}; --size=N brings all to one"
+                f"the set mixes sizes: its first clip is {first}, {clips.name(i)} is {this}; --size=N brings all to one"
             )
         yield clip
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from pv_vae_jax.evaluation.clip_sets import ClipSet, FolderClips, read_clips
 from pv_vae_jax.evaluation.distances import (
-    InceptionScore,
     frechet_distance,
     frechet_interval,
     frechet_limit,
@@ -19,8 +18,8 @@ from pv_vae_jax.evaluation.distances import (
     paired_squared_distance,
     score_interval,
 )
+from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
-from pv_vae_jax.evaluation.moments import FeatureError
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.protocol import Digest, MetricProtocol, Score, card, name_of, set_card
@@ -65,12 +64,9 @@ def compare_sets(
     features, cards = [], []
     for number, (clips, label) in enumerate(zip((real, fake), labels, strict=True)):
         index = choose(len(clips), protocol.clips, paired, [seed, number])
-        digest = Digest()
-        found = extract(
-            network, digest.watch(read_clips(clips, index)), count=len(index), batch_size=batch_size, label=label
-        )
+        found, described = _features(network, clips, index, batch_size, label)
         features.append(found)
-        cards.append(set_card(clips, digest))
+        cards.append(described)
     a, b = features
     made = lambda **more: card(protocol, network, *cards, seed, **more)  # noqa: E731
     interval = frechet_interval(a, b, ddof=protocol.ddof, resamples=resamples, seed=seed) if resamples else None
@@ -159,15 +155,21 @@ def score_inception(
       FeatureError: as `compare_sets`.
     """
     index = choose(_enough(fake, protocol, "fake"), protocol.clips, False, [seed, 1])
-    digest = Digest()
-    logits = extract(
-        network, digest.watch(read_clips(fake, index)), count=len(index), batch_size=batch_size, label=label
-    )
-    found: InceptionScore = inception_score(logits, splits=splits)
+    logits, described = _features(network, fake, index, batch_size, label)
+    found = inception_score(logits, splits=splits)
     interval = score_interval(logits, lambda x: inception_score(x, splits=splits).mean, seed=seed)
     facts = {"splits": splits, "shuffled": 42, "standard deviation over splits": found.std}
-    made = card(protocol, network, {}, set_card(fake, digest), seed, estimator="exp mean KL from log-softmax", **facts)
+    made = card(protocol, network, {}, described, seed, estimator="exp mean KL from log-softmax", **facts)
     return Score(name_of("inception", network), found.mean, interval, made)
+
+
+def _features(
+    network: FeatureNetwork, clips: ClipSet, index: np.ndarray, batch_size: int, label: str | None
+) -> tuple[np.ndarray, dict]:
+    """Features `(n, d)` of the clips `index` of a set, and what a card says about these clips."""
+    digest = Digest()
+    stream = digest.watch(read_clips(clips, index))
+    return extract(network, stream, count=len(index), batch_size=batch_size, label=label), set_card(clips, digest)
 
 
 def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: bool) -> None:
@@ -187,9 +189,9 @@ def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: b
 def _check_pairs(real: ClipSet, fake: ClipSet) -> None:
     """Raise `FeatureError` unless clip `i` of one set belongs to clip `i` of the other; file names show it."""
     for clips in (real, fake):
-        if isinstance(clips, FolderClips) and clips.short:
+        if clips.short:
             raise FeatureError(
-                f"{clips.folder} has {clips.short} videos too short for a clip; left out, they would shift the pairs: "
+                f"{clips.path} has {clips.short} videos too short for a clip; left out, they would shift the pairs: "
                 "remove them and their partners, or give fewer --frames"
             )
     if len(real) != len(fake):

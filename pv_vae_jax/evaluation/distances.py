@@ -11,32 +11,51 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pv_vae_jax.evaluation.moments import FeatureError, Moments, check_features
+from pv_vae_jax.evaluation.features import FeatureError, check_features
 
 
-def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments, *, ddof: int = 1) -> float:
-    """Squared Frechet (2-Wasserstein) distance of the Gaussians of two sets.
-
-    `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. The trace of the root is that of the symmetric
-    `(A S_b A)^(1/2)` with `A = S_a^(1/2)`, by eigendecomposition: the product itself is not symmetric, and its root
-    (`scipy.linalg.sqrtm`) comes out complex or wrong where a covariance is singular.
+def frechet_distance(a: np.ndarray, b: np.ndarray, *, ddof: int = 1) -> float:
+    """Squared Frechet (2-Wasserstein) distance of the Gaussians of two sets of features `(n, d)`.
 
     Args:
-      a, b: features `(n, d)`, or moments of them.
+      a, b: the sets.
       ddof: 1 is the unbiased covariance of the original code (TF-GAN); the StyleGAN-V tool takes 0.
 
     Raises:
       FeatureError: fewer than 2 clips, different dimensions, or features that are not finite.
     """
-    a, b = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
-    if a.mean.shape != b.mean.shape:
-        raise FeatureError(f"expected two sets with features of one dimension, got {a.mean.size} and {b.mean.size}")
-    cov_a, cov_b = a.covariance(ddof), b.covariance(ddof)
+    (mean_a, cov_a), (mean_b, cov_b) = (_gaussian(x, ddof) for x in (a, b))
+    _check_dimensions(a, b)
+    return gaussian_distance(mean_a, cov_a, mean_b, cov_b)
+
+
+def _gaussian(features: np.ndarray, ddof: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `(d,)` and covariance `(d, d)`."""
+    features = check_features(features)
+    if len(features) < 2:
+        raise FeatureError(f"a covariance needs at least 2 clips, got {len(features)}")
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return mean, centred.T @ centred / (len(features) - ddof)
+
+
+def _check_dimensions(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise FeatureError(f"expected two sets with features of one dimension, got {a.shape[1]} and {b.shape[1]}")
+
+
+def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    """Squared Frechet distance of two Gaussians.
+
+    `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. The trace of the root is that of the symmetric
+    `(A S_b A)^(1/2)` with `A = S_a^(1/2)`, by eigendecomposition: the product itself is not symmetric, and its root
+    (`scipy.linalg.sqrtm`) comes out complex or wrong where a covariance is singular.
+    """
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = root @ cov_b @ root
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
-    return float(np.sum((a.mean - b.mean) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,8 +72,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = check_features(a), check_features(b)
     if min(len(a), len(b)) < 2:
         raise FeatureError(f"the kernel distance needs at least 2 clips in each set, got {len(a)} and {len(b)}")
-    if a.shape[1] != b.shape[1]:
-        raise FeatureError(f"expected two sets with features of one dimension, got {a.shape[1]} and {b.shape[1]}")
+    _check_dimensions(a, b)
     return _mmd(_kernel(a, a), _kernel(b, b), _kernel(a, b))
 
 
@@ -66,6 +84,9 @@ def _mmd(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> float:
     m, n = ab.shape
     within = (aa.sum() - np.trace(aa)) / (m * (m - 1)) + (bb.sum() - np.trace(bb)) / (n * (n - 1))
     return float(within - 2 * ab.mean())
+
+
+LEVEL = 0.95  # of all intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +140,7 @@ class Interval:
     method: str
 
 
-def mean_interval(values: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """Interval of the mean of per-clip values `(n,)` (PSNR, SSIM, LPIPS): percentiles of resampled means.
 
     Raises:
@@ -129,12 +150,10 @@ def mean_interval(values: np.ndarray, *, resamples: int = 1000, level: float = 0
     if len(values) < 2:
         raise FeatureError("an interval needs at least 2 clips")
     index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    return _percentiles(values[index].mean(axis=1), level, "percentile bootstrap over clips")
+    return _percentiles(values[index].mean(axis=1), "percentile bootstrap over clips")
 
 
-def kernel_interval(
-    a: np.ndarray, b: np.ndarray, *, resamples: int = 200, level: float = 0.95, seed: int = 0
-) -> Interval:
+def kernel_interval(a: np.ndarray, b: np.ndarray, *, resamples: int = 200, seed: int = 0) -> Interval:
     """Interval of `kernel_distance`, both sets resampled.
 
     A clip that is drawn twice must not be paired with itself, or the estimator is biased: pairs of a clip and its own
@@ -151,12 +170,10 @@ def kernel_interval(
         pairs = [c.sum() ** 2 - np.sum(c**2) for c in (w, v)]  # ordered pairs of two different clips
         if min(pairs) > 0:
             values.append(w @ aa @ w / pairs[0] + v @ bb @ v / pairs[1] - 2 * (w @ ab @ v) / (w.sum() * v.sum()))
-    return _percentiles(np.asarray(values), level, "percentile bootstrap over clips of both sets")
+    return _percentiles(np.asarray(values), "percentile bootstrap over clips of both sets")
 
 
-def frechet_interval(
-    a: np.ndarray, b: np.ndarray, *, ddof: int = 1, resamples: int = 40, level: float = 0.95, seed: int = 0
-) -> Interval:
+def frechet_interval(a: np.ndarray, b: np.ndarray, *, ddof: int = 1, resamples: int = 40, seed: int = 0) -> Interval:
     """Bootstrap interval of `frechet_distance`, both sets resampled, re-centred on the estimate.
 
     A Frechet distance has a bias of order tr(S) / n, and a resampled set, having fewer distinct clips, has more of it:
@@ -169,22 +186,17 @@ def frechet_interval(
     draw = lambda x: x[rng.integers(len(x), size=len(x))]  # noqa: E731
     values = np.array([frechet_distance(draw(a), draw(b), ddof=ddof) for _ in range(resamples)])
     values = values - values.mean() + frechet_distance(a, b, ddof=ddof)
-    return _percentiles(values, level, "bootstrap deviations about the estimate, both sets resampled")
+    return _percentiles(values, "bootstrap deviations about the estimate, both sets resampled")
 
 
 def score_interval(
-    logits: np.ndarray,
-    score: Callable[[np.ndarray], float],
-    *,
-    resamples: int = 100,
-    level: float = 0.95,
-    seed: int = 0,
+    logits: np.ndarray, score: Callable[[np.ndarray], float], *, resamples: int = 100, seed: int = 0
 ) -> Interval:
     """Interval of any score of one set `(n, d)`, such as the inception score, by resampling clips."""
     logits = check_features(logits)
     rng = np.random.default_rng(seed)
     values = [score(logits[rng.integers(len(logits), size=len(logits))]) for _ in range(resamples)]
-    return _percentiles(np.asarray(values), level, "percentile bootstrap over clips")
+    return _percentiles(np.asarray(values), "percentile bootstrap over clips")
 
 
 def frechet_limit(a: np.ndarray, b: np.ndarray, *, sizes: int = 10, ddof: int = 1, seed: int = 0) -> float:
@@ -215,7 +227,7 @@ def paired_squared_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(np.sum((a - b) ** 2, axis=1)))
 
 
-def _percentiles(values: np.ndarray, level: float, method: str) -> Interval:
-    tail = 50 * (1 - level)
+def _percentiles(values: np.ndarray, method: str) -> Interval:
+    tail = 50 * (1 - LEVEL)
     low, high = np.percentile(values, (tail, 100 - tail))
-    return Interval(float(low), float(high), level, len(values), method)
+    return Interval(float(low), float(high), LEVEL, len(values), method)

@@ -193,13 +193,11 @@ class Conv2D(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     padding: str | tuple = "SAME"
-    zero_init: bool = False
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.initializers.zeros if self.zero_init else lecun_normal
-        kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+        kernel = self.param("kernel", lecun_normal, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         kernel, bias = gather_weights(kernel), gather_weights(bias)

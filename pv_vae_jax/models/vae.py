@@ -18,7 +18,7 @@ from pv_vae_jax.layers.blocks import FrameAttention, ResidualBlock, RMSNorm
 from pv_vae_jax.layers.cache import continues
 from pv_vae_jax.layers.conv import CausalConv3D
 from pv_vae_jax.layers.resample import Downsample, Upsample, average_down, duplicate_up, patchify, unpatchify
-from pv_vae_jax.models.vae_config import VAEConfig
+from pv_vae_jax.models.vae_config import VAEConfig, level_name
 from pv_vae_jax.sharding.axes import VIDEO_AXES, constrain
 from pv_vae_jax.typing import Array, PRNGKey, check_clip_shape, check_latent_shape
 
@@ -45,43 +45,41 @@ class Level(nn.Module):
 
     Attributes:
       config: the config of the VAE.
-      features: channels.
-      blocks: number of residual blocks.
+      index: number of the level in the order they run: from pixels in the encoder, from latents in the decoder.
       up: true in the decoder, which resamples up.
-      resample: false for the last level, which keeps its resolution.
-      time, space: factors of the resampling.
-      shortcut: adds the parameter-free path around the level.
-      remat_blocks: recomputes each residual block in the backward pass.
     """
 
     config: VAEConfig
-    features: int
-    blocks: int
+    index: int
     up: bool
-    resample: bool
-    time: int
-    space: int
-    shortcut: bool
-    remat_blocks: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # (b, t, h, w, c)
         c = self.config
         y, begins = x, not continues(self)
-        block = nn.remat(ResidualBlock) if self.remat_blocks else ResidualBlock
-        for i in range(self.blocks):
-            y = block(features=self.features, dtype=c.dtype, lowering=c.lowering, name=f"block{i}")(y)
-        factors: dict[str, int] = dict(time=self.time, space=self.space)
-        if self.resample and self.up:
-            features = self.features // 2 if c.upsample_halves_channels else self.features
-            y = Upsample(features=features, dtype=c.dtype, lowering=c.lowering, name="up", **factors)(y)
-        elif self.resample:
-            y = Downsample(dtype=c.dtype, name="down", **factors)(y)
-        if self.shortcut and self.up:
-            y = y + duplicate_up(x, self.features, begins=begins, over_time=c.shortcut_time, **factors)
-        elif self.shortcut:
-            y = y + average_down(x, self.features, pad=c.shortcut_pad, **factors)
+        order = -1 if self.up else 1
+        features = (c.decoder_widths if self.up else c.encoder_widths)[::order][self.index]
+        last = self.index == len(c.space_factors)  # keeps its resolution
+        time, space = (1, 1) if last else (c.time_factors[::order][self.index], c.space_factors[::order][self.index])
+        block = nn.remat(ResidualBlock) if level_name(self.index, self.up) in c.remat_blocks else ResidualBlock
+        for i in range(c.decoder_blocks if self.up else c.encoder_blocks):
+            y = block(features=features, dtype=c.dtype, lowering=c.lowering, name=f"block{i}")(y)
+        if not last and self.up:
+            out = features // 2 if c.upsample_halves_channels else features
+            y = Upsample(out, time, space, dtype=c.dtype, lowering=c.lowering, name="up")(y)
+        elif not last:
+            y = Downsample(time, space, dtype=c.dtype, name="down")(y)
+        if c.shortcuts and not self.up:
+            y = y + average_down(x, features, time, space, pad=c.shortcut_pad)
+        elif c.shortcuts and not last:  # as in Wan2.2, the last level of the decoder has no shortcut
+            y = y + duplicate_up(x, features, time, space, begins=begins, over_time=c.shortcut_time)
         return constrain(y, VIDEO_AXES)
+
+
+def _level(config: VAEConfig, index: int, up: bool, name: str | None = None) -> Level:
+    """A level, which recomputes its values in the backward pass if the config asks for it."""
+    recomputes = config.remat or level_name(index, up) in config.remat_levels
+    return (nn.remat(Level) if recomputes else Level)(config, index, up, name=name)
 
 
 class Middle(nn.Module):
@@ -105,11 +103,6 @@ def low_variance_bias_init(key: PRNGKey, shape: tuple[int, ...], dtype=jnp.float
     return jnp.where(jnp.arange(shape[0]) < shape[0] // 2, 0.0, -6.0).astype(dtype)
 
 
-def _level(config: VAEConfig, name: str) -> type[Level]:
-    """The class of a level, which recomputes its values in the backward pass if the config asks for it."""
-    return nn.remat(Level) if config.remat or name in config.remat_levels else Level
-
-
 class Encoder(nn.Module):
     """Clip `(b, 1 + T, H, W, 3)` -> moments `(b, g, h, w, 2 z)`."""
 
@@ -121,21 +114,8 @@ class Encoder(nn.Module):
         conv: dict[str, Any] = dict(dtype=c.dtype, lowering=c.lowering)
         x = constrain(patchify(video.astype(c.dtype), c.patch), VIDEO_AXES)  # (b, 1 + T, H/patch, W/patch, 3 patch**2)
         x = CausalConv3D(c.encoder_widths[0], name="stem", **conv)(x)
-        for i, width in enumerate(c.encoder_widths):
-            last = i == len(c.space_factors)
-            name = f"encoder/level{i}"
-            x = _level(c, name)(
-                config=c,
-                features=width,
-                blocks=c.encoder_blocks,
-                up=False,
-                resample=not last,
-                time=1 if last else c.time_factors[i],
-                space=1 if last else c.space_factors[i],
-                shortcut=c.shortcuts,
-                remat_blocks=name in c.remat_blocks,
-                name=f"level{i}",
-            )(x)
+        for i in range(len(c.encoder_widths)):
+            x = _level(c, i, up=False, name=f"level{i}")(x)
         x = Middle(config=c, features=c.encoder_widths[-1], name="middle")(x)  # (b, g, h, w, d)
         x = constrain(nn.silu(RMSNorm(name="norm")(x)), VIDEO_AXES)
         x = CausalConv3D(2 * c.latent_channels, name="head", **conv)(x).astype(jnp.float32)
@@ -156,25 +136,7 @@ class Decoder(nn.Module):
         self.latents = CausalConv3D(c.latent_channels, kernel_size=(1, 1, 1))
         self.stem = CausalConv3D(c.decoder_widths[-1], **conv)
         self.middle = Middle(config=c, features=c.decoder_widths[-1])
-        top = len(c.space_factors)
-        levels = []
-        for j, width in enumerate(reversed(c.decoder_widths)):
-            last = j == top
-            name = f"decoder/level_{j}"
-            level = _level(c, name)(
-                config=c,
-                features=width,
-                blocks=c.decoder_blocks,
-                up=True,
-                resample=not last,
-                time=1 if last else c.time_factors[top - 1 - j],
-                space=1 if last else c.space_factors[top - 1 - j],
-                # The last level keeps its resolution and, as in Wan2.2, has no shortcut.
-                shortcut=c.shortcuts and not last,
-                remat_blocks=name in c.remat_blocks,
-            )
-            levels.append(level)
-        self.level = levels
+        self.level = [_level(c, i, up=True) for i in range(len(c.decoder_widths))]
         self.norm = RMSNorm()
         self.head = CausalConv3D(3 * c.patch**2, **conv)
 

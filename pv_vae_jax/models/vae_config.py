@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from pv_vae_jax.layers.conv import LOWERINGS, Lowering
 from pv_vae_jax.layers.resample import ShortcutPad, ShortcutTime
 from pv_vae_jax.typing import DTYPES, check_choices, check_sizes
 
 
-class _Compressing(Protocol):
-    @property
-    def time_factor(self) -> int: ...
-
-    @property
-    def space_factor(self) -> int: ...
-
-    @property
-    def latent_channels(self) -> int: ...
-
-
 class Compression:
     """What the config of any VAE derives from its `time_factor`, `space_factor` and `latent_channels`."""
 
     @property
-    def name(self: _Compressing) -> str:
+    def name(self: Any) -> str:
         """Compression in the field's shorthand, e.g. `t4s16c64`."""
         return f"t{self.time_factor}s{self.space_factor}c{self.latent_channels}"
 
-    def latent_frames(self: _Compressing, frames: int) -> int:
+    def latent_frames(self: Any, frames: int) -> int:
         """Latent frames `g` of a clip of `1 + T` frames."""
         return 1 + (frames - 1) // self.time_factor
 
-    def frames(self: _Compressing, latent_frames: int) -> int:
+    def frames(self: Any, latent_frames: int) -> int:
         """Pixel frames that `latent_frames` decode to."""
         return 1 + (latent_frames - 1) * self.time_factor
 
@@ -199,7 +188,7 @@ class VAEConfig(Compression, VAEPresets):
             widths = getattr(self, name)
             if len(widths) != levels + 1:
                 raise ValueError(f"{name} must have {levels + 1} entries for {levels} resamplings, got {widths}")
-        known = [f"encoder/level{i}" for i in range(levels + 1)] + [f"decoder/level_{i}" for i in range(levels + 1)]
+        known = [level_name(i, up) for up in (False, True) for i in range(levels + 1)]
         for name in ("remat_levels", "remat_blocks"):
             if unknown := set(getattr(self, name)) - set(known):
                 raise ValueError(f"{name} must name levels, {', '.join(known)}; got {', '.join(sorted(unknown))}")
@@ -220,6 +209,11 @@ class VAEConfig(Compression, VAEPresets):
     def space_factor(self) -> int:
         """Pixels per latent side, `p_s`."""
         return self.patch * math.prod(self.space_factors)
+
+
+def level_name(index: int, up: bool) -> str:
+    """Name in the parameters of a level of the decoder (`up`) or encoder, counted in the order they run."""
+    return f"decoder/level_{index}" if up else f"encoder/level{index}"
 
 
 def _check_shortcuts(config: VAEConfig) -> None:

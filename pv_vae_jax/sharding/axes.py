@@ -1,4 +1,4 @@
-"""Mesh axis names, and the logical names by which layers speak of activations."""
+"""Mesh axis names, and the logical axis names that layers use for activations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec
 
 from pv_vae_jax.typing import Array
 
-DATA = "data"  # examples of the batch; parameters replicated
-FSDP = "fsdp"  # examples of the batch; parameters and optimiser state split
+DATA = "data"  # examples of the batch; parameters are replicated
+FSDP = "fsdp"  # examples of the batch; parameters and optimiser state are split
 TENSOR = "tensor"  # heads and hidden channels of every layer, with their weights
 SPACE = "space"  # width of the picture; neighbours exchange the border of a convolution
 CONTEXT = "context"  # height of the picture, and with it the transformers' tokens
@@ -25,7 +25,7 @@ LOGICAL = {
     "width": (SPACE,),
     "tokens": (CONTEXT, SPACE),
     "heads": (TENSOR, CONTEXT, SPACE),
-    "clips": (DATA, FSDP, CONTEXT, SPACE),  # examples where the picture must be whole
+    "clips": (DATA, FSDP, CONTEXT, SPACE),  # examples, where pictures cannot be split
     "hidden": (TENSOR,),
 }
 VIDEO_AXES = ("batch", "time", "height", "width", "channels")
@@ -35,12 +35,12 @@ HEAD_AXES = ("batch", "time", "whole", "heads", "channels")
 
 
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:
-    """Ask the compiler to keep `x` split by its logical `axes`; without a mesh of ours in context, return it as it is.
+    """Ask the compiler to keep `x` split by its logical `axes`; without a mesh with our axes in context, return `x`.
 
-    Layers can therefore be used in a foreign codebase, under no mesh or under one with other axis names. Its axes are
-    of type Auto: the reshapes of these networks are not defined under Explicit ones (`jax.make_mesh`'s default). A mesh
-    axis that does not divide what is left of a dimension is left out there: networks run at any size, and whether a
-    stage's batch and picture fit its mesh is checked where the stage begins.
+    Layers can therefore be used in another codebase, without a mesh or under one with other axis names. The axes must
+    be of type Auto: the reshapes of these networks are not defined under Explicit ones (`jax.make_mesh`'s default). A
+    mesh axis that does not divide the rest of a dimension is left out, so networks run at any size; whether a stage's
+    batch and picture fit its mesh is checked when the stage begins.
     """
     mesh = jax.sharding.get_abstract_mesh().shape
     spec = [
@@ -86,10 +86,10 @@ def _dividing(size: int, axes: list[tuple[str, int]]) -> tuple[str, ...] | None:
 
 
 def per_example(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`function` of arrays `(b, ...)`, run by every device on its own examples.
+    """`function` of arrays `(b, ...)`, run on every device for its own examples.
 
-    For kernels that the compiler cannot split (Pallas): under a mesh of ours it would gather the whole batch for them.
-    The batch must then be a multiple of the devices; without such a mesh the function comes back as it is.
+    For kernels that the compiler cannot split (Pallas), and would gather the full batch for. The batch must be a
+    multiple of the devices. Without a mesh with our axes, `function` is returned unchanged.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in LOGICAL["batch"] if mesh.shape.get(axis, 1) > 1)

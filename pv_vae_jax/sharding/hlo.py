@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Communication and FLOPs of a program: collectives in its compiled text, operations in its jaxpr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+)[a-z0-9]*\[(?P<shape>[\d,]*)\]"
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind: how many stand in the program, and the bytes of their results on one device."""
+    """Collectives of one kind: their number, and the bytes of their results on one device."""
 
     count: int = 0
     bytes: float = 0
@@ -27,7 +27,7 @@ class Traffic:
 def traffic(text: str) -> dict[str, Traffic]:
     """Collectives in the text of a compiled program, by kind.
 
-    What stands inside a loop counts as often as the loop runs (the layers of a transformer under `lax.scan`).
+    Those inside a loop count as often as the loop runs (the layers of a transformer under `lax.scan`).
     """
     found: dict[str, Traffic] = {}
     trips = _trips(text)
@@ -90,13 +90,12 @@ def _trips(text: str) -> dict[str, int]:
 def step_flops(jaxpr: Any) -> float:
     """Floating-point operations of the matrix products and convolutions of a traced program, on all devices together.
 
-    A loop counts as often as it runs and what is computed again as often as it is; the compiler's own figure counts
-    the body of a loop once.
+    Loop bodies and recomputation count as often as they run; the compiler's own figure counts a loop body once.
     """
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        # What recomputation leaves over may have no result at all.
+        # Recomputation may leave equations without results.
         out = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]

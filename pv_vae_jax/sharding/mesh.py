@@ -1,4 +1,4 @@
-"""Device meshes from counts."""
+"""Device meshes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def make_mesh(
     *,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
-    """Mesh with the axes of `sharding.axes`; -1 takes the devices that are left, and spare devices stay unused.
+    """Mesh with the axes of `sharding.axes`; -1 takes the remaining devices, and spare devices stay unused.
 
     Devices keep their order, the last axis varying fastest: the devices of one process, and of one host, are
     neighbours along `context`, `space` and `tensor`, whose traffic is the heaviest, and share their examples.
 
     Raises:
-      ConfigError: more devices asked for than there are, or, with several processes, not all of them.
+      ConfigError: the mesh needs more devices than exist or, with several processes, leaves some unused.
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp, tensor, space, context]
@@ -39,7 +39,9 @@ def make_mesh(
     count = int(np.prod(shape))
     named = dict(zip(MESH_AXES, shape, strict=True))
     if min(shape) < 1 or count > len(devices):
-        raise ConfigError(f"mesh {named} needs {count} devices, there are {len(devices)}")
+        raise ConfigError(f"mesh {named} needs {count} devices, got {len(devices)}: change --config.mesh")
     if count < len(devices) and len({d.process_index for d in devices}) > 1:
-        raise ConfigError(f"mesh {named} has {count} of {len(devices)} devices: with several processes it takes all")
+        raise ConfigError(
+            f"mesh {named} uses {count} of {len(devices)} devices: with several processes, it must use all"
+        )
     return Mesh(np.array(devices[:count]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -1,4 +1,4 @@
-"""Several processes that run one program: how they find each other, wait for each other and bring arrays home."""
+"""Programs of several processes: start, barriers, and arrays to and from the host."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pv_vae_jax.typing import ConfigError
 
 # Names that JAX and its launchers use.
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-WAIT = 7 * 24 * 3600  # seconds; one process may encode for days while the others wait
+WAIT = 7 * 24 * 3600  # seconds: one process may encode for days while the others wait
 
 
 def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> None:
-    """Join the processes of this run; to be called before anything touches a device. Alone, it does nothing.
+    """Join the processes of this run, before anything touches a device; a single process does nothing.
 
     Args:
       coordinator: `host:port` of process 0, or `auto` where JAX knows the cluster (TPU pods, SLURM, Open MPI,
         Kubernetes).
-      count, index: processes and this one's number. What is not given is taken from the environment:
+      count, index: number of processes, and the index of this one. Values that are not given come from the environment:
         `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`.
 
     Raises:
-      ConfigError: the three do not fit together.
+      ConfigError: one of the three is missing or out of range.
     """
     coordinator = coordinator or os.environ.get(COORDINATOR, "")
     if coordinator == "auto":
@@ -39,10 +39,10 @@ def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> N
         return
     if not coordinator or count < 1 or not 0 <= index < count:
         raise ConfigError(
-            f"process {index} of {count} with coordinator {coordinator or 'nowhere'}: give all of --coordinator "
+            f"got process {index} of {count} with coordinator {coordinator or None}: give all of --coordinator "
             f"host:port, --processes and --process (0 to processes - 1), or {COORDINATOR}, {COUNT} and {INDEX}"
         )
-    # Left to look around, JAX gives a process in a SLURM shell the node's first GPU alone, whatever was said here.
+    # With detection, JAX gives a process in a SLURM shell only the node's first GPU, whatever these arguments are.
     method = "deactivate"
     jax.distributed.initialize(coordinator, num_processes=count, process_id=index, cluster_detection_method=method)
 
@@ -50,25 +50,27 @@ def start_processes(coordinator: str = "", count: int = 0, index: int = -1) -> N
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if text and not text.isdigit():
-        raise ConfigError(f"{name} is a number, got {text!r}")
+        raise ConfigError(f"{name} must be a number, got {text!r}")
     return int(text) if text else default
 
 
 def is_primary_process() -> bool:
-    """Whether this process writes what a run writes once."""
+    """Whether this is the process that writes the files of a run."""
     return jax.process_index() == 0
 
 
 def restore_default_sigterm() -> None:
-    """Let SIGTERM end this process from here on. JAX catches it where there are several, for loops that ask: see
-    `train.stop`. Work that never asks and has nothing to save would go on regardless.
+    """Let SIGTERM end this process from here on.
+
+    With several processes, JAX catches it for loops that poll it (`train.preemption`); work that never polls and has
+    nothing to save would ignore it.
     """
     if jax.process_count() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def barrier(name: str) -> None:
-    """Return when every process has come to the place called `name`; alone, at once."""
+    """Wait until every process has reached the barrier `name`."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
@@ -76,7 +78,7 @@ def barrier(name: str) -> None:
 
 
 def broadcast_string(text: Callable[[], str]) -> str:
-    """What `text` returns on the first process, on all of them; it is called there alone. At most 1000 bytes count."""
+    """The result of `text`, which only the first process calls, on all processes; it is cut to 1000 bytes."""
     if jax.process_count() == 1:
         return text()
     from jax.experimental import multihost_utils
@@ -100,7 +102,7 @@ def any_process(here: bool) -> bool:
 def gather_to_host(tree: Any) -> Any:
     """NumPy copy of a tree of global arrays on the first process; `None` leaves on the others.
 
-    Every process must call it. Arrays are gathered one by one, so that no device holds more than one whole array.
+    Every process must call it. Arrays are gathered one by one, so that a device never holds more than one full array.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)
@@ -114,7 +116,7 @@ def gather_to_host(tree: Any) -> Any:
 
 
 def shard_from_host(tree: Any, sharding: Any) -> Any:
-    """Global arrays of a tree of host arrays that every process holds alike: each device takes its own part only."""
+    """Global arrays from host arrays that are equal in every process: each device takes its own part only."""
 
     def place(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and jax.process_count() == 1:

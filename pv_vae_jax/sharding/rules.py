@@ -1,6 +1,6 @@
-"""Where arrays of the train state and of the batch live on the mesh.
+"""How the arrays of the train state and of the batch are sharded over the mesh.
 
-One ordered table maps names of parameters to wishes. It covers the whole train state, because the moments of an
+One ordered table maps parameter names to preferred splits. It covers the whole train state, because the moments of an
 optimiser, the moving average and the discriminator carry the names of the parameters they belong to.
 """
 
@@ -18,22 +18,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, LOGICAL, SPACE, TENSOR
 from pv_vae_jax.typing import ConfigError
 
-# Pattern searched in `params/encoder/level0/block0/conv1/kernel` -> mesh axes of the *last* dimensions. The first row
-# that fits counts. `fsdp` is a wish: where it does not divide, it goes to the largest dimension that it does divide;
-# `tensor` is left out there. What no row names is split by `fsdp` along its largest dimension.
+# Pattern searched in `params/encoder/level0/block0/conv1/kernel` -> mesh axes of the *last* dimensions. The first
+# matching row counts. `fsdp` is a preference: if it does not divide that dimension, the largest divisible one is split;
+# `tensor` is then left out. Parameters without a row are split by `fsdp` along their largest dimension.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # A pair of layers: the first makes hidden channels, each device its own; the second sums over them.
+    # A pair of layers: each device computes its own hidden channels in the first, and the second sums over them.
     (r"/(conv1|mlp1)/kernel$", PartitionSpec(FSDP, TENSOR)),
     (r"/(conv2|mlp2)/kernel$", PartitionSpec(TENSOR, FSDP)),
     (r"/(conv1|mlp1)/bias$", PartitionSpec(TENSOR)),
     (r"/norm2/gamma$", PartitionSpec(TENSOR)),
-    # Heads: queries, keys and values lie side by side in `qkv`, so its columns cannot be cut by head.
+    # Heads: `qkv` holds queries, keys and values side by side, so its columns cannot be split by head.
     (r"/proj/kernel$", PartitionSpec(TENSOR, FSDP)),
     (r"/(qkv|modulation|final_modulation)/kernel$", PartitionSpec(FSDP, TENSOR)),
 )
-WHOLE_AT_MOST = 1 << 14  # values of an array that is cheaper to keep everywhere than to gather ...
-WHOLE_BUDGET = 0.01  # ... as long as all such arrays together hold no more than this share of a state
-UNSHARDED_LIMIT = 0.02  # share of the parameters' bytes that a run with fsdp may keep whole
+REPLICATED_AT_MOST = 1 << 14  # values of an array that is cheaper to replicate than to gather ...
+REPLICATED_BUDGET = 0.01  # ... as long as all such arrays together hold at most this share of a state
+UNSHARDED_LIMIT = 0.02  # share of the parameters' bytes that a run with fsdp may replicate
 
 
 def partition(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
@@ -52,20 +52,20 @@ def partition(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> Parti
 
 def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
     """Tree of `NamedSharding` for a train state (parameters, moments, EMA, discriminator) of `ShapeDtypeStruct`s."""
-    sizes, limit = dict(mesh.shape), _whole_limit(abstract_state)
+    sizes, limit = dict(mesh.shape), _replicated_limit(abstract_state)
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
-        whole = math.prod(leaf.shape) <= limit
-        return NamedSharding(mesh, PartitionSpec() if whole else partition(path_name(path), leaf.shape, sizes))
+        small = math.prod(leaf.shape) <= limit
+        return NamedSharding(mesh, PartitionSpec() if small else partition(path_name(path), leaf.shape, sizes))
 
     return jax.tree.map_with_path(place, abstract_state)
 
 
-def _whole_limit(state: Any) -> int:
-    """Arrays of at most so many values stay whole."""
+def _replicated_limit(state: Any) -> int:
+    """Arrays of at most so many values are replicated."""
     sizes = np.sort([math.prod(leaf.shape) for leaf in jax.tree.leaves(state)])
     totals = np.cumsum(sizes)[np.searchsorted(sizes, sizes, side="right") - 1]  # values of all arrays up to this size
-    fitting = sizes[(totals <= WHOLE_BUDGET * sizes.sum()) & (sizes <= WHOLE_AT_MOST)]
+    fitting = sizes[(totals <= REPLICATED_BUDGET * sizes.sum()) & (sizes <= REPLICATED_AT_MOST)]
     return max(1, *fitting, 0)
 
 
@@ -76,13 +76,13 @@ def path_name(path: tuple) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ArraySharding:
-    """Where one array lives.
+    """How one array is sharded.
 
     Attributes:
-      path: its name.
-      shape, dtype: of the whole array.
+      path: name of the array.
+      shape, dtype: shape and dtype of the global array.
       spec: mesh axis of each dimension.
-      device_bytes: on one device.
+      device_bytes: bytes on one device.
     """
 
     path: str
@@ -93,12 +93,12 @@ class ArraySharding:
 
     @property
     def bytes(self) -> int:
-        """Of the whole array."""
+        """Bytes of the global array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def array_shardings(state: Any, sharding: Any) -> list[ArraySharding]:
-    """One `Placement` an array of `state`, in the order of the tree."""
+    """The sharding of every array of `state`, in the order of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [
         ArraySharding(path_name(path), a.shape, a.dtype, s.spec, math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize)
@@ -107,36 +107,31 @@ def array_shardings(state: Any, sharding: Any) -> list[ArraySharding]:
 
 
 def check_split(mesh: Mesh, params: Any, sharding: Any) -> None:
-    """Refuse a run with `fsdp` in which too much of the parameters stays whole on every device.
+    """Refuse a run with `fsdp` that would replicate too much of the parameters.
 
     Raises:
-      ConfigError: more than `UNSHARDED_LIMIT` of their bytes; the largest are named.
+      ConfigError: more than `UNSHARDED_LIMIT` of their bytes would be replicated; the largest arrays are named.
     """
     if mesh.shape[FSDP] == 1:
         return
     rows = array_shardings(params, sharding)
-    whole = sorted((r for r in rows if FSDP not in r.spec), key=lambda r: -r.bytes)
-    share = sum(r.bytes for r in whole) / sum(r.bytes for r in rows)
+    replicated = sorted((r for r in rows if FSDP not in r.spec), key=lambda r: -r.bytes)
+    share = sum(r.bytes for r in replicated) / sum(r.bytes for r in rows)
     if share > UNSHARDED_LIMIT:
-        names = ", ".join(f"{r.path} {r.shape}" for r in whole[:5]) + (", ..." if len(whole) > 5 else "")
+        names = ", ".join(f"{r.path} {r.shape}" for r in replicated[:5]) + (", ..." if len(replicated) > 5 else "")
         raise ConfigError(
-            f"fsdp={mesh.shape[FSDP]} leaves {share:.1%} of the parameters' bytes whole on every device, more than "
-            f"{UNSHARDED_LIMIT:.0%}: {names}. Use an fsdp that divides their dimensions, or fsdp=1"
+            f"fsdp={mesh.shape[FSDP]} leaves {share:.1%} of the parameters' bytes replicated on every device, more "
+            f"than {UNSHARDED_LIMIT:.0%}: {names}. Use an fsdp that divides their dimensions, or fsdp=1"
         )
 
 
-def value_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """Split of a value of the batch: examples, and height and width of what has them (`(b, t, h, w, c)`)."""
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Split of one entry of a batch: its examples, and height and width if its shape is `(b, t, H, W, c)`."""
     spec: list = [LOGICAL["batch"]] if shape else []
     if len(shape) == 5:
         sides = ((2, CONTEXT), (3, SPACE))
         spec += [None, *(axis if shape[i] % mesh.shape[axis] == 0 else None for i, axis in sides), None]
-    return PartitionSpec(*spec)
-
-
-def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """`value_spec` on the mesh."""
-    return NamedSharding(mesh, value_spec(mesh, shape))
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:
@@ -149,12 +144,14 @@ def host_share(mesh: Mesh) -> tuple[int, int]:
     mine = [i for i, row in enumerate(rows) if any(d.process_index == here for d in row)]
     count, spare = divmod(len(rows), len(mine))
     if spare or mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
-        raise ValueError(f"process {here} holds rows {mine} of {len(rows)}: its devices must be neighbours in the mesh")
+        raise ConfigError(
+            f"process {here} holds rows {mine} of {len(rows)}: its devices must be neighbours in the mesh"
+        )
     return mine[0] // len(mine), count
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of the batch (its `host_share`) as global arrays; scalars are replicated."""
+    """Global arrays from this process's rows of the batch (its `host_share`); scalars are replicated."""
     shares = host_share(mesh)[1]
 
     def place(value: np.ndarray) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Compile for TPUs that are not there: libtpu builds programs for a named topology without a chip.
+"""Compile for absent TPUs: libtpu builds programs for a named topology without a chip.
 
     devices = topology_devices("v5p:4x4x4")
 
@@ -46,7 +46,7 @@ CHIPS = {
 
 
 class DoesNotFit(ValueError):
-    """A program needs more memory than a chip has; the message gives the amount."""
+    """A program needs more memory than a chip has; the message says how much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Compiled:
     """One chip's share of a compiled step.
 
     Attributes:
-      peak_bytes: memory at the worst moment, arguments included.
+      peak_bytes: peak memory, arguments included.
       traffic: collectives by kind.
     """
 
@@ -67,7 +67,7 @@ def topology_devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportIn
 
     Raises:
       ImportError: libtpu is not installed.
-      ValueError: it knows no such topology.
+      ValueError: libtpu does not know the topology.
     """
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -84,13 +84,13 @@ def topology_devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportIn
     except Exception as error:  # libtpu's own errors have no common type
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"no TPU topology {name!r}; names are like v5e:4x4, v5p:4x4x4, v6e:16x16 ({reason})"
+            f"expected a TPU topology such as v5e:4x4, v5p:4x4x4 or v6e:16x16, got {name!r} ({reason})"
         ) from error
 
 
 @contextlib.contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Compile with little effort, and keep nothing: 3-D convolutions take minutes to hours at TPU's full effort.
+    """Compile with little optimisation and no cache: 3-D convolutions take minutes to hours at TPU's full effort.
 
     Memory then is an estimate from below of what a full build needs. Programs for absent chips cannot be read back from
     the compilation cache.

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, gradient accumulation, and the split into trained and frozen parameters."""
+"""Optimiser, learning-rate schedule, gradient accumulation, moving average, and freezing of parameters."""
 
 from __future__ import annotations
 

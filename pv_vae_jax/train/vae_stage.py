@@ -22,7 +22,7 @@ from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.params_io import read_params, weights_hash, write_params
 from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_process
 from pv_vae_jax.storage import write_json
-from pv_vae_jax.train.configs import VAE_STAGES, Experiment
+from pv_vae_jax.train.configs import VAE_STAGES, Experiment, VAEStageConfig
 from pv_vae_jax.train.mfu import without_remat
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run
@@ -39,7 +39,7 @@ DISCRIMINATOR = "discriminator.safetensors"
 class VAEStage(Stage):
     """Stage `image`, `video` or `decoder` of an experiment.
 
-    It starts from `init_from`, from the moving average of the stage before it, or from scratch (`restored`).
+    It starts from `init_from`, from the moving average of the stage before it, or from scratch.
 
     Attributes:
       model: the VAE.
@@ -53,38 +53,12 @@ class VAEStage(Stage):
 
     def __init__(self, experiment: Experiment, name: str, perceptual: Perceptual | None = None):
         super().__init__(experiment, name)
-        config = self.config
-        self.sizes = sized_batches(experiment, name)
-        self.dropping = Dropping(
-            ratio=config.drop_ratio,
-            pattern=config.drop_pattern,
-            per_example=config.drop_per_example,
-            schedule=config.drop_schedule,
-            ratio_start=config.drop_ratio_start,
-            ramp_steps=config.drop_ramp * config.steps,
-        )
+        self.sizes, self.dropping = sized_batches(experiment, name), dropping_of(self.config)
         earlier = VAE_STAGES[: VAE_STAGES.index(name)]
         self.before = next((stage for stage in reversed(earlier) if getattr(experiment, stage).steps), None)
-        # Gaussian padding has no parameters to freeze.
-        self.frozen = tuple(part for part in config.frozen if part != "pad" or experiment.vae.pad == "learnable")
-        self.model = build_vae(experiment.vae)
-        self.discriminator = Discriminator(experiment.discriminator) if config.objective.gan else None
-        discriminator_steps = config.steps - config.objective.gan_start  # it counts its own updates
-        self._step = VAEStep(
-            model=self.model,
-            objective=config.objective,
-            optimizer=optimizer(config.optimizer, config.steps),
-            discriminator=self.discriminator,
-            discriminator_optimizer=optimizer(config.discriminator_optimizer, discriminator_steps),
-            frozen=self.frozen,
-            ema_decay=config.ema_decay,
-            seed=experiment.seed,
-            perceptual=perceptual,
-            grad_accum_steps=config.grad_accum_steps,
-            drop_pattern=config.drop_pattern,
-            drop_from=config.drop_from,
-        )
+        self._step = build_step(experiment, name, perceptual)
         self.step = self._step if len(self.sizes) == 1 else with_size(self._step)
+        self.model, self.discriminator, self.frozen = self._step.model, self._step.discriminator, self._step.frozen
 
     @property
     def flops_step(self) -> Step:
@@ -102,8 +76,7 @@ class VAEStage(Stage):
         """Fresh parameters of `vae` or `discriminator`; the size of the clip does not change their shapes."""
         size = size or max(self.sizes, key=lambda size: size.frames)
         model: Any = self.model if network == "vae" else self.discriminator
-        clip = jnp.zeros((1, *size.shape[1:]))  # 1 t H W 3
-        return model.init(stage_key(self.experiment.seed, network), clip)["params"]
+        return model.init(stage_key(self.experiment.seed, network), jnp.zeros((1, *size.shape[1:])))["params"]
 
     def check(self) -> None:
         for size in self.sizes:
@@ -122,9 +95,7 @@ class VAEStage(Stage):
           WeightsError: a file to start from is damaged, or its tensors do not fit.
         """
         if self.before and not run.finished(self.before) and not self.config.init_from:
-            raise ConfigError(
-                f"stage {self.name} starts from stage {self.before}, which is not finished: train it first"
-            )
+            raise ConfigError(f"stage {self.name} starts from stage {self.before}: train that to its end first")
         parts = {"params": first_parameters(self, run)}
         if self.discriminator is not None:
             shapes = jax.eval_shape(lambda: self._init("discriminator"))
@@ -170,6 +141,39 @@ class VAEStage(Stage):
             meta |= {"steps": self.steps, "weights": weights_hash(ema), "encoder": weights_hash(ema["encoder"])}
             save(run.folder(self.name) / "model", Model(self.model, ema, meta=meta))
         barrier(f"model of {self.name}")
+
+
+def build_step(experiment: Experiment, name: str, perceptual: Perceptual | None = None) -> VAEStep:
+    """The training step of VAE stage `name`."""
+    config: VAEStageConfig = getattr(experiment, name)
+    return VAEStep(
+        model=build_vae(experiment.vae),
+        objective=config.objective,
+        optimizer=optimizer(config.optimizer, config.steps),
+        discriminator=Discriminator(experiment.discriminator) if config.objective.gan else None,
+        # It counts its own updates, which begin with the GAN.
+        discriminator_optimizer=optimizer(config.discriminator_optimizer, config.steps - config.objective.gan_start),
+        # Gaussian padding has no parameters to freeze.
+        frozen=tuple(part for part in config.frozen if part != "pad" or experiment.vae.pad == "learnable"),
+        ema_decay=config.ema_decay,
+        seed=experiment.seed,
+        perceptual=perceptual,
+        grad_accum_steps=config.grad_accum_steps,
+        drop_pattern=config.drop_pattern,
+        drop_from=config.drop_from,
+    )
+
+
+def dropping_of(config: VAEStageConfig) -> Dropping:
+    """How a stage with this configuration draws `k`."""
+    return Dropping(
+        ratio=config.drop_ratio,
+        pattern=config.drop_pattern,
+        per_example=config.drop_per_example,
+        schedule=config.drop_schedule,
+        ratio_start=config.drop_ratio_start,
+        ramp_steps=config.drop_ramp * config.steps,
+    )
 
 
 def with_size(step: Step) -> Step:

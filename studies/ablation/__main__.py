@@ -1,12 +1,12 @@
-"""Compare ways to train the VAE by what a diffusion transformer makes of its latents; resumable, cell by cell.
+"""Compare ways to train the VAE by how well a diffusion transformer generates from its latents; resumable by cell.
 
   python -m studies.ablation --config experiments/study_synthetic.py --workdir runs/study-synthetic
   python -m studies.ablation --config experiments/study_real.py --workdir runs/study-real --config.data.source=clips
-  python -m studies.ablation --config mine.py --workdir runs/mine --rows=my-row,baseline --seeds=0   # a part of it
-  python -m studies.ablation --page docs/results.md                 # tables and figures again, from the stored scores
+  python -m studies.ablation --config mine.py --workdir runs/mine --rows=my-row,baseline --seeds=0   # only these cells
+  python -m studies.ablation --page docs/results.md                 # tables and charts again, from the stored scores
 
-Every cell (a row with a seed) that is finished leaves one file in --results; the same command goes on with the others.
-Started several times it shares the work: each process takes cells that no other has begun.
+Each finished cell (a row with a seed) leaves one file in --results; the same command resumes with the others. Several
+processes share the work: each takes cells that no other has begun.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.ablation`."""
     flags.DEFINE_string("config", None, "study file with get_study()", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the runs", flag_values=values)
-    flags.DEFINE_string("results", "docs/results", "folder of the scores, one folder in it a study", flag_values=values)
-    flags.DEFINE_list("rows", [], "train and score these rows alone, by name or as files name them", flag_values=values)
-    flags.DEFINE_list("seeds", [], "train and score these seeds alone", flag_values=values)
-    flags.DEFINE_integer("cells", 0, "train and score so many cells; 0 is all", lower_bound=0, flag_values=values)
     flags.DEFINE_string(
-        "i3d", None, "file of I3D's weights, to score with it as well (slow on CPU)", flag_values=values
+        "results", "docs/results", "folder of the scores, with a folder for each study", flag_values=values
     )
+    flags.DEFINE_list("rows", [], "train and score only these rows, by name or as in file names", flag_values=values)
+    flags.DEFINE_list("seeds", [], "train and score only these seeds", flag_values=values)
+    flags.DEFINE_integer("cells", 0, "number of cells to train and score; 0 is all", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("i3d", None, "I3D's weights, to score with it as well (slow on CPU)", flag_values=values)
     define_lpips_flags(values)
     flags.DEFINE_string("page", "", "write this page from the scores, train nothing", flag_values=values)
 
@@ -55,14 +55,14 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         print(f"page: {values.page}")
         return
     if not values.config or not values.workdir:
-        raise ConfigError("python -m studies.ablation needs --config and --workdir, or --page")
+        raise ConfigError("set --config and --workdir, or --page")
     from studies.ablation.cells import run_study
     from studies.ablation.measure import Published
 
     published = Published(Path(values.i3d) if values.i3d else None, lpips_files(values))
     if overrides.keys() - {"data.source"} and values["results"].using_default_value:
         own = Path(values.workdir) / "results"
-        raise ConfigError(f"scores of other settings do not belong to those in {results}: add --results={own}")
+        raise ConfigError(f"scores of other settings must not mix with those in {results}: add --results={own}")
     study = load_study(values.config, overrides)
     part = study.part(values.rows, values.seeds)
     run_study(study, Path(values.workdir), results / study.name, values.cells or None, published, part)

@@ -1,4 +1,4 @@
-"""Train and score the cells of a study. What is finished stays: stages by their folders, scores by their files."""
+"""Train and score the cells of a study: finished stages are kept in their folders, finished scores in their files."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def run_study(
     Several processes may share the two folders, on one machine or on several: each takes cells that no other has begun.
 
     Args:
-      study: what to compare.
-      workdir: of the runs.
-      results: folder of the scores: `study.json` with the plan, and `<cell>.json`, each when it is whole.
-      most: cells in this call.
-      published: weights to score with as well; cells that have their scores keep them.
-      part: of the study's cells, which alone are run; None is all.
+      study: rows and seeds to compare.
+      workdir: folder of the runs.
+      results: folder of the scores: `study.json` with the plan, and `<cell>.json` once a cell is scored.
+      most: number of cells to run in this call; None is all.
+      published: weights to score with as well; cells that have scores keep them.
+      part: cells of the study to run; None is all.
 
     Raises:
-      FileNotFoundError, WeightsError, ConfigError: of a file of `published`, before anything is trained.
+      FileNotFoundError, WeightsError, ConfigError: `published` cannot score; raised before anything is trained.
     """
     cells, scored = list(study.cells()), 0
     part = cells if part is None else part
@@ -68,7 +68,7 @@ def run_study(
     else:
         return
     for cell in missing:
-        print(f"study {study.name}: {cell.name} is another process's, or waits for it", file=sys.stderr)
+        print(f"study {study.name}: another process trains {cell.name}, or the cell it starts from", file=sys.stderr)
 
 
 def _scores(cell: Cell, results: Path) -> Path:
@@ -91,7 +91,7 @@ def _take(cell: Cell, workdir: Path, results: Path, stack: contextlib.ExitStack)
 
 
 def _waits_for(cell: Cell, base: Cell) -> bool:
-    """Whether a cell scores the training states of another."""
+    """Whether a cell scores the training states of `base`."""
     return cell.seed == base.seed and cell.row.decoder_of == base.row.name
 
 
@@ -141,7 +141,7 @@ def image_key(experiment: Experiment) -> str:
 
 
 def _only(experiment: Experiment, *stages: str, init_from: str = "") -> Experiment:
-    """The experiment with these stages alone; the first begins from `init_from`. The others stand at their defaults."""
+    """The experiment with these stages alone, the first from `init_from`; the other stages have their defaults."""
     idle: dict[str, Any] = {stage: VAEStageConfig() for stage in ("image", "video", "decoder") if stage not in stages}
     if init_from:
         idle[stages[0]] = dataclasses.replace(getattr(experiment, stages[0]), init_from=init_from)
@@ -151,7 +151,7 @@ def _only(experiment: Experiment, *stages: str, init_from: str = "") -> Experime
 
 
 def _stage(run: Run, stage: str, seconds: dict) -> None:
-    """Train a stage that is not finished; `seconds` says how long, for a stage that was not resumed."""
+    """Train a stage that is not finished; `seconds` gets the time of a stage that was not resumed."""
     if run.finished(stage):
         return
     fresh = not run.folder(stage).exists()

@@ -36,10 +36,10 @@ GUESSES = ("predicted", "copying", "extrapolation")
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Files of published weights that score as well, where a user has them.
+    """Files of published weights to score with as well, where a user has them.
 
     Attributes:
-      i3d: of I3D, for distances.
+      i3d: weights of I3D, for distances.
       lpips: a backbone of LPIPS, its weights and LPIPS's heads, for reconstructions.
     """
 
@@ -47,10 +47,11 @@ class Published:
     lpips: tuple[str, Path, Path] | None = None
 
     def check(self, side: int) -> None:
-        """Raise what would be wrong after the training of clips of `side` pixels.
+        """Raise before training what would fail after it, for clips of `side` pixels.
 
         Raises:
-          FileNotFoundError, WeightsError: of a file.
+          FileNotFoundError: a file is missing.
+          WeightsError: a file holds other weights.
           ConfigError: the clips are too small for LPIPS.
         """
         if self.i3d:
@@ -58,7 +59,7 @@ class Published:
         if self.lpips:
             perceptual(*self.lpips)
             if side < LEAST_SIDE:
-                raise ConfigError(f"LPIPS needs clips of {LEAST_SIDE} pixels at least, data.size is {side}")
+                raise ConfigError(f"LPIPS needs clips of at least {LEAST_SIDE} pixels, got data.size={side}: raise it")
 
 
 NO_WEIGHTS = Published()
@@ -68,13 +69,13 @@ def measure_whole(cell: Cell, run: Run, published: Published = NO_WEIGHTS) -> di
     """Scores of a row that trained its own VAE and transformer.
 
     Raises:
-      ConfigError: the states along the transformer's training are not there.
+      ConfigError: the training states of the transformer are gone.
     """
     model = load(run.folder("diffusion") / "model")
     states = _states(cell, run, model)
     if len(states) != cell.study.scores:
         raise ConfigError(
-            f"{run.folder('diffusion')} no longer holds the {cell.study.scores} training states that are scored: put "
+            f"expected {cell.study.scores} training states in {run.folder('diffusion')}, got {len(states)}: put "
             f"{cell.name}.json back into the results, score the end alone (scores=1), or remove that folder to train "
             "them again"
         )
@@ -118,7 +119,7 @@ def _states(cell: Cell, run: Run, model: Model) -> dict[int, Callable[[], Model]
 
 @functools.cache  # one object, so one program, for all cells
 def networks(i3d: Path | None = None) -> dict[str, FeatureNetwork]:
-    """What looks at the clips: the network that ships, one of its shape with random weights, and I3D if it is given.
+    """What nets at the clips: the network that ships, one of its shape with random weights, and I3D if it is given.
 
     A random network knows nothing of what the first was trained on; what both see is not the taste of one. It has the
     shape of our own rather than I3D's, which takes about a second a clip and CPU core.
@@ -149,19 +150,19 @@ def _random_network() -> FeatureNetwork:
 
 def _scores(cell: Cell, run: Run, model: Model, states: dict[int, Callable[[], Model]], published: Published) -> dict:
     study, seed = cell.study, cell.seed
-    looks = networks(published.i3d)
-    first, kinds, floor = _real(cell, run, looks)
+    nets = networks(published.i3d)
+    first, kinds, floor = _real(cell, run, nets)
     test, test_kinds = _clips(run, "test", study.clips)
     diffusion: Any = model.diffusion
     classes = max(diffusion.model.config.classes, 1)
     labels = np.arange(study.clips) % classes
     steps = list(states)
-    curve = {name: {"step": steps, "frechet": [], "kernel": []} for name in looks}
+    curve = {name: {"step": steps, "frechet": [], "kernel": []} for name in nets}
     final, ends = {}, {}
     for step in steps:
         print(f"  scoring step {step}", file=sys.stderr)
         drawn = sample_clips(states[step](), labels, steps=study.sampling_steps, seed=seed, batch_size=BATCH)
-        for name, net in looks.items():
+        for name, net in nets.items():
             features = extract(net, drawn, batch_size=BATCH)
             last = step == steps[-1]
             found = _distances(first[name], features, intervals=last)
@@ -173,12 +174,12 @@ def _scores(cell: Cell, run: Run, model: Model, states: dict[int, Callable[[], M
     decoded = reconstruct(model.vae, model.vae_params, test, batch_size=BATCH)
     rebuilt = {
         name: _distances(extract(net, test, batch_size=BATCH), extract(net, decoded, batch_size=BATCH))["frechet"]
-        for name, net in looks.items()
+        for name, net in nets.items()
     }
-    looked = {}
+    lpips = {}
     if published.lpips:
         distance, _ = perceptual(*published.lpips)
-        looked["perceptual"] = float(np.mean([distance(a, b) for a, b in zip(test, decoded, strict=True)]))
+        lpips["perceptual"] = float(np.mean([distance(a, b) for a, b in zip(test, decoded, strict=True)]))
     errors = score_prediction(model.vae, model.vae_params, test, batch_size=BATCH)
     names = diffusion.class_names if classes > 1 else ()
     by_class = {}
@@ -188,7 +189,7 @@ def _scores(cell: Cell, run: Run, model: Model, states: dict[int, Callable[[], M
             continue
         found = score_prediction(model.vae, model.vae_params, mine, batch_size=BATCH, label=f"prediction, {name}")
         by_class[name] = {guess: found.average(guess) for guess in GUESSES} | {
-            "frechet": {n: frechet_distance(first[n][kinds == label], ends[n][labels == label]) for n in looks}
+            "frechet": {n: frechet_distance(first[n][kinds == label], ends[n][labels == label]) for n in nets}
         }
     moved = temporal_distance(scores.means)
     probe = _class_probe(run, model, 2 * study.clips, scores.means, test_kinds)
@@ -196,7 +197,7 @@ def _scores(cell: Cell, run: Run, model: Model, states: dict[int, Callable[[], M
         "generation": final,
         "curve": curve,
         "floor": floor,
-        "reconstruction": {"psnr": scores.psnr, "ssim": scores.ssim, "frechet": rebuilt} | looked,
+        "reconstruction": {"psnr": scores.psnr, "ssim": scores.ssim, "frechet": rebuilt} | lpips,
         "prediction": {name: [float(v) for v in getattr(errors, name)[1:]] for name in GUESSES},
         **({"classes": by_class} if by_class else {}),
         "latents": {
@@ -208,7 +209,7 @@ def _scores(cell: Cell, run: Run, model: Model, states: dict[int, Callable[[], M
     }
 
 
-def _real(cell: Cell, run: Run, looks: dict[str, FeatureNetwork]) -> tuple[dict, np.ndarray, dict]:
+def _real(cell: Cell, run: Run, nets: dict[str, FeatureNetwork]) -> tuple[dict, np.ndarray, dict]:
     """Features of the real clips that generated ones are compared with, their classes, and the floor of the distances.
 
     The floor is the distance of the other split: of what a generator makes that repeats clips of it. Two halves of one
@@ -220,24 +221,24 @@ def _real(cell: Cell, run: Run, looks: dict[str, FeatureNetwork]) -> tuple[dict,
         video, kinds = _clips(run, split, study.clips)
         if len(video) < study.clips:
             raise ConfigError(
-                f"{study.clips} real clips of split {split} are wanted, there are {len(video)}: lower clips"
+                f"expected {study.clips} real clips of split {split}, got {len(video)}: lower the study's clips"
             )
-        sides[split] = {name: extract(net, video, batch_size=BATCH) for name, net in looks.items()}, kinds
+        sides[split] = {name: extract(net, video, batch_size=BATCH) for name, net in nets.items()}, kinds
     (first, kinds), (other, _) = sides.values()
-    return first, kinds, {name: _distances(first[name], other[name]) for name in looks}
+    return first, kinds, {name: _distances(first[name], other[name]) for name in nets}
 
 
 def _class_probe(run: Run, model: Model, most: int, means: np.ndarray, label: np.ndarray) -> dict | None:
-    """How well the class of test clips is read out of the VAE's latents; None for clips without classes.
+    """Accuracy of a linear probe of the class on the VAE's latents of test clips; None for clips without classes.
 
     Args:
-      most: clips of the training split that the readout is fitted to.
+      most: clips of the training split that the probe is fitted to.
       means, label: posterior means of the test clips, and their classes.
     """
     if len(np.unique(label)) < 2:
         return None
     video, known = _clips(run, "train", most)
-    # The decoder runs in vain: another program for the encoder alone would take longer to compile.
+    # The decoder's output is unused: a program for the encoder alone would take longer to compile.
     seen = score_reconstruction(model.vae, model.vae_params, video, batch_size=BATCH, label="class probe").means
     chance = float(np.mean(label == np.bincount(known).argmax()))
     return {"accuracy": class_accuracy(seen, known, means, label), "chance": chance, "clips": len(video)}

@@ -16,7 +16,7 @@ from pv_vae_jax.typing import ConfigError
 
 STILL = {"video.objective.motion": 0.0}
 RECIPE = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
-CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # of an experiment: they decide no number
+CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # fields of an experiment that decide no number
 
 
 def slug_of(name: str) -> str:
@@ -53,15 +53,15 @@ class Study:
     """Rows, seeds, and how each cell is scored.
 
     Attributes:
-      name: of the study.
+      name: name of the study, and of its folder of scores.
       world: what the clips show, for the page.
-      experiment: all stages of a cell; `image` is trained once for a seed, and every row begins there.
-      rows: the first is the baseline.
-      seeds: of data order, initial weights and noise; a cell of each row is trained with each.
-      scores: how often along the transformer's training its samples are scored.
-      clips: generated clips of a score, and real clips beside them.
+      experiment: all stages of a cell; `image` is trained once a seed, and every row starts from it.
+      rows: the rows; the first is the baseline.
+      seeds: seeds of data order, initial weights and noise; each row is trained with each.
+      scores: how many times during the transformer's training its samples are scored.
+      clips: generated clips of a score, and as many real clips.
       reference: split of the real clips that generated ones are compared with.
-      sampling_steps: of Euler.
+      sampling_steps: Euler steps of a sample.
     """
 
     name: str
@@ -78,23 +78,27 @@ class Study:
         """Return self.
 
         Raises:
-          ConfigError: rows of one name, a row that refers to no row before it, or a row whose settings cannot work.
+          ConfigError: two rows have one name, a row refers to a row that is not before it, or its settings are invalid.
         """
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names) or len({row.slug for row in self.rows}) < len(names):
-            raise ConfigError(f"rows of study {self.name} need names of their own: {', '.join(names)}")
+            raise ConfigError(f"rows of study {self.name} need distinct names, got {', '.join(names)}")
         for i, row in enumerate(self.rows):
             trained = [other.name for other in self.rows[:i] if not other.decoder_of]
             if row.decoder_of and row.decoder_of not in trained:
                 raise ConfigError(
-                    f"row {row.name!r} tunes the decoder of {row.decoder_of!r}, which is no row before it"
+                    f"row {row.name!r} tunes the decoder of {row.decoder_of!r}, which must be a row before it"
                 )
             if row.compared_with and row.compared_with not in names[:i]:
-                raise ConfigError(f"row {row.name!r} is compared with {row.compared_with!r}, which is no row before it")
+                raise ConfigError(
+                    f"row {row.name!r} is compared with {row.compared_with!r}, which must be a row before it"
+                )
             for seed in self.seeds:
                 self.cell(row, seed).experiment.validate()
         if self.experiment.diffusion.steps % self.scores:
-            raise ConfigError(f"{self.experiment.diffusion.steps} diffusion steps are not {self.scores} equal parts")
+            raise ConfigError(
+                f"diffusion.steps must be a multiple of scores={self.scores}, got {self.experiment.diffusion.steps}"
+            )
         return self
 
     def cell(self, row: Row, seed: int) -> Cell:
@@ -117,7 +121,7 @@ class Study:
         """The cells of these rows, by name or slug, and seeds; none named are all.
 
         Raises:
-          ConfigError: there is no such row or seed; those that are there are listed.
+          ConfigError: a row or seed is unknown; the message lists the known ones.
         """
         slugs = [slug_of(name) for name in rows]
         for what, wanted, known in (
@@ -189,7 +193,7 @@ class Cell:
 
 
 def deciding(experiment: Experiment) -> dict:
-    """The settings that numbers follow from, with what a folder of clips holds in place of where it lies."""
+    """The settings that numbers follow from, with the content of a folder of clips in place of its path."""
     tree = to_dict(experiment)
     for free in ("name", "log_every", "mesh"):
         del tree[free]
@@ -253,8 +257,8 @@ def load_study(path: str | Path, overrides: dict[str, str] | None = None) -> Stu
     """Run `get_study()` of the file `path`, and apply `overrides` to the experiment below all rows.
 
     Raises:
-      ConfigError: no such file or function, a mistake in it (its line is named), an unknown setting, or a study that
-        cannot work.
+      ConfigError: the file or function is missing or fails (the message names the line), a setting is unknown, or the
+        study is invalid.
     """
     study = run_config(path, Study, "get_study")
     experiment = override(study.experiment, overrides or {})

@@ -46,7 +46,7 @@ def over_seeds(values: list[float]) -> Estimate:
     """Mean and Student's t interval of one value a seed.
 
     Raises:
-      ValueError: no value.
+      ValueError: `values` is empty.
     """
     if not values:
         raise ValueError("no seed has this value")
@@ -139,8 +139,7 @@ def read_results(folder: Path) -> list[Results]:
     """The studies of `folder`, one folder each, by name; those without a finished cell are left out.
 
     Raises:
-      ConfigError: a file is damaged, belongs to no row of its plan or to other settings than it plans, or there are two
-        for one row and seed.
+      ConfigError: a file is damaged, its row or settings are not those of the plan, or a row and seed have two files.
     """
     studies = []
     for plan in sorted(folder.glob(f"*/{PLAN}")):

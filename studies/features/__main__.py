@@ -1,8 +1,8 @@
-"""Train the small feature network that `pv-vae evaluate` compares clips by where no published weights are at hand.
+"""Train the small feature network by which `pv-vae evaluate` compares clips when no published weights are given.
 
   python -m studies.features --config experiments/feature_net.py --out runs/features --videos=folder \\
     --credit='Big Buck Bunny (c) 2008 Blender Foundation, CC BY 3.0'
-  python -m studies.features --measure=clips.npy                                # what the shipped network notices
+  python -m studies.features --measure=clips.npy         # distances by grade of damage, of the shipped network
 
 It learns from the synthetic world and, with --videos, from the texture of real clips. Writes `features.safetensors` and
 `config.json` (sizes, hash, settings, held-out scores). Settings are those of --config, a file whose `get_config()`
@@ -32,15 +32,16 @@ from studies.features.training import FeatureTraining, train_features
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.features`."""
-    flags.DEFINE_string("config", None, "file of settings; none: those of the shipped network", flag_values=values)
-    flags.DEFINE_string("out", None, "folder for the network", flag_values=values)
-    flags.DEFINE_string("videos", None, "folder of videos for texture; none: the synthetic world", flag_values=values)
-    flags.DEFINE_string("credit", "", "whose the videos are; goes into config.json", flag_values=values)
-    flags.DEFINE_string("measure", None, "train nothing; show what --out notices on these clips", flag_values=values)
-    flags.DEFINE_integer("clips", 128, "to measure on, at most", lower_bound=4, flag_values=values)
-    flags.DEFINE_integer(
-        "size", None, "of measured videos: short side, centre square", lower_bound=1, flag_values=values
-    )
+    for name, text in (
+        ("config", "file of settings; default those of the shipped network"),
+        ("out", "folder for the network"),
+        ("videos", "folder of videos for texture; default the synthetic world alone"),
+        ("credit", "author and licence of the videos, written to config.json"),
+        ("measure", "train nothing; measure how --out (default the shipped network) reacts to damage of these clips"),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_integer("clips", 128, "largest number of clips to measure on", lower_bound=4, flag_values=values)
+    flags.DEFINE_integer("size", None, "side to which measured videos are cropped", lower_bound=1, flag_values=values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
@@ -51,9 +52,9 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         _measure(values, overrides)
         return
     if not values.out:
-        raise ConfigError("name the folder for the network, --out, or clips to measure the shipped one on, --measure")
+        raise ConfigError("set --out, the folder for the network, or --measure, clips to measure the shipped one on")
     if values.videos and not values.credit:
-        raise ConfigError("weights made from videos must say whose they are: set --credit")
+        raise ConfigError("weights trained on --videos must name their author and licence: set --credit")
     settings = run_config(values.config, FeatureTraining) if values.config else FeatureTraining()
     config: FeatureTraining = override(settings, overrides)
     real = _real_clips(values.videos, config) if values.videos else None

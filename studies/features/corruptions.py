@@ -21,17 +21,17 @@ def corrupt(video: np.ndarray, kind: str, grade: float, seed: int = 0) -> np.nda
     """Apply one kind of `GRADES`.
 
     Raises:
-      ValueError: unknown kind.
+      ValueError: `kind` is unknown.
     """
     functions = {"noise": add_noise, "blur": blur, "shuffle": shuffle, "freeze": freeze, "reverse": reverse}
     if kind not in functions:
-        raise ValueError(f"unknown corruption {kind!r}; there are {', '.join(functions)}")
+        raise ValueError(f"unknown corruption {kind!r}: expected one of {', '.join(functions)}")
     return functions[kind](video, grade, seed)
 
 
-def add_noise(video: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
+def add_noise(video: np.ndarray, std: float, seed: int = 0) -> np.ndarray:
     """Gaussian noise of a standard deviation on 0..255, new in every pixel."""
-    noise = np.random.default_rng(seed).normal(0, deviation, video.shape).astype(np.float32)
+    noise = np.random.default_rng(seed).normal(0, std, video.shape).astype(np.float32)
     return np.clip(np.rint(video + noise), 0, 255).astype(np.uint8)
 
 
@@ -45,12 +45,12 @@ def blur(video: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
 
-def smoothing(size: int, deviation: float) -> np.ndarray:
+def smoothing(size: int, std: float) -> np.ndarray:
     """`(size, size)` float32 matrix of a Gaussian blur that stays inside the picture: rows add up to 1."""
-    if deviation <= 0:
+    if std <= 0:
         return np.eye(size, dtype=np.float32)
     place = np.arange(size)
-    weights = np.exp(-0.5 * ((place[:, None] - place) / deviation) ** 2)
+    weights = np.exp(-0.5 * ((place[:, None] - place) / std) ** 2)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -36,13 +36,13 @@ class FeatureTraining:
     """How the network is trained.
 
     Attributes:
-      network: its sizes.
-      clips: of the synthetic world.
-      frames: of a clip.
-      sprites: in a synthetic clip, at most.
-      steps, batch_size, learning_rate, weight_decay: of AdamW, with warm-up and cosine decay to 0.
-      real_share: of a batch, where there are real clips.
-      seed: of everything random.
+      network: sizes of the network.
+      clips: number of synthetic clips.
+      frames: frames of a clip.
+      sprites: largest number of sprites in a synthetic clip.
+      steps, batch_size, learning_rate, weight_decay: settings of AdamW, with warm-up and cosine decay to 0.
+      real_share: share of a batch that is real, where there are real clips.
+      seed: seed of everything random.
     """
 
     network: FeatureNetConfig = FeatureNetConfig()
@@ -61,7 +61,7 @@ class Heads(nn.Module):
     """The features and the answers that they are trained by.
 
     Attributes:
-      config: of the feature network.
+      config: sizes of the feature network.
     """
 
     config: FeatureNetConfig
@@ -120,9 +120,9 @@ def draw_batch(
             clip[:] = clip[::-1].copy()
         elif ORDERS[kind] == "frozen":
             clip[:] = clip[rng.integers(frames)].copy()
-    noise, deviation = (rng.uniform(0, most, size) * (rng.random(size) < 0.5) for most in (1.0, 1.0))
-    matrices = np.stack([smoothing(config.network.side, STRONGEST_BLUR * d) for d in deviation])
-    batch = {"video": clips, "order": order, "known": known, "noise": noise, "blur": deviation, "matrices": matrices}
+    noise, blur = (rng.uniform(0, 1.0, size) * (rng.random(size) < 0.5) for _ in range(2))
+    matrices = np.stack([smoothing(config.network.side, STRONGEST_BLUR * value) for value in blur])
+    batch = {"video": clips, "order": order, "known": known, "noise": noise, "blur": blur, "matrices": matrices}
     return {k: np.asarray(v, np.float32) if v.dtype == np.float64 else v for k, v in batch.items()} | {
         name: value[index] for name, value in labels.items()
     }
@@ -158,7 +158,7 @@ def train_features(config: FeatureTraining, real: np.ndarray | None = None) -> t
     """Train, and score on clips that were not trained on.
 
     Args:
-      config: how.
+      config: settings.
       real: `(n, frames, side, side, 3)` uint8, or None for the synthetic world alone.
 
     Returns:
@@ -209,13 +209,13 @@ def train_features(config: FeatureTraining, real: np.ndarray | None = None) -> t
 
 
 def standardised(model: Heads, params: Params, video: np.ndarray) -> Params:
-    """Parameters whose features have mean 0 and deviation 1 over clean clips, so that distances have a scale."""
+    """Parameters whose features have mean 0 and standard deviation 1 over clean clips: the scale of distances."""
     net = FeatureNet(model.config)
     features = jax.jit(lambda p, x: net.apply({"params": p}, to_float(x)))
     found = np.concatenate([features(params, video[i : i + 32]) for i in range(0, len(video), 32)])
-    mean, deviation = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)
+    mean, std = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)
     last = params["features"]
-    return params | {"features": {"kernel": last["kernel"] / deviation, "bias": (last["bias"] - mean) / deviation}}
+    return params | {"features": {"kernel": last["kernel"] / std, "bias": (last["bias"] - mean) / std}}
 
 
 def _scores(answers: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dict[str, float]:

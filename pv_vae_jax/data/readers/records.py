@@ -7,6 +7,7 @@ unfinished. A record is a safetensors blob of `video`, an H.264 MP4 file with fr
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -126,9 +127,7 @@ class RecordReader(Reader):
         """Record `index`."""
         data, label = unpack(self.shards[index])
         file = EncodedVideo(f"{self.folder} record {index}", data)
-        read = lambda start, count, stride: read_video(  # noqa: E731
-            file, short_side=self.size, start=start, count=count, stride=stride
-        )
+        read = functools.partial(read_video, file, short_side=self.size)
         return LazyClip(int(self.lengths[index]), label, read)
 
     def name(self, index: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,7 @@ class VideoFiles(Reader):
     def open(self, index: int) -> LazyClip:
         """File `index`."""
         path = self.paths[index]
-        read = lambda start, count, stride: read_video(  # noqa: E731
-            path, short_side=self.size, start=start, count=count, stride=stride
-        )
+        read = functools.partial(read_video, path, short_side=self.size)
         return LazyClip(int(self.lengths[index]), int(self.labels[index]), read)
 
     def name(self, index: int) -> Path:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from pv_vae_jax.convert.lpips import read_arrays
+from pv_vae_jax.convert.parameters import channels_first, channels_last, check_tensors, parameter_shapes
 from pv_vae_jax.typing import Array, Params, ShapeError, WeightsError
 
 FRAMES, SIDE, CLASSES = 16, 112, 101
@@ -91,10 +90,9 @@ def _corner_aligned(x: Array, axis: int, size: int) -> Array:
     return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
 
 
-def init_c3d(model: C3D) -> dict:
-    """Shapes of the parameters, without values."""
-    clip = jax.ShapeDtypeStruct((1, FRAMES, SIDE, SIDE, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), clip)["params"]
+def c3d_shapes(model: C3D) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the parameters."""
+    return parameter_shapes(model, (1, FRAMES, SIDE, SIDE, 3))
 
 
 def read_c3d(path: str | Path, model: C3D | None = None) -> Params:
@@ -105,20 +103,11 @@ def read_c3d(path: str | Path, model: C3D | None = None) -> Params:
       WeightsError: not an archive of arrays, or tensors are missing or misshapen; all are named.
     """
     tensors = read_arrays(path)
-    expected: dict[str, Any] = flatten_dict(init_c3d(model or C3D()), sep="/")
-    params, faults = {}, []
-    for name, want in expected.items():
-        layer, leaf = name.split("/")
-        theirs = f"{layer}/{'W' if leaf == 'kernel' else 'b'}"
-        value = tensors.get(theirs)
-        if value is not None and leaf == "kernel":
-            value = value.T if value.ndim == 2 else np.moveaxis(value, (0, 1), (-1, -2))  # (o, i, ..) -> (.., i, o)
-        if value is None or value.shape != want.shape:
-            faults.append(f"{theirs} is {'missing' if value is None else f'of shape {tensors[theirs].shape}'}")
-        else:
-            params[name] = np.ascontiguousarray(value, np.float32)
-    if faults:
-        raise WeightsError(f"{path} does not hold the weights of C3D:\n  " + "\n  ".join(faults))
+    shapes = c3d_shapes(model or C3D())
+    names = {path: path.replace("kernel", "W").replace("bias", "b") for path in shapes}
+    expected = {names[path]: channels_first(shape) for path, shape in shapes.items()}
+    check_tensors(f"{path} does not hold the weights of C3D", tensors, expected, strict=False)
+    params = {ours: np.ascontiguousarray(channels_last(tensors[name]), np.float32) for ours, name in names.items()}
     return unflatten_dict(params, sep="/")
 
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from pv_vae_jax.batching import padded_batches
-from pv_vae_jax.evaluation.moments import check_features
+from pv_vae_jax.evaluation.features import check_features
 from pv_vae_jax.evaluation.networks import c3d, feature_net, i3d
 from pv_vae_jax.evaluation.networks.c3d import read_c3d, read_c3d_mean
 from pv_vae_jax.evaluation.networks.feature_net import load_features

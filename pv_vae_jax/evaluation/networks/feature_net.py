@@ -13,12 +13,12 @@ import os
 from pathlib import Path
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from pv_vae_jax.convert.parameters import parameter_shapes
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.typing import Array, Params, ShapeError, WeightsError
@@ -133,8 +133,7 @@ def load_features(folder: str | Path) -> tuple[FeatureNet, Params, str]:
             f"the weights of {folder} have hash {found}, their config says {tree['hash']}: copy it again"
         )
     model = FeatureNet(config)
-    clip = jax.ShapeDtypeStruct((1, LEAST_FRAMES, config.side, config.side, 3), jnp.float32)
-    expected = flatten_dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x), clip)["params"], sep="/")
-    if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in flat.items()}:
+    expected = parameter_shapes(model, (1, LEAST_FRAMES, config.side, config.side, 3))
+    if expected != {k: v.shape for k, v in flat.items()}:
         raise WeightsError(f"the weights of {folder} do not fit the sizes in its config")
     return model, params, found

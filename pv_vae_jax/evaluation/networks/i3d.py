@@ -11,9 +11,11 @@ checkpoint that TF-Hub's FVD module holds) and those of the PyTorch port that Vi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -23,6 +25,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from pv_vae_jax.convert.files import read_tensors
+from pv_vae_jax.convert.parameters import channels_first, channels_last, check_tensors, parameter_shapes
 from pv_vae_jax.typing import Array, Params, ShapeError, WeightsError
 
 CLASSES = 400
@@ -200,18 +203,15 @@ def read_i3d(path: str | Path) -> Params:
     return from_torch(tensors) if "Conv3d_1a_7x7.conv3d.weight" in tensors else from_tensorflow(tensors)
 
 
+WHAT = "these are not the weights of an RGB I3D"
+
+
 def from_tensorflow(tensors: Mapping[str, np.ndarray]) -> Params:
     """Parameters from TensorFlow's names, with or without their common prefix; kernels are `(t, h, w, in, out)`."""
     tensors = {name.removeprefix(TF_PREFIX): value for name, value in tensors.items()}
-    shapes = tensorflow_shapes()
-    _raise_faults(tensors, shapes)
-    params = {}
-    for ours, (theirs, _) in units().items():
-        for leaf, name in TF_LEAVES.items():
-            value = np.asarray(tensors[f"{theirs}/{name}"], np.float32)
-            params[f"{ours}/{leaf}"] = value if leaf == "kernel" else value.reshape(-1)
-    params["Logits/kernel"] = np.asarray(tensors["Logits/Conv3d_0c_1x1/conv_3d/w"], np.float32)[0, 0, 0]
-    params["Logits/bias"] = np.asarray(tensors["Logits/Conv3d_0c_1x1/conv_3d/b"], np.float32)
+    check_tensors(WHAT, tensors, tensorflow_shapes())
+    shapes, names = _shapes(), tensorflow_names()
+    params = {path: np.asarray(tensors[names[path]], np.float32).reshape(shape) for path, shape in shapes.items()}
     return unflatten_dict(params, sep="/")
 
 
@@ -220,26 +220,20 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> Params:
 
     The port's batch norm has a scale, which ours, like the original, has not: it is folded into kernel and mean.
     """
+    names = {"Logits/kernel": "logits.conv3d.weight", "Logits/bias": "logits.conv3d.bias"}
+    for ours, (_, theirs) in units().items():
+        names |= {f"{ours}/{leaf}": f"{theirs}.{name}" for leaf, name in TORCH_LEAVES.items()}
+    shapes = _shapes()
+    expected = {name: channels_first(shapes[path]) for path, name in names.items()}
+    expected["logits.conv3d.weight"] += (1, 1, 1)
+    expected |= {f"{theirs}.bn.weight": expected[f"{theirs}.bn.bias"] for _, theirs in units().values()}
     tensors = {name: v for name, v in tensors.items() if not name.endswith("num_batches_tracked")}
-    shapes = {}
-    tf_shapes = tensorflow_shapes()
-    for theirs, torch_name in units().values():
-        for leaf, name in TORCH_LEAVES.items():
-            shape = tf_shapes[f"{theirs}/{TF_LEAVES[leaf]}"]
-            shapes[f"{torch_name}.{name}"] = (shape[4], shape[3], *shape[:3]) if leaf == "kernel" else shape
-        shapes[f"{torch_name}.bn.weight"] = shapes[f"{torch_name}.bn.bias"]
-    shapes |= {"logits.conv3d.weight": (CLASSES, 1024, 1, 1, 1), "logits.conv3d.bias": (CLASSES,)}
-    _raise_faults(tensors, shapes)
+    check_tensors(WHAT, tensors, expected)
     tensors = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    params = {}
-    for ours, (_, torch_name) in units().items():
-        values = {leaf: tensors[f"{torch_name}.{name}"] for leaf, name in TORCH_LEAVES.items()}
-        scale = tensors[f"{torch_name}.bn.weight"]
-        values["kernel"] = np.moveaxis(values["kernel"], (0, 1), (4, 3)) * scale
-        values["mean"] = values["mean"] * scale
-        params |= {f"{ours}/{leaf}": value for leaf, value in values.items()}
-    params["Logits/kernel"] = tensors["logits.conv3d.weight"][:, :, 0, 0, 0].T
-    params["Logits/bias"] = tensors["logits.conv3d.bias"]
+    params = {path: channels_last(tensors[names[path]]).reshape(shape) for path, shape in shapes.items()}
+    for ours, (_, theirs) in units().items():
+        scale = tensors[f"{theirs}.bn.weight"]
+        params |= {f"{ours}/{leaf}": params[f"{ours}/{leaf}"] * scale for leaf in ("kernel", "mean")}
     return unflatten_dict(params, sep="/")
 
 
@@ -254,27 +248,27 @@ def units() -> dict[str, tuple[str, str]]:
     return units
 
 
+@functools.cache
+def _shapes() -> Mapping[str, tuple[int, ...]]:
+    """Path -> shape of our parameters."""
+    return MappingProxyType(parameter_shapes(I3D(), (1, LEAST_FRAMES, SIDE, SIDE, 3)))
+
+
+def tensorflow_names() -> dict[str, str]:
+    """Path of each of our parameters -> its name in the published checkpoint."""
+    logits = "Logits/Conv3d_0c_1x1/conv_3d"
+    names = {"Logits/kernel": f"{logits}/w", "Logits/bias": f"{logits}/b"}
+    for ours, (theirs, _) in units().items():
+        names |= {f"{ours}/{leaf}": f"{theirs}/{name}" for leaf, name in TF_LEAVES.items()}
+    return names
+
+
 def tensorflow_shapes() -> dict[str, tuple[int, ...]]:
     """Name -> shape of the 230 tensors of the published checkpoint."""
-    widths = {"Conv3d_1a_7x7": (7, 3, 64), "Conv3d_2b_1x1": (1, 64, 64), "Conv3d_2c_3x3": (3, 64, 192)}
-    channels = 192
-    for block, (a, b1, b2, c1, c2, d) in MIXED.items():
-        sizes = {
-            "branch0": (1, channels, a),
-            "branch1a": (1, channels, b1),
-            "branch1b": (3, b1, b2),
-            "branch2a": (1, channels, c1),
-            "branch2b": (3, c1, c2),
-            "branch3": (1, channels, d),
-        }
-        widths |= {f"{block}/{branch}": size for branch, size in sizes.items()}
-        channels = a + b2 + c2 + d
-    shapes = {"Logits/Conv3d_0c_1x1/conv_3d/w": (1, 1, 1, 1024, CLASSES), "Logits/Conv3d_0c_1x1/conv_3d/b": (CLASSES,)}
-    for ours, (theirs, _) in units().items():
-        size, inputs, outputs = widths[ours]
-        shapes |= {f"{theirs}/{leaf}": (outputs,) for leaf in TF_LEAVES.values()}
-        shapes[f"{theirs}/conv_3d/w"] = (size, size, size, inputs, outputs)
-    return shapes
+    names = tensorflow_names()
+    shapes = {names[path]: shape for path, shape in _shapes().items()}
+    logits = names["Logits/kernel"]  # there a convolution
+    return shapes | {logits: (1, 1, 1, *shapes[logits])}
 
 
 def _read_checkpoint_data(path: Path) -> dict[str, np.ndarray]:
@@ -290,13 +284,3 @@ def _read_checkpoint_data(path: Path) -> dict[str, np.ndarray]:
         tensors[name] = numbers[start : start + math.prod(shape)].reshape(shape)
         start += math.prod(shape)
     return tensors
-
-
-def _raise_faults(found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
-    faults = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"left over {name}" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(found.keys() & expected.keys()):
-        if tuple(found[name].shape) != expected[name]:
-            faults.append(f"{name} has shape {tuple(found[name].shape)}, expected {expected[name]}")
-    if faults:
-        raise WeightsError(f"these are not the weights of an RGB I3D, {len(faults)} faults:\n  " + "\n  ".join(faults))

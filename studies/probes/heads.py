@@ -1,11 +1,7 @@
-"""Probes: what a frozen diffusion transformer's features know about motion (paper section 4.3).
+"""Heads that read dense targets (flow, frames, paths) out of frozen features (paper section 4.3).
 
-A small head learns to read optical flow, or the next frame, out of features of one layer; points are tracked by the
-features' likeness alone. A number means something only beside its controls: features that hold the true motion,
-features of noise, raw latents, an untrained transformer, and guesses that look at nothing.
-
-The paper does not state noise level, normalisation or the head's sizes: here time is 0.1 on the path from data (0) to
-noise (1), features are normalised over channels, and heads are small.
+A probe is a linear readout in closed form and a small convolutional head that adds to it. The paper does not state the
+head's sizes: here heads are small.
 """
 
 from __future__ import annotations
@@ -21,66 +17,19 @@ import numpy as np
 import optax
 from einops import rearrange
 
+from pv_vae_jax.batching import padded_batches
 from pv_vae_jax.evaluation.networks.feature_net import TimeConv
-from pv_vae_jax.flow import interpolate
-from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.typing import Array, Params
 from studies.linear_probe import ridge
-
-
-def diffusion_features(
-    model: Latte,
-    params: Params,
-    latents: Array,
-    *,
-    layer: int,
-    time: float = 0.1,
-    seed: int = 0,
-    first: Array | int = 0,
-) -> Array:
-    """Features after `layer` blocks of clean latents that noise was added to, in one forward pass without a class.
-
-    Args:
-      model, params: the transformer.
-      latents: `(n, g, h, w, z)`, normalised as the transformer was trained on them.
-      layer: blocks passed, an even number: the paper's 14 of 28 is after a temporal block.
-      time: on the path, 0 is data.
-      seed: of the noise; clip `i` gets noise of `(seed, first + i)`.
-      first: number of the first clip, where a set is gone through in batches.
-
-    Returns:
-      `(n, g, h', w', d)`, normalised over channels; `h'` is `h` over the transformer's patch.
-
-    Raises:
-      ValueError: no such layer.
-    """
-    if layer % 2 or not 2 <= layer <= model.config.depth:
-        raise ValueError(f"layers to read from are 2, 4, .. {model.config.depth}; got {layer}")
-    shallow = Latte(dataclasses.replace(model.config, depth=layer))
-    cut = params | {"pairs": jax.tree.map(lambda x: x[: layer // 2], params["pairs"])}
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(len(latents)))
-    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
-    t = jnp.full((len(latents),), time)
-    _, state = shallow.apply(
-        {"params": cut},
-        interpolate(latents, noise, t),
-        t,
-        # The norm after the last block is what comes after `layer` blocks, normalised.
-        capture_intermediates=lambda module, _: module.path == ("LayerNorm_0",),
-        mutable=["intermediates"],
-    )
-    features = state["intermediates"]["LayerNorm_0"]["__call__"][0]
-    b, g, h, w, _ = latents.shape
-    return features.reshape(b, g, h // model.config.patch, w // model.config.patch, -1).astype(jnp.float32)
 
 
 class DenseHead(nn.Module):
     """Convolutions over space and time, then pixel shuffle up to the video's size.
 
     Attributes:
-      channels: of the output.
-      time_factor, space_factor: frames and pixels of a feature.
-      width: of the hidden layers.
+      channels: channels of the output.
+      time_factor, space_factor: frames and pixels (a side) of one feature.
+      width: width of the hidden layers.
     """
 
     channels: int
@@ -158,8 +107,8 @@ class Probe:
     Attributes:
       head, params: the head.
       kernel, bias: of the linear readout, features to folded outputs.
-      mean, deviation: `(d,)` of the features.
-      scale: of the targets, one or `(c,)`.
+      mean, std: statistics of the features, `(d,)`.
+      scale: scale of the targets, one number or `(c,)`.
     """
 
     head: DenseHead
@@ -167,16 +116,15 @@ class Probe:
     kernel: np.ndarray
     bias: np.ndarray
     mean: np.ndarray
-    deviation: np.ndarray
+    std: np.ndarray
     scale: float | np.ndarray
 
     def __call__(self, features: np.ndarray, batch_size: int = 8) -> np.ndarray:
         """Outputs for `(n, g, h, w, d)`, batch by batch."""
         parts = []
-        for i in range(0, len(features), batch_size):
-            x = (features[np.minimum(np.arange(i, i + batch_size), len(features) - 1)] - self.mean) / self.deviation
-            drawn = _draw(self.head, self.params, self.kernel, self.bias, x.astype(np.float32))
-            parts.append(np.asarray(drawn)[: len(features) - i])
+        for batch, count in padded_batches(features, batch_size):
+            x = ((batch - self.mean) / self.std).astype(np.float32)
+            parts.append(np.asarray(_draw(self.head, self.params, self.kernel, self.bias, x))[:count])
         return self.scale * np.concatenate(parts)
 
 
@@ -195,13 +143,13 @@ def train_probe(
     What can be read linearly is so read exactly, however few the steps; features of noise get a constant.
 
     Args:
-      head: what is trained.
-      features: `(n, g, h, w, d)`, frozen.
+      head: the head to train.
+      features: frozen features, `(n, g, h, w, d)`.
       targets: aligned with the head's first `t` frames, or the last if `last`; there may be fewer than the head draws.
-      error: of output and target, both divided by `scale`; it is averaged. A function of a module, not a closure:
-        compiled programs are kept by it.
-      training: sizes; the default suits the synthetic world.
-      scale: of the targets, one or `(c,)`; None takes their deviation.
+      error: loss of output and target, both divided by `scale`; it is averaged. A function at module level, not a
+        closure: compiled programs are cached by it.
+      training: settings; the defaults suit the synthetic world.
+      scale: scale of the targets, one number or `(c,)`; None takes their standard deviation.
       last: the targets are one frame, the last that the head draws.
 
     Raises:
@@ -209,11 +157,14 @@ def train_probe(
     """
     training = training or ProbeTraining()
     if len(features) < 2 or (last and targets.shape[1] != 1):
-        raise ValueError(f"a probe takes two clips or more, got {features.shape} and targets {targets.shape}")
+        raise ValueError(
+            f"expected at least two clips, and targets of one frame if last, got features {features.shape} and targets "
+            f"{targets.shape}"
+        )
     mean = features.mean(axis=(0, 1, 2, 3))
-    deviation = np.maximum(features.std(axis=(0, 1, 2, 3)), 1e-6)
+    std = np.maximum(features.std(axis=(0, 1, 2, 3)), 1e-6)
     scale = max(float(np.std(targets)), 1e-6) if scale is None else scale
-    normal = lambda part: ((features[part] - mean) / deviation).astype(np.float32)  # noqa: E731
+    normal = lambda part: ((features[part] - mean) / std).astype(np.float32)  # noqa: E731
     wanted = lambda part: (targets[part] / scale).astype(np.float32)  # noqa: E731
     kept = np.arange(len(features)) % HELD_OUT != HELD_OUT - 1
     kept[-1] &= not kept.all()
@@ -247,7 +198,7 @@ def train_probe(
             index = rng.choice(chosen, training.batch_size)
             batch = (kernel, bias, normal(index), wanted(index))
             params, state = _step(head, training, error, last, params, state, *batch)
-    return Probe(head, best, kernel, bias, mean, deviation, scale)
+    return Probe(head, best, kernel, bias, mean, std, scale)
 
 
 def _optimizer(training: ProbeTraining) -> optax.GradientTransformation:
@@ -279,50 +230,17 @@ def _step(head, training, error, last, params: Params, state: optax.OptState, *b
     return optax.apply_updates(params, update), state
 
 
-def length(output: Array, target: Array) -> Array:
-    """End-point error, smooth near zero: for flow."""
+def endpoint_loss(output: Array, target: Array) -> Array:
+    """Length of the error, smooth near zero, `(...)` of `(..., 2)`: the loss of flow."""
     return jnp.sqrt(jnp.sum(jnp.square(output - target), axis=-1) + 1e-2)
 
 
 def squared(output: Array, target: Array) -> Array:
-    """For pixels."""
+    """Squared error: the loss of pixels."""
     return jnp.square(output - target)
 
 
 def path_error(output: Array, target: Array) -> Array:
     """For `(..., 3)`: length of the error of (dx, dy), and the cross-entropy of being hidden (target 0 or 1)."""
     hidden = optax.sigmoid_binary_cross_entropy(output[..., 2], target[..., 2])
-    return length(output[..., :2], target[..., :2]) + 0.1 * hidden
-
-
-def track_by_likeness(
-    features: np.ndarray, query: np.ndarray, size: float, *, temperature: float = 0.05, radius: float = 2.0
-) -> np.ndarray:
-    """Follow points of frame 0 by cosine likeness of features: soft arg-max around the best place of each frame.
-
-    Args:
-      features: `(t, h, w, d)` of one clip, a map a frame.
-      query: `(n, 2)` (x, y) in pixels of a square picture.
-      size: its side.
-      temperature: of the soft arg-max over likeness.
-      radius: of its window, in features.
-
-    Returns:
-      `(n, t, 2)` in the same pixels; frame 0 is the query itself.
-    """
-    t, h, w, _ = features.shape
-    x = np.asarray(features, np.float64)
-    x = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-    scale = np.array([w, h]) / size
-    cell = np.clip((query * scale).astype(int), 0, [w - 1, h - 1])
-    similarity = np.einsum("nd,thwd->nthw", x[0, cell[:, 1], cell[:, 0]], x)
-    ys, xs = np.mgrid[0:h, 0:w]
-    best = similarity.reshape(len(query), t, -1).argmax(axis=-1)
-    by, bx = best // w, best % w
-    near = (np.abs(ys - by[..., None, None]) <= radius) & (np.abs(xs - bx[..., None, None]) <= radius)
-    weights = np.where(near, np.exp((similarity - similarity.max(axis=(2, 3), keepdims=True)) / temperature), 0)
-    weights /= weights.sum(axis=(2, 3), keepdims=True)
-    centre = np.stack([(weights * (xs + 0.5)).sum(axis=(2, 3)), (weights * (ys + 0.5)).sum(axis=(2, 3))], axis=-1)
-    path = centre / scale
-    path[:, 0] = query
-    return path
+    return endpoint_loss(output[..., :2], target[..., :2]) + 0.1 * hidden

@@ -1,0 +1,55 @@
+"""What readers of published weights share: shapes of our parameters, the order of axes, one error for all faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from pv_vae_jax.typing import WeightsError, tensor_faults
+
+Shape = tuple[int, ...]
+
+
+def parameter_shapes(network: nn.Module, *inputs: Shape) -> dict[str, Shape]:
+    """Path -> shape of the parameters of a network that takes float32 arrays of the shapes `inputs`."""
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
+    params = jax.eval_shape(lambda *x: network.init(jax.random.key(0), *x), *arrays)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+def channels_first(shape: Shape) -> Shape:
+    """Shape in PyTorch's order of axes, `(o, i, ...)`, of one of our kernels, `(..., i, o)`; vectors stay."""
+    return (shape[-1], shape[-2], *shape[:-2]) if len(shape) > 1 else shape
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """An array `(o, i, ...)` in our order of axes, `(..., i, o)`; vectors stay."""
+    return np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array
+
+
+def check_tensors(
+    what: str, tensors: Mapping[str, np.ndarray], expected: Mapping[str, Shape], *, strict: bool = True
+) -> None:
+    """Raise `WeightsError`, which names every fault, unless `tensors` are floats of the `expected` names and shapes.
+
+    Args:
+      what: beginning of the message.
+      tensors: the tensors by name.
+      expected: their shapes.
+      strict: whether other tensors than those are a fault.
+    """
+    faults = tensor_faults({name: tuple(t.shape) for name, t in tensors.items()}, expected, strict=strict)
+    dtypes = {name: tensors[name].dtype for name in sorted(expected.keys() & tensors.keys())}
+    faults += [f"{n} holds {t}, expected floats" for n, t in dtypes.items() if not jnp.issubdtype(t, jnp.floating)]
+    refuse(what, faults)
+
+
+def refuse(what: str, faults: Sequence[str]) -> None:
+    """Raise `WeightsError`, which says `what` and lists the faults, if there are any."""
+    if faults:
+        raise WeightsError(f"{what}, {len(faults)} faults:\n  " + "\n  ".join(faults))
