@@ -8,9 +8,16 @@ import pytest
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow, visible_layer
-from pv_vae_jax.evaluation.latent_analysis import channel_spectrum, motion_correlation, power_spectrum, rank_correlation
+from pv_vae_jax.evaluation.latent_analysis import (
+    LatentAnalysis,
+    analyze_latents,
+    channel_spectrum,
+    motion_correlation,
+    power_spectrum,
+    rank_correlation,
+)
 from pv_vae_jax.model import Model, save
-from pv_vae_jax.report.latents_page import LatentAnalysis, _prediction, analyze_latents, write_analysis
+from pv_vae_jax.report.latents_page import _prediction, write_analysis
 from tests.motion_fixture import tracks
 
 RNG = np.random.default_rng(0)
@@ -145,9 +152,10 @@ def test_vaes_whose_groups_differ_share_a_chart():
         LatentAnalysis(name, {"prediction_mse": errors(n), "copying_mse": errors(n)}, none, none, none, none, 9)
         for name, n in (("four", 5), ("two", 9))
     ]
-    (charts,) = _prediction(found)
-    svg = charts["cells"][0][0]["svg"]
-    assert svg.count("<use") == 4 + 8 and "copying ends at 0.1" in svg
+    (chart,) = _prediction(found)
+    svg = chart["svg"]
+    # A marker for each value, and one for each VAE in the legend.
+    assert svg.count("<use") == 4 + 8 + 2 and "copying ends at 0.1" in svg
 
 
 def test_images_have_no_time_to_analyse(tiny):

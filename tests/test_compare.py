@@ -9,8 +9,14 @@ import pytest
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.evaluation.convergence import running_mean, steps_to_target
 from pv_vae_jax.report import paper_table
-from pv_vae_jax.report.comparison_page import EvaluatedRun, accuracy_and_generation, write_comparison
-from pv_vae_jax.report.run_comparison import SAME, scores_by_name, stored_scores
+from pv_vae_jax.report.run_comparison import (
+    SAME,
+    EvaluatedRun,
+    accuracy_and_generation,
+    scores_by_name,
+    stored_scores,
+    write_comparison,
+)
 from studies.probes import __main__ as probes
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
@@ -151,7 +157,7 @@ def test_what_does_not_compare_is_refused(runs, tmp_path, capsys):
     out = ("--out", tmp_path / "file" / "x.html")
     for call in (("evaluate", "none", "other"), ("evaluate", "--real=none", "--fake=none"), ("analyze", "none")):
         line = fails(*call, *out)  # told before anything is read or computed
-        assert "cannot write into" in line and "name another --out" in line
+        assert "cannot write into" in line and "choose another --out" in line
     assert run_command(probes, "probes", ["none", *map(str, out)]) in (1, 2)
     assert "cannot write into" in capsys.readouterr().err
     path = runs / "b" / "config.json"

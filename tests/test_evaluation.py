@@ -24,8 +24,8 @@ from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, line_chart, png_uri
-from pv_vae_jax.report.page import Section, chart, render_page, text
-from pv_vae_jax.report.run_page import Pictures, ShownClip, curve_charts, write_report
+from pv_vae_jax.report.page import cell, chart, environment
+from pv_vae_jax.report.run_page import Pictures, curve_charts, write_report
 from pv_vae_jax.report.run_report import evaluate_run
 from pv_vae_jax.train.configs import (
     DataConfig,
@@ -206,14 +206,15 @@ def test_axes_enclose_the_values():
         ticks = re.findall(r'text-anchor: end;[^>]*y="([^"]*)">', svg)
         assert 2 <= len(ticks) <= 9, (low, high)
         height = float(re.search(r'viewBox="0 0 \d+ (\d+)"', svg)[1])
-        assert all(30 < y < height - 60 for y in numbers_of(svg, "y")), (low, high)
-        assert numbers_of(svg, "x")[0] < numbers_of(svg, "x")[-1] <= 400 and "e+" not in svg
+        (*points, legend), x = numbers_of(svg, "y"), numbers_of(svg, "x")
+        assert len(points) == 2 and all(30 < y < height - 60 for y in points), (low, high)
+        assert x[0] < x[1] <= 400 and max(points) < legend < height and "e+" not in svg
 
 
 def test_charts_survive_gaps_and_single_points():
     with pytest.raises(ValueError, match="no values"):
         line_chart("t", [Series("a", [1.0], [np.nan])], x_label="x")
-    assert "no values" in chart("t", [Series("a", [1.0], [np.nan])], x_label="x")["text"]
+    assert "no values" in chart("t", [Series("a", [1.0], [np.nan])], x_label="x")["missing"]
     assert "<use" in line_chart("t", [Series("a", [5.0], [2.0])], x_label="x")
     gap = line_chart("t", [Series("a", [1, 2, 3], [1.0, np.nan, 100.0])], x_label="x", log=True)
     assert "nan" not in gap and "logarithmic" in gap
@@ -253,11 +254,22 @@ def test_a_new_loss_term_shows_up_by_itself():
 
 
 def test_a_page_takes_sections_of_anyone():
-    page = render_page(
-        "t <b>", [Section("a", "First", [text("<i>"), chart("c", [Series("s", [1], [2])], x_label="x")])]
+    mine = environment().from_string(
+        """{% extends "page.html" %}{% import "macros.html" as ui %}{% set title = heading %}{% set headline = "" %}
+        {% set notes = [] %}{% set sections = {"a": "First"} %}
+        {% block a %}<p>{{ text }}</p>{% for item in items %}{{ ui.show(item) }}{% endfor %}{% endblock %}"""
     )
+    items = [chart("c", [Series("s", [1], [2])], x_label="x"), chart("<u>", [Series("s", [1], [np.nan])], x_label="x")]
+    page = mine.render(heading="t <b>", text="<i>", items=items)
+    assert '<p class="none">&lt;u&gt;: no values.</p>' in page
     assert "t &lt;b&gt;" in page and "&lt;i&gt;" in page and page.count("<svg") == 1 and 'href="#a"' in page
     assert_stands_alone(page)
+
+
+def test_a_number_that_does_not_exist_is_a_dash():
+    assert [cell(value) for value in (None, float("nan"), 0.12345, 12_345.6, 12_345, "a")] == [
+        *("–", "–", "0.1235", "12,346", "12,345", "a")
+    ]
 
 
 def test_what_a_report_needs_is_named(monkeypatch):
@@ -276,10 +288,10 @@ def test_pictures_are_enlarged_and_shrunk_by_whole_factors():
 
 
 def test_media_say_what_is_left_out(clips, monkeypatch):
-    assert Media(10_000).picture(clips[0, 0], "a")["kind"] == "picture"
-    assert "Left out" in Media(100).picture(clips[0, 0], "a")["text"]
+    assert Media(10_000).picture(clips[0, 0], "a")["uri"].startswith("data:image/png")
+    assert "Left out" in Media(100).picture(clips[0, 0], "a")["missing"]
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "pip install" in Media(10_000).video(clips[0], "a")["text"]
+    assert "pip install" in Media(10_000).video(clips[0], "a")["missing"]
 
 
 class References(HTMLParser):
@@ -323,10 +335,8 @@ def test_report_escapes_what_comes_from_outside(tmp_path, clips):
         "notes": [HOSTILE],
         "missing": [],
     }
-    shown = ShownClip(HOSTILE, clips[0], clips[1], {1: clips[2]})
-    pictures = Pictures(
-        clips=[shown], clips_stage="video", time_factor=2, curves={"video": [{"step": 1, HOSTILE: 2.0}]}
-    )
+    cells = [("Original", clips[0], None), ("Reconstruction", clips[1], 7), (HOSTILE, clips[2], 5)]
+    pictures = Pictures(clips=[(HOSTILE, cells)], clips_stage="video", curves={"video": [{"step": 1, HOSTILE: 2.0}]})
     write_report(tmp_path / "report.html", metrics, pictures)
     page = (tmp_path / "report.html").read_text()
     assert assert_stands_alone(page).count("video") == 1

@@ -19,9 +19,11 @@ from absl import flags
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
-from pv_vae_jax.model import Model, load
+from pv_vae_jax.evaluation.latent_analysis import LatentAnalysis, analyze_latents
+from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
-from pv_vae_jax.report.latents_page import LatentAnalysis, analyze_latents, write_analysis
+from pv_vae_jax.report.latents_page import write_analysis
+from pv_vae_jax.report.page import aligned, cell, short_names
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.typing import ConfigError, check_clip_shape
 
@@ -52,28 +54,20 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if reason := unavailable():
         raise ImportError(reason)
     out = make_writable(Path(values.out))
-    models = _models(positional)
+    models = {label: load(name) for label, name in short_names(positional, "model").items()}
     video, motion, source = _clips(values)
     _, frames, height, width, _ = video.shape
     for model in models.values():
         check_clip_shape(frames, height, width, model.vae.config.time_factor, model.vae.config.space_factor)
-    analyses = {
-        name: analyze_latents(name, model.vae, model.vae_params, video, motion, batch_size=values.batch_size)
+    analyses = [
+        analyze_latents(name, model.vae, model.vae_params, video, motion, batch_size=values.batch_size)
         for name, model in models.items()
-    }
-    facts = {"source": source, "clips": len(video), "frames": video.shape[1], "size": list(video.shape[2:4])}
-    write_json(out / "analysis.json", facts | {"models": {name: a.numbers for name, a in analyses.items()}})
-    write_analysis(out / "analysis.html", facts, list(analyses.values()), video)
-    print("\n".join(_table(list(analyses.values()))))
+    ]
+    facts = {"source": source, "clips": len(video), "frames": frames, "size": [height, width]}
+    write_json(out / "analysis.json", facts | {"models": {a.name: a.numbers for a in analyses}})
+    write_analysis(out / "analysis.html", facts, analyses, video)
+    print("\n".join(_table(analyses)))
     print(f"analysis: {out / 'analysis.html'}")
-
-
-def _models(names: Sequence[str]) -> dict[str, Model]:
-    if len(set(names)) < len(names):
-        raise ConfigError(f"a model is named twice: {', '.join(names)}")
-    short = [Path(name).name or name for name in names]
-    labels = short if len(set(short)) == len(short) else list(names)
-    return {label: load(name) for label, name in zip(labels, names, strict=True)}
 
 
 def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
@@ -93,19 +87,7 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _table(analyses: Sequence[LatentAnalysis]) -> list[str]:
-    heads = {
-        "model": "config",
-        "PSNR dB": "psnr_db",
-        "LTD": "ltd_median",
-        "LTD/chance": "ltd_over_chance",
-        "channels used": "effective_channels",
-        "motion corr.": "motion_correlation",
-        "against copying": "against_copying",
-    }
-    width = max(len(a.name) for a in analyses) + 2
-    lines = [f"{'':{width}}" + "".join(f"{head:>17}" for head in heads)]
-    for a in analyses:
-        cells = [a.numbers[key] for key in heads.values()]
-        shown = ["-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
-        lines.append(f"{a.name:{width}}" + "".join(f"{cell:>17}" for cell in shown))
-    return lines
+    heads = ("", "model", "PSNR dB", "LTD", "LTD/chance", "channels used", "motion corr.", "against copying")
+    keys = ("config", "psnr_db", "ltd_median", "ltd_over_chance", "effective_channels", "motion_correlation")
+    rows = [(a.name, *(cell(a.numbers[key]) for key in (*keys, "against_copying"))) for a in analyses]
+    return aligned([heads, *rows])

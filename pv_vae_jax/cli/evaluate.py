@@ -21,7 +21,6 @@ protocol, see docs/evaluation.md.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,9 +30,10 @@ from absl import flags
 from pv_vae_jax.cli._shared import define_lpips_flags, lpips_files
 from pv_vae_jax.evaluation.clip_sets import open_clips
 from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
-from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, c3d_network, i3d_network, own_network
+from pv_vae_jax.evaluation.networks.extract import c3d_network, i3d_network, own_network
 from pv_vae_jax.evaluation.perceptual import lpips_distance
-from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, Score
+from pv_vae_jax.evaluation.protocol import PROTOCOLS, Score
+from pv_vae_jax.report.page import aligned
 from pv_vae_jax.report.run_comparison import compare_runs
 from pv_vae_jax.report.run_report import evaluate_run
 from pv_vae_jax.storage import make_writable, write_json
@@ -42,38 +42,38 @@ from pv_vae_jax.typing import ConfigError
 
 OF_ONE_RUN = {"workdir", "clips", "sample_clips"}
 OF_SEVERAL_RUNS = {"workdir", "out"}
+TEXTS = {
+    "workdir": "folder of a run with a finished stage",
+    "out": "several runs: the page, default comparison.html; sets: JSON file for the scores and their protocol",
+    "real": "sets: folder of videos, or .npy or .npz of clips (n, t, h, w, 3)",
+    "fake": "sets: the clips to judge, in the same forms",
+    "weights": "sets: file of I3D, or folder made by `python -m studies.features`; own ships with the library",
+    "value_range": "sets: range of float arrays, 0,1 or -1,1",
+    "c3d": "sets: weights of C3D, .npz, for the inception score",
+    "c3d_mean": "sets: mean cube of C3D, .npz or .npy",
+}
+INTEGERS = {  # name -> lower bound, help
+    "clips": (1, "run: test clips to score at most, default data.test_clips; sets: number, default the protocol's"),
+    "sample_clips": (0, "run: clips to generate, 0 for none; default sampling.clips"),
+    "frames": (1, "sets: frames per clip; default the protocol's"),
+    "size": (1, "sets of videos: side in pixels; the short side is resized, the centre square cropped"),
+    "seed": (0, "sets: seed of the choice of clips, random starts and intervals; default 0"),
+    "batch_size": (1, "sets: clips per step; default 8"),
+    "splits": (1, "sets: splits of the inception score; default 10"),
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae evaluate`."""
-
-    def text(name: str, help: str) -> None:
+    for name, help in TEXTS.items():
         flags.DEFINE_string(name, None, help, flag_values=values)
-
-    def integer(name: str, least: int, help: str) -> None:
+    for name, (least, help) in INTEGERS.items():
         flags.DEFINE_integer(name, None, help, lower_bound=least, flag_values=values)
-
-    text("workdir", "folder of a run with a finished stage")
-    integer("clips", 1, "run: test clips to score at most, default data.test_clips; sets: exact number, default the "
-            "protocol's")  # fmt: skip
-    integer("sample_clips", 0, "run: clips to generate, 0 for none; default sampling.clips")
-    text("out", "several runs: the page, default comparison.html; sets: JSON file for the scores and their protocol")
-    text("real", "sets: folder of videos, or .npy or .npz of clips (n, t, h, w, 3)")
-    text("fake", "sets: the clips to judge, in the same forms")
     flags.DEFINE_enum("protocol", "paper", sorted(PROTOCOLS), "sets: how they are compared", flag_values=values)
     flags.DEFINE_enum("features", "own", ("own", "i3d"), "sets: feature network", flag_values=values)
-    text("weights", "sets: file of I3D, or folder made by `python -m studies.features`; own ships with the library")
-    integer("frames", 1, "sets: frames per clip; default the protocol's")
-    integer("size", 1, "sets of videos: side in pixels; the short side is resized, the centre square cropped")
-    integer("seed", 0, "sets: seed of the choice of clips, random starts and intervals; default 0")
-    integer("batch_size", 1, "sets: clips per step; default 8")
-    text("value_range", "sets: range of float arrays, 0,1 or -1,1")
     flags.DEFINE_bool("paired", False, "sets: clip i of fake reconstructs clip i of real", flag_values=values)
     flags.DEFINE_bool("intervals", True, "sets: bootstrap intervals", flag_values=values)
     define_lpips_flags(values)
-    text("c3d", "sets: weights of C3D, .npz, for the inception score")
-    text("c3d_mean", "sets: mean cube of C3D, .npz or .npy")
-    integer("splits", 1, "sets: splits of the inception score; default 10")
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
@@ -86,81 +86,61 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError(
             "expected either one run, --workdir, or two sets of clips, --real and --fake, or several work directories"
         )
+    foreign = given - (OF_ONE_RUN if len(runs) == 1 else OF_SEVERAL_RUNS) if runs else given & {"sample_clips"}
+    if foreign:
+        why = "these compare sets, with --real and --fake"
+        if not runs:
+            why = "this belongs to --workdir; sets are compared as they are"
+        elif foreign <= OF_ONE_RUN:
+            why = "these measure one run; several are compared by the reports they have"
+        raise ConfigError(f"{', '.join(f'--{name}' for name in sorted(foreign))}: {why}")
     if not runs:
-        if "sample_clips" in given:
-            raise ConfigError("--sample_clips belongs to --workdir: sets are compared as they are")
         _compare_sets(values)
-    elif foreign := sorted(given - (OF_ONE_RUN if len(runs) == 1 else OF_SEVERAL_RUNS)):
-        names = ", ".join(f"--{name}" for name in foreign)
-        if set(foreign) <= OF_ONE_RUN:
-            raise ConfigError(f"{names}: these measure one run; several are compared by the reports they have")
-        raise ConfigError(f"{names}: these compare sets, with --real and --fake")
     elif len(runs) == 1:
         evaluate_run(reopen_run(runs[0]), values.clips, values.sample_clips)
     else:
         compare_runs(runs, Path(values.out or "comparison.html"))
 
 
-def _compare_sets(values: flags.FlagValues) -> list[Score]:
+def _compare_sets(values: flags.FlagValues) -> None:
     """Compare `--real` and `--fake`, print a table, write the scores with their protocol."""
+    lpips = lpips_files(values)
     if not (values.real and values.fake):
         raise ConfigError("comparing sets needs both --real and --fake")
     if values.features == "i3d" and not values.weights:
-        raise ConfigError(
-            "I3D's weights are not part of this library: name their file with --weights, or leave --features=own"
-        )
+        raise ConfigError("I3D's weights are not included: name their file with --weights, or leave --features=own")
     if bool(values.c3d) != bool(values.c3d_mean):
         raise ConfigError("the inception score needs both --c3d and --c3d_mean")
-    lpips = lpips_files(values)
     if lpips and not values.paired:
         raise ConfigError("--lpips compares pairs: add --paired")
     if values.splits and not values.c3d:
         raise ConfigError("--splits applies to the inception score, and it takes --c3d and --c3d_mean: add them")
     if values.out:
         make_writable(Path(values.out).parent)
-    protocol, seed, batch_size = _protocol(values), values.seed or 0, values.batch_size or 8
-    network = _network(values, protocol)
+    protocol = PROTOCOLS[values.protocol].changed(frames=values.frames, clips=values.clips, paired=values.paired)
+    seeded = {"seed": values.seed or 0}
+    batched = {"batch_size": values.batch_size or 8, **seeded}
+    if values.features == "own":
+        network = own_network(values.weights)
+    else:
+        network = i3d_network(values.weights, resize_rule=protocol.resize, crop=protocol.crop)
     reading = {"size": values.size, "value_range": _range(values.value_range)}
-    real_window = protocol.fake_window() if values.paired else protocol.real_window(seed)
+    real_window = protocol.fake_window() if values.paired else protocol.real_window(**seeded)
     real = open_clips(values.real, real_window, **reading)
     fake = open_clips(values.fake, protocol.fake_window(), **reading)
     scores = []
     if values.paired:
-        perceptual, perceptual_network = lpips_distance(*lpips) if lpips else (None, None)
-        scores += compare_pairs(
-            real, fake, protocol, perceptual=perceptual, perceptual_network=perceptual_network, seed=seed
-        )
+        distance, named = lpips_distance(*lpips) if lpips else (None, None)
+        scores += compare_pairs(real, fake, protocol, perceptual=distance, perceptual_network=named, **seeded)
     resamples = 40 if values.intervals else 0
-    scores += compare_sets(
-        real, fake, network, protocol, paired=values.paired, seed=seed, batch_size=batch_size, resamples=resamples
-    )
+    scores += compare_sets(real, fake, network, protocol, paired=values.paired, resamples=resamples, **batched)
     if values.c3d:
-        classifier, splits = c3d_network(values.c3d, values.c3d_mean), values.splits or 10
-        scores.append(score_inception(fake, classifier, protocol, splits=splits, seed=seed, batch_size=batch_size))
+        classifier = c3d_network(values.c3d, values.c3d_mean)
+        scores.append(score_inception(fake, classifier, protocol, splits=values.splits or 10, **batched))
     print("\n".join(_table(scores)))
     if values.out:
         write_json(Path(values.out), [s.to_json() for s in scores])
         print(f"scores and protocol cards: {values.out}")
-    return scores
-
-
-def _protocol(values: flags.FlagValues) -> MetricProtocol:
-    """The named protocol; if flags change it, its name says how, since it is then another one."""
-    chosen = PROTOCOLS[values.protocol]
-    given = {"frames": values.frames, "clips": values.clips}
-    changed = {key: n for key, n in given.items() if n is not None and n != getattr(chosen, key)}
-    renamed = {}
-    if changed:
-        renamed["name"] = f"{chosen.name} with {' and '.join(f'{n} {key}' for key, n in changed.items())}"
-        renamed["note"] = f"unchanged it is: {chosen.note}"
-    as_pairs = {"start": "first", "stride": 1} if values.paired else {}  # a reconstruction has its clip's own frames
-    return dataclasses.replace(chosen, **changed, **renamed, **as_pairs)
-
-
-def _network(values: flags.FlagValues, protocol: MetricProtocol) -> FeatureNetwork:
-    if values.features == "own":
-        return own_network(values.weights)
-    return i3d_network(values.weights, resize_rule=protocol.resize, crop=protocol.crop)
 
 
 def _range(text: str | None) -> tuple[float, float] | None:
@@ -177,16 +157,11 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 def _table(scores: list[Score]) -> list[str]:
     card = scores[0].card
-    real, protocol = card["real"], card["protocol"]
-    sets = {"real": real, "fake": card["fake"]}
+    protocol, size = card["protocol"], card["real"]["size"]
     lines = [
-        *(f"{name}: {part['scored']} of {part['available']} clips of {part['set']}" for name, part in sets.items()),
-        f"protocol {protocol['name']}: {protocol['frames']} x {real['size'][0]} x {real['size'][1]}",
+        f"{name}: {card[name]['scored']} of {card[name]['available']} clips of {card[name]['set']}"
+        for name in ("real", "fake")
     ]
-    width = max(len(s.name) for s in scores) + 2
-    for s in scores:
-        spread = (
-            "" if s.interval is None else f"   {s.interval.level:.0%} [{s.interval.low:.4g}, {s.interval.high:.4g}]"
-        )
-        lines.append(f"{s.name:{width}}{s.value:12.5g}{spread}")
-    return lines
+    lines.append(f"protocol {protocol['name']}: {protocol['frames']} x {size[0]} x {size[1]}")
+    spans = [s.interval and f"{s.interval.level:.0%} [{s.interval.low:.4g}, {s.interval.high:.4g}]" for s in scores]
+    return lines + aligned([(s.name, f"{s.value:.5g}", span or "") for s, span in zip(scores, spans, strict=True)])

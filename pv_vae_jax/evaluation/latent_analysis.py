@@ -7,9 +7,18 @@ for `p_t` each, so its statistics are its own: it is left out wherever direction
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import scipy.stats
+
+from pv_vae_jax.evaluation.prediction import predict_half, score_prediction
+from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
+from pv_vae_jax.models.vae import VAE
+from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.typing import Params
+
+SHOWN = 3  # clips with pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +185,109 @@ def motion_correlation(means: np.ndarray, motion: np.ndarray) -> float:
         raise ValueError(f"latents of {g} frames have no two neighbours that stand for groups of frames")
     if len(motion) != n or steps % (g - 1) or height % h or width % w:
         raise ValueError(f"motion {motion.shape} does not fit latents {means.shape}")
-    pooled = motion.reshape(n, g - 1, steps // (g - 1), h, height // h, w, width // w).mean(axis=(2, 4, 6))
+    pooled = pool_motion(motion, (g, h, w))
     moved = np.linalg.norm(np.diff(_without_first(np.asarray(means, np.float64)), axis=1), axis=-1)  # n g-2 h w
     return rank_correlation(moved, (pooled[:, 1:] + pooled[:, :-1]) / 2)
 
 
+def pool_motion(motion: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+    """Motion `(n, t - 1, H, W)`, averaged over the pixels and frames of each latent of a grid g, h, w.
+
+    Returns:
+      `(n, g - 1, h, w)`; latent frame 0 has no motion before it.
+    """
+    (g, h, w), (n, steps, height, width) = grid, motion.shape
+    return motion.reshape(n, g - 1, steps // (g - 1), h, height // h, w, width // w).mean(axis=(2, 4, 6))
+
+
 def _without_first(means: np.ndarray) -> np.ndarray:
     return means[:, 1:] if means.shape[1] > 1 else means
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAnalysis:
+    """One VAE's latents on a set of clips.
+
+    Attributes:
+      name: label of the model.
+      numbers: a JSON tree; a number that these clips are too short for is None.
+      colours: `(s, g, h, w, 3)` uint8 principal components of the first clips.
+      motion: `(s, g, h, w, 3)` uint8, how much moved before each latent frame; black at frame 0.
+      reconstruction, prediction: `(s, t, h, w, 3)` uint8 of the first clips; the prediction was given about half of the
+        groups, and is None for clips of one group.
+      observed: frames that the prediction was given.
+    """
+
+    name: str
+    numbers: dict
+    colours: np.ndarray
+    motion: np.ndarray
+    reconstruction: np.ndarray
+    prediction: np.ndarray | None
+    observed: int
+
+
+def analyze_latents(
+    name: str, model: VAE, params: Params, video: np.ndarray, motion: np.ndarray, *, batch_size: int = 8
+) -> LatentAnalysis:
+    """Encode, decode and predict `(n, t, h, w, 3)` uint8 clips, and measure the posterior means.
+
+    Args:
+      name: label of the model.
+      model, params: the VAE.
+      video: clips whose length and size the VAE takes.
+      motion: `(n, t - 1, h, w)`, how much moves from each frame to the next.
+      batch_size: clips per step.
+
+    Raises:
+      ShapeError: the VAE does not take clips of this length or size.
+    """
+    score = score_reconstruction(model, params, video, batch_size=batch_size, label=f"{name}: reconstruction")
+    means, shown = score.means, video[:SHOWN]
+    groups, grid = means.shape[1], means.shape[1:4]
+    colours, distance = principal_colours(means), temporal_distance(means)
+    channels, power = channel_spectrum(means), power_spectrum(means)
+    pooled, errors = np.zeros((len(video), 0, *grid[1:])), None
+    if groups > 1:
+        pooled = pool_motion(motion, grid)
+        errors = score_prediction(model, params, video, batch_size=batch_size, label=f"{name}: prediction")
+    later = _without_first(means)
+    energy = np.linalg.norm(later - later.mean(axis=(0, 1, 2, 3)), axis=-1)
+    numbers = {
+        "config": model.config.name,
+        "weights": weights_hash(params),
+        "psnr_db": score.psnr,
+        "ssim": score.ssim,
+        "ltd_median": distance.median if distance else None,
+        "ltd_quartiles": np.percentile(distance.adjacent, (25, 75)).tolist() if distance else None,
+        "ltd_by_clip": distance.adjacent.tolist() if distance else None,
+        "ltd_curve": distance.curve.tolist() if distance else None,
+        "ltd_chance": distance.chance if distance else None,
+        "ltd_over_chance": distance.median / distance.chance if distance and distance.chance else None,
+        "explained_by_3_components": float(colours.explained.sum()),
+        "channel_shares": channels.shares.tolist(),
+        "effective_channels": channels.effective,
+        "power": {name: values.tolist() for name, values in dataclasses.asdict(power).items()},
+        "motion_correlation": finite(motion_correlation(means, motion)) if groups > 2 else None,
+        "energy_motion_correlation": finite(rank_correlation(energy, pooled)) if errors else None,
+        "prediction_mse": [finite(v) for v in errors.predicted] if errors else None,
+        "copying_mse": [finite(v) for v in errors.copying] if errors else None,
+        "against_copying": finite(errors.against_copying) if errors else None,
+    }
+    size = min(batch_size, len(shown))
+    decoded = reconstruct(model, params, shown, batch_size=size)
+    prediction, observed = predict_half(model, params, shown, batch_size=size)
+    pictures = _motion_pictures(pooled)[:SHOWN]
+    return LatentAnalysis(name, numbers, colours.pictures[:SHOWN], pictures, decoded, prediction, observed)
+
+
+def _motion_pictures(pooled: np.ndarray) -> np.ndarray:
+    """Grey pictures `(n, g, h, w, 3)` uint8 of motion `(n, g - 1, h, w)`; frame 0 is black."""
+    scale = max(float(np.percentile(pooled, 99)), 1e-12) if pooled.size else 1.0
+    grey = np.rint(255 * np.clip(pooled / scale, 0, 1)).astype(np.uint8)
+    return np.repeat(np.pad(grey, ((0, 0), (1, 0), (0, 0), (0, 0)))[..., None], 3, axis=-1)
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON: None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None

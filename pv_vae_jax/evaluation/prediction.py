@@ -158,6 +158,16 @@ def predict(
     return np.concatenate(drawn)
 
 
+def predict_half(
+    model: VAE, params: Params, video: np.ndarray, *, batch_size: int = 16
+) -> tuple[np.ndarray | None, int]:
+    """`predict` from about half of the groups, and the number of observed frames; None for clips of one group."""
+    frames = video.shape[1]
+    dropped = model.config.latent_frames(frames) // 2
+    drawn = predict(model, params, video, dropped, batch_size=batch_size) if dropped else None
+    return drawn, frames - dropped * model.config.time_factor
+
+
 def copy_last(video: np.ndarray, observed: int) -> np.ndarray:
     """The last of the `observed` frames, for all later ones: `(n, t, h, w, 3)` -> `(n, t - observed, h, w, 3)`."""
     shape = (video.shape[0], video.shape[1] - observed, *video.shape[2:])

@@ -55,6 +55,20 @@ class MetricProtocol:
         """Window of a generated clip."""
         return Window(self.frames)
 
+    def changed(self, *, paired: bool = False, **numbers: int | None) -> MetricProtocol:
+        """This protocol with other `frames` or `clips`, which its name then tells, since it is another one.
+
+        A `paired` reconstruction has its clip's own frames: both start at the first, with stride 1.
+        """
+        new = {key: n for key, n in numbers.items() if n is not None and n != getattr(self, key)}
+        fields: dict = dict(new)
+        if new:
+            fields["name"] = f"{self.name} with {' and '.join(f'{n} {key}' for key, n in new.items())}"
+            fields["note"] = f"unchanged it is: {self.note}"
+        if paired:
+            fields |= {"start": "first", "stride": 1}
+        return dataclasses.replace(self, **fields)
+
 
 PROTOCOLS = {
     p.name: p

@@ -24,9 +24,10 @@ from pv_vae_jax.data.video_writing import write_video
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 WIDTH, PLOT_HEIGHT = 420, 182  # of a chart, and of its plotting area, in CSS pixels
-LEFT, RIGHT, LINE = 56, 20, 19  # margins, and the height of a line of text
+LEFT, RIGHT, BELOW, LINE = 56, 20, 46, 19  # margins, and the height of a line of text
 MAX_POINTS = 400  # per curve: a chart is hardly wider on screen
 MARKER_POINTS = 40  # longer curves are drawn without markers
 GAP = 4  # pixels between pictures
@@ -42,8 +43,16 @@ COLOURS = (
 PAGE, INK, SOFT, GRID = ("#ffffff", "#1c2128"), ("#1b1f26", "#e6e9ee"), ("#5b6472", "#9aa4b2"), ("#d9dee6", "#333a45")
 THEME = {light: (f"--c{i}", dark) for i, (light, dark) in enumerate(COLOURS)}
 THEME |= {light: (name, dark) for name, (light, dark) in (("--p", PAGE), ("--i", INK), ("--s", SOFT), ("--g", GRID))}
-# Text stays text, names are never read as TeX, and equal charts are equal files.
-RC = {"svg.fonttype": "none", "svg.hashsalt": "pv-vae", "text.parse_math": False, "font.size": 12}
+RC = {
+    # Text stays text, names are never read as TeX, and equal charts are equal files.
+    **{"svg.fonttype": "none", "svg.hashsalt": "pv-vae", "text.parse_math": False, "font.size": 12},
+    **{"axes.facecolor": "none", "axes.labelcolor": SOFT[0], "axes.axisbelow": True, "axes.spines.bottom": False},
+    **{"axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False},
+    **{"axes.xmargin": 0, "axes.ymargin": 0.04, "grid.color": GRID[0], "grid.linewidth": 1},
+    **{"xtick.bottom": False, "xtick.labelcolor": SOFT[0], "ytick.left": False, "ytick.labelcolor": SOFT[0]},
+    **{"lines.solid_capstyle": "round", "lines.dashed_pattern": (3, 1.5)},
+    **{"legend.frameon": False, "legend.labelcolor": SOFT[0], "legend.borderpad": 0, "legend.borderaxespad": 0},
+}
 STILL = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no date or version in the file
 
 
@@ -95,90 +104,69 @@ def line_chart(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("charts need matplotlib: pip install matplotlib (the extra [report] holds it)") from error
-    curves = [_thinned(s) for s in series]
-    curves = [s for s in curves if np.isfinite(s.y).any()]
+    curves = [s for s in map(_thinned, series) if np.isfinite(s.y).any()]
     if not curves:
         raise ValueError(f"{title}: there are no values to draw")
     names = [f"{s.name} {_last(s)}" if ends else s.name for s in curves]
     columns = 2 if max(map(len, names)) <= (width - LEFT) // 14 - 4 else 1
     headline = textwrap.wrap(title, width // 8) or [""]
-    top, bottom = LINE * len(headline) + 19, 46
-    plot_height = PLOT_HEIGHT * width // WIDTH
-    height = top + plot_height + bottom + LINE * math.ceil(len(names) / columns) + 4
+    top, plot_height = LINE * len(headline) + 19, PLOT_HEIGHT * width // WIDTH
+    height = top + plot_height + BELOW + LINE * math.ceil(len(names) / columns) + 4
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a notebook's own style is not the chart's
-        matplotlib.rcParams.update(RC)
+        matplotlib.rcdefaults()  # a notebook's own style does not reach the chart
+        matplotlib.rcParams.update(RC | {"axes.prop_cycle": matplotlib.cycler(color=[light for light, _ in COLOURS])})
         figure = Figure((width / 72, height / 72), dpi=72, facecolor=PAGE[0])
-        for i, line in enumerate(headline):
-            figure.text(12 / width, 1 - (22 + LINE * i) / height, line, color=INK[0], size=13, weight="bold")
+        style = {"color": INK[0], "size": 13, "weight": "bold", "va": "top"}
+        figure.text(12 / width, 1 - 12 / height, "\n".join(headline), **style)
         box = (LEFT / width, 1 - (top + plot_height) / height, (width - LEFT - RIGHT) / width, plot_height / height)
-        axes = figure.add_axes(box, facecolor="none")
-        logarithmic = _draw(axes, curves, x_label, y_label, log)
-        for i, name in enumerate(names):
-            x = (LEFT + i % columns * (width - LEFT) / columns) / width
-            y = 1 - (top + plot_height + bottom + 12 + LINE * (i // columns)) / height
-            style = {"linestyle": (0, (2, 1))} if curves[i].style == "dashed" else {}
-            stroke = matplotlib.lines.Line2D([x, x + 18 / width], [y + 4 / height] * 2, color=_colour(i), lw=3, **style)
-            figure.add_artist(stroke)
-            figure.text(x + 24 / width, y, name, color=SOFT[0])
+        axes = figure.add_axes(box)
+        lines, log = _draw(axes, curves, log)
+        y_label = f"{y_label}{' (logarithmic)' if log else ''} over " if y_label else ""
+        axes.set_xlabel(y_label + x_label)
+        axes.legend(lines, names, loc="upper left", bbox_to_anchor=(0, -BELOW / plot_height), ncols=columns)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=STILL, facecolor=PAGE[0])
-    label = f"{title}{', logarithmic' if logarithmic else ''}, over {x_label}: "
+    label = f"{title}{', logarithmic' if log else ''}, over {x_label}: "
     label += "; ".join(f"{s.name} ends at {_last(s)}" for s in curves)
     return _compact(file.getvalue(), label, width, height)
 
 
-def _draw(axes: Axes, curves: Sequence[Series], x_label: str, y_label: str, log: bool) -> bool:
-    """Draw curves, ticks and grid; returns whether the values are logarithmic."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+def _draw(axes: Axes, curves: Sequence[Series], log: bool) -> tuple[list[Line2D], bool]:
+    """Draw curves and ticks; returns the curves' lines, and whether the values are logarithmic."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+    lines, count = [], len(curves)
+    for i, s in enumerate(curves):
+        marker = "o" if len(s.x) <= MARKER_POINTS and s.style != "dashed" else ""
+        size = 7 if s.style == "points" or len(s.x) == 1 else 5
+        # Earlier curves are wider, so that one that lies under another still shows on both sides.
+        width = 2 + (1.2 * (count - 1 - i) if count <= 6 else 0)
+        line = {"points": "none", "dashed": "--", "line": "-"}[s.style]
+        lines += axes.plot(s.x, s.y, ls=line, lw=width, marker=marker, markersize=size, clip_on=False)
+        if len(s.low):
+            axes.fill_between(s.x, s.low, s.high, color=lines[-1].get_color(), alpha=0.15, linewidth=0, clip_on=False)
     xs = np.unique(np.concatenate([s.x for s in curves]))
     ys = np.concatenate([np.concatenate([s.y, s.low, s.high]) for s in curves])
     low, high = float(np.nanmin(ys)), float(np.nanmax(ys))
     log = log and low > 0 and high > 4 * low  # a narrow range reads better on a plain axis
-    count = len(curves)
-    for i, s in enumerate(curves):
-        look = {"color": _colour(i), "clip_on": False, "solid_capstyle": "round"}
-        if s.style == "points":
-            look["linestyle"] = "none"
-        elif s.style == "dashed":
-            look["linestyle"] = (0, (4, 2))
-        if len(s.x) <= MARKER_POINTS and s.style != "dashed":
-            look |= {"marker": "o", "markersize": 7 if s.style == "points" or len(s.x) == 1 else 5}
-        if len(s.low):
-            axes.fill_between(s.x, s.low, s.high, color=_colour(i), alpha=0.15, linewidth=0, clip_on=False)
-        # Earlier curves are wider, so that one that lies under another still shows on both sides.
-        axes.plot(s.x, s.y, linewidth=2 + (1.2 * (count - 1 - i) if count <= 6 else 0), **look)
     if log:
         axes.set_yscale("log")
         fine = math.log10(high / low) < 2.5
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if fine else (1,), numticks=8))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
     else:
-        low = 0.0 if 0 < 2 * low < high else low
-        room = (high - low) * 0.04 or abs(low) * 0.5 or 1.0
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-        axes.set_ylim(low if low == 0 else low - room, high + room)
+        if 0 <= 2 * low <= high:
+            axes.set_ylim(bottom=0)
     if len(xs) <= 12 and (xs == np.round(xs)).all():  # few whole numbers: each gets its tick
-        axes.xaxis.set_major_locator(FixedLocator(list(xs)))
-        left, right = float(xs[0]), float(xs[-1])
+        axes.set_xticks(xs)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
-        left, right = min(0.0, float(xs[0])), float(xs[-1])
-    axes.set_xlim((left, right) if left < right else (left - 0.5, right + 0.5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.tick_params(left=False, bottom=False, labelcolor=SOFT[0])
-    axes.spines[:].set_visible(False)
-    axes.grid(axis="y", color=GRID[0], linewidth=1, clip_on=False)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(f"{y_label}{' (logarithmic)' if log else ''} over {x_label}" if y_label else x_label, color=SOFT[0])
-    return log
-
-
-def _colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)][0]
+        axes.set_xlim(left=min(0.0, xs[0]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: number(value))
+    axes.grid(axis="y", clip_on=False)
+    return lines, log
 
 
 def _compact(svg: str, label: str, width: int, height: int) -> str:
@@ -188,7 +176,7 @@ def _compact(svg: str, label: str, width: int, height: int) -> str:
     """
     body = svg[svg.index("</defs>") + len("</defs>") : svg.rindex("</svg>")]
     body = re.sub(r"</?g\b[^>]*>| font-family: [^;\"]+;?| transform=\"rotate\(-0 [^\"]*\"", "", body)
-    body = re.sub(r" (d|x|y)=\"([^\"]*)\"", lambda match: f' {match[1]}="{_rounded(match[2])}"', body)
+    body = re.sub(r'(?<= [dxy]=")[^"]*', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), body)
     body = re.sub(r"\s*\n\s*", "\n", body.replace("xlink:href", "href")).strip()
     used = {light: THEME[light] for light in sorted(set(re.findall(r"#[0-9a-f]{6}(?=[;\"])", body)) & set(THEME))}
     for light, (name, _) in used.items():
@@ -200,11 +188,6 @@ def _compact(svg: str, label: str, width: int, height: int) -> str:
         f'height="{height}" role="img" aria-label="{html.escape(label)}"><style>{style}</style>'
         f"\n{body}\n</svg>\n"
     )
-
-
-def _rounded(coordinates: str) -> str:
-    words = (word if word.isalpha() else f"{float(word):.1f}".removesuffix(".0") for word in coordinates.split())
-    return " ".join(words)
 
 
 def _thinned(series: Series) -> Series:
@@ -289,9 +272,8 @@ def frame(video: np.ndarray, colour: tuple[int, int, int] | np.ndarray, width: i
 
 def borders(frames: int, observed: int | None) -> np.ndarray:
     """`(frames, 3)` colours of the border: seen by the encoder, then predicted; grey if `observed` is None."""
-    if observed is None:
-        return np.array([PLAIN] * frames)
-    return np.array([SEEN if t < observed else PREDICTED for t in range(frames)])
+    later = PLAIN if observed is None else PREDICTED
+    return np.array([SEEN if t < (observed or 0) else later for t in range(frames)])
 
 
 def strip(pictures: np.ndarray) -> np.ndarray:
@@ -302,7 +284,7 @@ def strip(pictures: np.ndarray) -> np.ndarray:
 
 
 class Media:
-    """Clips and pictures as blocks of a page, until they fill `budget` characters; the page says what was left out."""
+    """Clips and pictures for a page, until they fill `budget` characters; the page says what was left out."""
 
     def __init__(self, budget: int):
         self.left = budget
@@ -310,18 +292,16 @@ class Media:
     def video(self, clip: np.ndarray, label: str) -> dict:
         """`(t, h, w, 3)` uint8 as a clip that plays by itself; `label` is for screen readers."""
         try:
-            uri = mp4_uri(clip)
+            return self._within_budget(mp4_uri(clip), clip.shape[2], label)
         except ImportError as error:
-            return {"kind": "missing", "text": str(error)}
-        return self._within_budget({"kind": "video", "uri": uri, "width": clip.shape[2], "label": label})
+            return {"missing": str(error)}
 
     def picture(self, picture: np.ndarray, label: str) -> dict:
         """`(h, w, 3 or 4)` uint8 as a still picture."""
-        block = {"kind": "picture", "uri": png_uri(picture), "width": picture.shape[1], "label": label}
-        return self._within_budget(block)
+        return self._within_budget(png_uri(picture), picture.shape[1], label)
 
-    def _within_budget(self, block: dict) -> dict:
-        if len(block["uri"]) > self.left:
-            return {"kind": "missing", "text": "Left out to keep this page small."}
-        self.left -= len(block["uri"])
-        return block
+    def _within_budget(self, uri: str, width: int, label: str) -> dict:
+        if len(uri) > self.left:
+            return {"missing": "Left out to keep this page small."}
+        self.left -= len(uri)
+        return {"uri": uri, "width": width, "label": label}

@@ -1,24 +1,29 @@
-"""One page frame for every report: sections of blocks, rendered by `templates/page.html`.
+"""Pages from the templates beside this file: the templates hold texts and layout, Python gathers what they show.
 
-A block is a dict with a `kind` that the template knows; the functions here make them. The page holds all it shows, so
-it opens without network. Texts are escaped by the template.
+A page holds all it shows, so it opens without network. The templates escape all text.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pv_vae_jax.report.figures import Media, Series, borders, fit, frame, line_chart
 from pv_vae_jax.storage import write_text
+from pv_vae_jax.typing import ConfigError
+
+if TYPE_CHECKING:
+    import jinja2
 
 BUDGET = 12 << 20  # characters of clips and pictures: the page stays below 15 MB with some room
 PANEL = 128  # pixels a side at which a small clip is easy to see
 DASH = "–"  # a number that does not exist
+Cell = tuple[str, np.ndarray, int | None]  # of a row of clips: name, clip, frames that the encoder saw
 
 
 def unavailable() -> str | None:
@@ -30,30 +35,8 @@ def unavailable() -> str | None:
     return f"reports need {', '.join(missing)}: pip install {' '.join(missing)} (the extra [report] holds them)"
 
 
-class Section(NamedTuple):
-    """A part of a page.
-
-    Attributes:
-      anchor: name of its link.
-      title: its heading.
-      blocks: what it shows, in order.
-    """
-
-    anchor: str
-    title: str
-    blocks: Sequence[dict]
-
-
-def render_page(
-    title: str, sections: Sequence[Section], *, heading: str = "", headline: str = "", notes: Sequence[str] = ()
-) -> str:
-    """The text of a self-contained HTML page.
-
-    Args:
-      title: of the browser's tab, and of the page unless `heading` differs.
-      sections: parts of the page, each with a link at the top.
-      heading, headline: the title on the page and the line below it.
-      notes: warnings, shown above everything else.
+def environment() -> jinja2.Environment:
+    """The templates, with the filters `cell` and `percent`.
 
     Raises:
       ImportError: Jinja2 is not installed.
@@ -62,90 +45,76 @@ def render_page(
         import jinja2
     except ImportError as error:
         raise ImportError("reports need Jinja2: pip install jinja2 (the extra [report] holds it)") from error
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
     )
-    page = environment.get_template("page.html")
-    return page.render(title=title, heading=heading or title, headline=headline, notes=notes, sections=sections)
+    made.filters |= {"cell": cell, "percent": percent}
+    return made
 
 
-def write_page(path: Path, title: str, sections: Sequence[Section], **header: object) -> None:
-    """Write the page of `render_page` atomically; `header` is its heading, headline and notes."""
-    write_text(path, render_page(title, sections, **header))
-
-
-def text(content: str) -> dict:
-    """A paragraph."""
-    return {"kind": "text", "text": content}
-
-
-def missing(content: str) -> dict:
-    """A remark in place of something that does not exist."""
-    return {"kind": "missing", "text": content}
-
-
-def heading(content: str, level: int = 3) -> dict:
-    """A heading of level 3 or 4."""
-    return {"kind": "heading", "text": content, "level": level}
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], reference: int = 0) -> dict:
-    """A table whose first column names the row; the last `reference` rows are set back."""
-    return {"kind": "table", "head": head, "body": rows, "reference": reference}
-
-
-def facts(summary: str, values: Mapping[str, object]) -> dict:
-    """Names and values that can be folded away."""
-    return {"kind": "facts", "summary": summary, "facts": values}
+def write_page(path: Path, template: str, **content: object) -> None:
+    """Write the page of `template`, which shows `content`, atomically."""
+    write_text(path, environment().get_template(template).render(content))
 
 
 def chart(title: str, series: Sequence[Series], **options: object) -> dict:
-    """`figures.line_chart` as a block; a remark if no series has a value."""
+    """`figures.line_chart` for the macro `show`; a remark if no series has a value."""
     if not any(np.isfinite(np.asarray(s.y, float)).any() for s in series):
-        return missing(f"{title}: no values.")
-    return {"kind": "chart", "svg": line_chart(title, series, **options)}
-
-
-def grid(style: str, cells: Sequence[dict | Sequence[dict]]) -> dict:
-    """Blocks beside each other as far as the screen is wide; `style` is `charts`, `halves` or `latents`."""
-    return {"kind": "grid", "style": style, "cells": [[cell] if isinstance(cell, dict) else cell for cell in cells]}
+        return {"missing": f"{title}: no values."}
+    return {"svg": line_chart(title, series, **options)}
 
 
 def stack(rows: Sequence[tuple[str, np.ndarray]], media: Media) -> dict:
-    """Pictures of equal width below each other, each under its name."""
+    """Pictures `(h, w, 3 or 4)` for the macro `stack`, each with its name."""
     pictures = [(name, media.picture(picture, name)) for name, picture in rows]
-    return {"kind": "stack", "least": min(rows[0][1].shape[1], 760), "pictures": pictures}
+    return {"least": min(rows[0][1].shape[1], 760), "pictures": pictures}
 
 
-def clip_row(cells: Sequence[tuple[str, np.ndarray, int | None]], media: Media, label: str) -> dict:
-    """Clips `(t, h, w, 3)` side by side in one video, so that they play in step, each under its name.
+def clip_row(title: str, cells: Sequence[Cell], media: Media) -> dict:
+    """Clips `(t, h, w, 3)` for the macro `clip_row`, in one video so that they play in step.
 
-    The last of a cell is the number of frames that the encoder saw, which the border shows; None for an original.
+    The border shows which frames the encoder saw; that of an original, which has None of them, is grey.
     """
     side = min(PANEL, max(1056 // len(cells) - 8, 64))
     video = np.concatenate([frame(fit(clip, side), borders(len(clip), seen)) for _, clip, seen in cells], axis=2)
-    names = [name for name, *_ in cells]
+    names, label = [name for name, *_ in cells], f"{title}: {', '.join(name for name, *_ in cells)}"
     # At least 84 pixels a panel: a narrow screen scrolls.
-    return {"kind": "clips", "names": names, "width": video.shape[2], "least": 84 * len(cells),
-            "media": media.video(video, label)}  # fmt: skip
-
-
-def border_key(content: str) -> dict:
-    """A paragraph that ends with the key to the borders of `clip_row`."""
-    return {"kind": "borders", "text": content}
+    return {"names": names, "width": video.shape[2], "least": 84 * len(cells), "media": media.video(video, label)}
 
 
 def cell(value: object, form: str = ".4g") -> str:
-    """A number for a table; a dash for None."""
-    if value is None:
+    """A number for a table; a dash for None and NaN."""
+    if value is None or isinstance(value, float) and math.isnan(value):
         return DASH
     if isinstance(value, float):
         return format(value, form) if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def short_names(paths: Sequence[str], what: str) -> dict[str, str]:
+    """Label -> path: the names of the folders, or the paths where names repeat.
+
+    Raises:
+      ConfigError: a path is given twice.
+    """
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"a {what} is named twice: {', '.join(paths)}")
+    short = [Path(path).resolve().name for path in paths]
+    return dict(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for a terminal, its first column on the left and the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([first.ljust(widths[0]), *(text.rjust(w) for text, w in zip(rest, widths[1:], strict=True))]).rstrip()
+        for first, *rest in rows
+    ]
 
 
 def percent(ratio: float | None) -> str:

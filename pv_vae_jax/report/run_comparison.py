@@ -1,23 +1,32 @@
-"""Gathers what several evaluated runs hold, scores their generated clips alike, and writes the page of all of them."""
+"""Several evaluated runs side by side: their scores, convergence and clips, as a page and as numbers.
+
+The paper's numbers below those of the runs are a reference, not rivals: data, size and training length differ.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps_to_target
 from pv_vae_jax.evaluation.distances import frechet_distance, kernel_distance
+from pv_vae_jax.evaluation.latent_analysis import rank_correlation
 from pv_vae_jax.evaluation.networks.extract import extract, own_network
-from pv_vae_jax.evaluation.prediction import predict
+from pv_vae_jax.evaluation.prediction import predict_half
 from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct
 from pv_vae_jax.model import load
-from pv_vae_jax.report import unavailable
-from pv_vae_jax.report.comparison_page import CONVERGENCE, SHOWN, EvaluatedRun, arrivals, write_comparison
+from pv_vae_jax.report import paper_table, unavailable
+from pv_vae_jax.report.figures import Media, Series
+from pv_vae_jax.report.page import BUDGET, DASH, aligned, cell, chart, clip_row, short_names, write_page
 from pv_vae_jax.report.run_report import read_test_clips
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
@@ -29,6 +38,44 @@ SAME = ("source", "frames", "size", "stride")  # of the data; runs that differ i
 LEAST_CLIPS = 8  # in each set of generated clips that is scored
 
 Scores = dict[tuple[str, str], float]  # (name of a score, what it was measured on) -> value
+# Stage -> the curve by which runs are compared.
+CONVERGENCE = {"image": "mse", "video": "mse", "decoder": "mse", "diffusion": "loss"}
+SHOWN = 3  # clips of the table of reconstructions, and generated clips per class
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun:
+    """The results of one run.
+
+    Attributes:
+      name: label in tables.
+      metrics: the tree of its `metrics.json`.
+      curves: stage -> rows of its metrics file.
+      scores: name -> value of distances and other scores of generated clips.
+      reconstruction, prediction: `(s, t, h, w, 3)` uint8 of the clips that are shown; None without a stage trained on
+        clips, or with one latent frame.
+      observed: frames that the prediction was given.
+      samples: class -> generated clips `(n, t, h, w, 3)`.
+    """
+
+    name: str
+    metrics: dict
+    curves: dict[str, list[dict]]
+    scores: dict[str, float]
+    reconstruction: np.ndarray | None = None
+    prediction: np.ndarray | None = None
+    observed: int = 0
+    samples: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def speed(self, term: str, *stages: str) -> float | None:
+        """Median of a curve in the first of the stages that has it."""
+        rows = [[row[term] for row in self.curves.get(stage, ()) if row.get(term) is not None] for stage in stages]
+        return next((float(np.median(values)) for values in rows if values), None)
+
+    @property
+    def last(self) -> dict:
+        """Numbers of its last VAE stage."""
+        return list(self.metrics["stages"].values())[-1] if self.metrics["stages"] else {}
 
 
 def compare_runs(workdirs: Sequence[str], out: Path) -> None:
@@ -49,12 +96,22 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     make_writable(out.parent)
     runs = _open(workdirs)
     first = next(iter(runs.values()))
-    video = read_test_clips(first)
-    results = {name: _gather(name, run, video[:SHOWN]) for name, run in runs.items()}
+    video, *_ = read_test_clips(first)
+    metrics = {name: _read_json(run.workdir / "report" / "metrics.json") for name, run in runs.items()}
+    for name, tree in metrics.items():
+        if not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict) or "model" not in tree:
+            raise ConfigError(f"the report of {name} holds no scores by name: evaluate the run again")
+    samples = {name: _read_samples(run.workdir / "report" / "samples.npz") for name, run in runs.items()}
     scores = {name: stored_scores(run.workdir / "report") for name, run in runs.items()}
-    count = _score_generated(results, scores, runs, video)
-    named = scores_by_name(list(scores.values()))
-    compared = [dataclasses.replace(run, scores=s) for run, s in zip(results.values(), named, strict=True)]
+    count = _score_generated(scores, {name: clips for name, (clips, _) in samples.items() if len(clips)}, video)
+    compared = []
+    for (name, run), named in zip(runs.items(), scores_by_name(list(scores.values())), strict=True):
+        curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
+        curves = {stage: rows for stage, rows in curves.items() if rows}
+        clips, labels = samples[name]
+        classes = (metrics[name].get("samples") or {}).get("class_names") or ["all clips"]
+        by_class = {classes[k]: clips[labels == k][:SHOWN] for k in np.unique(labels) if k < len(classes)}
+        compared.append(EvaluatedRun(name, metrics[name], curves, named, *_decode(run, video[:SHOWN]), by_class))
     data = first.experiment.data
     real = f"{data.source}, {data.frames} frames of {data.size} x {data.size}"
     if count:
@@ -67,11 +124,7 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
 
 def _open(workdirs: Sequence[str]) -> dict[str, Run]:
     """Runs by a short name, checked to be comparable."""
-    if len({Path(name).resolve() for name in workdirs}) < len(workdirs):
-        raise ConfigError(f"a run is named twice: {', '.join(workdirs)}")
-    short = [Path(name).resolve().name for name in workdirs]
-    labels = short if len(set(short)) == len(short) else list(workdirs)
-    runs = {label: reopen_run(name) for label, name in zip(labels, workdirs, strict=True)}
+    runs = {label: reopen_run(name) for label, name in short_names(workdirs, "run").items()}
     first_name, first = next(iter(runs.items()))
     for name, run in runs.items():
         if not (run.workdir / "report" / "metrics.json").is_file():
@@ -85,23 +138,14 @@ def _open(workdirs: Sequence[str]) -> dict[str, Run]:
     return runs
 
 
-def _gather(name: str, run: Run, shown: np.ndarray) -> EvaluatedRun:
-    report = run.workdir / "report"
-    metrics = _read_json(report / "metrics.json")
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("stages"), dict) or "model" not in metrics:
-        raise ConfigError(f"{report / 'metrics.json'} holds no scores by name: evaluate the run again")
-    curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
+def _decode(run: Run, shown: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None, int]:
+    """Reconstruction, prediction and its observed frames by the last stage that was trained on clips."""
     on_clips = [s for s in VAE_STAGES if run.finished(s) and not getattr(run.experiment, s).images]
-    clips = {}
-    if on_clips:
-        model = load(run.folder(on_clips[-1]) / "model")
-        clips["reconstruction"] = reconstruct(model.vae, model.vae_params, shown, batch_size=len(shown))
-        groups = model.vae.config.latent_frames(shown.shape[1])
-        if groups > 1:
-            dropped = groups // 2
-            clips["observed"] = shown.shape[1] - dropped * model.vae.config.time_factor
-            clips["prediction"] = predict(model.vae, model.vae_params, shown, dropped, batch_size=len(shown))
-    return EvaluatedRun(name, metrics, {s: rows for s, rows in curves.items() if rows}, {}, **clips)
+    if not on_clips:
+        return None, None, 0
+    model = load(run.folder(on_clips[-1]) / "model")
+    vae = model.vae, model.vae_params, shown
+    return reconstruct(*vae, batch_size=len(shown)), *predict_half(*vae, batch_size=len(shown))
 
 
 def stored_scores(report: Path) -> Scores:
@@ -131,63 +175,158 @@ def scores_by_name(runs: Sequence[Scores]) -> list[dict[str, float]]:
     return [{label(*key): value for key, value in scores.items()} for scores in runs]
 
 
-def _score_generated(
-    results: dict[str, EvaluatedRun], scores: dict[str, Scores], runs: dict[str, Run], video: np.ndarray
-) -> int:
-    """Add samples and their distances to the runs that have any; returns the number of clips of each set."""
-    samples = {name: _read_samples(run.workdir / "report" / "samples.npz") for name, run in runs.items()}
-    samples = {name: part for name, part in samples.items() if part is not None}
-    for name, (clips, labels) in samples.items():
-        classes = (results[name].metrics.get("samples") or {}).get("class_names") or ["all clips"]
-        by_class = {classes[k]: clips[labels == k][:SHOWN] for k in np.unique(labels) if k < len(classes)}
-        results[name] = dataclasses.replace(results[name], samples=by_class)
+def _score_generated(scores: dict[str, Scores], samples: dict[str, np.ndarray], video: np.ndarray) -> int:
+    """Add the distances of generated clips from `video` to `scores`; returns the number of clips of each set."""
     network = own_network()
-    count = min([len(video), *(len(clips) for clips, _ in samples.values())])
+    count = min([len(video), *map(len, samples.values())])
     if not samples or count < LEAST_CLIPS or video.shape[1] < network.least_frames:
         return 0
     real = extract(network, video[:count], count=count, label="test clips")
-    for name, (clips, _) in samples.items():
+    for name, clips in samples.items():
         fake = extract(network, clips[:count], count=count, label=name)
-        measured = f"{count} test clips"
-        scores[name][name_of("frechet", network), measured] = float(frechet_distance(real, fake))
-        scores[name][name_of("kernel", network), measured] = float(kernel_distance(real, fake))
+        for metric, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+            scores[name][name_of(metric, network), f"{count} test clips"] = float(distance(real, fake))
     return count
 
 
-def _read_samples(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Generated clips and their labels, none without a file."""
     if not path.exists():
-        return None
+        return np.zeros(0, np.uint8), np.zeros(0, int)
+    with _damaged(path), np.load(path, allow_pickle=False) as arrays:
+        return arrays["video"], arrays["label"]
+
+
+def _read_json(path: Path) -> dict | list:
+    with _damaged(path):
+        return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["video"], arrays["label"]
+        yield
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is damaged ({error}): evaluate the run again") from error
 
 
-def _read_json(path: Path) -> dict | list:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): evaluate the run again") from error
-
-
 def _numbers(runs: Sequence[EvaluatedRun], real: str) -> dict:
-    tree = {"measured_on": real, "runs": {}, "convergence": {}}
-    for run in runs:
-        tree["runs"][run.name] = {"scores": run.scores, "stages": run.metrics["stages"]}
-    for stage, term in CONVERGENCE.items():
-        for (a, b), when in arrivals(runs, stage).items():
-            row = {"term": term, "score": when.score, "step": when.step, "of": when.steps, "saved": when.sooner}
-            tree["convergence"].setdefault(stage, {})[f"{a} reaches the end of {b}"] = row
-    return tree
+    convergence = {
+        stage: {
+            pair: {"term": term, "score": when.score, "step": when.step, "of": when.steps, "saved": when.sooner}
+            for pair, when in arrivals(runs, stage).items()
+        }
+        for stage, term in CONVERGENCE.items()
+    }
+    return {
+        "measured_on": real,
+        "runs": {run.name: {"scores": run.scores, "stages": run.metrics["stages"]} for run in runs},
+        "convergence": {stage: pairs for stage, pairs in convergence.items() if pairs},
+    }
 
 
 def _summary(runs: Sequence[EvaluatedRun]) -> list[str]:
-    width = max(len(run.name) for run in runs) + 2
-    lines = [f"{'':{width}}{'PSNR dB':>9}{'SSIM':>9}  distances of generated clips"]
+    rows = [("", "PSNR dB", "SSIM", "distances of generated clips")]
     for run in runs:
-        values = ((run.last.get("psnr_db"), "{:.2f}"), (run.last.get("ssim"), "{:.4f}"))
-        psnr, ssim = ("-" if value is None else form.format(value) for value, form in values)
-        distances = "; ".join(f"{name} {value:.4g}" for name, value in run.scores.items()) or "-"
-        lines.append(f"{run.name:{width}}{psnr:>9}{ssim:>9}  {distances}")
-    return lines
+        distances = "; ".join(f"{name} {value:.4g}" for name, value in run.scores.items()) or DASH
+        rows.append((run.name, cell(run.last.get("psnr_db"), ".2f"), cell(run.last.get("ssim"), ".4f"), distances))
+    return aligned(rows)
+
+
+def write_comparison(path: Path, runs: Sequence[EvaluatedRun], video: np.ndarray, real: str) -> None:
+    """Write the page atomically.
+
+    Args:
+      path: ends in `.html`; its folder exists.
+      runs: two or more.
+      video: `(s, t, h, w, 3)` uint8, the originals of `reconstruction`.
+      real: describes the clips that the runs were measured on.
+
+    Raises:
+      ImportError: the extra [report] is not installed.
+    """
+    media, accuracy = Media(BUDGET), accuracy_and_generation(runs)
+    write_page(
+        path,
+        "comparison.html",
+        runs=runs,
+        real=real,
+        paper=paper_table(),
+        accuracy=accuracy,
+        accuracy_charts=[
+            chart(name, [Series(run, [x], [y], "points") for run, x, y in points], x_label="error of dropped frames")
+            for name, (points, _) in accuracy.items()
+        ],
+        convergence={stage: found for stage in CONVERGENCE if (found := _convergence(runs, stage))},
+        clips=_clips(runs, video, media),
+        samples=_samples(runs, media),
+    )
+
+
+def accuracy_and_generation(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[list[tuple[str, float, float]], float]]:
+    """Whether runs that predict better generate better: score -> ((run, error, score) of each, rank correlation).
+
+    The error is that of dropped frames; for distances, where lower is better, a positive correlation means yes. With
+    fewer than three runs the correlation is NaN, since it would always be 1 or -1.
+    """
+    result = {}
+    for name in dict.fromkeys(name for run in runs for name in run.scores):
+        points = [
+            (run.name, run.last["prediction"]["average"], run.scores[name])
+            for run in runs
+            if name in run.scores and run.last.get("prediction")
+        ]
+        if len(points) > 1:
+            errors, scores = (np.array([point[i] for point in points]) for i in (1, 2))
+            result[name] = points, rank_correlation(errors, scores) if len(points) > 2 else math.nan
+    return result
+
+
+def curves_of(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and values of the curve that a stage is compared by, of every run that has it."""
+    term = CONVERGENCE[stage]
+    points = {
+        run.name: [(r["step"], r[term]) for r in run.curves.get(stage, ()) if r.get(term) is not None] for run in runs
+    }
+    return {name: tuple(zip(*found, strict=True)) for name, found in points.items() if found}
+
+
+def arrivals(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, StepsToTarget]:
+    """`A reaches the end of B` -> when, for all pairs that have the stage's curve."""
+    drawn = curves_of(runs, stage)
+    pairs = itertools.permutations(drawn, 2)
+    return {f"{a} reaches the end of {b}": steps_to_target(*drawn[a], *drawn[b]) for a, b in pairs}
+
+
+def _convergence(runs: Sequence[EvaluatedRun], stage: str) -> dict | None:
+    curves = curves_of(runs, stage)
+    if not curves:
+        return None
+    what = "squared error" if CONVERGENCE[stage] == "mse" else CONVERGENCE[stage]
+    series = [Series(name, steps, running_mean(values)) for name, (steps, values) in curves.items()]
+    drawn = chart(f"Stage {stage}: {what}", series, x_label="step", log=True, ends=True)
+    return {"what": what, "chart": drawn, "arrivals": arrivals(runs, stage)}
+
+
+def _clips(runs: Sequence[EvaluatedRun], video: np.ndarray, media: Media) -> list[list[dict]]:
+    """Rows of each clip: the original beside reconstructions, and beside predictions."""
+    decoded = [(run.name, run.reconstruction, video.shape[1]) for run in runs if run.reconstruction is not None]
+    predicted = [(f"{r.name}: saw {r.observed}", r.prediction, r.observed) for r in runs if r.prediction is not None]
+    kinds = {kind: cells for kind, cells in (("reconstructions", decoded), ("predictions", predicted)) if cells}
+    return [
+        [
+            clip_row(f"clip {i}, {kind}", [("original", clip, None), *((n, c[i], seen) for n, c, seen in cells)], media)
+            for kind, cells in kinds.items()
+        ]
+        for i, clip in enumerate(video if decoded else ())
+    ]
+
+
+def _samples(runs: Sequence[EvaluatedRun], media: Media) -> dict[str, list[dict]]:
+    """Class -> rows of one generated clip of every run that has it."""
+    found = {name: [] for run in runs for name in run.samples}
+    for name, i in itertools.product(found, range(SHOWN)):
+        cells = [(run.name, run.samples[name][i], None) for run in runs if len(run.samples.get(name, ())) > i]
+        if cells:
+            found[name].append(clip_row(f"generated {name}, number {i}", cells, media))
+    return found

@@ -12,27 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, strip
-from pv_vae_jax.report.page import (
-    BUDGET,
-    PANEL,
-    Section,
-    border_key,
-    cell,
-    chart,
-    clip_row,
-    facts,
-    grid,
-    heading,
-    missing,
-    percent,
-    stack,
-    table,
-    text,
-    write_page,
-)
+from pv_vae_jax.report.page import BUDGET, PANEL, Cell, chart, clip_row, stack, write_page
 
 STRIP_FRAMES = 17  # of a clip shown frame by frame
-NO_CLIP_STAGE = "No stage that was trained on clips is finished."
 
 # Curves that have a chart of their own: title, columns of the metrics file, whether the axis may be logarithmic. Every
 # other column is a term of the objective.
@@ -49,39 +31,21 @@ CHARTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownClip:
-    """One test clip and what the VAE makes of it, all `(t, h, w, 3)` uint8.
-
-    Attributes:
-      name: its class.
-      original, reconstruction: the clip, and the decoded posterior mean.
-      predictions: dropped groups `k` -> clip.
-    """
-
-    name: str
-    original: np.ndarray
-    reconstruction: np.ndarray
-    predictions: dict[int, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
 class Pictures:
     """Everything that a run's page shows besides numbers; what does not exist stays empty.
 
     Attributes:
       curves: stage -> rows of its metrics file.
-      clips: test clips with reconstruction and predictions.
+      clips: class of each test clip, and the cells of its `clip_row`: original, reconstruction, predictions.
       clips_stage: VAE stage that made them.
-      time_factor: frames per group.
       stills: original and reconstructed pictures `(n, h, w, 3)` of the image stage.
       latents: (class, frames `(g, h, w, 3)`, principal components as colours `(g, h', w', 3)`) of some clips.
       samples: class -> generated clips and real clips, each `(n, t, h, w, 3)`.
     """
 
     curves: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
-    clips: Sequence[ShownClip] = ()
+    clips: Sequence[tuple[str, list[Cell]]] = ()
     clips_stage: str = ""
-    time_factor: int = 1
     stills: tuple[np.ndarray, np.ndarray] | None = None
     latents: Sequence[tuple[str, np.ndarray, np.ndarray]] = ()
     samples: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -98,164 +62,83 @@ def write_report(path: Path, metrics: dict, pictures: Pictures) -> None:
     Raises:
       ImportError: the extra [report] is not installed.
     """
-    media, p = Media(BUDGET), metrics["protocol"]
-    sections = [
-        Section("numbers", "Numbers", _numbers(metrics)),
-        Section("clips", "Reconstruction and prediction", _clips(pictures, media)),
-        Section("prediction", "Prediction error", _prediction(metrics)),
-        Section("samples", "Generated clips", _samples(metrics, pictures, media)),
-        Section("latents", "Latents", _latents(metrics, pictures, media)),
-        Section("curves", "Training curves", _curves(pictures)),
-        Section("setup", "Model and set-up", _setup(metrics)),
-    ]
-    headline = (
-        f"{metrics['model']} VAE on {p['source']}, {p['frames']} frames of {p['size']} x {p['size']} pixels. "
-        f"{', '.join(metrics['devices'])}, {metrics['date']}."
+    media = Media(BUDGET)
+    write_page(
+        path,
+        "run.html",
+        metrics=metrics,
+        stage_of_clips=pictures.clips_stage,
+        **_clips(pictures, media),
+        **_prediction(metrics),
+        samples=_samples(pictures, media),
+        **_latents(metrics["latents"], pictures, media),
+        curves={stage: curve_charts(rows) for stage, rows in pictures.curves.items()},
     )
-    notes = metrics["notes"] + metrics["missing"]
-    name = metrics["experiment"]
-    write_page(path, f"{name}: report", sections, heading=name, headline=headline, notes=notes)
 
 
-def _numbers(metrics: dict) -> list[dict]:
-    if not metrics["stages"]:
-        return [missing("No VAE stage is finished.")]
-    rows = []
-    for name, stage in metrics["stages"].items():
-        prediction = stage["prediction"] or {}
-        scores = (cell(stage["psnr_db"], ".2f"), cell(stage["ssim"], ".4f"), cell(prediction.get("average"), ".4f"))
-        against = percent(prediction.get("against_copying"))
-        rows.append((name, *scores, against, stage["scored"], cell(stage["steps"]), stage["weights"]))
-    head = ("Stage", "PSNR, dB", "SSIM", "Error of dropped frames", "Against copying", "Scored", "Steps", "EMA weights")
-    note = (
-        "Reconstruction is the decoded posterior mean. The error of dropped frames is the mean squared error on the "
-        "range [-1, 1], averaged over k = 1 .. g - 1 dropped groups; copying repeats the last observed frame."
-    )
-    protocol = {name.replace("_", " "): value for name, value in metrics["protocol"].items()}
-    return [table(head, rows), text(note), facts("Protocol of all numbers", protocol)]
-
-
-def _clips(pictures: Pictures, media: Media) -> list[dict]:
-    blocks = []
+def _clips(pictures: Pictures, media: Media) -> dict:
+    """Stills, and the rows of clips and of single frames by class."""
+    stills, strips = None, []
     if pictures.stills is not None:
-        original, result = (strip(fit(p, 96)) for p in pictures.stills)
-        rows = [("Original", original), ("Reconstruction", result)]
-        blocks += [heading("Stage image: single frames"), stack(rows, media)]
-    if not pictures.clips:
-        return [*blocks, missing(NO_CLIP_STAGE)]
-    drops = list(pictures.clips[0].predictions)
-    frames = len(pictures.clips[0].original)
-    observed = {k: frames - k * pictures.time_factor for k in drops}
-    names = {k: f"k = {k}: saw {observed[k]} of {frames}" for k in drops}
-    blocks += [heading(f"Stage {pictures.clips_stage}"), border_key("All panels of a clip play in step.")]
-    for clip in pictures.clips:
-        cells = [("Original", clip.original, None), ("Reconstruction", clip.reconstruction, frames)]
-        cells += [(names[k], clip.predictions[k], observed[k]) for k in drops]
-        label = f"{clip.name}: {', '.join(name for name, *_ in cells)}"
-        blocks += [heading(clip.name, 4), clip_row(cells, media, label)]
-    index = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
-    for clip in pictures.clips[:2] if drops else ():
-        rows = [("Original", clip.original, None), *((names[k], clip.predictions[k], observed[k]) for k in drops)]
-        strips = [(name, strip(frame(fit(c[index], 64), borders(frames, seen)[index], 3))) for name, c, seen in rows]
-        blocks += [heading(f"Frame by frame: {clip.name}", 4), stack(strips, media)]
-    return blocks
+        rows = zip(("Original", "Reconstruction"), pictures.stills, strict=True)
+        stills = stack([(name, strip(fit(row, 96))) for name, row in rows], media)
+    clips = [(name, clip_row(name, cells, media)) for name, cells in pictures.clips]
+    for name, (original, _, *predicted) in pictures.clips[:2]:
+        frames = len(original[1])
+        index = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
+        rows = [
+            (label, fit(clip[index], 64), borders(frames, seen)[index]) for label, clip, seen in (original, *predicted)
+        ]
+        if predicted:
+            strips.append((name, stack([(label, strip(frame(shown, of, 3))) for label, shown, of in rows], media)))
+    return {"stills": stills, "clips": clips, "strips": strips}
 
 
-def _prediction(metrics: dict) -> list[dict]:
+def prediction_lines(metrics: dict) -> list[tuple[str, list[float | None], float, float | None]]:
+    """(name, squared error for each `k`, average, against copying) of the stages that predict, then of the guesses."""
     stages = {name: stage["prediction"] for name, stage in metrics["stages"].items() if stage["prediction"]}
-    if not stages:
-        return [missing("No stage that was trained on clips of several groups is finished.")]
-    first = next(iter(stages.values()))
-    dropped = first["dropped"]
     lines = [(f"stage {name}", p["predicted"], p["average"], p["against_copying"]) for name, p in stages.items()]
-    copying, straight = first["average_copying"], first["average_extrapolation"]
-    lines.append(("copying", first["copying"], copying, None))
-    lines.append(("extrapolation", first["extrapolation"], straight, straight / copying - 1 if copying else None))
-    rows = [
-        (name, *(cell(v, ".4f") for v in values[1:]), cell(mean, ".4f"), percent(ratio))
-        for name, values, mean, ratio in lines
-    ]
-    styles = ["line"] * len(stages) + ["dashed"] * 2
-    series = [Series(line[0], dropped[1:], line[1][1:], style) for line, style in zip(lines, styles, strict=True)]
-    groups = [f"k = {k}" for k in dropped]
-    observed = [(f"stage {name}", *(cell(v, ".4f") for v in p["seen"])) for name, p in stages.items()]
-    p_t = first["observed_frames"][0] - first["observed_frames"][1]
-    note = (
-        f"k groups of {p_t} frames are dropped from the end of a clip. Copying repeats the last observed frame; "
-        "extrapolation continues the last two in a straight line, clipped to the range, and copies where only one "
-        "frame was observed. Range [-1, 1]."
-    )
-    return [
-        grid("charts", [chart("Squared error on dropped frames", series, x_label="dropped groups k")]),
-        table(["Squared error, dropped frames", *groups[1:], "Average", "Against copying"], rows),
-        table(["Squared error, observed frames", *groups], observed),
-        text(note),
-    ]
+    for p in list(stages.values())[:1]:  # the guesses are the same for all
+        copying, straight = p["average_copying"], p["average_extrapolation"]
+        lines.append(("copying", p["copying"], copying, None))
+        lines.append(("extrapolation", p["extrapolation"], straight, straight / copying - 1 if copying else None))
+    return lines
 
 
-def _samples(metrics: dict, pictures: Pictures, media: Media) -> list[dict]:
-    if not pictures.samples:
-        return [missing("No samples: the diffusion stage is not finished, or no samples were requested.")]
-    s = metrics["samples"]
-    blocks = [
-        text(
-            f"{s['clips']} clips, {s['steps']} Euler steps, guidance {s['guidance']:g}, seed {s['seed']}; EMA weights "
-            f"{s['weights']} of the transformer, VAE of stage {s['vae_stage']}. Real clips are from the "
-            f"{metrics['protocol']['split']} split. All generated clips are in samples.npz beside this page."
-        )
-    ]
+def _prediction(metrics: dict) -> dict:
+    """The lines, names of the `k`, and a chart of both."""
+    lines = prediction_lines(metrics)
+    groups = [f"k = {k}" for k in range(len(lines[0][1]))] if lines else []
+    style = lambda name: "dashed" if name in ("copying", "extrapolation") else "line"  # noqa: E731
+    series = [Series(name, range(1, len(values)), values[1:], style(name)) for name, values, *_ in lines]
+    errors = chart("Squared error on dropped frames", series, x_label="dropped groups k")
+    return {"lines": lines, "groups": groups, "errors": errors}
+
+
+def _samples(pictures: Pictures, media: Media) -> dict[str, list[tuple[str, dict]]]:
+    """Class -> (title, clips side by side) of generated and real clips."""
+    found = {}
     for name, sets in pictures.samples.items():
-        halves = []
+        found[name] = []
         for title, clips in zip(("Generated", "Real"), sets, strict=True):
-            if len(clips):
-                video = np.concatenate([frame(c, PLAIN, 2) for c in fit(clips, PANEL)], axis=2)
-                shown = media.video(video, f"{title} clips of {name}, {len(clips)} side by side")
-            else:
-                shown = missing("No clip of this class.")
-            halves.append([text(title), shown])
-        blocks += [heading(name, 4), grid("halves", halves)]
-    return blocks
+            row = [frame(clip, PLAIN, 2) for clip in fit(clips, PANEL)]
+            label = f"{title} clips of {name}, {len(clips)} side by side"
+            found[name].append((title, media.video(np.concatenate(row, axis=2), label) if row else None))
+    return found
 
 
-def _latents(metrics: dict, pictures: Pictures, media: Media) -> list[dict]:
-    latents = metrics["latents"]
-    if not latents:
-        return [missing(NO_CLIP_STAGE)]
-    cells = []
-    for name, frames, colours in pictures.latents:
+def _latents(numbers: dict | None, pictures: Pictures, media: Media) -> dict:
+    """Pictures of latents by class, and the chart of distances in time."""
+    painted = []
+    for name, frames, colours in pictures.latents if numbers else ():
         small = fit(frames, 96)
-        nearest = [np.arange(n) * m // n for n, m in zip(small.shape[1:3], colours.shape[1:3], strict=True)]
-        painted = colours[:, nearest[0]][:, :, nearest[1]]
-        cells.append([heading(name, 4), stack([("Frames", strip(small)), ("Latents", strip(painted))], media)])
-    shares = ", ".join(f"{share:.0%}" for share in latents["explained"])
-    blocks = [
-        text(
-            f"Posterior means of stage {latents['stage']}. First row: the last frame of each group. Second row: the "
-            f"first three principal components as red, green and blue ({shares} of the variance). Equal colours mean "
-            "equal latents, across all clips."
-        ),
-        grid("latents", cells),
-        heading("Distance in time"),
-    ]
-    if latents["ltd_median"] is None:
-        return [*blocks, missing("Distances in time need clips of at least three latent frames.")]
-    curve = Series("latents", range(1, len(latents["ltd_curve"]) + 1), latents["ltd_curve"])
+        rows, columns = (np.arange(n) * m // n for n, m in zip(small.shape[1:3], colours.shape[1:3], strict=True))
+        enlarged = colours[:, rows][:, :, columns]
+        painted.append((name, stack([("Frames", strip(small)), ("Latents", strip(enlarged))], media)))
+    curve = (numbers or {}).get("ltd_curve") or []
     title = "Distance of latent frames, relative to the longest interval"
-    chance = f"; two different clips are {latents['ltd_chance']:.3f} apart" if latents["ltd_chance"] is not None else ""
-    note = (
-        f"Neighbouring latent frames of a clip are {latents['ltd_median']:.3f} apart (median over clips){chance}. "
-        "Root mean square per latent value in standard deviations of its channel, without latent frame 0."
-    )
-    return [*blocks, text(note), grid("charts", [chart(title, [curve], x_label="interval, latent frames")])]
-
-
-def _curves(pictures: Pictures) -> list[dict]:
-    blocks = []
-    for stage, rows in pictures.curves.items():
-        blocks.append(heading(f"Stage {stage}"))
-        charts = curve_charts(rows)
-        blocks.append(grid("charts", charts) if charts else missing("This stage has not written a curve."))
-    return blocks or [missing("No stage has been started.")]
+    series = Series("latents", range(1, len(curve) + 1), curve)
+    return {"latents": painted, "distance": chart(title, [series], x_label="interval, latent frames")}
 
 
 def curve_charts(rows: Sequence[dict]) -> list[dict]:
@@ -283,10 +166,3 @@ def curve_charts(rows: Sequence[dict]) -> list[dict]:
         if series:
             charts.append(chart(title, series, x_label="step", log=log, ends=True))
     return charts
-
-
-def _setup(metrics: dict) -> list[dict]:
-    parameters = [(name, cell(count)) for name, count in metrics["parameters"].items()]
-    versions = [table(("Package", "Version"), list(metrics["versions"].items()))]
-    devices = text(f"Devices: {', '.join(metrics['devices'])}")
-    return [grid("halves", [table(("Part", "Parameters"), parameters), [*versions, devices]])]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
-import math
 import platform
 import sys
 from collections import Counter
@@ -20,13 +20,14 @@ from tqdm import tqdm
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
-from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import finite, principal_colours, temporal_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import Model, load
+from pv_vae_jax.model import load
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
-from pv_vae_jax.report.run_page import Pictures, ShownClip, write_report
+from pv_vae_jax.report.page import aligned, cell, percent
+from pv_vae_jax.report.run_page import Pictures, prediction_lines, write_report
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.storage import atomic, write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
@@ -64,39 +65,20 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
             f"no VAE stage of {run.workdir} is finished, so there is nothing to evaluate: run the command that began "
             "it again, pv-vae train continues where it stopped"
         )
-    source, split, notes = _open_test_clips(run, clips)
-    video, names = read_every_clip(source, clips or run.experiment.data.test_clips)
-    skipped = left_out(source)
-    if clips and len(video) < clips:
-        notes.append(f"{clips} clips were requested, the {split} split has {len(video)}.")
-    metrics: dict[str, Any] = _describe(run, split, len(video)) | {"notes": notes + skipped}
-    if skipped:
-        metrics["protocol"]["left_out"] = skipped[0]
+    video, names, facts, notes = read_test_clips(run, clips)
+    metrics = _describe(run, facts) | {"notes": notes, "stages": {}}
     unfinished = [stage for stage in STAGES if run.steps(stage) and not run.finished(stage)]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
-    metrics["stages"] = {}
     curves = {stage: run.folder(stage) / "metrics.jsonl" for stage in STAGES}
     shown: dict[str, Any] = {"curves": {stage: read_metrics(path) for stage, path in curves.items() if path.exists()}}
-    on_clips = [stage for stage in vae_stages if not getattr(run.experiment, stage).images]
     for stage in vae_stages:
-        model = load(run.folder(stage) / "model")
-        metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
-        metrics["stages"][stage], means = _score_stage(run, stage, model, video)
-        if stage not in on_clips:
-            stills = _middle(video[:SHOWN_STILLS])
-            result = reconstruct(model.vae, model.vae_params, stills, batch_size=_batch_size(run, video))
-            shown["stills"] = (stills[:, 0], result[:, 0])
-        elif stage == on_clips[-1]:  # the one that later stages use
-            fields, metrics["latents"] = _show_stage(run, stage, model, video, names, means)
-            shown |= fields
+        shown |= _score_stage(run, stage, video, names, metrics)
     folder = _report_folder(run, len(video), clips, sampled)
     folder.mkdir(exist_ok=True)
     sampled = run.experiment.sampling.clips if sampled is None else sampled
     if run.finished("diffusion") and sampled:
-        model = load(run.folder("diffusion") / "model")
         try:
-            generated = _sample(run, model, sampled, folder, metrics)
-            shown["samples"] = _by_class(model, *generated, video, names)
+            shown["samples"] = _sample(run, sampled, folder, metrics, video, names)
         except NonFiniteError as error:  # the scores of the VAE's stages stand without samples
             metrics["missing"].append(f"There are no samples: {error}.")
             # Those of an earlier report would be scored by `pv-vae evaluate RUN RUN` as if they belonged to this one.
@@ -125,23 +107,30 @@ def _report_folder(run: Run, count: int, clips: int | None, sampled: int | None)
     return run.workdir / name
 
 
-def read_test_clips(run: Run) -> np.ndarray:
-    """The clips that a run is measured on, `(n, t, h, w, 3)` uint8."""
-    source, _, _ = _open_test_clips(run, None)
-    video, _ = read_every_clip(source, run.experiment.data.test_clips)
-    return video
+def read_test_clips(run: Run, clips: int | None = None) -> tuple[np.ndarray, list[str], dict, list[str]]:
+    """The first `clips` test clips of a run, by default as many as its configuration says.
 
-
-def _open_test_clips(run: Run, clips: int | None) -> tuple[VideoSource, str, list[str]]:
-    """`(source, split, notes)`: test clips, or training clips where the data holds out none."""
+    Returns:
+      The clips `(n, t, h, w, 3)` uint8, the class of each, what the protocol says of them, and notes for the reader.
+      The split is `train` where the data holds out no clips.
+    """
+    data, split, notes = run.experiment.data, "test", []
     if clips:
-        data = dataclasses.replace(run.experiment.data, test_clips=clips)
+        data = dataclasses.replace(data, test_clips=clips)
         run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=data))
     try:
-        return run.source("test", random=False), "test", []
+        source = run.source("test", random=False)
     except NoVideosError as error:
-        source = run.source("train", random=False)
-        return source, "train", [f"Scored on training clips, which flatters every number: {error}."]
+        source, split = run.source("train", random=False), "train"
+        notes.append(f"Scored on training clips, which flatters every number: {error}.")
+    video, names = read_every_clip(source, data.test_clips)
+    if clips and len(video) < clips:
+        notes.append(f"{clips} clips were requested, the {split} split has {len(video)}.")
+    skipped = left_out(source)
+    facts = {"split": split, "clips": len(video)}
+    if skipped:
+        facts["left_out"] = skipped[0]
+    return video, names, facts, notes + skipped
 
 
 def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[str]]:
@@ -172,12 +161,11 @@ def left_out(source: VideoSource) -> list[str]:
     return [f"Left out: {lost}."]
 
 
-def _describe(run: Run, split: str, clips: int) -> dict:
+def _describe(run: Run, clips: dict) -> dict:
     """What was measured, how and where."""
     experiment, data = run.experiment, run.experiment.data
     synthetic = families_of(data.source) is not None
     kinds = Counter(device.device_kind for device in jax.devices())
-    gaussian = experiment.vae.pad == "gaussian"
     return {
         "experiment": experiment.name,
         "model": experiment.vae.name,
@@ -186,18 +174,14 @@ def _describe(run: Run, split: str, clips: int) -> dict:
         "versions": versions() | {"python": platform.python_version()},
         "parameters": {},
         "protocol": {
-            "source": data.source,
-            "split": split,
-            "clips": clips,
-            "frames": data.frames,
-            "size": data.size,
-            "stride": data.stride,
+            **{key: getattr(data, key) for key in ("source", "frames", "size", "stride")},
+            **clips,
             "crop": "none, drawn at this size" if synthetic else "short side resized by area, centre square",
             "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
             "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
             "reconstruction": "decoded posterior mean",
             "prediction": "gaussian padding and posterior sample drawn with the seed"
-            if gaussian
+            if experiment.vae.pad == "gaussian"
             else "posterior mean, learned padding",
             "psnr": "per frame, at most 100 dB, mean over frames, then clips",
             "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
@@ -209,69 +193,75 @@ def _describe(run: Run, split: str, clips: int) -> dict:
     }
 
 
-def _score_stage(run: Run, stage: str, model: Model, video: np.ndarray) -> tuple[dict, np.ndarray]:
-    """Numbers of one VAE stage, and the posterior means of its clips."""
-    images = getattr(run.experiment, stage).images
-    scored = _middle(video) if images else video
-    size, frames = _batch_size(run, video), scored.shape[1]
-    score = score_reconstruction(model.vae, model.vae_params, scored, batch_size=size, label=f"{stage}: reconstruction")
-    prediction = None
-    if model.vae.config.latent_frames(frames) > 1:
-        errors = score_prediction(
-            model.vae, model.vae_params, scored, seed=run.experiment.seed, batch_size=size, label=f"{stage}: prediction"
-        )
-        prediction = _prediction_numbers(errors, frames, model.vae.config.time_factor)
-    numbers = {
+def _score_stage(run: Run, stage: str, video: np.ndarray, names: Sequence[str], metrics: dict) -> dict:
+    """Add the numbers of a VAE stage to `metrics`; returns what the page shows of it, as fields of `Pictures`."""
+    model = load(run.folder(stage) / "model")
+    vae, images, frames = (model.vae, model.vae_params), getattr(run.experiment, stage).images, video.shape[1]
+    size = min(run.experiment.latents.batch_size, len(video))  # as many clips as the encoding of latents takes at once
+    scored = video[:, frames // 2 : frames // 2 + 1] if images else video
+    score = score_reconstruction(*vae, scored, batch_size=size, label=f"{stage}: reconstruction")
+    metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
+    metrics["stages"][stage] = {
         "scored": f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames",
-        "steps": model.meta.get("steps", getattr(run.experiment, stage).steps),
+        "steps": model.meta.get("steps", run.steps(stage)),
         "weights": weights_hash(model.vae_params),
         "psnr_db": score.psnr,
         "ssim": score.ssim,
-        "prediction": prediction,
+        "prediction": None,
     }
-    return numbers, score.means
-
-
-def _prediction_numbers(errors: PredictionErrors, frames: int, time_factor: int) -> dict:
-    dropped = range(len(errors.predicted))
-    numbers = {"dropped": list(dropped), "observed_frames": [frames - k * time_factor for k in dropped]}
-    for name in ("predicted", "seen", "copying", "extrapolation"):
-        numbers[name] = [None if math.isnan(v) else float(v) for v in getattr(errors, name)]
-    numbers["average"] = errors.average()
-    numbers |= {f"average_{name}": errors.average(name) for name in ("copying", "extrapolation")}
-    numbers["against_copying"] = None if math.isnan(errors.against_copying) else errors.against_copying
-    return numbers
-
-
-def _show_stage(
-    run: Run, stage: str, model: Model, video: np.ndarray, names: Sequence[str], means: np.ndarray
-) -> tuple[dict, dict]:
-    """Fields of `Pictures` of a stage trained on clips, and the numbers of its latents."""
-    p_t, seed, size = model.vae.config.time_factor, run.experiment.seed, _batch_size(run, video)
-    shown, groups = video[:SHOWN_CLIPS], means.shape[1]
-    drops = sorted({int(k) for k in np.linspace(1, groups - 1, 4).round()}) if groups > 1 else []
-    decoded = reconstruct(model.vae, model.vae_params, shown, batch_size=size)
-    predicted = {k: predict(model.vae, model.vae_params, shown, k, seed=seed, batch_size=size) for k in drops}
-    clips = [ShownClip(names[i], shown[i], decoded[i], {k: predicted[k][i] for k in drops}) for i in range(len(shown))]
-    colours, distance = principal_colours(means), temporal_distance(means)
-    latents = [(names[i], shown[i][::p_t], colours.pictures[i]) for i in range(len(shown))]
-    numbers = {
+    decode = functools.partial(reconstruct, *vae, batch_size=size)
+    if images:
+        stills = scored[:SHOWN_STILLS]
+        return {"stills": (stills[:, 0], decode(stills)[:, 0])}
+    p_t, groups = model.vae.config.time_factor, score.means.shape[1]
+    seeded = {"seed": run.experiment.seed, "batch_size": size}
+    if groups > 1:
+        errors = score_prediction(*vae, video, **seeded, label=f"{stage}: prediction")
+        metrics["stages"][stage]["prediction"] = _prediction_numbers(errors, [frames - k * p_t for k in range(groups)])
+    colours, distance = principal_colours(score.means), temporal_distance(score.means)
+    metrics["latents"] = {
         "stage": stage,
-        "clips": len(means),
+        "clips": len(video),
         "explained": colours.explained.tolist(),
         "ltd_median": distance.median if distance else None,
         "ltd_curve": distance.curve.tolist() if distance else None,
         "ltd_chance": distance.chance if distance else None,
     }
-    return {"clips": clips, "clips_stage": stage, "time_factor": p_t, "latents": latents}, numbers
+    shown = video[:SHOWN_CLIPS]
+    drops = sorted({int(k) for k in np.linspace(1, groups - 1, 4).round()}) if groups > 1 else []
+    rows = [("Original", shown, None), ("Reconstruction", decode(shown), frames)]
+    for k in drops:
+        label = f"k = {k}: saw {frames - k * p_t} of {frames}"
+        rows.append((label, predict(*vae, shown, k, **seeded), frames - k * p_t))
+    return {  # those of the last such stage are shown, which is the one that later stages use
+        "clips": [(names[i], [(label, clips[i], seen) for label, clips, seen in rows]) for i in range(len(shown))],
+        "clips_stage": stage,
+        "latents": list(zip(names, shown[:, ::p_t], colours.pictures, strict=False)),
+    }
 
 
-def _sample(run: Run, model: Model, count: int, folder: Path, metrics: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Generate clips, classes in turn, and save them: `(n, t, h, w, 3)` uint8 and labels `(n,)`."""
+def _prediction_numbers(errors: PredictionErrors, observed: list[int]) -> dict:
+    numbers = {name: [finite(v) for v in values] for name, values in dataclasses.asdict(errors).items()}
+    averages = {f"average_{name}": errors.average(name) for name in ("copying", "extrapolation")}
+    return {
+        "dropped": list(range(len(observed))),
+        "observed_frames": observed,
+        **numbers,
+        "average": errors.average(),
+        **averages,
+        "against_copying": finite(errors.against_copying),
+    }
+
+
+def _sample(
+    run: Run, count: int, folder: Path, metrics: dict, real: np.ndarray, real_names: Sequence[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Generate clips, classes in turn, and save them; returns class -> some generated clips and some real ones."""
+    model = load(run.folder("diffusion") / "model")
     sampling, diffusion = run.experiment.sampling, model.diffusion
-    conditional = diffusion.model.config.classes > 0
-    labels = np.arange(count) % len(diffusion.class_names) if conditional else np.zeros(count, int)
-    guidance = sampling.guidance if conditional else 1.0  # without classes there is nothing to guide by
+    classes = diffusion.class_names if diffusion.model.config.classes else ()
+    labels = np.arange(count) % max(len(classes), 1)
+    guidance = sampling.guidance if classes else 1.0  # without classes there is nothing to guide by
     batch_size, seed = min(sampling.batch_size, count), run.experiment.seed
     video = sample_clips(model, labels, steps=sampling.steps, guidance=guidance, seed=seed, batch_size=batch_size)
     with atomic(folder / "samples.npz") as temporary:
@@ -286,35 +276,16 @@ def _sample(run: Run, model: Model, count: int, folder: Path, metrics: dict) -> 
         "vae_stage": model.meta.get("stage", "unknown"),
         "vae_weights": weights_hash(model.vae_params),
         "training_steps": model.meta.get("diffusion_steps"),
-        "class_names": list(diffusion.class_names) if conditional else [],
+        "class_names": list(classes),
         "file": "samples.npz",
     }
-    return video, labels
-
-
-def _by_class(
-    model: Model, video: np.ndarray, labels: np.ndarray, real: np.ndarray, real_names: Sequence[str]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Class -> some generated clips and some real ones."""
-    if not model.diffusion.model.config.classes:
+    if not classes:
         return {"all clips": (video[:SHOWN_PER_CLASS], real[:SHOWN_PER_CLASS])}
-    shown = {}
-    for label in np.unique(labels)[:SHOWN_CLASSES]:
-        name = model.diffusion.class_names[label]
-        same = [i for i, other in enumerate(real_names) if other == name]
-        shown[name] = (video[labels == label][:SHOWN_PER_CLASS], real[same[:SHOWN_PER_CLASS]])
-    return shown
-
-
-def _batch_size(run: Run, video: np.ndarray) -> int:
-    """As many clips as the encoding of latents takes at once."""
-    return min(run.experiment.latents.batch_size, len(video))
-
-
-def _middle(video: np.ndarray) -> np.ndarray:
-    """The middle frame of every clip, as a clip of one frame."""
-    middle = video.shape[1] // 2
-    return video[:, middle : middle + 1]
+    of_class = lambda clips, of: clips[np.flatnonzero(of)[:SHOWN_PER_CLASS]]  # noqa: E731
+    return {
+        classes[k]: (of_class(video, labels == k), of_class(real, np.array(real_names) == classes[k]))
+        for k in np.unique(labels)[:SHOWN_CLASSES]
+    }
 
 
 def _count(params: Any) -> int:
@@ -324,23 +295,20 @@ def _count(params: Any) -> int:
 def _summary(metrics: dict) -> list[str]:
     """The numbers as lines for a terminal."""
     p = metrics["protocol"]
+    scores = [("stage", "PSNR dB", "SSIM", "EMA weights", "scored")]
+    for name, stage in metrics["stages"].items():
+        quality = cell(stage["psnr_db"], ".2f"), cell(stage["ssim"], ".4f")
+        scores.append((name, *quality, stage["weights"], stage["scored"]))
     lines = [
         f"{metrics['experiment']}: {p['clips']} {p['split']} clips of {p['source']}, {p['frames']} x {p['size']} x "
-        f"{p['size']}, stride {p['stride']}"
+        f"{p['size']}, stride {p['stride']}",
+        *metrics["notes"],
+        *metrics["missing"],
+        *aligned(scores),
     ]
-    lines += metrics["notes"] + metrics["missing"]
-    lines.append(f"{'stage':14}{'PSNR dB':>9}{'SSIM':>9}   EMA weights       scored")
-    for name, stage in metrics["stages"].items():
-        similarity = "-" if stage["ssim"] is None else f"{stage['ssim']:.4f}"
-        lines.append(f"{name:14}{stage['psnr_db']:9.2f}{similarity:>9}   {stage['weights']}  {stage['scored']}")
-    stages = {name: stage["prediction"] for name, stage in metrics["stages"].items() if stage["prediction"]}
-    if stages:
-        first = next(iter(stages.values()))
-        lines.append("squared error on dropped frames, range [-1, 1]")
-        lines.append(f"{'dropped':14}{''.join(f'{k:9}' for k in first['dropped'][1:])}  average")
-        rows = [(name, q["predicted"], q["average"], q["against_copying"]) for name, q in stages.items()]
-        rows += [(name, first[name], first[f"average_{name}"], None) for name in ("copying", "extrapolation")]
-        for name, values, average, ratio in rows:
-            against = "" if ratio is None else f"  {abs(ratio):.0%} {'below' if ratio < 0 else 'above'} copying"
-            lines.append(f"{name:14}{''.join(f'{v:9.4f}' for v in values[1:])}{average:9.4f}{against}")
+    if errors := prediction_lines(metrics):
+        rows = [("dropped", *map(str, range(1, len(errors[0][1]))), "average", "against copying")]
+        for name, values, average, against in errors:
+            rows.append((name, *(cell(v, ".4f") for v in (*values[1:], average)), percent(against)))
+        lines += ["squared error on dropped frames, range [-1, 1]", *aligned(rows)]
     return lines
