@@ -211,7 +211,7 @@ def test_what_does_not_fit_says_what_to_do(model):
 
 def test_gaussian_padding_needs_a_key(gaussian):
     model = Model(*gaussian[:2])
-    with pytest.raises(ValueError, match="random key"):
+    with pytest.raises(ValueError, match="key must be given for gaussian padding"):
         model.predict(VIDEO, 3)
     one, two = (model.predict(VIDEO, 3, jax.random.key(i)) for i in range(2))
     assert float(jnp.abs(one - two).max()) > 1e-4
