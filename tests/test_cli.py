@@ -447,8 +447,8 @@ def test_a_kill_while_the_configuration_is_written_does_not_block_the_work_direc
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    """`python -m benchmarks --help | head -1`."""
-    call = [sys.executable, "-m", "pv_vae_jax", "bench", "--help"]
+    """`pv-vae inspect --help | head -1`."""
+    call = [sys.executable, "-m", "pv_vae_jax", "inspect", "--help"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
         command.stdout.close()
         assert (command.wait(), command.stderr.read()) == (0, "")
@@ -711,7 +711,7 @@ def test_wrong_shapes_name_the_right_ones(trained, clips, tmp_path):
     line = fails(*call, tmp_path / "big.mp4")
     assert "height 18 is not a multiple of 4: use 16 or 20; width 30 is not a multiple of 4: use 28 or 32" in line
     assert "height 10 is not a multiple of 4" in fails(*call, video, "--size=10")
-    assert "9 of the 11 frames wanted" in fails(*call, video, "--frames=11")
+    assert "9 of 11 frames from frame 0 on decode" in fails(*call, video, "--frames=11")
     assert "bad.mp4: not readable as video" in fails(*call, clips / "train" / "walk" / "bad.mp4")
     assert "no video file" in fails(*call, "absent.mp4")
     assert "name at least one video file" in fails(*call)

@@ -100,7 +100,7 @@ def test_gaussian_padding_needs_a_key_and_follows_it(gaussian):
     assert "pad" not in params
     one, two = (decoded(model, params, predict_truncated(model, params, video, 2, jax.random.key(i))) for i in (1, 2))
     assert float(jnp.abs(one - two).max()) > 1e-4
-    with pytest.raises(ValueError, match="random key"):
+    with pytest.raises(ValueError, match="key must be given for gaussian padding"):
         predict_truncated(model, params, video, 2, None)
 
 

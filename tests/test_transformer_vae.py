@@ -166,7 +166,7 @@ def test_predicting_a_clip(tiny):
     output = Model(model, params).predict(video[:, :3], 1)
     assert output.shape == (2, 3, 8, 12, 3) and float(jnp.abs(output).max()) <= 1.0
     gaussian = TransformerVAE(dataclasses.replace(TINY, pad="gaussian"))
-    with pytest.raises(ValueError, match="key must be given for gaussian padding|gaussian padding needs a random key"):
+    with pytest.raises(ValueError, match="key must be given for gaussian padding"):
         Model(gaussian, {k: params[k] for k in ("encoder", "decoder")}).predict(video[:, :3], 1)
 
 
