@@ -155,7 +155,7 @@ def encoded_clips(experiment: Any, folder: Path) -> list[list[np.ndarray]]:
         return lambda params, video: (video.astype("float32"), 0.0 * video), {"encoder": {}}
 
     with (
-        mock.patch.object(latents_stage, "_encoder", encoder),
+        mock.patch.object(latents_stage, "_load_encoder", encoder),
         mock.patch.object(latents_stage, "encoder_hash", lambda folder: ""),
     ):
         run = open_run(experiment, folder / "run")
@@ -206,7 +206,6 @@ def networks(name: str) -> dict[str, dict]:
     from pv_vae_jax.models.registry import build_vae
     from pv_vae_jax.models.vae import VAEConfig
     from pv_vae_jax.train.config_files import load_experiment
-    from pv_vae_jax.train.dit_stage import conditioned
 
     def of_clips(network: Any, frames: int, side: int) -> dict:
         clip = jnp.zeros((1, frames, side, side, 3))
@@ -223,7 +222,7 @@ def networks(name: str) -> dict[str, dict]:
     experiment = load_experiment(ROOT / "experiments" / f"{name}.py", {"data.source": "synthetic"})
     if name != "demo":
         return {name: of_vae(experiment.vae)}
-    latte = Latte(conditioned(experiment, 4))
+    latte = Latte(dataclasses.replace(experiment.latte, classes=4))
     return {
         "demo": of_vae(experiment.vae),
         "demo/discriminator": of_clips(Discriminator(experiment.discriminator), 1, 32),
