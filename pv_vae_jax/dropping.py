@@ -1,8 +1,8 @@
 """How many groups of a clip a training step withholds: the number `k` of section 3.1 of the paper.
 
-`k` is a number of latent frames: of a clip's `g`, the encoder sees all but `k`, and the decoder draws every one.
-It is drawn in `Dropping.draw`, of (seed, step) alone, and nowhere else; the data pipeline (`data.mixture`) calls it.
-A batch carries it as `batch["dropped"]`, int32: one for the batch, `()`, or one for each example, `(b,)`.
+`k` counts latent frames: the encoder sees all but `k` of a clip's `g`, and the decoder draws them all. It is drawn in
+`Dropping.draw` and nowhere else, from (seed, step) alone; the data pipeline (`data.mixture`) calls it.
+A batch carries it as `batch["dropped"]`, int32: `()` if the whole batch shares it, `(b,)` if each example has its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def num_droppable(groups: int, pattern: DropPattern = "future") -> int:
 
 
 def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> int:
-    """Largest `k` of training, `floor((g - 1) r)` (section 3.1); `infill` counts `g - 2` groups.
+    """Largest `k` drawn in training, `floor((g - 1) r)` (section 3.1); for `infill`, `floor((g - 2) r)`.
 
     Raises:
       ValueError: `ratio` is outside [0, 1].
@@ -37,10 +37,10 @@ def max_dropped(groups: int, ratio: float, pattern: DropPattern = "future") -> i
 
 
 def scheduled_ratio(schedule: DropSchedule, step: int, ramp_steps: float, first: float, last: float) -> float:
-    """Dropping ratio at a step of a stage, 0 for its first.
+    """Dropping ratio at step `step` of a stage, counted from 0.
 
     The ratio goes from `first` to `last` within `ramp_steps` steps, evenly (`linear`) or along half a cosine
-    (`cosine`), and then stays; with `constant` it is `last` throughout.
+    (`cosine`), and then stays there; with `constant` it is `last` throughout.
     """
     if schedule == "constant" or step >= ramp_steps:
         return last
@@ -52,10 +52,10 @@ def scheduled_ratio(schedule: DropSchedule, step: int, ramp_steps: float, first:
 
 @dataclasses.dataclass(frozen=True)
 class Dropping:
-    """How a stage draws `k`: uniform over `0 .. max_dropped` at the ratio of the step. The default drops nothing.
+    """How a stage draws `k`: uniformly from 0 to `max_dropped` at the ratio of the step. The default drops nothing.
 
     Attributes:
-      ratio: `r` of the paper, the largest share of the droppable groups; that of the end, where there is a schedule.
+      ratio: `r` of the paper, the largest share of the droppable groups to drop; with a schedule, its final value.
       pattern: decides how many groups can be dropped, see `num_droppable`.
       per_example: draws a `k` for each example instead of one for the batch.
       schedule, ratio_start, ramp_steps: see `scheduled_ratio`.
@@ -69,17 +69,17 @@ class Dropping:
     ramp_steps: float = 0.0
 
     def draw(self, groups: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-        """`k` of step `step`, for the global batch: `()` int32, or `(batch_size,)` with `per_example`.
+        """`k` for the global batch of step `step`: `()` int32, or `(batch_size,)` with `per_example`.
 
         Args:
-          groups: latent frames of the batch's clips; 1, as images have, gives 0.
-          batch_size: examples of the global batch, of which every host takes its share.
+          groups: latent frames in each clip of the batch; an image has 1, so its `k` is 0.
+          batch_size: examples in the global batch, of which every host takes its share.
           seed: seed of the stream of batches.
-          step: step of the stage, or, for a constant ratio, of the stream.
+          step: step of the stage; with a constant ratio, step of this stream of batches.
         """
         ratio = scheduled_ratio(self.schedule, step, self.ramp_steps, self.ratio_start, self.ratio)
         most = max_dropped(groups, ratio, self.pattern)
-        stream = 2 if self.schedule == "constant" else 4  # fixed, so that runs of before go on with the same bits
+        stream = 2 if self.schedule == "constant" else 4  # fixed, so that older runs resume with the same bits
         rng = np.random.default_rng([seed, stream, step])
         k = rng.integers(0, most + 1, size=batch_size, dtype=np.int32)  # k ~ U{0, ..., floor((g - 1) r)}
         return k if self.per_example else k[0]

@@ -1,7 +1,7 @@
 """Rectified flow: straight paths from data (t = 0) to noise (t = 1), regression of their velocity, guidance, Euler.
 
-Plain functions of a `velocity(x, t)` callable. Diffusion runs on normalised latents; a decoder takes them as its
-encoder made them.
+Plain functions of a `velocity(x, t)` callable. Diffusion runs on normalised latents; a decoder takes latents in the
+scale in which its encoder made them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def interpolate(
 def flow_matching_loss(
     velocity: Velocity, data: Float[Array, "b *grid z"], noise: Float[Array, "b *grid z"], t: Float[Array, " b"]
 ) -> Float[Array, ""]:
-    """Mean squared error of `velocity` at the path's point against `noise - data`, the path's own."""
+    """Mean squared error between `velocity` at a point of the path and `noise - data`, the path's true velocity."""
     return jnp.mean(jnp.square(velocity(interpolate(data, noise, t), t) - (noise - data)))
 
 
@@ -59,7 +59,7 @@ def label_dropout(key: PRNGKey, label: Int[Array, " b"], null: int, probability:
 def classifier_free_guidance(
     velocity: Callable[[Array, Array, Array], Array], label: Int[Array, " b"], null: int, scale: float
 ) -> Velocity:
-    """`u + scale (c - u)` of the velocities `c` with and `u` without class; scale 1 is the conditional model alone.
+    """`u + scale (c - u)` of the velocities `c` with and `u` without a class; scale 1 is the conditional model alone.
 
     Args:
       velocity: `(x, t, label) -> dx/dt`.
@@ -80,7 +80,7 @@ def classifier_free_guidance(
 
 
 def euler(velocity: Velocity, noise: Float[Array, "b *grid z"], steps: int) -> Float[Array, "b *grid z"]:
-    """Integrate from `noise` to data by Euler's method in `steps` equal steps (the paper takes 100), in a `lax.scan`.
+    """Integrate from `noise` to data by Euler's method in `steps` equal steps (the paper uses 100), in a `lax.scan`.
 
     Raises:
       ValueError: `steps` is below 1.
@@ -98,7 +98,7 @@ def euler(velocity: Velocity, noise: Float[Array, "b *grid z"], steps: int) -> F
 
 
 def normalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Float[Array, "*grid z"]:
-    """`(latents - mean) / std` by channel, the space in which diffusion runs; `mean` and `std` are `(z,)`.
+    """`(latents - mean) / std` per channel, the space in which diffusion runs; `mean` and `std` are `(z,)`.
 
     For a published VAE: `normalize_latents(posterior.mode, *WAN22_LATENTS)`.
     """
@@ -106,5 +106,5 @@ def normalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Fl
 
 
 def denormalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Float[Array, "*grid z"]:
-    """Inverse of `normalize_latents`: latents as the decoder takes them."""
+    """Inverse of `normalize_latents`: latents in the decoder's scale."""
     return jnp.asarray(latents) * jnp.asarray(std) + jnp.asarray(mean)

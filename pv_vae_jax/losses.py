@@ -1,7 +1,7 @@
 """The objective of equation 1, `L = reconstruction (MSE + motion Diff) + perceptual LPIPS + gan GAN + kl KL`.
 
-Every term is a mean, a scalar. To add one, write its function here, its weight in `Objective`, and its name in
-`pixel_terms` or `latent_terms`; logs and charts take the name from there.
+Every term is a scalar mean. To add one, write its function here, give it a weight in `Objective` and an entry in
+`Objective.weights`, and compute it under that name in `pixel_terms` or `latent_terms`; logs and charts use the name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pv_vae_jax.typing import Array, Params, sum_of
 class Objective:
     """Weights of the terms.
 
-    The paper publishes none of its lambdas; the defaults follow its lineage, on means (SSVAE: KL about 1e-5 a value).
+    The paper publishes none; defaults follow related work, for terms that are means (SSVAE: KL about 1e-5 per value).
 
     Attributes:
-      reconstruction: weight of the pixel terms, `l_rec`.
-      motion: 1 with the motion-aware term, 0 without (a row of table 4).
+      reconstruction: weight of the mean squared error and of the motion term, `l_rec`.
+      motion: weight of the motion term relative to the mean squared error; 0 switches it off (a row of table 4).
       perceptual: weight of the perceptual term; if positive, the training step needs a perceptual function.
       kl: weight of the mean KL per observed latent value.
       gan: weight of the generator's hinge term; 0 trains no discriminator.
@@ -58,7 +58,7 @@ class Objective:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each term of `pixel_terms` and `latent_terms`, by name."""
+        """Weight of each term of `pixel_terms` and `latent_terms`, by name; the training step weights the GAN."""
         return {
             "mse": self.reconstruction,
             "motion": self.reconstruction * self.motion,
@@ -80,7 +80,7 @@ def pixel_terms(
     target: Float[Array, "b t H W c"],
     perceptual: Perceptual | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Everything that depends on pixels alone, without the GAN: weighted total, and its terms without weights.
+    """The terms that depend on pixels alone, without the GAN: their weighted total, and each one unweighted.
 
     Raises:
       ValueError: `objective.perceptual` is positive and no `perceptual` function is given.
@@ -96,10 +96,10 @@ def pixel_terms(
 def latent_terms(
     objective: Objective, posterior: Posterior, observed: Shaped[Array, "b g *hw"]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Everything that depends on the posterior alone: weighted total, and its terms without weights.
+    """The terms that depend on the posterior alone: their weighted total, and each one unweighted.
 
-    `observed` as for `kl_divergence`. The term `local_correlation` is the correlation itself; the total counts by how
-    much it falls short of its target.
+    `observed` is as for `kl_divergence`. The returned term `local_correlation` is the correlation itself; the total
+    includes its shortfall from the target instead.
     """
     terms = {"kl": kl_divergence(posterior, observed)}
     counted = dict(terms)
@@ -156,7 +156,7 @@ def kl_divergence(posterior: Posterior, observed: Shaped[Array, "b g *hw"]) -> F
     return jnp.sum(kl * observed) / jnp.sum(observed)
 
 
-WINDOW = 2  # latent positions along time, height and width, as SSVAE's
+WINDOW = 2  # latent positions along time, height and width, as in SSVAE
 
 
 def local_correlation(posterior: Posterior, observed: Shaped[Array, "b g *hw"]) -> Float[Array, ""]:
@@ -194,7 +194,7 @@ def local_correlation(posterior: Posterior, observed: Shaped[Array, "b g *hw"]) 
 
 def _sum_over_pairs(v: Array, seen: Array) -> tuple[Array, Array]:
     """Sum of `v_i . v_j` over the pairs of all windows, and their number; unobserved positions are zero in both."""
-    # Windows that extend beyond the latents, and those of frame 0 in time, are filled up with unobserved positions.
+    # Windows that extend beyond the latents, and those of frame 0 in time, are padded with unobserved positions.
     missing = [(0, 0), *((0, -size % WINDOW) for size in v.shape[1:4]), (0, 0)]
 
     def add(x: Array) -> Array:

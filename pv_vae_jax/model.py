@@ -1,4 +1,4 @@
-"""A model one can hold: `load` gives a `Model` that encodes, decodes, predicts and samples; `save` writes it.
+"""The model that users hold: `load` gives a `Model` that encodes, decodes, predicts and samples; `save` writes it.
 
 A model folder holds `config.json` (written last: without it the folder is not a model), `vae.safetensors`, and, after
 diffusion training, `latte.safetensors`. Both are tensors only, so opening one never runs code. The configuration holds
@@ -39,7 +39,7 @@ from pv_vae_jax.typing import DTYPES, VAE_STAGES, Array, Params, PRNGKey, ShapeE
 
 SHIPPED = Path(__file__).parent / "weights"
 
-# The stage whose model a work directory offers: the last that is finished.
+# The stages whose models a work directory offers, latest first: `load` takes the first that is finished.
 STAGE_ORDER = ("diffusion", *reversed(VAE_STAGES))
 
 # What methods take and return. Videos are uint8 or float in [-1, 1], on the host or on a device.
@@ -49,7 +49,7 @@ Labels = Int[Array | np.ndarray, " n"] | list[int]
 
 
 class Meta(dict):
-    """Facts about a training, as JSON holds them. Hashed by content, so that `jit` can take a `Model`."""
+    """Facts about how a model was trained, as JSON values. Hashed by content, so that `jit` can take a `Model`."""
 
     def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return hash(json.dumps(self, sort_keys=True, default=str))
@@ -83,12 +83,12 @@ class Model:
     `(b, 1 + T, H, W, 3)`, uint8 or float in [-1, 1]; latents are the network's own, `(b, g, h, w, z)`, not normalised.
 
     Videos and labels that do not fit raise a `ShapeError`, `TypeError` or `ValueError` that says what to do. Within
-    `jit` shapes are still checked; values, which are not known there, are not.
+    `jit` shapes are still checked; values, which are unknown there, are not.
 
     Attributes:
       vae, vae_params: the VAE and its parameters.
       diffusion: the diffusion transformer, or None.
-      meta: facts about the training.
+      meta: facts about how it was trained.
     """
 
     vae: VAE = flax.struct.field(pytree_node=False)
@@ -118,7 +118,7 @@ class Model:
         return _encode(self.vae, chunk, self.vae_params, _checked_video(self.vae, video), key)
 
     def decode(self, latents: Latents, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
-        """Latents `(b, g, h, w, z)` to float32 video, about [-1, 1] and not clamped; `chunk` as for `encode`."""
+        """Latents `(b, g, h, w, z)` to float32 video, roughly in [-1, 1] but not clamped; `chunk` as for `encode`."""
         _check_not_empty("latents", latents := _array(latents))
         return _decode(self.vae, chunk, self.vae_params, latents)
 
@@ -130,8 +130,8 @@ class Model:
         """See the first `observed` frames and draw all: the video's shape, float32 clamped to [-1, 1].
 
         Args:
-          video: `(b, 1 + T, H, W, 3)`; frames after the observed ones only say how many to draw.
-          observed: a number of frames, `1 + n p_t`.
+          video: `(b, 1 + T, H, W, 3)`; frames after the observed ones only determine how many to draw.
+          observed: number of frames to see, `1 + n p_t`.
           key: draws a sample of the posterior, and gaussian padding, which needs one; None takes the posterior's mean.
         """
         video, observed = _checked_video(self.vae, video), operator.index(observed)
@@ -147,13 +147,13 @@ class Model:
     def sample(
         self, labels: Labels, key: PRNGKey, *, steps: int = 100, guidance: float = 1.0, index: Labels | None = None
     ) -> Float[Array, "n t H W 3"]:
-        """Generate one clip a label: noise, Euler steps with guidance, decoder.
+        """Generate one clip per label: noise, Euler steps with guidance, decoder.
 
         Args:
-          labels: `(n,)` classes; a model without classes only takes their number.
+          labels: `(n,)` classes; for a model without classes only their number matters.
           key: draws the noise.
           steps: Euler steps (paper: 100).
-          guidance: scale of classifier-free guidance; 1 is none. A model without classes takes 1 only.
+          guidance: scale of classifier-free guidance; 1 means none, and is all that a model without classes accepts.
           index: `(n,)` numbers of the clips, by default `0 .. n - 1`: the noise of a clip depends on `key` and its
             number alone, so a large set may be drawn in batches.
 
@@ -168,7 +168,7 @@ class Model:
 
 
 def _program(*static: int) -> Callable:
-    """`jax.jit` whose first arguments are static, and which leaves no trace of its own in a `jit` around it."""
+    """`jax.jit` whose first arguments are static, and which is inlined into a `jit` around it."""
     return functools.partial(jax.jit, static_argnums=static, inline=True)
 
 
@@ -223,12 +223,12 @@ def _sample(
 
 
 def _array(x: Any) -> Any:
-    """An array where it is, on a device or traced, and anything else as one on the host."""
+    """`x` itself if it is a JAX array, on a device or traced; anything else as a NumPy array."""
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _checked_video(vae: VAE, video: Any) -> Any:
-    """`video` as an array, after its shape, type and, where they are known, its values were checked."""
+    """`video` as an array, after checking its shape, its type and, unless it is traced, its values."""
     video, config = _array(video), vae.config
     if video.ndim != 5 or video.shape[-1] != 3:
         one_clip = video.ndim == 4 and video.shape[-1] == 3
@@ -254,7 +254,7 @@ def _checked_video(vae: VAE, video: Any) -> Any:
 
 @jax.jit
 def _extent(video: Array) -> Array:
-    """Whether all values are in [-1, 1], the smallest and the largest; NaN is in no range, but may not be largest."""
+    """Whether all values are in [-1, 1] (NaN is not), the smallest and the largest."""
     return jnp.stack([(jnp.abs(video) <= 1).all(), video.min(), video.max()]).astype(jnp.float32)
 
 
@@ -264,7 +264,7 @@ def _check_not_empty(name: str, array: Array) -> None:
 
 
 def checked_labels(model: Model, labels: ArrayLike, guidance: float = 1.0) -> Array | np.ndarray:
-    """`labels` as an array, after they and `guidance` were checked against the transformer of `model`.
+    """`labels` as an array, after checking them and `guidance` against the transformer of `model`.
 
     Raises:
       ValueError: the model has no transformer, or no classes to guide by, or a label is out of range.
@@ -288,19 +288,19 @@ def checked_labels(model: Model, labels: ArrayLike, guidance: float = 1.0) -> Ar
 def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placement | None = None) -> Model:
     """Load a shipped model by name, a model folder, or the newest finished model of a work directory or a stage.
 
-    A training state, `runs/a/video/checkpoints/9000`, or the folder of a VAE stage that is not finished, for its newest
-    one, gives the VAE with the moving average of its weights.
+    A training state, such as `runs/a/video/checkpoints/9000`, or the folder of an unfinished VAE stage, which stands
+    for its newest training state, gives the VAE with the moving average of its weights.
 
     Args:
       name_or_path: what to load.
       dtype: what the networks compute in, `float32`, `bfloat16` or `float16`; by default what they were trained in.
-        Parameters, posteriors and pixels are float32 whatever it is.
+        Parameters, posteriors and pixels are float32 in any case.
       sharding: where to place the parameters: a `jax.sharding.Sharding` for all of them, or a function from the tree of
         their shapes to a tree of shardings. By default they go to the default device.
 
     Raises:
       FileNotFoundError: there is no such model; the shipped names are listed.
-      WeightsError: tensors are missing, left over, misshapen or not finite (all are named), or a file is damaged.
+      WeightsError: tensors are missing, unexpected, misshapen or not finite (all are named), or a file is damaged.
       ValueError: the networks cannot compute in `dtype`.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -355,7 +355,7 @@ def _load_state(state: Path, dtype: str | None, sharding: Placement | None) -> M
 def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
     """Write a model folder: tensors first, `config.json` last, each file atomically.
 
-    `dtype` is that of the stored tensors; `float16` halves a model that is to be shipped. `load` gives float32.
+    `dtype` is that of the stored tensors; `float16` halves the size of a model to be shipped. `load` gives float32.
 
     Raises:
       ValueError: the VAE is of a kind that `models.registry` does not know, so `load` could not build it.
@@ -389,7 +389,7 @@ def find_model(name_or_path: str | Path) -> Path:
     """The folder of the finished model that `load` reads.
 
     Raises:
-      FileNotFoundError: there is no such model; a stage that is not finished is named, or else the shipped models.
+      FileNotFoundError: there is no such model; the message names an unfinished stage, or else the shipped models.
     """
     path = Path(name_or_path)
     candidates = [SHIPPED / path, path, path / "model"] + [path / stage / "model" for stage in STAGE_ORDER]

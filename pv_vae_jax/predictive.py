@@ -5,11 +5,11 @@ functions give the latents of all `g` groups, encoded or padded; `model.apply(va
 draws the clip from them. Two forms give the same latents, because the encoder is causal:
 
 * truncated: encode only the observed frames. `k` is shared by the batch and known when compiling (one program each).
-* filled: encode all frames, then overwrite the last `k` latent frames. `k` may differ per example; one program.
+* filled: encode all frames, then overwrite the last `k` latent frames. Examples may differ in `k`; one program in all.
 
 Beyond the paper, `predict_masked` withholds any latent positions (`masking` draws them). Overwriting latents is then
-not enough, because observed latents have seen withheld frames before them and, through the kernels' width, withheld
-places beside them. So the pixels are withheld first, unless `drop_from="latents"` asks for latent masking by its name.
+not enough, because observed latents have seen withheld frames that came before them and, as kernels are wide, withheld
+places beside them. So the pixels are blanked first, unless `drop_from="latents"` explicitly asks for latent masking.
 
 All three take a `key`. With one, latents are a sample of the posterior; with `None` they are its mean, and nothing is
 random. Gaussian padding is always drawn, so it needs a key.
@@ -30,10 +30,10 @@ from pv_vae_jax.typing import Array, Params, PRNGKey
 
 @flax.struct.dataclass
 class Prediction:
-    """What one predictive pass yields.
+    """The result of one predictive pass.
 
     Attributes:
-      latents: what the decoder draws all frames from, observed positions and pads.
+      latents: the decoder's input for all frames: encoded where observed, pads elsewhere.
       posterior: the posterior over the encoded latent frames: `g - k` of them (truncated) or all `g` (filled).
       observed: 1 where a latent frame was seen, `(b, frames of posterior)`; `(b, g, h, w)` if `predict_masked` withheld
         parts of frames. The KL term counts these only.
@@ -45,11 +45,11 @@ class Prediction:
 
 
 def observed_frames(frames: int, dropped: int, time_factor: int) -> int:
-    """Pixel frames the encoder sees when `dropped` groups are withheld.
+    """Number of pixel frames that the encoder sees when `dropped` groups are withheld.
 
     Raises:
       TypeError: `dropped` is traced.
-      ValueError: nothing would be left to see.
+      ValueError: no frame would be left to see, or `dropped` is negative.
     """
     if isinstance(dropped, jax.core.Tracer):
         raise TypeError(
@@ -89,14 +89,14 @@ def predict_filled(
 ) -> Prediction:
     """Encode every frame and overwrite the last `dropped` latent frames with pads.
 
-    `dropped` is an int array: scalar, or `(b,)` for a `k` per example; it is clipped to `0 .. g - 1`, because group 0
+    `dropped` is an int array: scalar, or `(b,)` for one `k` per example; it is clipped to `0 .. g - 1`, because group 0
     is always kept. Gaussian pads are drawn for all `g` frames, so their values differ from the truncated form's; with a
     learnable token the two forms agree to rounding.
     """
     groups = model.config.latent_frames(video.shape[1])
     dropped = jnp.broadcast_to(jnp.clip(jnp.asarray(dropped), 0, groups - 1), (video.shape[0],))
     observed = jnp.arange(groups)[None, :] < (groups - dropped)[:, None]  # (b, g)
-    # A causal encoder has kept the last frames out of the observed latents; their pixels need not be touched.
+    # A causal encoder keeps dropped frames out of the observed latents, so their pixels need not be touched.
     return predict_masked(model, params, video, observed, key, drop_from="latents")
 
 
@@ -119,7 +119,7 @@ def predict_masked(
       key: draws the posterior sample (and gaussian padding); None takes the mean.
       drop_from: `pixels` blanks the pixels of withheld positions before encoding as well, so that nothing of them
         reaches the output. `latents` lets the encoder see all frames (SSVAE's latent masked reconstruction): observed
-        latents then hold something of what is withheld.
+        latents then carry some of what is withheld.
 
     The decoder is causal: what is observed after a gap does not help to draw the gap.
     """
@@ -159,5 +159,5 @@ def _sample(posterior: Posterior, key: PRNGKey | None, groups: int) -> Array:
 
 
 def _pad_key(key: PRNGKey | None) -> PRNGKey | None:
-    """The key of gaussian padding, apart from that of the posterior sample."""
+    """The key for gaussian padding, different from that of the posterior sample."""
     return None if key is None else jax.random.fold_in(key, 1)

@@ -1,6 +1,6 @@
 """Clips from videos: windows, crops, and the replacement of videos that cannot be read.
 
-A `Reader` (package `readers`) gives access to the videos of one split, whatever they are stored in; a `ClipSource` cuts
+A `Reader` (package `readers`) gives access to the videos of one split, however they are stored; a `ClipSource` cuts
 clips from it. What a clip shows depends on its index and the random generator alone.
 """
 
@@ -31,7 +31,7 @@ def crop(video: np.ndarray, size: int, corner: Sequence[float] | np.ndarray | No
     Args:
       video: `(t, h, w, 3)`.
       size: side of the square in pixels.
-      corner: vertical and horizontal position, each in [0, 1) of its range; None takes the centre.
+      corner: vertical and horizontal position of the square, each a fraction in [0, 1) of its range; None centres it.
 
     Raises:
       ValueError: the video is smaller than the square.
@@ -84,13 +84,13 @@ class Reader:
       folder: folder of the videos, used in messages.
       class_names: class names in label order.
       size: short side in pixels to which frames are resized.
-      lengths: `(n,)` frames of each video; None if they are known after opening only. Then a video has one window.
+      lengths: `(n,)` frames of each video; None if a video must be opened to tell, and then each has one window.
       skipped: file or record -> why it, or a window of it, could not be used.
-      absent: name -> expected path, for files that an official list names and that are missing.
-      images: the videos are single images, from which no clip can be cut.
-      cached: decoded videos are worth caching: windows of the same video are read again and again, at some cost.
-      draws_start, draws_corner: whether `ClipSource` draws these for an image of one frame and a centre crop, where
-        they are not needed. The draws of a clip follow each other, so this is kept as runs began with it.
+      absent: name -> expected path, for files that an official list names but that are missing.
+      images: whether the videos are single images, from which no clip can be cut.
+      cached: whether decoded videos are worth caching: windows of the same video are read repeatedly, at some cost.
+      draws_start, draws_corner: whether `ClipSource` draws a start for a single image and a corner for a centre crop,
+        which need neither. Later draws depend on it, so it must not change: existing runs resume with the same bits.
     """
 
     unit = "videos"
@@ -126,7 +126,7 @@ class Reader:
 def first_readable(
     indices: Iterable[int], read: Callable[[int], T], skip: Callable[[int, Exception], None]
 ) -> tuple[T, int] | None:
-    """What `read` gives for the first of `indices` that can be read, and this index; others are passed to `skip`."""
+    """What `read` gives for the first of `indices` that can be read, and that index; those before go to `skip`."""
     for i in indices:
         try:
             return read(i), i
@@ -138,12 +138,12 @@ def first_readable(
 class ClipSource:
     """Clips, or single frames, of the videos of a reader.
 
-    A video that cannot be read is logged, and the next one that can takes its place. The same index and draws therefore
+    A video that cannot be read is logged, and the next readable one takes its place. The same index and draws therefore
     always give the same clip, whatever was read before and however much is cached.
 
     Args:
       reader: access to the videos.
-      frames, stride: frames of a clip, and source frames from one of them to the next.
+      frames, stride: frames of a clip, and the step in source frames between them.
       random: windows start anywhere (training) instead of one after the other (evaluation).
       images: `clip` gives single frames, for training on images.
       clips: maximum number of clips, for a source that is not `random`.
@@ -152,7 +152,7 @@ class ClipSource:
 
     Attributes:
       class_names, skipped: as of the reader.
-      replaced: indices of clips that `clip` replaced by those of another video, for a source that is not `random`.
+      replaced: indices of clips whose own video could not be read, for a source that is not `random`.
 
     Raises:
       NoVideosError: all videos are shorter than a clip.
@@ -181,7 +181,7 @@ class ClipSource:
 
     @property
     def span(self) -> int:
-        """Source frames from the first to the last frame of a clip."""
+        """Number of source frames that a clip spans."""
         return (self.frames - 1) * self.stride + 1
 
     def __len__(self) -> int:
@@ -191,7 +191,7 @@ class ClipSource:
         """`{"video": (t, size, size, 3) uint8, "label": int32}`: a window at a random start, or window `index` itself.
 
         Raises:
-          NoVideosError: no video can be read, or they are images.
+          NoVideosError: no video can be read, or the videos are single images.
         """
         if self.images:
             return self.image(index, rng)
@@ -213,9 +213,9 @@ class ClipSource:
         return self._read(self.windows[index][1], lambda n: int(place * n), 1, rng)[0]
 
     def _read(self, video: int, start: Callable[[int], int], count: int, rng: np.random.Generator) -> tuple[dict, int]:
-        """`count` frames of a video, or the next that can be read, from `start(length)` on, and its index."""
+        """`count` frames from `start(length)` on, of `video` or of the next that can be read, and which one it was."""
         reader, total = self.reader, len(self.reader)
-        # Drawn before reading: which video replaces a broken one does not change the draws.
+        # Drawn before reading, so that the draws do not depend on which video replaces a broken one.
         drawn = rng.random(2) if self.crop == "random" or reader.draws_corner else None
         corner = drawn if self.crop == "random" else None
         indices = ((video + step) % total for step in range(total))
@@ -227,7 +227,7 @@ class ClipSource:
             last = clip.length - 1 - (count - 1) * self.stride  # start of the last window
             if last < 0:
                 raise BrokenVideoError(f"{clip.length} frames, a clip spans {clip.length - last}")
-            # A shorter video that replaces another may not have the window: then its last one.
+            # A video that replaces another may be too short for the window: then its last window is taken.
             frames = self.cache.read(i, clip, min(start(clip.length), last), count, self.stride)  # (count, h, w, 3)
             frames = np.array(crop(frames, reader.size, corner))  # copied, so that the cache keeps its own
             return {"video": frames, "label": np.int32(clip.label)}
@@ -255,10 +255,10 @@ def _windows(reader: Reader, span: int) -> list[tuple[int, int]]:
 
 
 class FrameCache:
-    """Decoded videos of at most `limit` bytes in all; the least recently used are dropped. Safe for threads.
+    """Decoded videos of at most `limit` bytes in all; the least recently used are dropped. Thread-safe.
 
-    Videos are decoded and kept entirely if they are small, else read window by window. A damaged video may fail at one
-    window and not at another, and this alone decides: if what was read before, or the size of the cache, did too, a
+    Small videos are decoded and kept whole; others are read window by window. A damaged video may fail at one window
+    and not at another, and only the window may decide: if what was read before, or the cache size, mattered too, a
     resumed run would see other clips than an uninterrupted one.
 
     Args:

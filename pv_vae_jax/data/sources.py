@@ -47,9 +47,9 @@ class Format:
       detect: `(folder, names of its sub-folders)` -> whether a folder is of this kind.
       index: `(folder, split)` -> the files of a split; None if `pv-vae prepare` does not read this format.
       reader: class of the reader of a split.
-      summary: folder -> class names and a hash of the training clips, if they are known without `index`, which is then
-        not called for reading either.
-      folds: whether `index` takes the number of an official split.
+      summary: folder -> class names and a hash of the training clips, for formats that store them; such a folder is
+        read without `index`.
+      folds: whether `index` takes `fold`, the number of an official split.
     """
 
     name: str
@@ -82,7 +82,7 @@ def _summary_of_tfds(folder: Path) -> tuple[tuple[str, ...], str]:
     return tfds.classes(folder), hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
 
 
-# In the order in which they are recognised.
+# In the order in which they are tried.
 FORMATS = (
     Format("records", records.is_prepared, None, records.RecordReader, _summary_of_records),
     Format("tfds", tfds.is_dataset, tfds.tensorflow_dataset, tfds.TFDSReader, _summary_of_tfds),
@@ -132,7 +132,7 @@ def class_names(source: str, fold: int = 1) -> tuple[str, ...]:
 
 
 def fingerprint(source: str, fold: int = 1) -> str:
-    """A hash of a folder that changes with its training clips, by names and sizes of files; "" for a synthetic world.
+    """A hash that changes with a folder's training clips, by names and sizes of files; "" for a synthetic world.
 
     Arguments and errors as for `open_source`.
     """
@@ -169,9 +169,9 @@ def open_source(
     """The source of clips that `source` names.
 
     Args:
-      source: `synthetic`, `synthetic:FAMILY,...` (see `synthetic.families_of`) or a folder: of video files, of `pv-vae
-        prepare`, of a data set in its official layout.
-      frames, size, stride: frames and side in pixels of a clip, and source frames from one of its frames to the next.
+      source: `synthetic`, `synthetic:FAMILY,...` (see `synthetic.families_of`) or a folder of video files, of shards by
+        `pv-vae prepare`, or of a data set in its official layout.
+      frames, size, stride: frames of a clip, its side in pixels, and the step in source frames between its frames.
       split: `train` or `test`.
       seed: seed of the synthetic world.
       clips: number of clips of the synthetic world; maximum number of a folder's clips, if the source is not `random`.
@@ -180,7 +180,7 @@ def open_source(
       cache_bytes: memory for decoded videos or rendered clips.
       crop: `centre`, or `random` for a place drawn with each clip of a `random` source.
       fold: official split of UCF101, 1 to 3; 1 for anything else.
-      log: log of skipped files; sources that share one log each file once.
+      log: where skipped files are logged; sources that share it log each file only once.
 
     Raises:
       NoVideosError: the folder is missing, empty or incomplete, nothing in it can be read, or `fold` does not apply.
@@ -200,7 +200,7 @@ def open_source(
 
 
 def describe(source: VideoSource, name: str, held_out: VideoSource | None = None) -> str:
-    """One line on the data called `name`; `held_out` is its test split, if that has a clip."""
+    """One line about the data called `name`; `held_out` is its test split, or None if that has no clips."""
     names = source.class_names
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     classes = f"{len(names)} classes ({shown})" if len(names) > 1 else f"one class ({shown})"

@@ -205,7 +205,7 @@ class VAE(nn.Module):
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: Array) -> Array:
-        """`(b, g, h, w, z)` -> `(b, 1 + (g - 1) p_t, H, W, 3)` float32, about [-1, 1], not clamped."""
+        """`(b, g, h, w, z)` -> `(b, 1 + (g - 1) p_t, H, W, 3)` float32, roughly in [-1, 1] but not clamped."""
         check_latent_shape(latents.shape, self.config.latent_channels)
         return self.decoder(latents)
 

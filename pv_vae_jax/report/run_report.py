@@ -79,7 +79,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     if run.finished("diffusion") and sampled:
         try:
             shown["samples"] = _sample(run, sampled, folder, metrics, video, names)
-        except NonFiniteError as error:  # the scores of the VAE's stages stand without samples
+        except NonFiniteError as error:  # the scores of the VAE stages are reported without samples
             metrics["missing"].append(f"There are no samples: {error}.")
             # Those of an earlier report would be scored by `pv-vae evaluate RUN RUN` as if they belonged to this one.
             (folder / "samples.npz").unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
 
 
 def _report_folder(run: Run, count: int, clips: int | None, sampled: int | None) -> Path:
-    """`report`; a folder named after the numbers asked for if `report` holds one of more clips or samples."""
+    """`report`, or a folder named after the requested numbers if `report` holds a report of more clips or samples."""
     folder = run.workdir / "report"
     try:
         old = json.loads((folder / "metrics.json").read_text())
@@ -111,8 +111,8 @@ def read_test_clips(run: Run, clips: int | None = None) -> tuple[np.ndarray, lis
     """The first `clips` test clips of a run, by default as many as its configuration says.
 
     Returns:
-      The clips `(n, t, h, w, 3)` uint8, the class of each, what the protocol says of them, and notes for the reader.
-      The split is `train` where the data holds out no clips.
+      The clips `(n, t, h, w, 3)` uint8, the class of each, facts about them for the protocol, and notes for the reader.
+      The split is `train` if the data has no test clips.
     """
     data, split, notes = run.experiment.data, "test", []
     if clips:
@@ -136,7 +136,7 @@ def read_test_clips(run: Run, clips: int | None = None) -> tuple[np.ndarray, lis
 def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[str]]:
     """`(n, t, h, w, 3)` uint8 and the class of every readable clip among the first `limit`.
 
-    A source replaces a clip that cannot be read by another one, which would be scored twice here.
+    A source replaces an unreadable clip by another one, which would be scored twice, so replaced clips are left out.
 
     Raises:
       NoVideosError: none of the clips can be read.

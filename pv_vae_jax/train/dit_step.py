@@ -29,7 +29,7 @@ class DiTStep:
       time_distribution: distribution of the flow's time.
       ema_decay: decay of the moving average used for sampling.
       seed: with the step number it determines all randomness.
-      grad_accum_steps: number of parts of the batch that are computed one after the other.
+      grad_accum_steps: number of parts that the batch is split into, computed one after the other.
     """
 
     model: Latte

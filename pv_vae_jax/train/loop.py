@@ -47,7 +47,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
 
     programs = {}  # static arguments and shapes of a batch -> the step compiled for them, and its FLOPs
     curves, stream = Curves(stage, run, start), stage.batches(run, start)
-    # To the end of saving: a second signal must not interrupt it.
+    # Active until saving is done: a second signal must not interrupt it.
     with PreemptionHandler() as preemption, jax.set_mesh(mesh):
         number, stopping = start, False
         try:
@@ -110,11 +110,11 @@ def count_flops(stage: Stage, static_args: dict[str, Any], state: TrainState, ba
 class Curves:
     """Progress bar and curves of a stage.
 
-    The terms of every step stay on the device and are fetched once per `log_every` steps, so that the device is never
-    waited for in between. What is written is their mean over the window since the last `write_logs`.
+    The terms of every step stay on the device and are fetched once per `log_every` steps, so that nothing waits for the
+    device in between. What is written is their mean over the window since the last `write_logs`.
 
     Attributes:
-      timer: the parts of the window's time.
+      timer: measures how the time of the window divides into parts.
     """
 
     def __init__(self, stage: Stage, run: Run, start: int):
@@ -127,7 +127,7 @@ class Curves:
         self._bar = tqdm(total=stage.steps, initial=start, desc=self._name, unit="step", mininterval=interval)
 
     def show_compiling(self) -> None:
-        """Show that the next step is compiled first."""
+        """Show that a program for the next step is being compiled."""
         self._compiling = True
         self._bar.set_description(f"{self._name}, compiling")
 
@@ -135,7 +135,7 @@ class Curves:
         """Take the terms of a step that has been dispatched."""
         if self._compiling:
             self._bar.set_description(self._name, refresh=False)
-            self._bar.unpause()  # the rate leaves out the time of compiling
+            self._bar.unpause()  # the rate excludes compile time
             self._compiling = False
         self._pending.append((step, logs))
         self._units, self._flops = self._units + units, self._flops + flops
@@ -149,7 +149,7 @@ class Curves:
         return rows
 
     def save_pending(self) -> None:
-        """Keep the terms of the pending steps for the process that resumes here."""
+        """Save the terms of the pending steps for the process that will resume here."""
         self._writer.save_pending(self.fetch_logs())
 
     def write_logs(self, step: int) -> None:

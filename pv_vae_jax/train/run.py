@@ -98,7 +98,7 @@ class Run:
 
         Args:
           split: `train` or `test`.
-          random: whether windows are drawn, for training; otherwise every clip starts at frame 0.
+          random: whether windows start anywhere, for training; otherwise they follow one another from frame 0.
           kind: size of the clips, by default that of the configuration. An image is a frame of a clip as long as the
             configuration's, so that images come from the same videos as clips.
           sources: number of sources that share the memory for decoded videos.

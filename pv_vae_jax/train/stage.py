@@ -1,7 +1,7 @@
-"""What a training stage is, for everything that needs one.
+"""The interface of a training stage.
 
-The training loop, `pv-vae inspect`, the checks before a run, the benchmarks and the studies all build the same object:
-`vae_stage.VAEStage` or `dit_stage.DiffusionStage`.
+The training loop, `pv-vae inspect`, the checks before a run, the benchmarks and the studies all use the same two
+implementations of it: `vae_stage.VAEStage` and `dit_stage.DiffusionStage`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Stage(abc.ABC):
-    """One stage of an experiment. It has no work directory and opens no data: methods that need them take the run.
+    """One stage of an experiment. It holds no work directory and no open data: methods that need either take the run.
 
     Attributes:
       experiment: the whole configuration.
@@ -32,7 +32,7 @@ class Stage(abc.ABC):
       config: the stage's own part of the configuration.
       unit: what `units` counts.
       step: the training step, a pure function `(state, batch, **static_args) -> (state, logs)`.
-      frozen: parts of the parameters that do not move.
+      frozen: parts of the parameters that are not trained.
     """
 
     unit = "clips"
@@ -50,18 +50,18 @@ class Stage(abc.ABC):
     @property
     @abc.abstractmethod
     def flops_step(self) -> Callable[..., Any]:
-        """`step` without recomputation, whose floating-point operations are those of the model."""
+        """`step` with rematerialisation off, so that its floating-point operations are those of the model."""
 
     @abc.abstractmethod
     def init_state(self, restored: dict) -> TrainState:
-        """The state of step 0. It is traced, so that each device makes its own part only.
+        """The state at step 0. It is traced, so that each device creates only its own part.
 
         Args:
-          restored: what `restored` returned; parameters that it does not hold are drawn.
+          restored: what the method `restored` returned; parameters missing from it are initialised afresh.
         """
 
     def restored(self, run: Run) -> dict:
-        """Parameters to start from: trees named `params` and `discriminator`, of which parts may be missing."""
+        """What to start step 0 from: the parameter trees `params` and `discriminator`, either of them maybe partial."""
         return {}
 
     @functools.cached_property
@@ -70,16 +70,16 @@ class Stage(abc.ABC):
         return jax.eval_shape(lambda: self.init_state({}))
 
     def check(self) -> None:
-        """Build the networks for every size of batch, in shapes alone.
+        """Trace the networks for every size of batch, without computing anything.
 
         Raises:
-          ValueError: one of them does not fit, or a frozen part does not exist.
+          ValueError: a size does not fit the networks, or a frozen part does not exist.
         """
         jax.eval_shape(lambda: self.init_state({}))
 
     @abc.abstractmethod
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
-        """Batches from step `start` on, this host's share of each. The batch of a step depends on its number alone."""
+        """This host's share of the batches from step `start` on. A batch depends on the number of its step alone."""
 
     def stream_settings(self, run: Run, start: int) -> dict[str, Any]:
         """What `train_batches` and `mixed_batches` need to know of a stage: its seed, first step and host's share."""
@@ -89,17 +89,17 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def example_batches(self) -> list[dict]:
-        """A global batch of every size, without values."""
+        """A global batch of every size, as shapes and types."""
 
     def static_args(self, step: int, batch: Batch) -> dict[str, Any]:
-        """Keyword arguments of `step` that are known when it is compiled, for a step number and its batch.
+        """The static keyword arguments of `step`, for a step number and its batch.
 
-        Every combination of them is a program of its own.
+        Each combination of them is compiled separately.
         """
         return {}
 
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Turn a global batch on the devices into what `step` takes, by programs of its own."""
+        """Turn a global batch on the devices into what `step` takes, outside the compiled step."""
         return batch
 
     @abc.abstractmethod
@@ -111,12 +111,12 @@ class Stage(abc.ABC):
         """Write the finished model to the work directory; with several processes, all must call it."""
 
     def jit_step(self, static_args: dict[str, Any], sharding: TrainState) -> jax.stages.Wrapped:
-        """The compiled step: `(state, batch) -> (state, logs)`, with the state donated and laid out by `sharding`."""
+        """The jitted step: `(state, batch) -> (state, logs)`, whose state is donated and placed by `sharding`."""
 
         def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
             return self.step(state, batch, **static_args)
 
         step.__name__ = f"{self.name}_step"  # in messages and profiles of XLA
-        # Stated, not left to the compiler: the state of one step must be the input of the next without a copy.
+        # Given explicitly, because the state from one step must be the input of the next without a copy.
         replicated = NamedSharding(jax.tree.leaves(sharding)[0].mesh, PartitionSpec())
         return jax.jit(step, out_shardings=(sharding, replicated), donate_argnums=0)

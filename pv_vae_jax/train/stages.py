@@ -31,7 +31,7 @@ from pv_vae_jax.typing import ConfigError
 
 
 def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> Run:
-    """Train the stages of an experiment that have steps. Finished stages are skipped, interrupted ones continue.
+    """Train every stage that has steps. Finished stages are skipped; interrupted ones resume.
 
     Args:
       experiment: the configuration; it is validated.
@@ -42,7 +42,7 @@ def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = S
       The run: `run.folder(stage) / "metrics.jsonl"` holds the curves of a stage.
 
     Raises:
-      ConfigError: the configuration cannot work, the folder belongs to another one, or a stage lacks its start.
+      ConfigError: the configuration cannot work, the folder belongs to another one, or a starting point is missing.
       NonFiniteError: a loss became NaN or infinite.
       Preempted: the run was stopped; the state is saved.
     """
@@ -58,12 +58,12 @@ def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = S
 
 
 def load_perceptual(experiment: Experiment) -> tuple[Perceptual, dict] | None:
-    """The network of `objective.perceptual` and its hash, from the files that the configuration names.
+    """The network of `objective.perceptual`, from the files that the configuration names, and a record to identify it.
 
-    Returns None if no stage with steps has a weight for it.
+    Returns None if no stage with steps gives the term a weight.
 
     Raises:
-      ConfigError: a stage weighs the term, and no files are named or its pictures are too small.
+      ConfigError: a stage uses the term, but no files are named or its frames are too small.
     """
     trained = [name for name in VAE_STAGES if getattr(experiment, name).steps]
     wanted = [name for name in trained if getattr(experiment, name).objective.perceptual]
@@ -79,13 +79,13 @@ def load_perceptual(experiment: Experiment) -> tuple[Perceptual, dict] | None:
     if (side := min(batch.side for name in wanted for batch in sized_batches(experiment, name))) < LEAST_SIDE:
         raise ConfigError(f"LPIPS needs pictures of at least {LEAST_SIDE} x {LEAST_SIDE}, got {side} x {side}")
     params, model = read_lpips(named.backbone, named.weights, named.heads), LPIPS(named.backbone)
-    # Arrays of NumPy are constants of the step, on whatever mesh: no gradient reaches them, no checkpoint holds them.
+    # NumPy arrays become constants of the step, on any mesh: no gradient reaches them, and no checkpoint holds them.
     term = lambda output, target: jnp.asarray(model.apply({"params": params}, output, target))  # noqa: E731
     return term, {"backbone": named.backbone, "hash": weights_hash(params)}
 
 
 def perceptual_term(run: Run) -> Perceptual | None:
-    """`load_perceptual` for a run, whose work directory keeps the hash so that it never continues with another network.
+    """`load_perceptual` for a run, whose work directory keeps the record so that it never resumes with another network.
 
     Raises:
       ConfigError: as `load_perceptual`, or the run began with another network.
@@ -107,7 +107,7 @@ def perceptual_term(run: Run) -> Perceptual | None:
 def build_stage(
     experiment: Experiment, name: str, perceptual: Perceptual | None = None, latents: Latents | None = None
 ) -> Stage:
-    """A trained stage. Without `latents`, the diffusion stage is there to look at, not to run."""
+    """The stage called `name`, any but `latents`. Without `latents`, a diffusion stage can be inspected but not run."""
     return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment, latents)
 
 
@@ -131,7 +131,7 @@ def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> No
     latents = open_latents(run, run.last_vae_stage()) if name == "diffusion" else None
     stage = build_stage(run.experiment, name, perceptual, latents)
     stage.save_model(run, run_stage(stage, run))
-    if name in VAE_STAGES and run.finished("diffusion"):  # it trained while this stage did
+    if name in VAE_STAGES and run.finished("diffusion"):  # it trained before or beside this stage
         renew_vae(run)
 
 

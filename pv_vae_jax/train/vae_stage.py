@@ -43,8 +43,8 @@ class VAEStage(Stage):
 
     Attributes:
       model: the VAE.
-      discriminator: the GAN's network, or None if the objective has no GAN.
-      sizes: the sizes of its batches.
+      discriminator: the discriminator of the GAN, or None if the objective has no GAN.
+      sizes: the sizes of batches it trains on.
       dropping: how it draws `k`.
       before: the VAE stage that runs before it, or None.
     """
@@ -151,7 +151,7 @@ def build_step(experiment: Experiment, name: str, perceptual: Perceptual | None 
         objective=config.objective,
         optimizer=optimizer(config.optimizer, config.steps),
         discriminator=Discriminator(experiment.discriminator) if config.objective.gan else None,
-        # It counts its own updates, which begin with the GAN.
+        # Its schedule counts its own updates, which begin when the GAN does.
         discriminator_optimizer=optimizer(config.discriminator_optimizer, config.steps - config.objective.gan_start),
         # Gaussian padding has no parameters to freeze.
         frozen=tuple(part for part in config.frozen if part != "pad" or experiment.vae.pad == "learnable"),
@@ -177,7 +177,7 @@ def dropping_of(config: VAEStageConfig) -> Dropping:
 
 
 def with_size(step: Step) -> Step:
-    """`step`, which logs every term a second time under the size of its batch: `loss/17x256`."""
+    """`step`, but logging every term a second time under the size of its batch: `loss/17x256`."""
 
     def sized(state: TrainState, batch: dict, **static_args: Any) -> tuple[TrainState, Logs]:
         state, logs = step(state, batch, **static_args)
@@ -210,7 +210,7 @@ def read_discriminator(run: Run, stage: str | None, shapes: Params) -> Params | 
 
 
 def save_discriminator(run: Run, stage: str, params: Params) -> None:
-    """Write the leaves by number, and beside them the file's SHA-256."""
+    """Write the leaves under their index, and the file's SHA-256 into a JSON file beside it."""
     path = run.folder(stage) / DISCRIMINATOR
     record = path.with_suffix(".json")
     record.unlink(missing_ok=True)  # so that a record never describes another file, not even between the two writes

@@ -38,8 +38,8 @@ class VAEStep:
       frozen: top-level parts of the VAE that are not trained.
       ema_decay: decay of the VAE's moving average.
       seed: with the step number it determines all randomness.
-      perceptual: the distance in the perceptual slot, or None.
-      grad_accum_steps: number of parts of the batch that are computed one after the other.
+      perceptual: the distance of the perceptual term, or None.
+      grad_accum_steps: number of parts that the batch is split into, computed one after the other.
       drop_pattern: what the filled form withholds, see `masking`.
       drop_from: where patterns other than `future` withhold it, see `predict_masked`.
     """
@@ -81,7 +81,7 @@ class VAEStep:
           batch: `video (b, 1 + T, H, W, 3)` uint8, and `dropped` int32, scalar or `(b,)`, if the filled form is used.
           dropped: `k` of the truncated form (one program for each), or None for the filled form, which takes `k` from
             the batch.
-          gan: whether the GAN is on (it starts late; both programs stay small).
+          gan: whether the GAN is on. Static: the GAN starts late, and a program for each case stays small.
 
         Returns:
           The new state, and float32 scalars: every term unweighted, `loss`, and the gradient norm.
