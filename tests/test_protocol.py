@@ -279,7 +279,7 @@ def test_pairs_of_files_are_told_by_their_names(tmp_path):
         (["--real=a.npy", "--fake=b.npy", "--c3d=c.npz"], "--c3d and --c3d_mean"),
         (["--real=a.npy", "--fake=b.npy", "--value_range=1"], "low,high"),
         (["--real=a.npy", "--fake=b.npy", "--value_range=-inf,inf"], "low,high"),
-        (["--real=a.npy", "--fake=b.npy", "--lpips_heads=h.npz"], "add it, alexnet or"),
+        (["--real=a.npy", "--fake=b.npy", "--lpips_heads=h.npz"], "add alexnet or"),
         (["--real=a.npy", "--fake=b.npy", "--splits=3"], "it takes --c3d"),
         (["--real=none.npy", "--fake=none.npy"], "no file none.npy"),
     ],

@@ -62,8 +62,8 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
     vae_stages = [stage for stage in VAE_STAGES if run.finished(stage)]
     if not vae_stages:
         raise ConfigError(
-            f"no VAE stage of {run.workdir} is finished, so there is nothing to evaluate: run the command that began "
-            "it again, pv-vae train continues where it stopped"
+            f"no VAE stage of {run.workdir} is finished, so there is nothing to evaluate: rerun the command that "
+            "started it, pv-vae train continues where it stopped"
         )
     video, names, facts, notes = read_test_clips(run, clips)
     metrics = _describe(run, facts) | {"notes": notes, "stages": {}}
@@ -81,9 +81,10 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
             shown["samples"] = _sample(run, sampled, folder, metrics, video, names)
         except NonFiniteError as error:  # the scores of the VAE stages are reported without samples
             metrics["missing"].append(f"There are no samples: {error}.")
-            # Those of an earlier report would be scored by `pv-vae evaluate RUN RUN` as if they belonged to this one.
-            (folder / "samples.npz").unlink(missing_ok=True)
             print(f"pv-vae: no samples: {error}", file=sys.stderr)
+    if "samples" not in shown:
+        # Those of an earlier report would be scored by `pv-vae evaluate RUN RUN` as if they belonged to this one.
+        (folder / "samples.npz").unlink(missing_ok=True)
     write_json(folder / "metrics.json", metrics)
     write_report(folder / "report.html", metrics, Pictures(**shown))
     print("\n".join(_summary(metrics)))
@@ -125,7 +126,7 @@ def read_test_clips(run: Run, clips: int | None = None) -> tuple[np.ndarray, lis
         notes.append(f"Scored on training clips, which flatters every number: {error}.")
     video, names = read_every_clip(source, data.test_clips)
     if clips and len(video) < clips:
-        notes.append(f"{clips} clips were requested, the {split} split has {len(video)}.")
+        notes.append(f"{clips} clips were requested; {len(video)} of the {split} split can be scored.")
     skipped = left_out(source)
     facts = {"split": split, "clips": len(video)}
     if skipped:
