@@ -247,7 +247,7 @@ def _checked_video(vae: VAE, video: Any) -> Any:
             found = f"values from {low:.4g} to {high:.4g}" if low < -1 or high > 1 else "NaN"
             raise ValueError(
                 f"expected float video in [-1, 1], got {found}: pass uint8 pixels, or pv_vae_jax.to_float of them; "
-                "clip what a network made"
+                "clamp the output of a network"
             )
     return video
 
@@ -260,7 +260,7 @@ def _extent(video: Array) -> Array:
 
 def _check_not_empty(name: str, array: Array) -> None:
     if 0 in array.shape:
-        raise ShapeError(f"expected at least one clip, got {name} of shape {array.shape}: leave empty batches out")
+        raise ShapeError(f"expected at least one clip, got {name} of shape {array.shape}: skip empty batches")
 
 
 def checked_labels(model: Model, labels: ArrayLike, guidance: float = 1.0) -> Array | np.ndarray:
@@ -274,7 +274,7 @@ def checked_labels(model: Model, labels: ArrayLike, guidance: float = 1.0) -> Ar
     classes = model.diffusion.model.config.classes
     labels = _array(labels)
     if labels.ndim != 1 or not len(labels):
-        raise ShapeError(f"expected labels (n,), at least one, got shape {labels.shape}: pass one label a clip")
+        raise ShapeError(f"expected labels (n,), at least one, got shape {labels.shape}: pass one label per clip")
     if not classes and guidance != 1.0:
         raise ValueError(f"guidance {guidance} needs a class-conditional transformer; set it to 1")
     if not classes or isinstance(labels, jax.core.Tracer):

@@ -256,7 +256,7 @@ def test_videos_shorter_than_a_clip_name_a_length_that_would_do(tiny_experiment,
     source = f"--config.data.source={tmp_path / 'clips'}"
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "w", source, "--stage=image")
     line = fails(*call, "--config.data.frames=9")
-    assert "6 frames, a clip spans 9" in line and line.endswith(": --config.data.frames=5 would do")
+    assert "6 frames, but a clip spans 9" in line and line.endswith(": --config.data.frames=5 would do")
     assert fails(*call, "--config.data.stride=2").endswith(": --config.data.frames=3 would do")
     assert "would do" not in fails(*call, "--config.data.stride=8")
 
@@ -387,7 +387,7 @@ def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys, place):
 
 def test_one_stage_alone(tmp_path, tiny_experiment):
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run")
-    assert "stage video starts from stage image: train that to its end first" in fails(*call, "--stage=video")
+    assert "stage video starts from stage image: finish training that stage first" in fails(*call, "--stage=video")
     assert "no VAE stage of" in fails(*call, "--stage=latents")
     assert "--stage" in fails(*call, "--stage=vidio", status=2)
     changed = (*call[:4], tmp_path / "other", "--config.video.steps=0", "--config.diffusion.steps=0")
@@ -670,7 +670,7 @@ def test_a_smaller_report_does_not_take_the_place_of_a_larger(trained, tmp_path)
     for flags, name in ((["--clips=2", "--sample_clips=0"], "report-2-clips-0-samples"), (["--clips=4"], "report")):
         status, out, error = pv_vae("evaluate", "--workdir", tmp_path / "run", *flags)
         assert status == 0 and out.splitlines()[-1] == f"report: {tmp_path / 'run' / name / 'report.html'}", error
-        assert ("holds a report of more clips and is kept" in error) == (name != "report")
+        assert ("holds a report of more clips or samples and is kept" in error) == (name != "report")
         assert (files(tmp_path / "run" / "report") == before) == (name != "report")
     assert json.loads((tmp_path / "run" / "report-2-clips-0-samples" / "metrics.json").read_text())["samples"] is None
 

@@ -436,7 +436,7 @@ def test_a_prepared_tensorflow_dataset(tmp_path):
     assert len(source) == 5 and source.class_names == class_names(folder) == ("still", "wave")
     clips = [source.clip(i, rng(i)) for i in range(5)]
     assert {c["video"].shape for c in clips} == {(9, 16, 16, 3)} and {int(c["label"]) for c in clips} == {0, 1}
-    assert list(source.skipped.values()) == ["4 frames, a clip spans 9"]
+    assert list(source.skipped.values()) == ["4 frames, but a clip spans 9"]
     assert source.image(0, rng())["video"].shape == (1, 16, 16, 3)
     assert len(open_source(folder, split="test", frames=9, size=16, random=False, clips=2)) == 2
 

@@ -200,7 +200,7 @@ def test_what_does_not_fit_says_what_to_do(model):
     for labels, words in (
         ([0, 3, -1], r"from 0 to 2, got \[-1, 3\]"),
         ([], "at least one"),
-        (1, "pass one label a clip"),
+        (1, "pass one label per clip"),
         ([0.5], "whole numbers"),
     ):
         with pytest.raises(ValueError, match=words):

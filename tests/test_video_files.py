@@ -166,7 +166,7 @@ def broken_files(folder: Path) -> dict[str, str]:
     return {
         "empty.mp4": "the file is empty",
         "text.mp4": "not readable as video",
-        "short.mp4": "5 frames, a clip spans 9",
+        "short.mp4": "5 frames, but a clip spans 9",
         "cut.mp4": "not readable as video",
         "sound.mp4": "no video stream",
     }

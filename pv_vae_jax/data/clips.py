@@ -226,7 +226,7 @@ class ClipSource:
             clip = reader.open(i)
             last = clip.length - 1 - (count - 1) * self.stride  # start of the last window
             if last < 0:
-                raise BrokenVideoError(f"{clip.length} frames, a clip spans {clip.length - last}")
+                raise BrokenVideoError(f"{clip.length} frames, but a clip spans {clip.length - last}")
             # A video that replaces another may be too short for the window: then its last window is taken.
             frames = self.cache.read(i, clip, min(start(clip.length), last), count, self.stride)  # (count, h, w, 3)
             frames = np.array(crop(frames, reader.size, corner))  # copied, so that the cache keeps its own

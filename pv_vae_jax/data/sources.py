@@ -208,7 +208,7 @@ def describe(source: VideoSource, name: str, held_out: VideoSource | None = None
         return f"{name}: {len(source):,} clips of {classes}"
     reader = source.reader
     lost = f", {len(reader.skipped)} skipped" if reader.skipped else ""
-    lost += f", {len(reader.absent)} of its lists missing" if reader.absent else ""
+    lost += f", {len(reader.absent)} of its listed files missing" if reader.absent else ""
     if reader.lengths is None:
         return f"{name}: {len(source):,} clips of {classes}{lost}"
     both = (source, held_out)

@@ -104,7 +104,7 @@ def _report_folder(run: Run, count: int, clips: int | None, sampled: int | None)
     if not fewer:
         return folder
     name = f"report-{count}-clips" + ("" if sampled is None else f"-{sampled}-samples")
-    print(f"{folder} holds a report of more clips and is kept: this report goes to {name}", file=sys.stderr)
+    print(f"{folder} holds a report of more clips or samples and is kept: this report goes to {name}", file=sys.stderr)
     return run.workdir / name
 
 

@@ -72,7 +72,7 @@ def load_perceptual(experiment: Experiment) -> tuple[Perceptual, dict] | None:
     named, first = experiment.perceptual, wanted[0]
     if not (named.weights and named.heads):
         raise ConfigError(
-            f"{first}.objective.perceptual needs a network, and this library ships no weights of one: name the files "
+            f"{first}.objective.perceptual needs a network, and this library ships no weights for one: name the files "
             "with --config.perceptual.weights and --config.perceptual.heads, pass a function of your own to "
             f"pv_vae_jax.train.stages.train_stage, or set {first}.objective.perceptual=0"
         )
@@ -96,7 +96,7 @@ def perceptual_term(run: Run) -> Perceptual | None:
     (term, found), path = loaded, run.workdir / "perceptual.json"
     if path.exists() and (before := json.loads(path.read_text())) != found:
         raise ConfigError(
-            f"{run.workdir} was begun with another perceptual network: expected {before}, got {found}; name its files "
+            f"{run.workdir} started with another perceptual network: expected {before}, got {found}; name its files "
             "again, or use another --workdir"
         )
     if is_primary_process():

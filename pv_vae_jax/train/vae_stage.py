@@ -95,7 +95,7 @@ class VAEStage(Stage):
           WeightsError: a file to start from is damaged, or its tensors do not fit.
         """
         if self.before and not run.finished(self.before) and not self.config.init_from:
-            raise ConfigError(f"stage {self.name} starts from stage {self.before}: train that to its end first")
+            raise ConfigError(f"stage {self.name} starts from stage {self.before}: finish training that stage first")
         parts = {"params": first_parameters(self, run)}
         if self.discriminator is not None:
             shapes = jax.eval_shape(lambda: self._init("discriminator"))

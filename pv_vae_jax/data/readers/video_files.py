@@ -46,7 +46,7 @@ class VideoFiles(Reader):
                 info = probe(entry.path)
                 longest = max(longest, info.frames)
                 if info.frames < span:
-                    raise BrokenVideoError(f"{entry.path}: {info.frames} frames, a clip spans {span}")
+                    raise BrokenVideoError(f"{entry.path}: {info.frames} frames, but a clip spans {span}")
             except (BrokenVideoError, OSError) as error:
                 self.skip(entry.path, error)
                 continue
