@@ -255,7 +255,7 @@ def test_batches_of_every_size_have_as_many_pixels_whatever_the_devices(tiny_exp
     assert [kind.weight for kind in kinds] == [1, 1, 2] and [kind.images for kind in kinds] == [True, False, False]
     uneven = load_experiment(tiny_experiment, {"video.sizes": "((5,16),(5,12))"})
     assert [kind.batch_size for kind in sized_batches(uneven, "video")] == [4, 7]
-    with pytest.raises(ConfigError, match="batches of 7 at 5 x 12 x 12, .* 4 devices .*video.batch_multiple=4 for a"):
+    with pytest.raises(ConfigError, match="batches of 7 at 5x12, .* 4 devices .*video.batch_multiple=4 for a"):
         check_mesh(make_mesh(data=4), uneven, "video")
     even = load_experiment(tiny_experiment, {"video.sizes": "((5,16),(5,12))", "video.batch_multiple": "4"})
     assert [kind.batch_size for kind in sized_batches(even, "video")] == [4, 4]
