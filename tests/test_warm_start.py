@@ -168,7 +168,7 @@ def test_what_cannot_be_a_start_is_refused(other, tmp_path):
     with pytest.raises(ConfigError, match="video.init_weights=params needs a training state"):
         begin(tmp_path / "b", init_from=str(tmp_path / "model"), init_weights="params")
     with pytest.raises(
-        ConfigError, match=r"video.init_parts must be among this VAE's parts \(decoder, encoder\), got 'pad'"
+        ConfigError, match=r"video.init_parts must be among this VAE's parts \(encoder, decoder\), got 'pad'"
     ):
         gaussian = dataclasses.replace(TINY, pad="gaussian")
         begin(tmp_path / "c", vae=gaussian, init_from=str(state), init_parts=("encoder", "pad"))
