@@ -199,10 +199,11 @@ def test_sigterm_ends_processes_that_report():
         "    print('reporting', flush=True)\n"
         "    time.sleep(60)\n"
         "run_report.evaluate_run = train.barrier = report\n"
-        "train.perceptual_term = lambda run: None\n"
         "none = dict(steps=lambda stage: 0, finished=lambda stage: False)\n"
-        "run = types.SimpleNamespace(workdir=pathlib.Path('none'), **none)\n"
-        "train._train(run, 'all')\n"
+        "train.open_run = lambda *_: types.SimpleNamespace(workdir=pathlib.Path('none'), **none)\n"
+        "train.load_experiment = train.start_processes = train.perceptual_term = train.check_stages = lambda *_: None\n"
+        "flags = dict(config='', workdir='', stage='all', coordinator='', processes=0, process=-1)\n"
+        "train.run(types.SimpleNamespace(**flags), {})\n"
     )
     with two_processes(code) as processes:
         assert [process.stdout.readline() for process in processes] == ["reporting\n"] * 2
