@@ -89,7 +89,7 @@ def test_metrics_refuse_data_that_cannot_be_meant(metric):
         metric(2 * A - 1, 2 * B - 1, 1.0)
     with pytest.raises(ValueError, match="expected values in"):
         metric(np.where(A > 0.5, np.nan, A), B, 1.0)
-    with pytest.raises(ValueError, match="have shapes"):
+    with pytest.raises(ValueError, match="expected two clips of one shape"):
         metric(A, B[:, :2], 1.0)
     with pytest.raises(ValueError, match=r"\(n, t, h, w, 3\)"):
         metric(A[0], B[0], 1.0)
