@@ -67,7 +67,7 @@ def test_a_run_is_not_continued_with_another_network(tiny_experiment, trained, w
     kept = (weights / "heads.npz").read_bytes()
     heads = {name: 2 * value for name, value in np.load(weights / "heads.npz").items()}
     np.savez(weights / "heads.npz", **heads)
-    assert "begun with another perceptual network" in fails(*again)
+    assert "started with another perceptual network" in fails(*again)
     (weights / "heads.npz").write_bytes(kept)
     assert json.loads((trained / "perceptual.json").read_text())["backbone"] == "alexnet"
 
