@@ -97,7 +97,7 @@ def nearest(height: int, width: int, multiple: int, fit: Fit = "crop") -> FrameS
     """
     if fit == "crop" and min(height, width) < multiple:
         raise ValueError(
-            f"cannot crop frames of {height} x {width} to multiples of {multiple}: use fit 'pad' or 'resize'"
+            f"cannot crop frames of {height} x {width} to multiples of {multiple}: use the fit 'pad' or 'resize'"
         )
     add = {"crop": 0, "pad": multiple - 1}.get(fit, multiple // 2)
     sides = (max(1, (side + add) // multiple) * multiple for side in (height, width))
