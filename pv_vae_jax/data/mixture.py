@@ -1,16 +1,15 @@
-"""Training batches of a VAE stage: one stream of clips of several sizes and of images. Each batch is of one kind."""
+"""Training batches of a VAE stage: clips of several sizes and images, each batch of one kind, with `k`."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import grain
 
-from pv_vae_jax.data.pipeline import Clips, train_batches
-from pv_vae_jax.dropping import Dropping
+from pv_vae_jax.data.pipeline import SEED_STRIDE, Batches, batched, examples, mixed, stream
+from pv_vae_jax.data.transforms import DropFutureFrames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,16 +17,16 @@ class MixtureComponent:
     """One kind of batch.
 
     Attributes:
-      source: source of its clips.
+      clips: elements by index.
+      transforms: what makes examples of one shape of them.
       batch_size: examples of its global batches; `balanced_batch_sizes` gives all kinds the same cost.
       weight: number of its batches in every `sum of weights` steps.
-      groups: latent frames of its clips, which bound `k`; images have 1 and drop nothing.
     """
 
-    source: Clips
+    clips: grain.MapDataset | Sequence[Mapping[str, Any]]
+    transforms: Iterable[Any]
     batch_size: int
     weight: int = 1
-    groups: int = 1
 
 
 def balanced_batch_sizes(shapes: Sequence[tuple[int, int, int]], largest: int, *, multiple: int = 1) -> list[int]:
@@ -50,61 +49,35 @@ def balanced_batch_sizes(shapes: Sequence[tuple[int, int, int]], largest: int, *
 
 def mixed_batches(
     parts: Sequence[MixtureComponent],
-    dropping: Dropping,
+    dropping: DropFutureFrames,
     *,
     seed: int,
     start_step: int = 0,
+    threads: int = 2,
+    workers: int = 0,
     host_index: int = 0,
     host_count: int = 1,
-    **settings: Any,
-) -> Generator[dict[str, np.ndarray], None, None]:
-    """Endless batches of all parts, each as often as its weight says, in an order drawn anew for every round.
+) -> Batches:
+    """Endless batches of all parts, each as often as its weight says, evenly spread.
 
-    The batch of global step `s` depends on (seed, `s`) alone, and each part walks its own clips epoch by epoch as
-    `train_batches` does.
+    The batch of global step `s` depends on (seed, `s`) alone, and each part walks its own clips epoch by epoch.
 
     Args:
       parts: the kinds of batches.
-      dropping: how `k` is drawn; `Dropping()` drops nothing.
-      seed, start_step, host_index, host_count, settings: as for `train_batches`.
+      dropping: how `k` is drawn; seed and hosts are set here.
+      seed, start_step, threads, workers, host_index, host_count: as for `pipeline.train_batches`.
 
     Yields:
-      Batches of `train_batches` with `dropped`, int32: `k` of the batch, `()`, or of this host's examples, `(b,)`.
+      Batches with `dropped`, int32: `k` of the batch, `()`, or of this host's examples, `(b,)`.
 
     Raises:
       ValueError: a weight is below 1, or a batch size is not a multiple of `host_count`.
     """
-    if not parts or min(part.weight for part in parts) < 1:
-        raise ValueError("a mixture must have at least one part, and every part a weight of at least 1")
-    seeds = [seed + 7_919 * i for i in range(len(parts))]  # parts of one source do not walk it alike
-    deck = np.repeat(np.arange(len(parts)), [part.weight for part in parts])
-    rounds, place = divmod(start_step, len(deck))
-
-    def order(number: int) -> np.ndarray:
-        return np.random.default_rng([seed, 3, number]).permutation(deck)
-
-    seen = np.bincount(order(rounds)[:place], minlength=len(parts))
-    done = [rounds * part.weight + int(count) for part, count in zip(parts, seen, strict=True)]  # batches of each part
     hosts = dict(host_index=host_index, host_count=host_count)
     streams = [
-        train_batches(part.source, batch_size=part.batch_size, seed=part_seed, start_step=first, **hosts, **settings)
-        for part, part_seed, first in zip(parts, seeds, done, strict=True)
+        batched(examples(part.clips, part.transforms, seed=seed + SEED_STRIDE * i), part.batch_size, **hosts)
+        for i, part in enumerate(parts)
     ]
-
-    def dropped(i: int, step: int) -> np.ndarray:
-        # A schedule follows the steps of the stage, all parts together; a constant ratio each part's own stream.
-        at = (seeds[i], done[i]) if dropping.schedule == "constant" else (seed, step)
-        k = dropping.draw(parts[i].groups, parts[i].batch_size, *at)
-        return np.split(k, host_count)[host_index] if k.ndim else k
-
-    def generate() -> Generator[dict[str, np.ndarray], None, None]:
-        try:
-            for step in itertools.count(start_step):
-                i = int(order(step // len(deck))[step % len(deck)])
-                yield next(streams[i]) | {"dropped": dropped(i, step)}
-                done[i] += 1
-        finally:
-            for stream in streams:
-                stream.close()
-
-    return generate()
+    dropping = dataclasses.replace(dropping, seed=seed, **hosts)
+    batches = mixed(streams, [part.weight for part in parts]).map_with_index(dropping)
+    return stream(batches, start_step=start_step, threads=threads, workers=workers)

@@ -1,27 +1,29 @@
-"""Training batches of one source. The batch of global step `s` depends on (seed, `s`) alone.
+"""From a source of clips to training batches, with grain. The batch of step `s` depends on (seed, `s`) alone.
 
-The position in the data is therefore one integer: a run may stop anywhere and continue with another number of threads
-or hosts. `data.mixture` combines several sources and adds `k`, the number of dropped groups.
+    examples   shuffled, repeated and transformed elements of one source
+    batched    this host's rows of its global batches
+    mixed      batches of several sources in turn
+    stream     an iterator over batches, prepared ahead
+
+The position in the data is one integer, the step. A run may stop anywhere and go on with another number of threads,
+worker processes or hosts, because it slices the data set (`batches[step:]`) instead of restoring an iterator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+import collections
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import grain
 import numpy as np
 
-from pv_vae_jax.data.clips import augment
+from pv_vae_jax.data.clips import LazyClip
+from pv_vae_jax.data.transforms import TransformError
 
-ENDLESS = 1 << 40  # steps; grain wants a length
-
-
-class Clips(Protocol):
-    """A source of clips: videos, single frames or cached latents."""
-
-    def __len__(self) -> int: ...
-
-    def clip(self, index: int, rng: np.random.Generator) -> dict: ...
+SEED_STRIDE = 7_919  # between parts of a mixture, so that two sizes of one source do not walk it alike
+LONGEST = 1 << 40  # elements of a source; more than that is a data set that repeats already
 
 
 class Batches(Iterator[dict[str, np.ndarray]], Protocol):
@@ -30,53 +32,145 @@ class Batches(Iterator[dict[str, np.ndarray]], Protocol):
     def close(self) -> None: ...
 
 
-def train_batches(
-    source: Clips,
+def examples(
+    clips: grain.MapDataset | Sequence[Mapping[str, Any]],
+    transforms: Iterable[Any] = (),
     *,
-    batch_size: int,
     seed: int,
-    start_step: int = 0,
-    flip: float = 0.0,
-    reverse: float = 0.0,
-    threads: int = 2,
-    host_index: int = 0,
-    host_count: int = 1,
-) -> Batches:
-    """Endless batches from step `start_step` on, prepared ahead by grain's threads.
+    shuffle: bool = True,
+) -> grain.MapDataset:
+    """Endless examples: every epoch walks all clips, in a new order.
+
+    Every transform has a stream of draws of its own, by its name: adding one changes no other's.
 
     Args:
-      source: clips by index; every epoch walks all of them in a new order.
-      batch_size: examples of the global batch.
-      seed: seed of everything that is drawn, together with the step.
-      start_step: global step of the first batch.
-      flip, reverse: probabilities of `clips.augment`, which changes `video` only.
-      threads: number of threads that read and decode.
-      host_index, host_count: this host yields its contiguous share of every global batch.
+      clips: elements by index, `{"video": (t, H, W, 3) uint8 or LazyClip, "label": int}` or any others.
+      transforms: grain transforms, applied in this order.
+      seed: seed of the order and of all draws.
+      shuffle: draw a new order for each epoch.
 
-    Yields:
-      The entries of `source.clip`, stacked along a leading axis.
+    Raises:
+      TypeError: `clips` has no length, or no elements by index.
+      ValueError: `clips` is empty, or repeats already.
+    """
+    if not isinstance(clips, grain.MapDataset):
+        if not (hasattr(clips, "__len__") and hasattr(clips, "__getitem__")):
+            raise TypeError(
+                f"expected a grain.MapDataset or a sequence of clips, got {type(clips).__name__}: training needs a "
+                "source with __len__ and __getitem__, such as a list"
+            )
+        clips = grain.MapDataset.source(clips)
+    if not 0 < len(clips) < LONGEST:
+        found = "none" if not len(clips) else "a data set that repeats"
+        raise ValueError(f"expected clips that end, got {found}: shuffling and repeating are done here")
+    dataset = clips.shuffle(seed=_stream_seed(seed, "shuffle")) if shuffle else clips
+    dataset, count = dataset.repeat(), collections.Counter()
+    for transform in transforms:
+        name = type(transform).__name__
+        count[name] += 1
+        if isinstance(transform, grain.transforms.RandomMap):
+            dataset = dataset.random_map(transform, seed=_stream_seed(seed, f"{name} {count[name]}"))
+        else:
+            dataset = dataset.map(transform)
+    return dataset
+
+
+def _stream_seed(seed: int, name: str) -> int:
+    """A 32-bit seed for the draws that `name` stands for."""
+    return zlib.crc32(f"{seed} {name}".encode())
+
+
+def batched(
+    dataset: grain.MapDataset, batch_size: int, *, host_index: int = 0, host_count: int = 1
+) -> grain.MapDataset:
+    """Batches whose entries are stacked along a leading axis.
+
+    Args:
+      dataset: endless examples.
+      batch_size: examples of a global batch.
+      host_index, host_count: this host's batches are its contiguous share of the global ones.
 
     Raises:
       ValueError: `batch_size` is not a multiple of `host_count`.
     """
-    import grain
-
     if batch_size % host_count:
         raise ValueError(f"batch_size must be a multiple of the {host_count} hosts that share it, got {batch_size}")
-    local = batch_size // host_count
-    order = grain.MapDataset.range(len(source)).shuffle(seed=seed % 2**32).repeat()
-    rows = range(host_index * local, (host_index + 1) * local)
+    # Share `h` of step `s` is batch `s * hosts + h` of the smaller ones.
+    return dataset.batch(batch_size // host_count, drop_remainder=True, batch_fn=stack)[host_index::host_count]
 
-    def item(position: int) -> dict:
-        rng = np.random.default_rng([seed, 1, position])
-        example = dict(source.clip(int(order[position]), rng))  # pyright: ignore[reportArgumentType]
-        if "video" in example:
-            example["video"] = augment(example["video"], rng, flip=flip, reverse=reverse)
-        return example
 
-    def batch(step: int) -> dict[str, np.ndarray]:
-        items = [item(step * batch_size + row) for row in rows]
-        return {name: np.stack([i[name] for i in items]) for name in items[0]}
+def stack(elements: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Elements as one batch; labels and other integers become int32.
 
-    steps = grain.MapDataset.range(start_step, ENDLESS).map(batch)
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+    Raises:
+      TransformError: a clip is still to be read, or elements have different entries or shapes.
+    """
+    first = elements[0]
+    for element in elements:
+        if element.keys() != first.keys():
+            raise TransformError(f"batch: expected the entries {', '.join(first)}, got {', '.join(element)}")
+        for name, value in element.items():
+            if isinstance(value, LazyClip):
+                raise TransformError(f"batch: expected arrays, got a LazyClip as {name!r}: put RandomWindow before it")
+            if np.shape(value) != np.shape(first[name]):
+                raise TransformError(
+                    f"batch: expected {name!r} of one shape, got {np.shape(first[name])} and {np.shape(value)}: put "
+                    "RandomWindow and ResizeCrop before it"
+                )
+    batch = {name: np.stack([np.asarray(element[name]) for element in elements]) for name in first}
+    return {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in batch.items()}
+
+
+def mixed(parts: Sequence[grain.MapDataset], weights: Sequence[int]) -> grain.MapDataset:
+    """Batches of all parts in turn, part `i` `weights[i]` times in every `sum(weights)` steps, evenly spread.
+
+    Raises:
+      ValueError: there is no part, or a weight is below 1.
+    """
+    if not parts or min(weights) < 1:
+        raise ValueError("a mixture must have at least one part, and every part a weight of at least 1")
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(list(parts), list(weights))
+
+
+def stream(batches: grain.MapDataset, *, start_step: int = 0, threads: int = 2, workers: int = 0) -> Batches:
+    """An iterator over `batches` from step `start_step` on.
+
+    Args:
+      batches: endless batches by step.
+      start_step: step of the first batch.
+      threads: number of threads that read and decode, in each process.
+      workers: number of worker processes; 0 reads in this one. Decoders of video release Python's lock, so threads are
+        enough for files; workers pay off for transforms that are written in Python. They are started anew, which takes
+        seconds, and a program needs `if __name__ == "__main__"`.
+    """
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset = batches[start_step:].to_iter_dataset(ahead)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain reads one of its flags, also in a notebook
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)
+
+
+def train_batches(
+    clips: grain.MapDataset | Sequence[Mapping[str, Any]],
+    transforms: Iterable[Any] = (),
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    threads: int = 2,
+    workers: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> Batches:
+    """Endless batches of one source: `examples`, `batched` and `stream` in one call, whose arguments and errors it has.
+
+    Yields:
+      The entries of the transformed elements, stacked along a leading axis.
+    """
+    dataset = examples(clips, transforms, seed=seed)
+    dataset = batched(dataset, batch_size, host_index=host_index, host_count=host_count)
+    return stream(dataset, start_step=start_step, threads=threads, workers=workers)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.data.clips import LazyClip, Reader, SkipLog
+from pv_vae_jax.data.clips import LazyClip, Reader
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import SplitIndex
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.video_reading import MAX_PIXELS, BrokenVideoError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
@@ -55,16 +57,16 @@ def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray
 
 
 class ImageFiles(Reader):
-    """Image files as videos of one frame, resized to the short side `size`.
+    """Image files as videos of one frame, resized to `size`.
 
     Attributes:
       entries: files of the split.
     """
 
-    unit, images, draws_start = "images", True, False
+    unit, images = "images", True
 
     def __init__(
-        self, folder: Path, split: str, index: SplitIndex, *, size: int, span: int = 1, log: SkipLog | None = None
+        self, folder: Path, split: str, index: SplitIndex, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         super().__init__(folder, index.class_names, size, log)
         self.entries = index.items
@@ -72,10 +74,11 @@ class ImageFiles(Reader):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def open(self, index: int) -> LazyClip:
-        """File `index`."""
+    def open(self, index: int) -> tuple[LazyClip, int]:
+        """File `index` and its label."""
         entry = self.entries[index]
-        return LazyClip(1, entry.label, lambda start, count, stride: read_image(entry.path, short_side=self.size)[None])
+        read = lambda start, count, stride: read_image(entry.path, resize=self.size)[None]  # noqa: E731
+        return LazyClip(1, None, read), entry.label
 
     def name(self, index: int) -> Path:
         """Path of file `index`."""

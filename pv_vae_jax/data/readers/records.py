@@ -15,9 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pv_vae_jax.data.clips import LazyClip, Reader, SkipLog
+from pv_vae_jax.data.clips import LazyClip, Reader
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.shards import BrokenRecordError, Shards
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.video_reading import EncodedVideo, read_video
 
 FORMAT = "pv_vae_jax clips 1"
@@ -78,7 +80,7 @@ def _check(manifest: dict) -> None:
 
 
 class RecordReader(Reader):
-    """The clips of a prepared split, resized by area to the short side `size`.
+    """The clips of a prepared split, resized by area to `size`.
 
     Args:
       folder: prepared folder.
@@ -88,23 +90,25 @@ class RecordReader(Reader):
 
     Attributes:
       shards: the records.
+      rate: frames a second, if the clips were prepared at one rate.
 
     Raises:
       NoVideosError: the split is missing, unfinished or damaged.
     """
 
-    unit, draws_corner = "clips", True
+    unit = "clips"
 
     def __init__(
-        self, folder: Path, split: str, index: None = None, *, size: int, span: int = 1, log: SkipLog | None = None
+        self, folder: Path, split: str, index: None = None, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         folder = folder / split
         if not folder.is_dir():
             raise NoVideosError(f"{folder.parent} was prepared without the split {split}: add it with --split={split}")
         manifest = read_manifest(folder)
         super().__init__(folder, manifest["class_names"], size, log)
-        side = manifest.get("settings", {}).get("short_side", size)
-        if side < size:
+        settings, least = manifest.get("settings", {}), min(size.height, size.width)
+        self.rate = settings.get("fps") or None
+        if (side := settings.get("short_side", least)) < least:
             self.log.say(f"{folder}: clips prepared with --short_side={side} are enlarged to data.size {size}")
         shards = manifest["shards"]
         self.shards = Shards([folder / shard["name"] for shard in shards], [shard["clips"] for shard in shards])
@@ -123,12 +127,12 @@ class RecordReader(Reader):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def open(self, index: int) -> LazyClip:
-        """Record `index`."""
+    def open(self, index: int) -> tuple[LazyClip, int]:
+        """Record `index` and its label."""
         data, label = unpack(self.shards[index])
         file = EncodedVideo(f"{self.folder} record {index}", data)
-        read = functools.partial(read_video, file, short_side=self.size)
-        return LazyClip(int(self.lengths[index]), label, read)
+        read = functools.partial(read_video, file, resize=self.size)
+        return LazyClip(int(self.lengths[index]), self.rate, read), label
 
     def name(self, index: int) -> str:
         """Name of record `index`."""

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.data.clips import LazyClip, Reader, SkipLog
+from pv_vae_jax.data.clips import LazyClip, Reader
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.video_reading import BrokenVideoError, resize
 
 
 class TFDSReader(Reader):
-    """The examples of a prepared dataset, resized by area to the short side `size`.
+    """The examples of a prepared dataset, resized by area to `size`.
 
     The folder is `.../NAME/CONFIG/VERSION`, made by `tfds build --file_format=array_record`. An example's feature
     `video` is `(t, h, w, 3)` uint8, or `image` `(h, w, 3)`.
@@ -32,7 +34,7 @@ class TFDSReader(Reader):
     unit = "examples"
 
     def __init__(
-        self, folder: Path, split: str, index: None = None, *, size: int, span: int = 1, log: SkipLog | None = None
+        self, folder: Path, split: str, index: None = None, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         super().__init__(folder, classes(folder), size, log)
         self._examples, self.feature = open_examples(folder, split)
@@ -41,15 +43,15 @@ class TFDSReader(Reader):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def open(self, index: int) -> LazyClip:
-        """Example `index`, which is decoded here already; only resizing is left to reading."""
+    def open(self, index: int) -> tuple[LazyClip, int]:
+        """Example `index` and its label. It is decoded here already; only resizing is left to reading."""
         video, label = read_example(self._examples, self.feature, index)
 
         def read(start: int, count: int | None, stride: int) -> np.ndarray:
             stop = None if count is None else start + (count - 1) * stride + 1
             return np.stack([resize(frame, self.size) for frame in video[start:stop:stride]])
 
-        return LazyClip(len(video), label, read)
+        return LazyClip(len(video), None, read), label
 
     def name(self, index: int) -> str:
         """Name of example `index`."""

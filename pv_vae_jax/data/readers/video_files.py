@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.data.clips import LazyClip, Reader, SkipLog
+from pv_vae_jax.data.clips import LazyClip, Reader
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, summarize
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.video_reading import SUFFIXES, BrokenVideoError, probe, read_video
 
 
 class VideoFiles(Reader):
-    """The video files of a split, resized by area to the short side `size`.
+    """The video files of a split, resized by area to `size`.
 
     Args:
       folder, size, log: as for `Reader`.
@@ -22,7 +24,7 @@ class VideoFiles(Reader):
       span: files of fewer frames are skipped.
 
     Attributes:
-      paths: files that are long enough.
+      paths, rates: files that are long enough, and their frames a second.
 
     Raises:
       NoVideosError: no file can be used, or the entries are parts of files.
@@ -31,7 +33,7 @@ class VideoFiles(Reader):
     unit, cached = "files", True
 
     def __init__(
-        self, folder: Path, split: str, index: SplitIndex, *, size: int, span: int = 1, log: SkipLog | None = None
+        self, folder: Path, split: str, index: SplitIndex, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         super().__init__(folder, index.class_names, size, log)
         if any(entry.start or entry.stop != float("inf") for entry in index.items):
@@ -40,7 +42,7 @@ class VideoFiles(Reader):
             )
         self.absent = index.absent
         self.paths: list[Path] = []
-        labels, lengths, small, longest = [], [], 0, 0
+        labels, lengths, self.rates, small, longest = [], [], [], 0, 0
         for entry in index.items:
             try:
                 info = probe(entry.path)
@@ -53,7 +55,8 @@ class VideoFiles(Reader):
             self.paths.append(entry.path)
             labels.append(entry.label)
             lengths.append(info.frames)
-            small += min(info.height, info.width) < size
+            self.rates.append(info.fps)
+            small += size.enlarges(info.height, info.width)
         if not self.paths:
             raise NoVideosError(self._no_videos(split, len(index.items)), longest)
         self.labels, self.lengths = np.asarray(labels, np.int32), np.asarray(lengths)
@@ -72,11 +75,11 @@ class VideoFiles(Reader):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, index: int) -> LazyClip:
-        """File `index`."""
+    def open(self, index: int) -> tuple[LazyClip, int]:
+        """File `index` and its label."""
         path = self.paths[index]
-        read = functools.partial(read_video, path, short_side=self.size)
-        return LazyClip(int(self.lengths[index]), int(self.labels[index]), read)
+        read = functools.partial(read_video, path, resize=self.size)
+        return LazyClip(int(self.lengths[index]), self.rates[index], read), int(self.labels[index])
 
     def name(self, index: int) -> Path:
         """Path of file `index`."""
