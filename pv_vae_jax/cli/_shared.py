@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,12 +10,13 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.convert.lpips import HEAD_NAMES
-from pv_vae_jax.data.clips import centre_crop
+from pv_vae_jax.data.frame_size import FITS, FrameSize, nearest
 from pv_vae_jax.data.video_reading import count_frames, iterate_video, probe
 from pv_vae_jax.model import Model
-from pv_vae_jax.typing import ConfigError, check_clip_shape
+from pv_vae_jax.typing import ConfigError, ShapeError, check_clip_shape
 
 CONFIG = "experiment file, or the name of a shipped one, such as demo"
+LARGEST = 8192  # side in pixels
 MODEL = "shipped name, model folder, work directory, or a stage in one, finished or not"
 
 
@@ -27,11 +27,33 @@ def define_model_flags(values: flags.FlagValues) -> None:
 
 
 def define_video_flags(values: flags.FlagValues) -> None:
-    """Define `--model`, `--out`, `--size` and `--frames`, for commands that take video files."""
+    """Define `--model`, `--out`, `--size`, `--fit` and `--frames`, for commands that take video files."""
     define_model_flags(values)
-    size = "resize the short side to this and crop the centre square; 0 keeps the size"
-    flags.DEFINE_integer("size", 0, size, lower_bound=0, upper_bound=8192, flag_values=values)
+    define_size_flags(values, "0", "0 keeps the size, or takes the nearest that the model accepts")
     flags.DEFINE_integer("frames", 0, "frames of each video; 0 takes all", lower_bound=0, flag_values=values)
+
+
+def define_size_flags(values: flags.FlagValues, default: str | None, note: str) -> None:
+    """Define `--size` and `--fit`; `note` ends the help of the former."""
+    flags.DEFINE_string("size", default, f"side of a square, or height,width of frames; {note}", flag_values=values)
+    fit = "to that size: crop what is left over, pad with black, or stretch"
+    flags.DEFINE_enum("fit", "crop", FITS, fit, flag_values=values)
+
+
+def frame_size(values: flags.FlagValues) -> FrameSize | None:
+    """The size of `--size` and `--fit`; None for 0, or if it is not given.
+
+    Raises:
+      ConfigError: the size is neither one nor two numbers from 1 to `LARGEST`.
+    """
+    sides = (values.size or "0").split(",")
+    if sides == ["0"]:
+        return None
+    if len(sides) > 2 or not all(side.strip().isdecimal() and 1 <= int(side) <= LARGEST for side in sides):
+        raise ConfigError(
+            f"--size must be a side, as 256, or height,width, as 480,848, of 1 to {LARGEST} pixels; got {values.size}"
+        )
+    return FrameSize(int(sides[0]), int(sides[-1]), values.fit)
 
 
 def define_lpips_flags(values: flags.FlagValues) -> None:
@@ -60,26 +82,37 @@ class VideoFile:
 
     Attributes:
       path: path of the file.
-      frames, height, width: number of frames, `1 + n p_t`, and their size, after `--size`.
+      frames: number of frames, `1 + n p_t`.
+      size: size of the frames that the model sees, after `--size` and `--fit`.
+      height, width: size of the results: that of the frames without the bars of `--fit=pad`.
       pictures: `(h, w, 3)` uint8 each, decoded as they are asked for.
       fps: frames per second.
     """
 
     path: Path
     frames: int
+    size: FrameSize
     height: int
     width: int
     pictures: Iterator[np.ndarray]
     fps: float
 
+    def uncut(self, video: np.ndarray) -> np.ndarray:
+        """Frames `(t, h, w, 3)` as the model sees or draws them, without bars."""
+        return self.size.uncut(video, self.height, self.width)
+
 
 def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) -> Iterator[VideoFile]:
     """Yield each file, ready to be read, and make the folder of the results.
 
+    Frames whose size does not fit the model are brought to the nearest that does; a line says so.
+
     Raises:
-      ConfigError: no file is named, or two have the same name, so that one result would replace the other.
+      ConfigError: no file is named, or two have the same name, so that one result would replace the other; or `--size`
+        is malformed.
       BrokenVideoError: a file is not a video; or it has fewer frames than `--frames`, raised as its `pictures` end.
-      ShapeError: length or size does not fit the model; the message names the nearest that do. Nothing is cut silently.
+      ShapeError: the length or `--size` does not fit the model, and the message names the nearest that do; or frames
+        are too small for it.
     """
     if not paths:
         raise ConfigError("name at least one video file")
@@ -87,22 +120,28 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ConfigError(f"several files are called {', '.join(sorted(twice))}: give them in separate calls")
     Path(values.out).mkdir(parents=True, exist_ok=True)
-    config = model.vae.config
+    config, wanted = model.vae.config, frame_size(values)
     for path in paths:
         info = probe(path)
         # A header may be wrong about the length. Counting costs little beside the network, and finds out early.
         frames = values.frames or count_frames(path)
-        pictures = iterate_video(path, short_side=values.size or None, count=frames)
-        if values.size:
-            pictures = (centre_crop(picture[None], values.size)[0] for picture in pictures)
-        first = next(pictures)
-        shape = (frames, *first.shape[:2])
+        own = next(iterate_video(path, count=1)).shape[:2]  # as it is shown: the header's may be rotated
         try:
-            check_clip_shape(*shape, config.time_factor, config.space_factor)
+            size = wanted or nearest(*own, config.space_factor, values.fit)
+            check_clip_shape(frames, size.height, size.width, config.time_factor, config.space_factor)
         except ValueError as error:
-            hint = "--frames sets the length, --size resizes and crops a square"
-            raise type(error)(f"{path}: {error} ({hint})") from error
-        yield VideoFile(Path(path), *shape, itertools.chain([first], pictures), info.fps)
+            raise ShapeError(f"{path}: {error} (--frames sets the length, --size and --fit the size)") from error
+        scaled = size.scaled(*own) if wanted or size.fit == "resize" else own
+        final = (size.height, size.width)
+        steps = [f"resized to {scaled[0]} x {scaled[1]}"] if scaled != own else []
+        steps += (
+            [f"{'padded' if size.fit == 'pad' else 'cropped'} to {final[0]} x {final[1]}"] if scaled != final else []
+        )
+        if steps:
+            print(f"{path}: {own[0]} x {own[1]} {' and '.join(steps)}")
+        pictures = iterate_video(path, resize=size if scaled != own else None, count=frames)
+        pictures = (size.cut(picture[None])[0] for picture in pictures)
+        yield VideoFile(Path(path), frames, size, *(scaled if size.fit == "pad" else final), pictures, info.fps)
 
 
 def result_path(values: flags.FlagValues, path: Path, kind: str, inputs: Sequence[str]) -> Path:

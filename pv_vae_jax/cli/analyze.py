@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from pv_vae_jax.cli._shared import define_size_flags, frame_size
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
@@ -37,10 +38,10 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, default, help in (
         ("clips", 64, "number of clips to encode, at most"),
         ("frames", 17, "frames per clip"),
-        ("size", 32, "side in pixels; of videos the short side is resized, the centre square cropped"),
         ("batch_size", 8, "clips per step"),
     ):
         flags.DEFINE_integer(name, default, help, lower_bound=1, flag_values=values)
+    define_size_flags(values, "32", "0 keeps the size of videos")
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
@@ -72,15 +73,20 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
     """Clips `(n, t, h, w, 3)` uint8, motion between their frames `(n, t - 1, h, w)`, and a description of both."""
+    size = frame_size(values)
     if values.data == "synthetic":
-        source = SyntheticVideos(values.clips, values.frames, values.size, SEED)
+        if not size or size.height != size.width:
+            raise ConfigError(
+                f"--size must be the side of a square for synthetic clips, got {values.size}: or add --data"
+            )
+        source = SyntheticVideos(values.clips, values.frames, size.height, SEED)
         video = np.stack([source.clip(i)["video"] for i in range(len(source))])
-        flow = np.stack([exact_flow(source.scene(i), values.size)[0] for i in range(len(source))])
+        flow = np.stack([exact_flow(source.scene(i), size.height)[0] for i in range(len(source))])
         return video, np.linalg.norm(flow, axis=-1), "synthetic world; motion: length of exact flow, pixels"
     arrays = Path(values.data).suffix in (".npy", ".npz")
     if arrays and values["size"].present:
         raise ConfigError(f"--size applies to videos; leave it out, since the clips of {values.data} keep their size")
-    clips = open_clips(values.data, Window(values.frames), size=None if arrays else values.size)
+    clips = open_clips(values.data, Window(values.frames), size=None if arrays else size)
     video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
     grey = video.astype(np.float32).mean(axis=-1)
     return video, np.abs(np.diff(grey, axis=1)), f"{values.data}; motion: change of brightness, of 255"

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pv_vae_jax.cli._shared import define_lpips_flags, lpips_files
+from pv_vae_jax.cli._shared import define_lpips_flags, define_size_flags, frame_size, lpips_files
 from pv_vae_jax.evaluation.clip_sets import open_clips
 from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.networks.extract import c3d_network, i3d_network, own_network
@@ -56,7 +56,6 @@ INTEGERS = {  # name -> lower bound, help
     "clips": (1, "run: test clips to score at most, default data.test_clips; sets: number, default the protocol's"),
     "sample_clips": (0, "run: clips to generate, 0 for none; default sampling.clips"),
     "frames": (1, "sets: frames per clip; default the protocol's"),
-    "size": (1, "sets of videos: side in pixels; the short side is resized, the centre square cropped"),
     "seed": (0, "sets: seed of the choice of clips, random starts and intervals; default 0"),
     "batch_size": (1, "sets: clips per step; default 8"),
     "splits": (1, "sets: splits of the inception score; default 10"),
@@ -69,6 +68,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, None, help, flag_values=values)
     for name, (least, help) in INTEGERS.items():
         flags.DEFINE_integer(name, None, help, lower_bound=least, flag_values=values)
+    define_size_flags(values, None, "sets of videos alone, which otherwise keep their size")
     flags.DEFINE_enum("protocol", "paper", sorted(PROTOCOLS), "sets: how they are compared", flag_values=values)
     flags.DEFINE_enum("features", "own", ("own", "i3d"), "sets: feature network", flag_values=values)
     flags.DEFINE_bool("paired", False, "sets: clip i of fake reconstructs clip i of real", flag_values=values)
@@ -104,7 +104,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def _compare_sets(values: flags.FlagValues) -> None:
     """Compare `--real` and `--fake`, print a table, write the scores with their protocol."""
-    lpips = lpips_files(values)
+    lpips, size = lpips_files(values), frame_size(values)
     if not (values.real and values.fake):
         raise ConfigError("comparing sets needs both --real and --fake")
     if values.features == "i3d" and not values.weights:
@@ -113,6 +113,8 @@ def _compare_sets(values: flags.FlagValues) -> None:
         raise ConfigError("the inception score needs both --c3d and --c3d_mean")
     if lpips and not values.paired:
         raise ConfigError("--lpips compares pairs: add --paired")
+    if values["fit"].present and not size:
+        raise ConfigError("--fit says how videos are brought to --size: add it")
     if values.splits and not values.c3d:
         raise ConfigError("--splits applies to the inception score, and it takes --c3d and --c3d_mean: add them")
     if values.out:
@@ -124,7 +126,7 @@ def _compare_sets(values: flags.FlagValues) -> None:
         network = own_network(values.weights)
     else:
         network = i3d_network(values.weights, resize_rule=protocol.resize, crop=protocol.crop)
-    reading = {"size": values.size, "value_range": _range(values.value_range)}
+    reading = {"size": size, "value_range": _range(values.value_range)}
     real_window = protocol.fake_window() if values.paired else protocol.real_window(**seeded)
     real = open_clips(values.real, real_window, **reading)
     fake = open_clips(values.fake, protocol.fake_window(), **reading)

@@ -40,6 +40,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         except ShapeError as error:
             raise ShapeError(f"--observe: {error}") from error
         target = result_path(values, file.path, "prediction", positional)
+        video, result = file.uncut(video), file.uncut(result)
         copy = video.copy()
         copy[observe:] = video[observe - 1]
         panels = np.concatenate([video, result, copy], axis=2)

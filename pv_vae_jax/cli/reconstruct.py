@@ -51,6 +51,7 @@ def _reconstruct(model: Model, file: VideoFile, target: Path, chunk: int) -> flo
 
     def side_by_side() -> Iterator[np.ndarray]:
         for video, result in _chunks(model, file, chunk):
+            video, result = file.uncut(video), file.uncut(result)
             scores.append(psnr(video[None], result[None], 255.0))
             weights.append(len(video))
             yield from np.concatenate([video, result], axis=2)

@@ -35,6 +35,30 @@ class FrameSize:
         if self.fit not in FITS:
             raise ValueError(f"fit must be {' or '.join(map(repr, FITS))}, got {self.fit!r}")
 
+    @classmethod
+    def of(cls, size: int | tuple[int, int] | FrameSize, fit: Fit = "crop") -> FrameSize:
+        """The size of a square by its side, of a rectangle by its `(height, width)`, or the given one itself."""
+        if isinstance(size, FrameSize):
+            return size
+        height, width = (size, size) if isinstance(size, int) else size
+        return cls(height, width, fit)
+
+    def __str__(self) -> str:
+        return str(self.height) if self.height == self.width else f"{self.height} x {self.width}"
+
+    def enlarges(self, height: int, width: int) -> bool:
+        """Whether frames of `height x width` are enlarged to it."""
+        return self.scaled(height, width) > (height, width)
+
+    @property
+    def description(self) -> str:
+        """How frames are brought to this size, in words for the card of a score."""
+        size = f"{self.height} x {self.width}"
+        if self.fit == "crop" and self.height == self.width:
+            return f"short side to {self.height} by area, centre square"
+        ways = {"crop": "to cover {} by area, centre cut", "pad": "to fit into {} by area, black bars"}
+        return ways.get(self.fit, "stretched to {} by area").format(size)
+
     def scaled(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which frames of `height x width` are resized before `cut`."""
         if self.fit == "resize":

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pv_vae_jax.data.frame_size import FrameSize
+
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
 
 # FFmpeg's names of the demuxers that may be used. Others, of playlists, read a text and then the files it names.
@@ -147,6 +149,7 @@ def read_video(
     path: str | Path | EncodedVideo,
     *,
     short_side: int | None = None,
+    resize: FrameSize | None = None,
     start: int = 0,
     count: int | None = None,
     stride: int = 1,
@@ -156,6 +159,7 @@ def read_video(
     Args:
       path: video file, or one in memory.
       short_side: length in pixels to which the shorter side is resized (area averaging, same aspect ratio).
+      resize: instead of `short_side`, a size: frames are resized to its `scaled`, and `cut` is left to the caller.
       start: first frame.
       count: number of frames; None reads to the end.
       stride: source frames from one returned frame to the next.
@@ -167,9 +171,10 @@ def read_video(
       FileNotFoundError: there is no such file.
       BrokenVideoError: no frame decodes, or fewer than `count`.
     """
-    frames = _decode(path, short_side, start, count, stride, seek=start > 0)
+    target = _target(short_side, resize)
+    frames = _decode(path, target, start, count, stride, seek=start > 0)
     if frames is None:
-        frames = _decode(path, short_side, start, count, stride, seek=False)
+        frames = _decode(path, target, start, count, stride, seek=False)
     if not frames:
         raise BrokenVideoError(f"{path}: no frame decodes" + (f" from frame {start} on" if start else ""))
     if count is not None and len(frames) < count:
@@ -179,13 +184,15 @@ def read_video(
     return np.stack(frames)  # (t, h, w, 3)
 
 
-def iterate_video(path: str | Path, *, short_side: int | None = None, count: int | None = None) -> Iterator[np.ndarray]:
+def iterate_video(
+    path: str | Path, *, short_side: int | None = None, resize: FrameSize | None = None, count: int | None = None
+) -> Iterator[np.ndarray]:
     """The frames that `read_video` returns from the start of a file, `(h, w, 3)` uint8, one at a time.
 
     Raises:
       FileNotFoundError, BrokenVideoError: as `read_video`, but only when the bad frame is reached.
     """
-    number, convert = 0, _Converter(short_side, path)
+    number, convert = 0, _Converter(_target(short_side, resize), path)
     for frame in _frames(path, count):
         number += 1
         yield convert(frame)
@@ -200,6 +207,7 @@ def iterate_at_rate(
     *,
     fps: float | None = None,
     short_side: int | None = None,
+    resize: FrameSize | None = None,
     start: float = 0.0,
     stop: float = float("inf"),
 ) -> Iterator[np.ndarray]:
@@ -212,6 +220,7 @@ def iterate_at_rate(
       path: video file.
       fps: frames per second; None takes every frame.
       short_side: length in pixels to which the shorter side of larger frames is resized.
+      resize: instead of `short_side`, a size to which all frames are resized, as by `read_video`.
       start, stop: seconds from the first frame.
 
     Raises:
@@ -222,7 +231,7 @@ def iterate_at_rate(
         short_side = None
     gap = min(1 / info.fps, MAX_PAUSE)  # a damaged header may claim any rate
     last, origin, shown, yielded = None, None, 0.0, 0
-    convert = _Converter(short_side, path)
+    convert = _Converter(_target(short_side, resize), path)
     for number, frame in enumerate(_frames(path, None)):
         time = number * gap if frame.time is None else frame.time
         origin = time if origin is None else origin
@@ -290,7 +299,7 @@ def _decoded(container, stream) -> Iterator[tuple]:
 
 def _decode(
     path: str | Path | EncodedVideo,
-    short_side: int | None,
+    target: FrameSize | None,
     start: int,
     count: int | None,
     stride: int,
@@ -301,7 +310,7 @@ def _decode(
     container, stream = _open(path)
     wanted = range(start, sys.maxsize if count is None else start + count * stride, stride)
     times, frames, position, trusted = None, [], -1, not seek
-    convert = _Converter(short_side)
+    convert = _Converter(target)
     with container:
         try:
             if seek:
@@ -360,30 +369,36 @@ def _packet_times(container, stream) -> np.ndarray | None:
     return np.sort(np.asarray(times, np.int64))
 
 
-def resize(frame: np.ndarray, short_side: int) -> np.ndarray:
-    """Resize `(h, w, 3)` uint8 to a shorter side of `short_side` pixels, by area averaging as `read_video` does."""
-    return _Converter(short_side)(import_av().VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+def resize(frame: np.ndarray, size: int | FrameSize) -> np.ndarray:
+    """Resize `(h, w, 3)` uint8 by area averaging, as `read_video` does with that `short_side` or `resize`."""
+    picture = import_av().VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    return _Converter(FrameSize.of(size))(picture)
+
+
+def _target(short_side: int | None, resize: FrameSize | None) -> FrameSize | None:
+    return resize or (FrameSize(short_side, short_side) if short_side else None)
 
 
 class _Converter:
     """Converts decoded frames to `(h, w, 3)` uint8. One for each file, as its tables are computed once a size.
 
     Args:
-      short_side: length in pixels to which the shorter side is resized; None keeps the size.
+      target: frames are resized to its `scaled`, for which they count as the rotated picture; None keeps the size.
       path: file whose frames must be of one size; None if the caller checks this.
     """
 
-    def __init__(self, short_side: int | None, path: str | Path | None = None):
-        self._short_side, self._path, self._shape = short_side, path, None
+    def __init__(self, target: FrameSize | None, path: str | Path | None = None):
+        self._target, self._path, self._shape = target, path, None
         self._scaler = import_av().video.reformatter.VideoReformatter()
 
     def __call__(self, frame) -> np.ndarray:
-        height, width, short = frame.height, frame.width, self._short_side
-        if short:
-            scale = short / min(height, width)
-            height, width = max(short, round(height * scale)), max(short, round(width * scale))
-        rgb = self._scaler.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA")
         turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        height, width = frame.height, frame.width
+        if self._target and turns % 2:
+            width, height = self._target.scaled(width, height)
+        elif self._target:
+            height, width = self._target.scaled(height, width)
+        rgb = self._scaler.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA")
         picture = np.rot90(rgb.to_ndarray(), turns) if turns else rgb.to_ndarray()
         self._shape = self._shape or picture.shape
         if self._path is not None and picture.shape != self._shape:

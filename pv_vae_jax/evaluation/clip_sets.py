@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.data.clips import centre_crop
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.video_reading import SUFFIXES, count_frames, read_video
 from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import SLACK
@@ -137,15 +137,15 @@ class FolderClips(ClipSet):
     Args:
       folder: searched recursively.
       window: the frames that are scored; shorter files are left out and counted.
-      size: resize the short side to this by area and crop the centre square; None keeps the frames as they are.
+      size: size to which frames are brought by area, an int for a square; None keeps them as they are.
 
     Raises:
       FeatureError: no file is long enough.
       BrokenVideoError: a file does not decode.
     """
 
-    def __init__(self, folder: str | Path, window: Window, size: int | None = None):
-        self.path, self.window, self._size = Path(folder), window, size
+    def __init__(self, folder: str | Path, window: Window, size: int | FrameSize | None = None):
+        self.path, self.window, self._size = Path(folder), window, FrameSize.of(size) if size else None
         if self.path.is_file():
             raise FileNotFoundError(f"{folder} is a file: name the folder that contains it")
         if not self.path.is_dir():
@@ -163,7 +163,7 @@ class FolderClips(ClipSet):
         self.files, self.lengths = zip(*kept, strict=True)
         self.size = self.clip(0).shape[1:3]
         self.pixels = "decoded video files: their compression is part of the score"
-        self.resized = f"short side to {size} by area, centre square" if size else "no"
+        self.resized = self._size.description if self._size else "no"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -171,15 +171,19 @@ class FolderClips(ClipSet):
     def clip(self, index: int) -> np.ndarray:
         w = self.window
         start = w.first(index, self.lengths[index])
-        video = read_video(self.files[index], short_side=self._size, start=start, count=w.frames, stride=w.stride)
-        return centre_crop(video, self._size) if self._size else video
+        video = read_video(self.files[index], resize=self._size, start=start, count=w.frames, stride=w.stride)
+        return self._size.cut(video) if self._size else video
 
     def name(self, index: int) -> Path:
         return self.files[index]
 
 
 def open_clips(
-    path: str | Path, window: Window, *, size: int | None = None, value_range: tuple[float, float] | None = None
+    path: str | Path,
+    window: Window,
+    *,
+    size: int | FrameSize | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> ArrayClips | FolderClips:
     """The set at `path`: an array by its suffix, a folder otherwise.
 

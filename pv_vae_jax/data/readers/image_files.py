@@ -17,8 +17,13 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # by content. Among the others that Pillow reads, EPS starts Ghostscript
 
 
-def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray:
-    """Read an image file, rotated by its EXIF tag and resized to `short_side` pixels by area averaging.
+def read_image(path: str | Path, *, short_side: int | None = None, resize: FrameSize | None = None) -> np.ndarray:
+    """Read an image file, rotated by its EXIF tag and resized by area averaging.
+
+    Args:
+      path: image file.
+      short_side: length in pixels to which the shorter side is resized.
+      resize: instead of `short_side`, a size: the image is resized to its `scaled`, and `cut` is left to the caller.
 
     Returns:
       `(h, w, 3)` uint8 RGB.
@@ -34,20 +39,21 @@ def read_image(path: str | Path, *, short_side: int | None = None) -> np.ndarray
         raise ImportError("image files need Pillow: pip install pillow (the extra [video] holds it)") from error
     if not Path(path).is_file():
         raise FileNotFoundError(f"no image file {path}")
+    size = resize or (FrameSize(short_side, short_side) if short_side else None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken files are reported by us, once
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.height} x {image.width} pixels, more than {MAX_PIXELS}")
-                if short_side:
-                    image.draft("RGB", (short_side, short_side))  # JPEG: decode at a fraction that is no smaller
+                if size:  # JPEG: decode at a fraction that is no smaller, whatever the rotation
+                    image.draft("RGB", (max(size.height, size.width),) * 2)
                 image = ImageOps.exif_transpose(image).convert("RGB")
-                if short_side:
-                    scale = short_side / min(image.size)
-                    width, height = (max(short_side, round(side * scale)) for side in image.size)
+                if size:
+                    height, width = size.scaled(image.height, image.width)
+                    shrinks = height <= image.height and width <= image.width
                     image = image.resize(
-                        (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+                        (width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
                     )
                 return np.array(image)
     except Exception as error:  # Pillow's plug-ins raise whatever parsing damaged bytes raises (struct.error, ...)
