@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks import harness
 from pv_vae_jax.data.clips import ClipSource
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.latents import LatentSource, write_latents
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry, videos_below
 from pv_vae_jax.data.pipeline import train_batches
@@ -38,6 +39,7 @@ from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.readers.records import unpack
 from pv_vae_jax.data.readers.video_files import VideoFiles
 from pv_vae_jax.data.sources import open_source
+from pv_vae_jax.data.transforms import clip_transforms
 from pv_vae_jax.data.video_reading import read_video
 from pv_vae_jax.data.video_writing import write_video
 
@@ -81,14 +83,22 @@ def decord_reader() -> Callable[[Path], int] | None:
     return read
 
 
-def clips_of(source) -> Callable[[], int]:
+def clips_of(source: ClipSource) -> Callable[[], int]:
     """Read one random clip after the other; each call returns its frames."""
-    rng = np.random.default_rng(0)
+    rng, transforms = np.random.default_rng(0), transforms_of(source)
 
     def read() -> int:
-        return len(source.clip(int(rng.integers(len(source))), rng)["video"])
+        element = source[int(rng.integers(len(source)))]
+        for transform in transforms:
+            element = transform.random_map(element, rng)
+        return len(element["video"])
 
     return read
+
+
+def transforms_of(source: ClipSource, **more: float) -> tuple:
+    """What training applies to clips of a source."""
+    return clip_transforms(source.reader.size, source.frames, crop="random", **more)
 
 
 def plain_records(records: ClipSource) -> Callable[[], int]:
@@ -117,7 +127,7 @@ def records_of(latents: LatentSource) -> Callable[[], int]:
     rng = np.random.default_rng(0)
 
     def read() -> int:
-        latents.record(int(rng.integers(len(latents))))
+        latents[int(rng.integers(len(latents)))]
         return FRAMES
 
     return read
@@ -193,8 +203,8 @@ def run(settings: Settings) -> dict:
             ways = {"PyAV": over(files, plain_pyav), "read_video": over(files, lambda path: len(read_video(path)))}
             if decord := decord_reader():
                 ways["decord"] = over(files, decord)
-            reader = VideoFiles(files[0].parent, "train", listing, size=settings.side)
-            ways["files"] = clips_of(ClipSource(reader, **clip))
+            reader = VideoFiles(files[0].parent, "train", listing, size=FrameSize.of(settings.side))
+            ways["files"] = clips_of(ClipSource(reader, frames=FRAMES))
             ways["records"] = clips_of(records)
             ways["records, PyAV"] = plain_records(records)
             ways["latents"] = records_of(latents)
@@ -238,7 +248,9 @@ def write_textures(folder: Path, height: int, width: int) -> list[Path]:
 
 def waiting_share(records: ClipSource, settings: Settings) -> float:
     """Of the time of a loop whose device works for `step` seconds a batch and leaves the processor free."""
-    stream = train_batches(records, batch_size=settings.batch_size, seed=0, threads=2, flip=0.5)
+    stream = train_batches(
+        records, transforms_of(records, flip=0.5), batch_size=settings.batch_size, seed=0, threads=2
+    )
     next(stream)
     waited, start = 0.0, time.perf_counter()
     for _ in range(settings.steps):
@@ -254,7 +266,7 @@ def waiting_share(records: ClipSource, settings: Settings) -> float:
 def memory_growth(folder: str, batches: int) -> float:
     """Of resident memory from a tenth of the batches of records to the last; clips are small, so that many pass."""
     records = open_source(folder, frames=5, size=32)
-    stream, first = train_batches(records, batch_size=2, seed=0, threads=2), 0
+    stream, first = train_batches(records, transforms_of(records), batch_size=2, seed=0, threads=2), 0
     for number in range(batches):
         next(stream)
         if number + 1 == max(1, batches // 10):

@@ -1,7 +1,7 @@
 """How many groups of a clip a training step withholds: the number `k` of section 3.1 of the paper.
 
 `k` counts latent frames: the encoder sees all but `k` of a clip's `g`, and the decoder draws them all. It is drawn in
-`Dropping.draw` and nowhere else, from (seed, step) alone; the data pipeline (`data.mixture`) calls it.
+`Dropping.draw` and nowhere else, from (seed, step) alone; the grain transform `data.DropFutureFrames` calls it.
 A batch carries it as `batch["dropped"]`, int32: `()` if the whole batch shares it, `(b,)` if each example has its own.
 """
 
@@ -75,11 +75,10 @@ class Dropping:
           groups: latent frames in each clip of the batch; an image has 1, so its `k` is 0.
           batch_size: examples in the global batch, of which every host takes its share.
           seed: seed of the stream of batches.
-          step: step of the stage; with a constant ratio, step of this stream of batches.
+          step: step of the stage.
         """
         ratio = scheduled_ratio(self.schedule, step, self.ramp_steps, self.ratio_start, self.ratio)
         most = max_dropped(groups, ratio, self.pattern)
-        stream = 2 if self.schedule == "constant" else 4  # fixed, so that older runs resume with the same bits
-        rng = np.random.default_rng([seed, stream, step])
-        k = rng.integers(0, most + 1, size=batch_size, dtype=np.int32)  # k ~ U{0, ..., floor((g - 1) r)}
-        return k if self.per_example else k[0]
+        rng = np.random.default_rng([seed, 2, step])
+        shape = (batch_size,) if self.per_example else ()
+        return np.asarray(rng.integers(0, most + 1, size=shape, dtype=np.int32))  # k ~ U{0, ..., floor((g - 1) r)}

@@ -93,7 +93,7 @@ def test_flow_leads_to_the_same_colour(world):
     yy, xx = np.mgrid[0:48, 0:48]
     for i in range(len(world)):
         flow, hidden = exact_flow(world.scene(i), 48)
-        video = world.clip(i)["video"] / 255.0
+        video = world[i]["video"] / 255.0
         errors, still = [], []
         for t in range(8):
             warped = sample(video[t + 1], xx + flow[t, ..., 0], yy + flow[t, ..., 1])

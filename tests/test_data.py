@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from grain.transforms import RandomMap
 
 from pv_vae_jax.data import latents
 from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, completed_records, write_latents
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos, _paint, render
+from pv_vae_jax.data.transforms import RandomFlip, RandomReverse
 
 WORLD = SyntheticVideos(clips=24, frames=9, size=24, seed=3)
 
@@ -23,18 +25,25 @@ class Numbers:
     def __len__(self):
         return self.clips
 
-    def clip(self, index, rng):
-        return {"index": np.int64(index), "draw": rng.random()}
+    def __getitem__(self, index):
+        return {"index": np.int64(index)}
+
+
+class Draw(RandomMap):
+    def random_map(self, element, rng):
+        return element | {"draw": rng.random()}
 
 
 class Broken(Numbers):
-    def clip(self, index, rng):
+    def __getitem__(self, index):
         raise NoVideosError("nothing can be read")
 
 
-def take(steps, source, **arguments):
+def take(steps, source, transforms=(), flip=0.0, reverse=0.0, **arguments):
     """The first batches of a stream."""
-    stream = train_batches(source, **{"batch_size": 4, "seed": 5, **arguments})
+    if source is WORLD:
+        transforms = [RandomFlip(flip), RandomReverse(reverse)]
+    stream = train_batches(source, transforms, **{"batch_size": 4, "seed": 5, **arguments})
     batches = [next(stream) for _ in range(steps)]
     stream.close()
     return batches
@@ -54,14 +63,14 @@ def test_a_synthetic_clip_depends_on_seed_and_index_alone():
     again = SyntheticVideos(clips=24, frames=9, size=24, seed=3)
     other = SyntheticVideos(clips=24, frames=9, size=24, seed=4)
     for index in (0, 7, 23):
-        video = WORLD.clip(index)["video"]
+        video = WORLD[index]["video"]
         assert video.shape == (9, 24, 24, 3) and video.dtype == np.uint8
-        np.testing.assert_array_equal(video, again.clip(index, np.random.default_rng(1))["video"])
-        assert not np.array_equal(video, other.clip(index)["video"])
+        np.testing.assert_array_equal(video, again[index]["video"])
+        assert not np.array_equal(video, other[index]["video"])
         assert (video[1:] != video[:-1]).any((1, 2, 3)).all(), "something moves in every frame"
     for index in (-1, 24):
         with pytest.raises(IndexError):
-            WORLD.clip(index)
+            WORLD[index]
 
 
 def test_rendered_clips_are_kept_as_far_as_memory_was_given(monkeypatch):
@@ -72,28 +81,16 @@ def test_rendered_clips_are_kept_as_far_as_memory_was_given(monkeypatch):
     monkeypatch.setattr(synthetic, "render", lambda *given: drawn.append(given) or draw(*given))
     source = SyntheticVideos(clips=24, frames=9, size=24, seed=3, cache_bytes=2 * 9 * 24 * 24 * 3 + 1)
     for index in (0, 1, 5, 0, 1, 5, 5):
-        found = source.clip(index)
+        found = source[index]
         np.testing.assert_array_equal(found["video"], draw(WORLD.scene(index), 24))
         assert found["label"] == WORLD.scene(index).label
     assert len(drawn) == 5, "two clips are kept, the third is drawn each time"
     with pytest.raises(ValueError):
-        source.clip(0)["video"][:] = 0
-
-
-def test_an_image_is_a_frame_of_its_clip():
-    seen, images = set(), SyntheticVideos(clips=24, frames=9, size=24, seed=3, images=True)
-    for index in range(12):
-        image = WORLD.image(index, np.random.default_rng(index))
-        t = int(np.random.default_rng(index).integers(9))
-        np.testing.assert_array_equal(image["video"][0], WORLD.clip(index)["video"][t])
-        assert image["label"] == WORLD.clip(index)["label"]
-        np.testing.assert_array_equal(images.clip(index, np.random.default_rng(index))["video"], image["video"])
-        seen.add(t)
-    assert len(seen) > 3
+        source[0]["video"][:] = 0
 
 
 def test_every_family_of_motion_comes_equally_often_and_moves_as_it_is_called():
-    labels = [int(WORLD.clip(i)["label"]) for i in range(24)]
+    labels = [int(WORLD[i]["label"]) for i in range(24)]
     assert WORLD.class_names == FAMILIES
     assert [labels.count(c) for c in range(4)] == [6] * 4
     for index, label in enumerate(labels):
@@ -134,7 +131,7 @@ def test_sprites_in_front_hide_those_behind():
 def test_test_clips_are_not_training_clips():
     arguments = dict(frames=3, size=16, clips=40)
     splits = [open_source("synthetic", split=s, seed=seed, **arguments) for seed in (0, 1) for s in ("train", "test")]
-    clips = [source.clip(i)["video"].tobytes() for source in splits for i in range(40)]
+    clips = [source[i]["video"].tobytes() for source in splits for i in range(40)]
     assert len(set(clips)) == len(clips)
     with pytest.raises(ValueError, match="'train' or 'test'"):
         open_source("synthetic", split="valid", **arguments)
@@ -164,7 +161,7 @@ def test_a_batch_does_not_depend_on_restarts_or_threads():
 
 
 def test_every_epoch_walks_all_clips_in_a_new_order():
-    batches = take(9, Numbers(6))
+    batches = take(9, Numbers(6), [Draw()])
     index = np.concatenate([b["index"] for b in batches]).reshape(6, 6)
     assert all(sorted(epoch) == list(range(6)) for epoch in index.tolist())
     assert len({tuple(epoch) for epoch in index.tolist()}) > 3
@@ -186,7 +183,7 @@ def test_flip_mirrors_and_reverse_plays_backwards():
 
 
 def test_any_seed_will_do():
-    assert_same(take(2, Numbers(9), seed=20_261_231_000), take(2, Numbers(9), seed=20_261_231_000))
+    assert_same(take(2, Numbers(9), [Draw()], seed=20_261_231_000), take(2, Numbers(9), [Draw()], seed=20_261_231_000))
 
 
 def test_an_error_of_the_source_comes_out_of_the_stream_as_it_is():
@@ -228,7 +225,7 @@ def test_latents_come_back_as_they_were_written(tmp_path, posteriors):
     source = LatentSource(tmp_path / "latents", KEY)
     assert len(source) == 10 and source.class_names == ("a", "b", "c")
     assert sorted(shards(tmp_path / "latents")) == [f"0000{i}.array_record" for i in range(3)]
-    assert_same([source.clip(i, np.random.default_rng()) for i in range(10)], posteriors)
+    assert_same([source[i] for i in range(10)], posteriors)
 
 
 def test_statistics_are_those_of_posterior_samples(tmp_path, posteriors):

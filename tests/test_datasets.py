@@ -12,11 +12,11 @@ import pytest
 
 from pv_vae_jax.convert.pickles import UnsafePickleError
 from pv_vae_jax.data import datasets
-from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.datasets import imagenet, kinetics400, read_cameras, realestate10k, ucf101
 from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.readers.image_files import ImageFiles, read_image
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import class_names, detect_format, fingerprint, list_dataset, open_source
 from pv_vae_jax.data.video_reading import BrokenVideoError
 from pv_vae_jax.data.video_writing import write_video
@@ -24,6 +24,7 @@ from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.stages import build_stage
 from studies.probes import published as probes
 from studies.probes.pickled_arrays import read_pickle
+from tests.clips import clip_of
 from tests.video_fixture import encode, waves
 
 image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install -e '.[video]'")
@@ -106,7 +107,7 @@ def test_ucf101_trains_as_it_lies(ucf):
         encode(item.path, waves(12), codec="mpeg4", rate=25, g=12)
     source = open_source(str(ucf), split="train", frames=9, size=16)
     assert len(source) == 6 and source.class_names == class_names(str(ucf))
-    assert {int(source.clip(i, rng(i))["label"]) for i in range(6)} == {0, 1}
+    assert {int(clip_of(source, i, rng(i))["label"]) for i in range(6)} == {0, 1}
     with pytest.raises(NoVideosError, match="none of the 2 files .*not readable"):
         open_source(str(ucf), split="test", frames=9, size=16)
 
@@ -227,7 +228,7 @@ def test_realestate10k_cuts_its_sequences_from_whole_videos(tmp_path):
         open_source(str(tmp_path), split="train", frames=9, size=16)
     manifest = prepare_split(train, tmp_path / "out" / "train", ClipSettings(short_side=16, min_frames=9))
     assert manifest["frames"] == 11 and manifest["skipped"] == train.absent, "0.5 s to 1 s at 20 frames a second"
-    assert open_source(tmp_path / "out", frames=9, size=16).clip(0, rng())["video"].shape == (9, 16, 16, 3)
+    assert clip_of(open_source(tmp_path / "out", frames=9, size=16), 0, rng())["video"].shape == (9, 16, 16, 3)
     with pytest.raises(NoVideosError, match="holds no camera files"):
         realestate10k(tmp_path / "out", "train")
 
@@ -253,18 +254,17 @@ def pictures(tmp_path):
 
 def test_images_are_clips_of_one_frame(pictures):
     assert detect_format(pictures) == "imagenet"
-    source = open_source(str(pictures), split="train", frames=17, size=16)
+    source = open_source(str(pictures), split="train", frames=17, size=16, images=True)
     assert isinstance(source.reader, ImageFiles) and len(source) == 5
     assert source.class_names == class_names(str(pictures)) == ("n01440764", "n02102040")
-    frames = open_source(str(pictures), split="train", frames=17, size=16, images=True)
     for i, item in enumerate(source.reader.entries):
-        clip = frames.clip(i, rng(i))
+        clip = clip_of(source, i, rng(i), frames=1)
         assert clip["video"].shape == (1, 16, 16, 3) and clip["video"].dtype == np.uint8
         assert clip["label"] == source.class_names.index(item.path.parent.name)
     assert read_image(pictures / "val" / "n01440764" / "turned.JPEG").shape == (90, 60, 3)
     assert read_image(pictures / "val" / "n01440764" / "turned.JPEG", short_side=16).shape == (24, 16, 3)
     with pytest.raises(NoVideosError, match="this stage trains on clips"):
-        source.clip(0, rng())
+        open_source(str(pictures), split="train", frames=17, size=16)
 
 
 def test_broken_images_are_named_and_replaced(pictures, capsys, monkeypatch):
@@ -276,7 +276,7 @@ def test_broken_images_are_named_and_replaced(pictures, capsys, monkeypatch):
     log = SkipLog()
     for size in (16, 8):
         source = open_source(str(pictures), split="train", frames=1, size=size, log=log)
-        images = [source.image(i, rng(i))["video"].shape for i in range(len(source))]
+        images = [clip_of(source, i, rng(i))["video"].shape for i in range(len(source))]
         assert len(source) == 7 and set(images) == {(1, size, size, 3)}
         assert {p.name for p in source.skipped} == {"0.JPEG", "8.png", "9.JPEG"}
     assert capsys.readouterr().err.count("not readable as image") == 3, "once for both sizes"
@@ -434,10 +434,10 @@ def test_a_prepared_tensorflow_dataset(tmp_path):
     folder = str(builder.data_path)
     source = open_source(folder, split="train", frames=9, size=16)
     assert len(source) == 5 and source.class_names == class_names(folder) == ("still", "wave")
-    clips = [source.clip(i, rng(i)) for i in range(5)]
+    clips = [clip_of(source, i, rng(i)) for i in range(5)]
     assert {c["video"].shape for c in clips} == {(9, 16, 16, 3)} and {int(c["label"]) for c in clips} == {0, 1}
     assert list(source.skipped.values()) == ["4 frames, but a clip spans 9"]
-    assert source.image(0, rng())["video"].shape == (1, 16, 16, 3)
+    assert clip_of(source, 0, rng(), frames=1)["video"].shape == (1, 16, 16, 3)
     assert len(open_source(folder, split="test", frames=9, size=16, random=False, clips=2)) == 2
 
     listing = list_dataset(folder, "train")
@@ -448,7 +448,7 @@ def test_a_prepared_tensorflow_dataset(tmp_path):
     records = open_source(tmp_path / "shards", frames=9, size=20, random=False)
     assert records.class_names == ("still", "wave")
     for i in range(4):
-        found = records.clip(i, rng())
+        found = clip_of(records, i, rng())
         match = [np.abs(found["video"].astype(int) - video[:9, :, 4:24]).mean() for video in videos[1:]]
         assert min(match) < 2 and found["label"] == (1 + np.argmin(match)) % 2
     with pytest.raises(NoVideosError, match="TFDS waves 1.0.0 holds frames without times: leave fps 0"):

@@ -280,7 +280,7 @@ def workplace(tmp_path_factory) -> Path:
 
     place = tmp_path_factory.mktemp("workplace")
     world = SyntheticVideos(clips=16, frames=25, size=32)
-    videos = np.stack([world.clip(i)["video"] for i in range(16)])
+    videos = np.stack([world[i]["video"] for i in range(16)])
     (place / "experiments").mkdir()
     (place / "experiments" / "demo.py").write_text(TINY_EXPERIMENT)
     write_video(place / "clip.mp4", videos[0], fps=8)
@@ -418,7 +418,7 @@ def test_a_clip_from_a_file_is_coded_and_scored(tmp_path, monkeypatch):
     from pv_vae_jax.data.synthetic import SyntheticVideos
     from pv_vae_jax.data.video_writing import write_video
 
-    video = SyntheticVideos(clips=1, frames=20, size=32).clip(0)["video"]
+    video = SyntheticVideos(clips=1, frames=20, size=32)[0]["video"]
     write_video(tmp_path / "clip.mp4", np.pad(video, ((0, 0), (0, 0), (0, 6), (0, 0)), mode="edge"))
     names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[:5]))
     assert names["clips"].shape == names["shown"].shape == (2, 9, 32, 32, 3) and names["codes"].shape[:2] == (2, 3)

@@ -357,18 +357,18 @@ def _rises_with_damage(video):
 
 def test_distances_rise_with_damage_to_synthetic_clips():
     source = SyntheticVideos(48, frames=9, size=32, seed=77)
-    found = _rises_with_damage(np.stack([source.clip(i)["video"] for i in range(48)]))
+    found = _rises_with_damage(np.stack([source[i]["video"] for i in range(48)]))
     lines = sensitivity_table(found)
     assert len(lines) == 2 + sum(map(len, GRADES.values())) and "halves" in lines[-1]
 
 
 def test_distances_rise_with_damage_to_real_clips(shared_data):
     pytest.importorskip("av")
-    from pv_vae_jax.data.clips import centre_crop
+    from pv_vae_jax.data.frame_size import FrameSize
     from pv_vae_jax.data.video_reading import read_video
 
     files = sorted((shared_data / "clips128" / "test").glob("*.mp4"))
-    found = _rises_with_damage(np.stack([centre_crop(read_video(f, short_side=64, count=17), 64) for f in files]))
+    found = _rises_with_damage(np.stack([FrameSize(64, 64).cut(read_video(f, short_side=64, count=17)) for f in files]))
     for kind in ("noise", "blur", "shuffle", "freeze"):  # the strongest damage stands out from the noise of sampling
         assert found.frechet[kind][-1] > 1.5 * found.floor_frechet, f"{kind}: {found.frechet[kind][-1]}"
 

@@ -161,7 +161,7 @@ def encoded_clips(experiment: Any, folder: Path) -> list[list[np.ndarray]]:
         run = open_run(experiment, folder / "run")
         latents_stage.encode_latents(run, "video")
     records = LatentSource(run.folder("latents"))
-    return [[records.record(i)["mean"].astype(np.uint8), records.record(i)["label"]] for i in range(len(records))]
+    return [[records[i]["mean"].astype(np.uint8), records[i]["label"]] for i in range(len(records))]
 
 
 def parts_of(batch: dict) -> list[np.ndarray]:

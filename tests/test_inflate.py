@@ -48,7 +48,7 @@ NARROWING = dataclasses.replace(TINY, decoder_widths=(8, 8, 16))
 def image_model():
     """`(model, params, picture)`: a VAE after some steps on one picture `(1, 1, 16, 16, 3)`."""
     model = VAE(NARROWING)
-    picture = to_float(SyntheticVideos(clips=1, frames=1, size=16).clip(0)["video"][None])
+    picture = to_float(SyntheticVideos(clips=1, frames=1, size=16)[0]["video"][None])
     params = jax.jit(model.init)(jax.random.key(0), picture)["params"]
     transform = optax.adam(1e-2)
 

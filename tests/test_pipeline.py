@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from grain.transforms import RandomMap
 
 from pv_vae_jax.data import latents as latents_file
 from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, begin_cache
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.mixture import MixtureComponent, balanced_batch_sizes, mixed_batches
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.sources import fingerprint, open_source
+from pv_vae_jax.data.transforms import DropFutureFrames, clip_transforms
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.dropping import Dropping
 from pv_vae_jax.model import Model, save
@@ -31,7 +34,7 @@ from pv_vae_jax.train.preemption import Preempted
 from pv_vae_jax.train.run import Run
 from tests.video_fixture import waves
 
-AUGMENTED = dict(batch_size=4, seed=11, flip=0.5, reverse=0.5)
+AUGMENTED = dict(batch_size=4, seed=11)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,10 @@ def source_of(folders, kind, **arguments):
     return open_source(str(folders[kind]), split="train", **{"frames": 9, "size": 16, "crop": "random", **arguments})
 
 
+def transforms_of(size=16, frames=9, **arguments):
+    return clip_transforms(FrameSize.of(size), frames, crop="random", **arguments)
+
+
 def take(stream, steps):
     batches = [next(stream) for _ in range(steps)]
     stream.close()
@@ -71,13 +78,14 @@ def assert_same(a, b):
 @pytest.mark.parametrize("kind", ["files", "records"])
 def test_hosts_restarts_and_threads_change_no_element(folders, kind):
     """Every host opens its own source, as on its own machine, and one of them starts in the middle."""
-    straight = take(train_batches(source_of(folders, kind), **AUGMENTED), 6)
+    straight = take(train_batches(source_of(folders, kind), transforms_of(flip=0.5, reverse=0.5), **AUGMENTED), 6)
     for hosts in (1, 2, 4):
         for start, threads in ((0, 1), (3, 3)):
             shares = [
                 take(
                     train_batches(
                         source_of(folders, kind),
+                        transforms_of(flip=0.5, reverse=0.5),
                         host_index=host,
                         host_count=hosts,
                         start_step=start,
@@ -95,7 +103,7 @@ def test_hosts_restarts_and_threads_change_no_element(folders, kind):
 
 def test_a_damaged_record_is_met_and_survived(folders):
     source = source_of(folders, "records")
-    take(train_batches(source, **AUGMENTED), 6)
+    take(train_batches(source, transforms_of(), **AUGMENTED), 6)
     assert len(source.skipped) == 1
 
 
@@ -122,16 +130,22 @@ class Numbers:
     def __len__(self):
         return self.clips
 
-    def clip(self, index, rng):
-        return {"name": self.name, "index": np.int64(index), "draw": rng.random()}
+    def __getitem__(self, index):
+        frames = 1 if self.name else 9
+        return {"name": self.name, "index": np.int64(index), "video": np.zeros((frames, 1, 1, 3), np.uint8)}
+
+
+class Draw(RandomMap):
+    def random_map(self, element, rng):
+        return element | {"draw": rng.random()}
 
 
 PARTS = [
-    MixtureComponent(Numbers(0, 12), 4, weight=3, groups=3),
-    MixtureComponent(Numbers(1, 10), 2),
-    MixtureComponent(Numbers(2, 8), 8, weight=2),
+    MixtureComponent(Numbers(0, 12), [Draw()], 4, weight=3),
+    MixtureComponent(Numbers(1, 10), [Draw()], 2),
+    MixtureComponent(Numbers(2, 8), [Draw()], 8, weight=2),
 ]
-ALL = Dropping(ratio=1.0)
+ALL = DropFutureFrames(ratio=1.0)
 
 
 def kind_of(batch):
@@ -144,14 +158,13 @@ def test_a_mixture_keeps_weights_and_walks_every_part_by_epochs():
     kinds = [kind_of(batch) for batch in batches]
     for start in range(0, 60, 6):
         assert sorted(kinds[start : start + 6]) == [0, 0, 0, 1, 2, 2]
-    assert len({tuple(kinds[start : start + 6]) for start in range(0, 60, 6)}) > 5
     for i, part in enumerate(PARTS):
         own = [batch for batch in batches if kind_of(batch) == i]
         assert all(len(b["index"]) == part.batch_size for b in own)
         index = np.concatenate([b["index"] for b in own])
-        whole = len(index) // part.source.clips * part.source.clips
+        whole = len(index) // part.clips.clips * part.clips.clips
         assert all(
-            sorted(epoch) == list(range(part.source.clips)) for epoch in index[:whole].reshape(-1, part.source.clips)
+            sorted(epoch) == list(range(part.clips.clips)) for epoch in index[:whole].reshape(-1, part.clips.clips)
         )
     assert {int(b["dropped"]) for b in batches if kind_of(b) == 0} == {0, 1, 2}
     assert {int(b["dropped"]) for b in batches if kind_of(b)} == {0}
@@ -178,7 +191,7 @@ def test_a_mixture_depends_on_seed_and_step_alone(start):
 @pytest.mark.parametrize("per_example", [False, True], ids=["shared", "per example"])
 def test_k_depends_on_seed_and_step_alone(schedule, per_example):
     """Neither restarts nor hosts change it; hosts that share one `k` run one program, others hold their examples'."""
-    dropping = Dropping(1.0, per_example=per_example, schedule=schedule, ramp_steps=12.0)
+    dropping = DropFutureFrames(1.0, per_example=per_example, schedule=schedule, ramp_steps=12.0)
     draw = lambda start, **host: [  # noqa: E731
         batch["dropped"] for batch in take(mixed_batches(PARTS, dropping, seed=1, start_step=start, **host), 24 - start)
     ]
@@ -217,11 +230,11 @@ def test_kinds_of_batches_cost_the_same():
 def test_images_and_two_resolutions_in_one_stream(folders):
     videos = [source_of(folders, "records", size=size) for size in (16, 8)]
     parts = [
-        MixtureComponent(videos[0], 2),
-        MixtureComponent(videos[1], 8),
-        MixtureComponent(source_of(folders, "records", images=True), 18),
+        MixtureComponent(videos[0], transforms_of(), 2),
+        MixtureComponent(videos[1], transforms_of(8), 8),
+        MixtureComponent(source_of(folders, "records", images=True), transforms_of(frames=1), 18),
     ]
-    shapes = {batch["video"].shape for batch in take(mixed_batches(parts, Dropping(), seed=0), 3)}
+    shapes = {batch["video"].shape for batch in take(mixed_batches(parts, ALL, seed=0), 3)}
     assert shapes == {(2, 9, 16, 16, 3), (8, 9, 8, 8, 3), (18, 1, 16, 16, 3)}
 
 
@@ -249,24 +262,17 @@ def test_online_latents_are_those_of_their_clips(run, tiny):
     latents = open_latents(online, "video")
     assert not list(online.folder("latents").glob("*.array_record")) and online.finished("latents")
     source = online.source("train", random=True)
-    assert len(latents) == len(source) and latents.class_names == source.class_names
+    assert len(latents.source) == len(source) and latents.class_names == source.class_names
     encode = jax.jit(lambda video: model.apply({"params": params}, to_float(video), method="encode"))
-    items = [latents.clip(i, np.random.default_rng(i)) for i in range(4)]
-    batch = {name: jnp.stack([item[name] for item in items]) for name in items[0]}
-    encoded, seen = latents.encode(batch), set()  # two at once
+    batch = take(train_batches(latents.source, latents.transforms, batch_size=4, seed=0), 1)[0]
+    encoded = latents.encode({name: jnp.asarray(value) for name, value in batch.items()})  # two at once
     assert encoded.keys() == {"mean", "logvar", "label"} and encoded["mean"].shape == (4, *latents.shape)
     for i in range(4):
-        rng = np.random.default_rng(i)
-        item = source.clip(i, rng)
-        mirrored = rng.random(2)[0] < 0.5
-        expected = encode((item["video"][:, :, ::-1] if mirrored else item["video"])[None])
+        expected = encode(batch["video"][i : i + 1])
         np.testing.assert_allclose(encoded["mean"][i], expected.mean[0], atol=1e-5)
         np.testing.assert_allclose(encoded["logvar"][i], expected.logvar[0], atol=1e-5)
-        assert encoded["label"][i] == item["label"]
-        seen.add(bool(mirrored))
-    assert seen == {True, False}
-    first = take(train_batches(latents, batch_size=2, seed=0), 3)
-    assert_same(first[2], take(train_batches(latents, batch_size=2, seed=0, start_step=2), 1)[0])
+        assert encoded["label"][i] == batch["label"][i]
+    assert [type(t).__name__ for t in latents.transforms][2] == "RandomFlip" and latents.transforms[2].probability == 0.5
     with pytest.raises(StaleLatentsError, match="online: cached True, now None"):
         open_latents(run(flip=0.5), "video")
 
@@ -275,8 +281,7 @@ def test_the_devices_of_a_mesh_encode_as_one(run):
     online = run(online=True, batch_size=4)
     encode_latents(online, "video")
     alone, mesh = open_latents(online, "video"), make_mesh(2, 2)
-    items = [alone.clip(i, np.random.default_rng(i)) for i in range(8)]
-    batch = {name: np.stack([item[name] for item in items]) for name in items[0]}
+    batch = take(train_batches(alone.source, alone.transforms, batch_size=8, seed=0), 1)[0]
     shared = open_latents(dataclasses.replace(online, mesh=mesh), "video")
     with jax.set_mesh(mesh):
         found = shared.encode(put_batch(mesh, batch))
@@ -300,12 +305,12 @@ def test_processes_and_devices_share_the_work_of_a_cache(run, monkeypatch):
     assert sorted(p.stem for p in folder.glob("*.array_record")) == ["00000", "00001", "00003"]
     encode_latents(cached, "video")  # and ends with one
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == expected
-    alone = [open_latents(cached, "video").record(i) for i in range(20)]
+    alone = [open_latents(cached, "video")[i] for i in range(20)]
     shutil.rmtree(folder)
     shared = dataclasses.replace(cached, mesh=make_mesh(2, 2))
     encode_latents(shared, "video")
     for i, record in enumerate(alone):
-        found = open_latents(shared, "video").record(i)
+        found = open_latents(shared, "video")[i]
         assert found["label"] == record["label"]
         for name in ("mean", "logvar"):
             np.testing.assert_allclose(found[name], record[name], atol=1e-5)
@@ -315,21 +320,21 @@ def test_processes_and_devices_share_the_work_of_a_cache(run, monkeypatch):
 def test_a_signal_leaves_whole_files_of_a_cache(run, monkeypatch, number, status):
     """It comes while the second of five files is encoded, and then as the statistics of an online run are."""
     monkeypatch.setattr(latents_file, "SHARD", 4)
-    real, clips = latents_stage._clip, itertools.count()
+    real = latents_stage.batch_sharding
 
-    def clip(*arguments):
-        if next(clips) == 6:
+    def second(*arguments):  # the second batch that is put on the devices
+        if next(batches) == 1:
             os.kill(os.getpid(), number)
         return real(*arguments)
 
     for config, there in ((run(), ["00000"]), (run(online=True), [])):
-        folder, clips = config.folder("latents"), itertools.count()
-        monkeypatch.setattr(latents_stage, "_clip", clip)
+        folder, batches = config.folder("latents"), itertools.count()
+        monkeypatch.setattr(latents_stage, "batch_sharding", second)
         with pytest.raises(Preempted, match="latents: .*; run the same command to continue") as stopped:
             encode_latents(config, "video")
         assert stopped.value.status == status and not config.finished("latents")
         assert [p.stem for p in folder.iterdir() if p.suffix != ".json"] == there
-        monkeypatch.setattr(latents_stage, "_clip", real)
+        monkeypatch.setattr(latents_stage, "batch_sharding", real)
         encode_latents(config, "video")
         assert config.finished("latents")
         shutil.rmtree(folder)
@@ -340,7 +345,7 @@ def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, fold
     encode_latents(cached, "video")
     latents = open_latents(cached, "video")
     assert isinstance(latents, LatentSource) and len(latents) == 20 > len(cached.source("train", random=True)) == 18
-    assert not np.array_equal(latents.record(0)["mean"], latents.record(18)["mean"]), "the same video at another place"
+    assert not np.array_equal(latents[0]["mean"], latents[18]["mean"]), "the same video at another place"
     online = run(flip=0.25, online=True)
     np.testing.assert_allclose(
         latents.statistics[0],

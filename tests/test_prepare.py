@@ -25,6 +25,7 @@ from pv_vae_jax.data.sources import list_dataset, open_source
 from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.storage import file_hash, locked, partial
+from tests.clips import clip_of
 from tests.video_fixture import encode, encode_sound, waves
 
 SETTINGS = ClipSettings(short_side=24, frames=20, min_frames=9, gop=4)
@@ -574,6 +575,6 @@ def test_images_become_clips_of_one_frame(tmp_path):
     assert listed.dataset == "ImageNet"
     manifest = prepare_split(listed, tmp_path / "out" / "train", ClipSettings(short_side=32, min_frames=1))
     assert manifest["clips"] == 3 and list(manifest["skipped"]) == ["train/n01/broken.JPEG"]
-    clip = open_source(tmp_path / "out", frames=1, size=32).clip(0, np.random.default_rng(0))["video"]
+    clip = clip_of(open_source(tmp_path / "out", frames=1, size=32), 0, np.random.default_rng(0))["video"]
     assert clip.shape == (1, 32, 32, 3)
     assert probe(tmp_path / "in" / "train" / "n01" / "0.JPEG").height == 60

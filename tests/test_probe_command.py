@@ -131,7 +131,7 @@ def test_what_cannot_be_probed_is_refused(model, tiny, tmp_path, capsys):
 def test_paths_of_pixels_are_those_of_the_scene():
     """Integrating flow is not needed: a pixel that is seen again shows the colour that it had."""
     source = SyntheticVideos(4, 5, 64, seed=1)
-    video, (path, hidden) = source.clip(0)["video"].astype(float), exact_paths(source.scene(0), 64)
+    video, (path, hidden) = source[0]["video"].astype(float), exact_paths(source.scene(0), 64)
     rows, columns = np.nonzero(~hidden[4] & (np.abs(path[4]).sum(axis=-1) > 1))
     place = np.stack([columns, rows], axis=1) + path[4, rows, columns]
     x, y = np.clip(place.round().astype(int), 0, 63).T

@@ -26,7 +26,7 @@ def world():
     """Flow `(n, t - 1, s, s, 2)` and clips `(n, t, s, s, 3)` in [-1, 1] of 40 scenes."""
     source = SyntheticVideos(40, FRAMES, SIZE, seed=9)
     flow = np.stack([exact_flow(source.scene(i), SIZE)[0] for i in range(40)]).astype(np.float32)
-    return flow, np.stack([source.clip(i)["video"] for i in range(40)]).astype(np.float32) / 127.5 - 1
+    return flow, np.stack([source[i]["video"] for i in range(40)]).astype(np.float32) / 127.5 - 1
 
 
 def flow_error(features, flow):

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from pv_vae_jax.data.clips import SkipLog
 from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.readers.records import RecordReader, pack, read_manifest, unpack
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import class_names, open_source
 from pv_vae_jax.data.video_reading import EncodedVideo, read_video
 from pv_vae_jax.data.video_writing import encode_video, write_video
+from tests.clips import clip_of
 from tests.video_fixture import waves
 
 SHAPE = dict(frames=9, size=16)
@@ -147,10 +148,10 @@ def test_clips_are_windows_of_the_records(prepared):
         originals[path] = video[:, :, (video.shape[2] - 16) // 2 :][:, :, :16].astype(int)
     starts = set()
     for i in range(len(train)):
-        clip = train.clip(i, rng(i))
+        clip = clip_of(train, i, rng(i))
         assert clip["video"].shape == (9, 16, 16, 3) and clip["video"].dtype == np.uint8
-        np.testing.assert_array_equal(train.clip(i, rng(i))["video"], clip["video"])
-        assert train.image(i, rng(i))["video"].shape == (1, 16, 16, 3)
+        np.testing.assert_array_equal(clip_of(train, i, rng(i))["video"], clip["video"])
+        assert clip_of(train, i, rng(i), frames=1)["video"].shape == (1, 16, 16, 3)
         errors = {
             (path, s): np.abs(video[s : s + 9] - clip["video"]).mean()
             for path, video in originals.items()
@@ -162,18 +163,18 @@ def test_clips_are_windows_of_the_records(prepared):
         assert start % 20 <= 11, "windows do not reach across clips"
         starts.add(start)
     assert len(starts) > 8
-    np.testing.assert_array_equal(test.clip(0, rng(0))["video"], test.clip(0, rng(1))["video"])
+    np.testing.assert_array_equal(clip_of(test, 0, rng(0))["video"], clip_of(test, 0, rng(1))["video"])
 
 
 def test_random_crops_are_places_of_the_picture(prepared):
     folder, _ = prepared
     wide = open_source(folder, frames=9, size=16, random=True, crop="random")
     centre = open_source(folder, frames=9, size=16, random=True)
-    assert (wide.clip(0, rng(1))["video"] != centre.clip(0, rng(1))["video"]).any()
+    assert (clip_of(wide, 0, rng(1), crop="random")["video"] != clip_of(centre, 0, rng(1))["video"]).any()
     places = set()
     for draw in range(12):
         place, corner = rng(draw).random(), rng(draw).random(3)[1:]
-        video = wide.clip(0, rng(draw))["video"]
+        video = clip_of(wide, 0, rng(draw), crop="random")["video"]
         data, _ = unpack(wide.reader.shards[wide.windows[0][1]])
         start = int(place * 12)
         whole = read_video(EncodedVideo("", data), short_side=16, start=start, count=9)
@@ -182,7 +183,7 @@ def test_random_crops_are_places_of_the_picture(prepared):
         places.add(left)
     assert len(places) > 3
     still = open_source(folder, frames=9, size=16, split="test", random=False, crop="random")
-    np.testing.assert_array_equal(still.clip(0, rng(0))["video"], still.clip(0, rng(5))["video"])
+    np.testing.assert_array_equal(clip_of(still, 0, rng(0))["video"], clip_of(still, 0, rng(5))["video"])
 
 
 def test_broken_records_are_named_and_replaced(prepared, tmp_path, capsys):
@@ -193,14 +194,14 @@ def test_broken_records_are_named_and_replaced(prepared, tmp_path, capsys):
     damage(path, used[len(used) // 3])  # inside a record
     log = SkipLog()
     source = open_source(folder, **SHAPE, log=log)
-    clips = [source.clip(i, rng(i)) for i in range(len(source))]
-    same = [np.array_equal(a["video"], good.clip(i, rng(i))["video"]) for i, a in enumerate(clips)]
+    clips = [clip_of(source, i, rng(i)) for i in range(len(source))]
+    same = [np.array_equal(a["video"], clip_of(good, i, rng(i))["video"]) for i, a in enumerate(clips)]
     assert len(source.skipped) >= 1 and 0.8 < np.mean(same) < 1
     assert "00001.array_record" in "".join(source.skipped.values())
     assert capsys.readouterr().err.count("skipped") == len(source.skipped), "told once"
     again = open_source(folder, **SHAPE, log=log)
     for i in reversed(range(len(source))):
-        np.testing.assert_array_equal(again.clip(i, rng(i))["video"], clips[i]["video"])
+        np.testing.assert_array_equal(clip_of(again, i, rng(i))["video"], clips[i]["video"])
     assert again.skipped.keys() == source.skipped.keys() and not capsys.readouterr().err, "nor by another of its run"
 
 
@@ -211,7 +212,7 @@ def test_a_shard_that_is_gone_is_left_out(prepared, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     source = open_source(folder, **SHAPE)
     assert set(source.skipped) == {"00000.array_record", "00001.array_record"} and 0 < len(source) < 32
-    assert all(source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
+    assert all(clip_of(source, i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
     (folder / "train" / "00002.array_record").unlink()
     with pytest.raises(NoVideosError, match="no clip of .*00000.array_record: the file is missing"):
         open_source(folder, **SHAPE)

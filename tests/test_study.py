@@ -275,10 +275,10 @@ def test_families_of_a_world_may_be_chosen():
     mixed = open_source("synthetic:bounce,walk,fall,still", **settings)
     assert mixed.class_names == class_names("synthetic:bounce,walk,fall,still") == ("bounce", "walk", "fall", "still")
     for i in range(12):
-        clips = [source.clip(i) for source in (plain, named, mixed)]
+        clips = [source[i] for source in (plain, named, mixed)]
         assert np.array_equal(clips[0]["video"], clips[1]["video"]) and clips[0]["label"] == i % 4
         assert np.array_equal(clips[0]["video"], clips[2]["video"]) == (i % 4 in (0, 2)), "the families that are shared"
-    still = mixed.clip(3)["video"]
+    still = mixed[3]["video"]
     assert (still == still[:1]).all()
     paths = np.stack([mixed.scene(i).sprites[0].position for i in (1, 5, 9)])
     assert np.abs(np.diff(paths, axis=1)).max(axis=(1, 2)).min() > 0.02 and (paths > 0).all() and (paths < 1).all()

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pv_vae_jax.data.clips import ClipSource, SkipLog
+from pv_vae_jax.data.clips import ClipSource
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import NoVideosError, open_source
+from pv_vae_jax.data.transforms import RandomWindow
 from pv_vae_jax.data.video_reading import (
     BrokenVideoError,
     EncodedVideo,
@@ -28,6 +31,7 @@ from pv_vae_jax.report.run_report import left_out, read_every_clip
 from pv_vae_jax.train.configs import DataConfig, Experiment
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import SizedBatch
+from tests.clips import clip_of
 from tests.video_fixture import av, encode, encode_sound, waves
 
 
@@ -257,30 +261,30 @@ def test_clips_are_windows_of_the_files(tmp_path):
     starts = set()
     for i in range(len(train)):
         for draw in range(8 * i, 8 * i + 8):
-            clip = train.clip(i, rng(draw))
+            clip = clip_of(train, i, rng(draw))
             video = clip["video"]
             assert video.shape == (9, 16, 16, 3) and clip["label"] == 0 and clip["label"].dtype == np.int32
             found = [(p, s) for p, v in whole.items() for s in range(len(v) - 8) if (v[s : s + 9] == video).all()]
             assert len(found) == 1 and found[0][0] in train.reader.paths
             starts |= set(found)
-            image = train.image(i, rng(draw))["video"]
+            image = clip_of(train, i, rng(draw), frames=1)["video"]
             assert any((image[0] == frame).all() for p in train.reader.paths for frame in whole[p])
-            np.testing.assert_array_equal(train.clip(i, rng(draw))["video"], video)
+            np.testing.assert_array_equal(clip_of(train, i, rng(draw))["video"], video)
     assert len(starts) > 25, "windows start anywhere"
     (path,) = test.reader.paths
     for i in range(3):
-        np.testing.assert_array_equal(test.clip(i, rng(i))["video"], whole[path][9 * i : 9 * i + 9])
+        np.testing.assert_array_equal(clip_of(test, i, rng(i))["video"], whole[path][9 * i : 9 * i + 9])
     assert len(open_source(str(tmp_path), split="test", random=False, clips=2, **SHAPE)) == 2
-    clip = open_source(str(tmp_path), split="test", random=False, stride=3, **SHAPE).clip(0, rng())["video"]
+    clip = clip_of(open_source(str(tmp_path), split="test", random=False, stride=3, **SHAPE), 0, rng())["video"]
     np.testing.assert_array_equal(clip, whole[path][:25:3])
 
 
 def test_changing_a_clip_changes_no_other(tmp_path, one_video):
     fill(tmp_path, ["a.mp4"], one_video)
     source = open_source(tmp_path, random=False, **SHAPE)
-    before = source.clip(0, rng())["video"].copy()
-    source.clip(0, rng())["video"][:] = 0
-    np.testing.assert_array_equal(source.clip(0, rng())["video"], before)
+    before = clip_of(source, 0, rng())["video"].copy()
+    clip_of(source, 0, rng())["video"][:] = 0
+    np.testing.assert_array_equal(clip_of(source, 0, rng())["video"], before)
 
 
 def test_sub_folders_are_classes_and_a_class_of_one_clip_goes_to_training(tmp_path, one_video):
@@ -298,7 +302,7 @@ def test_sub_folders_are_classes_and_a_class_of_one_clip_goes_to_training(tmp_pa
     for source in (train, test):
         for i, (_, file) in enumerate(source.windows):
             expected = source.class_names.index(names_of(source)[file].split("/")[0])
-            assert source.clip(i, rng())["label"] == expected
+            assert clip_of(source, i, rng())["label"] == expected
 
 
 def test_folders_train_and_test_are_taken_as_they_are(tmp_path, one_video):
@@ -306,7 +310,7 @@ def test_folders_train_and_test_are_taken_as_they_are(tmp_path, one_video):
     train, test = (open_source(tmp_path, split=s, **SHAPE) for s in ("train", "test"))
     assert train.class_names == test.class_names == ("a", "b", "c")
     assert names_of(train) == ["train/a/1.mp4", "train/b/2.mp4", "train/c/3.mp4"]
-    assert names_of(test) == ["test/b/4.mp4", "test/c/5.mp4"] and test.clip(0, rng())["label"] == 1
+    assert names_of(test) == ["test/b/4.mp4", "test/c/5.mp4"] and clip_of(test, 0, rng())["label"] == 1
 
 
 def test_the_hold_out_is_a_tenth_and_stays_when_files_are_added(tmp_path, one_video):
@@ -332,7 +336,7 @@ def test_broken_files_are_skipped_by_name_and_counted(tmp_path, one_video, capsy
             assert reasons[path.name] in why and f"skipped {path}: {why}" in error
         if source.skipped:
             assert f"{len(source.skipped)} of {len(source.skipped) + len(source.reader.paths)} files skipped" in error
-        assert all(source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
+        assert all(clip_of(source, i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
         seen |= set(names_of(source))
         skipped |= {path.name for path in source.skipped}
     assert seen == good and skipped == set(reasons)
@@ -345,11 +349,13 @@ def test_a_run_names_a_broken_file_once_whatever_sizes_and_stages_open_it(tmp_pa
     (tmp_path / "clips" / "test").mkdir()
     data = DataConfig(source=str(tmp_path / "clips"), frames=9, size=16)
     run = Run(Experiment(data=data), tmp_path, None)
-    kinds = [SizedBatch(2, 9, 16), SizedBatch(2, 9, 8), SizedBatch(8, 1, 16, images=True), SizedBatch(2, 13, 16)]
+    small, large = FrameSize(8, 8), FrameSize(16, 16)
+    kinds = [SizedBatch(2, 9, large), SizedBatch(2, 9, small), SizedBatch(8, 1, large, images=True)]
+    kinds += [SizedBatch(2, 13, large)]
     sources = [run.source("train", random=True, kind=kind, sources=len(kinds)) for kind in kinds]
     for source, kind in zip(sources, kinds, strict=True):
         for i in range(len(source)):
-            assert source.clip(i, rng(i))["video"].shape == kind.shape[1:]
+            assert clip_of(source, i, rng(i), frames=kind.frames)["video"].shape == kind.shape[1:]
     error = capsys.readouterr().err
     for name in (*reasons, "lying.mp4"):
         assert error.count(f"train/{name}: ") == 1, name
@@ -387,11 +393,11 @@ def test_a_file_that_breaks_off_is_replaced_while_reading(tmp_path, one_video, c
     source = open_source(tmp_path, **SHAPE)
     assert len(source.reader.paths) == 3 and not source.skipped
     lying = [i for i, (_, file) in enumerate(source.windows) if file == 0]
-    other = open_source(tmp_path, **SHAPE).clip(next(i for i, w in enumerate(source.windows) if w == (0, 1)), rng(4))
-    np.testing.assert_array_equal(source.clip(lying[0], rng(4))["video"], other["video"])
+    other = clip_of(open_source(tmp_path, **SHAPE), source.windows.index((0, 1)), rng(4))
+    np.testing.assert_array_equal(clip_of(source, lying[0], rng(4))["video"], other["video"])
     for i in range(len(source)):
-        assert source.clip(i, rng(i))["video"].shape == (9, 16, 16, 3)
-        assert source.image(i, rng(i))["video"].shape == (1, 16, 16, 3)
+        assert clip_of(source, i, rng(i))["video"].shape == (9, 16, 16, 3)
+        assert clip_of(source, i, rng(i), frames=1)["video"].shape == (1, 16, 16, 3)
     (skipped,) = source.skipped
     assert skipped == source.reader.paths[0] == tmp_path / "train" / "a.mp4"
     assert "no frame decodes" in source.skipped[skipped]
@@ -400,8 +406,8 @@ def test_a_file_that_breaks_off_is_replaced_while_reading(tmp_path, one_video, c
     fresh = open_source(tmp_path, **SHAPE)
     (tmp_path / "train" / "c.mp4").unlink()
     with pytest.raises(NoVideosError, match="none of the 2 files .* a.mp4: no frame decodes.*; c.mp4: no video file"):
-        fresh.clip(0, rng())
-    stream = train_batches(fresh, batch_size=2, seed=0)
+        clip_of(fresh, 0, rng())
+    stream = train_batches(fresh, [RandomWindow(9)], batch_size=2, seed=0)
     with pytest.raises(NoVideosError, match="none of the 2 files"):
         next(stream)
     stream.close()
@@ -450,7 +456,7 @@ def test_the_cache_stays_within_its_bytes(tmp_path, one_video):
     source = open_source(tmp_path, cache_bytes=9 * one, **SHAPE)
     unbounded = open_source(tmp_path, **SHAPE)
     for i in [*range(len(source)), *range(len(source))]:
-        np.testing.assert_array_equal(source.clip(i, rng(i))["video"], unbounded.clip(i, rng(i))["video"])
+        np.testing.assert_array_equal(clip_of(source, i, rng(i))["video"], clip_of(unbounded, i, rng(i))["video"])
         assert source.cache.used == sum(v.nbytes for v in source.cache._videos.values()) <= 9 * one
     assert len(source.cache) == 9
 
@@ -466,8 +472,9 @@ def test_a_long_video_gives_the_same_clips_without_the_cache(tmp_path):
             assert len(cached) == len(apart)
             for i in range(len(cached)):
                 assert_equal = np.testing.assert_array_equal
-                assert_equal(apart.clip(i, rng(i))["video"], cached.clip(i, rng(i))["video"])
-                assert_equal(apart.image(i, rng(i))["video"], cached.image(i, rng(i))["video"])
+                assert_equal(clip_of(apart, i, rng(i))["video"], clip_of(cached, i, rng(i))["video"])
+                images = (clip_of(source, i, rng(i), frames=1)["video"] for source in (apart, cached))
+                assert_equal(*images)
             assert cached.cache.used > 0 and apart.cache.used == 0
 
 
@@ -478,10 +485,10 @@ def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_bef
     arguments = dict(cache_bytes=1_000, **SHAPE)
     source = open_source(tmp_path, **arguments)
     asked = [(i, seed) for i in range(len(source)) for seed in range(3)]
-    first = [source.clip(i, rng(3 * i + seed))["video"] for i, seed in asked]
+    first = [clip_of(source, i, rng(3 * i + seed))["video"] for i, seed in asked]
     fresh = open_source(tmp_path, **arguments)
     for (i, seed), video in reversed(list(zip(asked, first, strict=True))):
-        np.testing.assert_array_equal(fresh.clip(i, rng(3 * i + seed))["video"], video)
+        np.testing.assert_array_equal(clip_of(fresh, i, rng(3 * i + seed))["video"], video)
     assert list(source.skipped) == list(fresh.skipped) == [tmp_path / "train" / "a.mp4"]
     readable = read_video(tmp_path / "train" / "a.mp4", short_side=16, count=15)[:, :, 4:20]
     windows = [readable[s : s + 9] for s in range(7)]
@@ -567,5 +574,5 @@ def test_clips_of_a_damaged_file_do_not_depend_on_memory(tmp_path, one_video):
     kept, read = (open_source(tmp_path, **SHAPE, cache_bytes=n) for n in (1 << 30, 0))
     for seed in range(3):
         for i in range(len(kept)):
-            np.testing.assert_array_equal(kept.clip(i, rng(seed))["video"], read.clip(i, rng(seed))["video"])
+            np.testing.assert_array_equal(clip_of(kept, i, rng(seed))["video"], clip_of(read, i, rng(seed))["video"])
     assert path in kept.skipped and kept.skipped.keys() == read.skipped.keys()

@@ -80,7 +80,7 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
                 f"--size must be the side of a square for synthetic clips, got {values.size}: or add --data"
             )
         source = SyntheticVideos(values.clips, values.frames, size.height, SEED)
-        video = np.stack([source.clip(i)["video"] for i in range(len(source))])
+        video = np.stack([source[i]["video"] for i in range(len(source))])
         flow = np.stack([exact_flow(source.scene(i), size.height)[0] for i in range(len(source))])
         return video, np.linalg.norm(flow, axis=-1), "synthetic world; motion: length of exact flow, pixels"
     arrays = Path(values.data).suffix in (".npy", ".npz")

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 from pv_vae_jax._lazy import lazy_imports
 
 if TYPE_CHECKING:  # imported on first use
+    from pv_vae_jax.data.clips import LazyClip
+    from pv_vae_jax.data.frame_size import FrameSize
     from pv_vae_jax.data.latents import LatentSource, write_latents
-    from pv_vae_jax.data.pipeline import train_batches
+    from pv_vae_jax.data.pipeline import batched, examples, mixed, stream, train_batches
     from pv_vae_jax.data.sources import open_source
     from pv_vae_jax.data.synthetic import SyntheticVideos
+    from pv_vae_jax.data.transforms import DropFutureFrames, RandomFlip, RandomReverse, RandomWindow, ResizeCrop
     from pv_vae_jax.data.video_reading import (
         BrokenVideoError,
         VideoInfo,
@@ -24,8 +27,10 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.data.video_writing import write_video
 
 __all__ = [
-    "BrokenVideoError", "LatentSource", "SyntheticVideos", "VideoInfo", "count_frames", "iterate_at_rate",
-    "iterate_video", "open_source", "probe", "read_video", "train_batches", "write_latents", "write_video",
+    "BrokenVideoError", "DropFutureFrames", "FrameSize", "LatentSource", "LazyClip", "RandomFlip", "RandomReverse",
+    "RandomWindow", "ResizeCrop", "SyntheticVideos", "VideoInfo", "batched", "count_frames", "examples",
+    "iterate_at_rate", "iterate_video", "mixed", "open_source", "probe", "read_video", "stream", "train_batches",
+    "write_latents", "write_video",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_imports(__name__)

@@ -17,8 +17,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pv_vae_jax.data.clips import SkipLog, first_readable
+from pv_vae_jax.data.clips import UNREADABLE
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.storage import write_json
 
 SHARD = 256  # records per file
@@ -134,6 +135,7 @@ class LatentSource:
     """A finished cache as a random-access source. A record that cannot be read is replaced by the next that can.
 
     Attributes:
+      source, transforms: what batches are made of: itself, as it is.
       class_names: class names in label order.
       statistics: `(mean, std)` of samples of the posteriors over all records and positions, each `(z,)` float32.
       skipped: index of a record -> why it could not be read.
@@ -141,6 +143,8 @@ class LatentSource:
     Raises:
       FileNotFoundError, StaleLatentsError: as `read_manifest`.
     """
+
+    transforms = ()
 
     def __init__(self, folder: Path, key: dict | None = None):
         manifest = read_manifest(folder, key)
@@ -154,19 +158,27 @@ class LatentSource:
         return self._length
 
     @property
+    def source(self) -> LatentSource:
+        """Itself."""
+        return self
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """`(g, h, w, z)` of a clip's latents."""
-        return self.record(0)["mean"].shape
+        return self[0]["mean"].shape
 
-    def record(self, index: int) -> dict:
-        """`mean`, `logvar` `(g, h, w, z)` float32 and `label` int32.
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Record `index`: `mean`, `logvar` `(g, h, w, z)` float32 and `label` int32.
 
         Raises:
           BrokenRecordError: no record can be read any more.
         """
-        indices = ((index + step) % self._length for step in range(self._length))
-        if found := first_readable(indices, self._load, self._skip):
-            return found[0]
+        for step in range(self._length):
+            i = (index + step) % self._length
+            try:
+                return self._load(i)
+            except UNREADABLE as error:
+                self._skip(i, error)
         raise BrokenRecordError(f"none of the {self._length} latents in {self.folder} can be read: encode them again")
 
     def _load(self, index: int) -> dict:
@@ -179,9 +191,6 @@ class LatentSource:
         self.skipped.setdefault(index, str(error))
         self._log.skip(f"latent {index}", error)
 
-    def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """`record(index)`. The training step samples the posterior, so `rng` is not used."""
-        return self.record(index)
 
 
 def _check_key(folder: Path, found: dict, expected: dict) -> None:

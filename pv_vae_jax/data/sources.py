@@ -1,6 +1,6 @@
 """Sources of clips by name: the synthetic world, and every kind of folder that is recognised.
 
-A source is anything with `len`, `class_names` and `clip(index, rng)`; the result depends on the two arguments alone.
+A source is anything with `len`, `class_names` and elements by index, `{"video": ..., "label": int}`; see `transforms`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from pv_vae_jax.data import datasets
-from pv_vae_jax.data.clips import ClipSource, Reader, SkipLog
+from pv_vae_jax.data.clips import ClipSource, Reader, WindowSource
+from pv_vae_jax.data.frame_cache import FrameCache
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, video_folder
 from pv_vae_jax.data.readers import records, tfds
 from pv_vae_jax.data.readers.image_files import ImageFiles
 from pv_vae_jax.data.readers.video_files import VideoFiles
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.synthetic import SyntheticVideos, families_of
 
 __all__ = ["DATASETS", "NoVideosError", "VideoSource"]
-__all__ += ["class_names", "describe", "detect_format", "fingerprint", "list_dataset", "open_source"]
+__all__ += ["class_names", "describe", "detect_format", "fingerprint", "list_dataset", "open_source", "program_name"]
+
+PROGRAM = "program:"
 
 
 class VideoSource(Protocol):
@@ -33,8 +36,8 @@ class VideoSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """`{"video": (t, h, w, 3) uint8, "label": int32}`; `rng` makes all random choices."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`{"video": (t, H, W, 3) uint8 or a `LazyClip`, "label": int32}`, which depend on `index` alone."""
         ...
 
 
@@ -126,17 +129,24 @@ def list_dataset(folder: str | Path, split: str, dataset: str = "", fold: int = 
     return DATASETS[name].list(folder, split, fold)
 
 
+def program_name(source: str) -> str:
+    """The name in `program:NAME`, the source of clips that a program passes to `train`; "" for any other source."""
+    return source.removeprefix(PROGRAM) if source.startswith(PROGRAM) else ""
+
+
 def class_names(source: str, fold: int = 1) -> tuple[str, ...]:
     """Class names of `source` in label order, without opening a video. Arguments and errors as for `open_source`."""
-    return families_of(source) or _summarize(Path(source), fold)[0]
+    name = program_name(source)
+    return families_of(source) or ((name,) if name else _summarize(Path(source), fold)[0])
 
 
 def fingerprint(source: str, fold: int = 1) -> str:
-    """A hash that changes with a folder's training clips, by names and sizes of files; "" for a synthetic world.
+    """A hash that changes with a folder's training clips, by names and sizes of files; "" for a synthetic world
+    and the clips of a program.
 
     Arguments and errors as for `open_source`.
     """
-    return "" if families_of(source) else _summarize(Path(source), fold)[1]
+    return "" if families_of(source) or program_name(source) else _summarize(Path(source), fold)[1]
 
 
 def _summarize(folder: Path, fold: int) -> tuple[tuple[str, ...], str]:
@@ -154,7 +164,7 @@ def open_source(
     source: str | Path,
     *,
     frames: int,
-    size: int,
+    size: int | tuple[int, int] | FrameSize,
     split: str = "train",
     seed: int = 0,
     clips: int | None = 8_192,
@@ -171,32 +181,42 @@ def open_source(
     Args:
       source: `synthetic`, `synthetic:FAMILY,...` (see `synthetic.families_of`) or a folder of video files, of shards by
         `pv-vae prepare`, or of a data set in its official layout.
-      frames, size, stride: frames of a clip, its side in pixels, and the step in source frames between its frames.
+      frames, stride: frames of a clip, and the step in source frames between them; shorter videos are left out.
+      size: frames are resized to it, see `FrameSize.of`.
       split: `train` or `test`.
       seed: seed of the synthetic world.
       clips: number of clips of the synthetic world; maximum number of a folder's clips, if the source is not `random`.
-      random: windows start anywhere (training) instead of one after the other (evaluation).
-      images: `clip` gives single frames of these clips, for training on images.
+      random: elements are whole videos, read by `RandomWindow` (training); otherwise they are windows, one after the
+        other, whose frames are of `size` (evaluation).
+      images: single frames will do, so that a folder of images is a source as well.
       cache_bytes: memory for decoded videos or rendered clips.
-      crop: `centre`, or `random` for a place drawn with each clip of a `random` source.
+      crop: `centre`, or `random` if transforms will crop at random: then the cache keeps what is around the centre.
       fold: official split of UCF101, 1 to 3; 1 for anything else.
       log: where skipped files are logged; sources that share it log each file only once.
 
     Raises:
-      NoVideosError: the folder is missing, empty or incomplete, nothing in it can be read, or `fold` does not apply.
+      NoVideosError: the folder is missing, empty or incomplete, nothing in it can be read, it holds images and clips
+        are needed, or `fold` does not apply.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    size = FrameSize.of(size)
     if families := families_of(str(source)):
         seed = 2 * seed + (split == "test")
-        return SyntheticVideos(clips, frames, size, seed, families=families, cache_bytes=cache_bytes, images=images)
+        return SyntheticVideos(clips, frames, size, seed, families=families, cache_bytes=cache_bytes)
     folder = Path(source)
     form, span = _format_of(folder), (frames - 1) * stride + 1
     form.check_fold(folder, fold)
     index = None if form.summary else form.list(folder, split, fold)
     reader = form.reader(folder, split, index, size=size, span=span, log=log)
-    settings = dict(frames=frames, stride=stride, random=random, images=images, clips=clips, crop=crop)
-    return ClipSource(reader, cache_bytes=cache_bytes, **settings)
+    if reader.images and span > 1 and not images:
+        raise NoVideosError(
+            f"{reader.folder} holds images, and this stage trains on clips: use videos, or set its images=True"
+        )
+    cache = FrameCache(cache_bytes, size, cut=not random or crop == "centre") if reader.cached else None
+    if random:
+        return ClipSource(reader, frames=frames, stride=stride, cache=cache)
+    return WindowSource(reader, frames=frames, stride=stride, cache=cache, clips=clips)
 
 
 def describe(source: VideoSource, name: str, held_out: VideoSource | None = None) -> str:

@@ -17,8 +17,11 @@ Two more are used only if named (`families_of`):
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+
+from pv_vae_jax.data.frame_size import FrameSize
 
 FAMILIES = ("bounce", "orbit", "fall", "swing")
 MORE_FAMILIES = ("walk", "still")
@@ -53,11 +56,6 @@ class Scene:
     background: np.ndarray  # (3, 5): per channel level, amplitude, y and x frequency, phase
     sprites: tuple[Sprite, ...]
     label: int
-
-    def at(self, t: int) -> Scene:
-        """The scene of frame `t` alone."""
-        still = (dataclasses.replace(s, position=s.position[t : t + 1], angle=s.angle[t : t + 1]) for s in self.sprites)
-        return dataclasses.replace(self, sprites=tuple(still))
 
 
 def families_of(source: str) -> tuple[str, ...] | None:
@@ -178,27 +176,27 @@ class SyntheticVideos:
     `seed`.
 
     Attributes:
-      clips, frames, size: number of clips, and frames and side in pixels of each.
+      clips, frames: number of clips, and frames of each.
+      size: side in pixels, or a `(height, width)` or `FrameSize`: the middle of a square world of the longer side.
       seed: seed of the world.
       sprites: sprites of a clip.
       families: motion families, the classes.
       cache_bytes: memory for rendered clips. Rendering a clip takes a millisecond, and an accelerator's step on a batch
         of small clips may take no longer.
-      images: `clip` gives single frames, for training on images.
       class_names: the families.
     """
 
     clips: int
     frames: int = 17
-    size: int = 32
+    size: int | tuple[int, int] | FrameSize = 32
     seed: int = 0
     sprites: int = 2
     families: tuple[str, ...] = FAMILIES
     cache_bytes: int = 0
-    images: bool = False
 
     def __post_init__(self):
         self.class_names = self.families
+        self.size = FrameSize.of(self.size)
         self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -211,19 +209,18 @@ class SyntheticVideos:
         label = int(index) % len(self.families)
         return simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
 
-    def clip(self, index: int, rng: np.random.Generator | None = None) -> dict:
-        """`{"video": (t, s, s, 3) uint8, "label": int32}`, the same for every `rng`; for `images` one frame of it."""
-        if self.images:
-            return self.image(index, rng)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`{"video": (t, H, W, 3) uint8, "label": int32}` of clip `index`."""
         video = self._kept.get(index)
         if video is None:
-            video = render(self.scene(index), self.size)
+            size = dataclasses.replace(self.size, fit="crop")
+            video = size.cut(render(self.scene(index), max(size.height, size.width)))
             if len(self._kept) < self.cache_bytes // video.nbytes:
+                video = np.ascontiguousarray(video)
                 video.flags.writeable = False  # it is handed out again
                 self._kept[index] = video
         return {"video": video, "label": np.int32(index % len(self.class_names))}
 
-    def image(self, index: int, rng: np.random.Generator) -> dict:
-        """One frame of the clip, drawn by `rng`: `video` is `(1, s, s, 3)`."""
-        scene, t = self.scene(index), int(rng.integers(self.frames))
-        return {"video": render(scene.at(t), self.size), "label": np.int32(scene.label)}
+    def __reduce__(self) -> tuple:
+        arguments = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return SyntheticVideos, tuple(arguments)  # a worker process renders anew

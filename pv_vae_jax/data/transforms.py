@@ -46,8 +46,11 @@ class RandomWindow(RandomMap):
         return (self.frames - 1) * self.stride + 1
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """A window of an element. Every start is drawn alike, so that a replaced clip changes no other draw."""
-        place = rng.random()  # in [0, 1), before the length is known
+        """A window at a random place."""
+        return self.window(element, rng.random())  # drawn before anything is read: replacing a clip changes no draw
+
+    def window(self, element: Mapping[str, Any], place: float) -> dict[str, Any]:
+        """The window at `place`, in [0, 1) of the possible starts."""
         if isinstance(_entry(element, self), LazyClip):
             start = lambda length: int(place * (length - self.span + 1))  # noqa: E731
             video, element = read_window(element, self.frames, self.stride, start)

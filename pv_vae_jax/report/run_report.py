@@ -144,7 +144,7 @@ def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[s
     """
     interval = 1 if sys.stderr.isatty() else 20
     index = tqdm(range(min(limit, len(source))), desc="clips", unit="clip", mininterval=interval)
-    items = [source.clip(i, np.random.default_rng(0)) for i in index]
+    items = [source[i] for i in index]
     replaced = getattr(source, "replaced", set())
     items = [item for i, item in enumerate(items) if i not in replaced]
     if not items:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pv_vae_jax.dropping import SPATIAL, max_dropped, num_droppable
 from pv_vae_jax.typing import VAE_STAGES, ConfigError, ShapeError, check_clip_shape
@@ -15,6 +15,12 @@ if TYPE_CHECKING:  # configs imports this module
     from pv_vae_jax.train.configs import Experiment, VAEStageConfig
 
 PARTS = ("encoder", "decoder", "pad")  # of a VAE
+
+
+def is_size(size: Any) -> bool:
+    """Whether `size` is a side or a `(height, width)` in pixels."""
+    sides = size if isinstance(size, tuple) and len(size) == 2 else (size,)
+    return all(type(side) is int and side > 0 for side in sides)
 
 
 def check_local(name: str, path: str | Path) -> None:
@@ -73,8 +79,9 @@ def _check_dropping(stage: VAEStageConfig) -> None:
 def _check_sizes(stage: VAEStageConfig) -> None:
     seen = set()
     for entry in stage.sizes:
-        if not (isinstance(entry, tuple) and len(entry) in (2, 3) and all(type(n) is int and n > 0 for n in entry)):
-            example = "(frames, size) or (frames, size, weight), such as ((1, 128), (17, 128), (17, 64, 2))"
+        numbers = (entry[0], *entry[2:]) if isinstance(entry, tuple) and len(entry) in (2, 3) else (0,)
+        if not (all(type(n) is int and n > 0 for n in numbers) and is_size(entry[1])):
+            example = "(frames, size) or (frames, size, weight), such as ((1, 128), (17, (128, 224)), (17, 64, 2))"
             raise ConfigError(f"sizes must hold {example}; got {entry!r}")
         frames, size, *_ = entry
         if stage.images and frames > 1:
@@ -98,14 +105,16 @@ def _check_sizes(stage: VAEStageConfig) -> None:
 def check_experiment(experiment: Experiment) -> None:
     """Raise `ConfigError` or `ShapeError` if parts of an experiment do not fit each other."""
     data, vae, latte = experiment.data, experiment.vae, experiment.latte
-    check_clip_shape(data.frames, data.size, data.size, vae.time_factor, vae.space_factor)
+    height, width = data.frame_size.height, data.frame_size.width
+    check_clip_shape(data.frames, height, width, vae.time_factor, vae.space_factor)
     if latte.latent_channels != vae.latent_channels:
         raise ConfigError(
             f"config.latte.latent_channels must equal config.vae.latent_channels, got {latte.latent_channels} and "
             f"{vae.latent_channels}: set one of them"
         )
-    if (side := data.size // vae.space_factor) % latte.patch:
-        raise ConfigError(f"config.latte.patch must divide the {side} x {side} latents, got {latte.patch}: change it")
+    rows, columns = height // vae.space_factor, width // vae.space_factor
+    if rows % latte.patch or columns % latte.patch:
+        raise ConfigError(f"config.latte.patch must divide the {rows} x {columns} latents, got {latte.patch}: change it")
     if latte.classes:
         raise ConfigError("config.latte.classes comes from the data: leave it 0, and use config.diffusion.conditional")
     for name in VAE_STAGES:
@@ -116,18 +125,19 @@ def _check_clips(experiment: Experiment, name: str) -> None:
     """The clips of a stage must fit its VAE and discriminator, and have groups, positions and channels to compare."""
     stage, vae, levels = getattr(experiment, name), experiment.vae, experiment.discriminator.levels
     sizes = [entry[:2] for entry in stage.sizes] or [(experiment.data.frames, experiment.data.size)]
-    for frames, size in sizes:
+    sides = [(experiment.data.sized(size).height, experiment.data.sized(size).width) for _, size in sizes]
+    for (frames, size), (height, width) in zip(sizes, sides, strict=True):
         try:
-            check_clip_shape(frames, size, size, vae.time_factor, vae.space_factor)
+            check_clip_shape(frames, height, width, vae.time_factor, vae.space_factor)
         except ShapeError as error:
             raise ShapeError(f"config.{name}.sizes, {(frames, size)}: {error}") from error
-        uneven = "3d" in experiment.discriminator.kinds and size % 2**levels
-        if stage.objective.gan and (size < 2**levels or uneven):
+        uneven = "3d" in experiment.discriminator.kinds and (height % 2**levels or width % 2**levels)
+        if stage.objective.gan and (min(height, width) < 2**levels or uneven):
             raise ConfigError(
                 f"config.discriminator.levels={levels} needs sizes that are multiples of {2**levels}, but {name} has "
-                f"{size} pixels: lower the levels, or change the size"
+                f"{experiment.data.sized(size)} pixels: lower the levels, or change the size"
             )
-    frames, side = max(frames for frames, _ in sizes), min(size for _, size in sizes) // vae.space_factor
+    frames, side = max(frames for frames, _ in sizes), min(map(min, sides)) // vae.space_factor
     groups, ratio, pattern = vae.latent_frames(frames), stage.drop_ratio_max, stage.drop_pattern
     if ratio and pattern in SPATIAL and side < 2:
         raise ConfigError(

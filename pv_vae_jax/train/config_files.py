@@ -27,6 +27,8 @@ T = typing.TypeVar("T")
 
 PACKAGE = Path(__file__).parents[1]
 FORMAT = 2  # of config.json in a work directory
+DRAWS = 2  # of the data: raised when the same seed gives other batches or another `k`
+LAST_WITH = {1: "0.2.0"}  # draws -> the last version of pv_vae_jax that makes them
 
 # What a file may define, and the command that takes it.
 COMMAND_OF = {"get_config": "pv-vae train", "get_study": "python -m studies.ablation"}
@@ -186,7 +188,7 @@ def from_dict(cls: type[T], tree: dict, path: str = "config") -> T:
 
     Args:
       cls: dataclass to build.
-      tree: its fields; groups of settings are dicts. The `format` of a saved experiment is ignored.
+      tree: its fields; groups of settings are dicts. What `save_config` adds to them is ignored.
       path: dotted key of `tree`, which messages begin with.
 
     Raises:
@@ -195,7 +197,7 @@ def from_dict(cls: type[T], tree: dict, path: str = "config") -> T:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must be a group of settings, got {tree!r}")
     hints = typing.get_type_hints(cls)
-    tree = {key: value for key, value in tree.items() if key != "format" or cls is not Experiment}
+    tree = {key: value for key, value in tree.items() if key not in ("format", "draws") or cls is not Experiment}
     if unknown := sorted(set(tree) - set(hints)):
         raise ConfigError(f"unknown config key {path}.{unknown[0]}; {did_you_mean(unknown[0], hints)}")
     fields = {key: _value(hints[key], value, f"{path}.{key}") for key, value in tree.items()}
@@ -215,7 +217,7 @@ def _value(kind: Any, value: Any, path: str) -> Any:
         except ValueError as error:
             raise ConfigError(f"{path}.kind: {error}") from error
         return from_dict(cls, value, path)
-    if isinstance(kind, types.UnionType) or dataclasses.is_dataclass(kind):
+    if (isinstance(kind, types.UnionType) and int not in typing.get_args(kind)) or dataclasses.is_dataclass(kind):
         return from_dict(kind, value, path)
     value = to_tuples(value)
     if kind is float and type(value) is int:
@@ -234,8 +236,8 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def save_config(experiment: Experiment, path: Path) -> None:
-    """Write the resolved configuration and its format as JSON, atomically."""
-    write_json(path, {"format": FORMAT} | to_dict(experiment))
+    """Write the resolved configuration as JSON, with its format and the version of the draws, atomically."""
+    write_json(path, {"format": FORMAT, "draws": DRAWS} | to_dict(experiment))
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

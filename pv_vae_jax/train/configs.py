@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
+from pv_vae_jax.data.frame_size import Fit, FrameSize
+from pv_vae_jax.data.sources import program_name
 from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.dropping import DropFrom, DropPattern, DropSchedule
 from pv_vae_jax.flow import TimeDistribution
@@ -16,7 +18,7 @@ from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.latte import LatteConfig
 from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
-from pv_vae_jax.train.checks import check_experiment, check_local, check_stage
+from pv_vae_jax.train.checks import check_experiment, check_local, check_stage, is_size
 from pv_vae_jax.train.ranges import Config, Count, Decay, Fraction, NonNegative, Range, Seed, Steps
 from pv_vae_jax.typing import VAE_STAGES, ConfigError
 
@@ -34,27 +36,48 @@ class DataConfig(Config):
       clips: number of training clips of the synthetic world; a folder has what it has.
       test_clips: largest number of clips held out for evaluation.
       frames: frames of a clip, `1 + n p_t`.
-      size: height and width of a clip in pixels.
+      size: side of a clip in pixels, or its `(height, width)`; the flag is `--config.data.size=480,848`.
+      fit: how videos of another shape are brought to it: `crop`, `pad` (black bars) or `resize` (stretched).
       stride: video frames from one clip frame to the next.
-      threads: threads that read and decode.
+      threads: threads that read and decode, in each process.
+      workers: worker processes that read and decode; 0 for none. See `data.stream`.
       cache_bytes: memory for decoded videos, or for rendered clips of the synthetic world.
       fold: official split of UCF101, 1 to 3.
-      crop: place of the square crop of a training clip; `random` draws a new one each time.
+      crop: place of the crop of a training clip; `random` draws a new one each time.
+      class_names: names of the classes, for clips that a program passes to `train` (`source=program:NAME`).
     """
 
     source: str = "synthetic"
     clips: Count = 8_192
     test_clips: Count = 64
     frames: int = 17
-    size: int = 32
+    size: int | tuple[int, int] = 32
+    fit: Fit = "crop"
     stride: Count = 1
     threads: Count = 2
+    workers: Steps = 0
     cache_bytes: Steps = 2 << 30
     crop: Literal["centre", "random"] = "centre"
     fold: Annotated[int, Range(1, 3, "between 1 and 3")] = 1
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def frame_size(self) -> FrameSize:
+        """`size` and `fit`."""
+        return FrameSize.of(self.size, self.fit)
+
+    def sized(self, size: int | tuple[int, int]) -> FrameSize:
+        """Another size with this `fit`."""
+        return FrameSize.of(size, self.fit)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not is_size(self.size):
+            raise ConfigError(f"size must be a side or (height, width) in pixels, at least 1, got {self.size!r}")
+        if self.crop == "random" and self.fit != "crop":
+            raise ConfigError(f"crop=random needs fit=crop, got fit={self.fit}: change one of them")
+        if self.class_names and not program_name(self.source):
+            raise ConfigError("class_names applies to source=program:NAME: a folder names its own classes")
         try:
             synthetic = families_of(self.source)
         except ValueError as error:
@@ -103,7 +126,8 @@ class VAEStageConfig(Config):
       steps: number of training steps; 0 skips the stage.
       batch_size: clips (or images) of the global batch; with `sizes`, of the largest size.
       sizes: batches of several sizes instead of `data.frames` and `data.size`, each `(frames, size)` or `(frames, size,
-        weight)`: `weight` of every `sum of weights` steps have that size. One frame is an image. Empty for one size.
+        weight)` with a size as `data.size` has it: `weight` of every `sum of weights` steps have that size. One frame
+        is an image. Empty for one size.
       batch_multiple: with `sizes`, every batch size is a multiple of this: the largest number of devices to share one.
       images: train on single frames, T = 0 (stage 1).
       drop_ratio: `r`, the largest fraction of later groups withheld. 0 drops nothing; a ratio that never drops a group
@@ -149,7 +173,7 @@ class VAEStageConfig(Config):
     init_parts: tuple[str, ...] = ()
     init_weights: Literal["ema", "params"] = "ema"
     grad_accum_steps: Count = 1
-    sizes: tuple[tuple[int, ...], ...] = ()
+    sizes: tuple[tuple, ...] = ()
     batch_multiple: Count = 1
     drop_pattern: DropPattern = "future"
     drop_from: DropFrom = "pixels"

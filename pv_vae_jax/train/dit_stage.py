@@ -42,7 +42,7 @@ class DiffusionStage(Stage):
         super().__init__(experiment, "diffusion")
         self.latents, config = latents, self.config
         if latents is None:
-            names = class_names(experiment.data.source, experiment.data.fold)
+            names = experiment.data.class_names or class_names(experiment.data.source, experiment.data.fold)
             self.shape, channels = latent_shape(experiment), experiment.vae.latent_channels
             mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
         else:
@@ -70,7 +70,8 @@ class DiffusionStage(Stage):
 
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
         assert self.latents is not None, "a stage without latents is for inspection only"
-        return train_batches(self.latents, batch_size=self.config.batch_size, **self.stream_settings(run, start))
+        batch_size, settings = self.config.batch_size, self.stream_settings(run, start)
+        return train_batches(self.latents.source, self.latents.transforms, batch_size=batch_size, **settings)
 
     def example_batches(self) -> list[dict]:
         b = self.config.batch_size

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from pv_vae_jax.data import latents as cache
-from pv_vae_jax.data.clips import augment
+from pv_vae_jax.data.pipeline import examples
 from pv_vae_jax.data.shards import remove_partial_shards
 from pv_vae_jax.data.sources import VideoSource, fingerprint
+from pv_vae_jax.data.transforms import clip_transforms
 from pv_vae_jax.model import load
 from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.params_io import weights_hash
@@ -28,6 +30,7 @@ from pv_vae_jax.sharding.axes import DATA, FSDP
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import batch_sharding, state_sharding
+from pv_vae_jax.train.config_files import DRAWS
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.train.preemption import PreemptionHandler
 from pv_vae_jax.train.run import Run
@@ -82,6 +85,7 @@ class OnlineLatents:
     """Clips that are encoded while the transformer trains: a source of videos, and the encoder of their batches.
 
     Attributes:
+      source, transforms: the training clips, and what makes examples of them.
       class_names: names of the classes, in label order.
       statistics: channel `(mean, std)`, each `(z,)` float32, of the clips that were encoded for them.
       shape: `(g, h, w, z)` of a clip's latents.
@@ -90,7 +94,8 @@ class OnlineLatents:
     def __init__(self, run: Run, vae_stage: str):
         manifest = cache.read_manifest(run.folder("latents"), cache_key(run, vae_stage))
         self.class_names, self.statistics = tuple(manifest["class_names"]), manifest["statistics"]
-        self.shape, self._run, self._source = latent_shape(run.experiment), run, run.source("train", random=True)
+        self.shape, self._run, self.source = latent_shape(run.experiment), run, run.source("train", random=True)
+        self.transforms = _transforms(run.experiment)
         encode, params = _load_encoder(run, vae_stage)
         self._params = shard_from_host(params, state_sharding(run.mesh, params))
 
@@ -105,13 +110,6 @@ class OnlineLatents:
         where = batch_sharding(run.mesh, (1, *self.shape))
         self._encode_part = jax.jit(encode_part, static_argnums=3, out_shardings=where)
         self._join = jax.jit(join, out_shardings=where)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def clip(self, index: int, rng: np.random.Generator) -> dict:
-        """`video` `(t, H, W, 3)` uint8 and `label` int32 of a clip; `rng` draws its window."""
-        return _clip(self._source, index, rng, self._run.experiment.latents.flip)
 
     def encode(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Replace `video` of a global batch by `mean` and `logvar`, `(b, g, h, w, z)` float32.
@@ -138,6 +136,7 @@ def cache_key(run: Run, vae_stage: str) -> dict:
         "seed": run.experiment.seed,
     }
     key |= {name: getattr(data, name) for name in ("source", "frames", "size", "stride", "crop")}
+    key |= {"fit": data.fit, "draws": DRAWS}
     key |= {"clips": latents.clips, "flip": latents.flip}
     if latents.online:
         key["online"] = True
@@ -156,8 +155,8 @@ def encoder_hash(model_folder: Path) -> str:
 def latent_shape(experiment: Experiment) -> tuple[int, int, int, int]:
     """`(g, h, w, z)` of the latents of a clip."""
     data, vae = experiment.data, experiment.vae
-    side = data.size // vae.space_factor
-    return vae.latent_frames(data.frames), side, side, vae.latent_channels
+    height, width = (side // vae.space_factor for side in (data.frame_size.height, data.frame_size.width))
+    return vae.latent_frames(data.frames), height, width, vae.latent_channels
 
 
 def open_latents(run: Run, vae_stage: str) -> Latents:
@@ -194,16 +193,18 @@ def _batches(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range
     """The records of `rows`, one list for each batch that is encoded at once."""
     if not rows:
         return  # without reading the model
-    config, seed = run.experiment.latents, run.experiment.seed
+    config = run.experiment.latents
     encode, params = _load_encoder(run, vae_stage)
     encode = jax.jit(encode)
     mesh = make_mesh(devices=list(run.mesh.local_devices))
     at_once = config.batch_size + -config.batch_size % mesh.size
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 
+    dataset = examples(source, _transforms(run.experiment), seed=run.experiment.seed, shuffle=False)
+    threads = grain.ReadOptions(num_threads=run.experiment.data.threads, prefetch_buffer_size=2 * at_once)
     for part in rows:
-        for indices in (part[first : first + at_once] for first in range(0, len(part), at_once)):
-            items = [_clip(source, i % len(source), np.random.default_rng([seed, i]), config.flip) for i in indices]
+        clips = iter(dataset[part.start : part.stop].to_iter_dataset(threads))
+        while items := list(itertools.islice(clips, at_once)):
             video = np.stack([item["video"] for item in items])
             filled = np.concatenate([video, np.repeat(video[:1], at_once - len(items), 0)])  # one compiled shape
             batch = jax.device_put(filled, batch_sharding(mesh, filled.shape))
@@ -227,7 +228,9 @@ def _load_encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:
     return encode, {"encoder": loaded.vae_params["encoder"]}
 
 
-def _clip(source: VideoSource, index: int, rng: np.random.Generator, flip: float) -> dict:
-    """`video` `(t, H, W, 3)` uint8, perhaps mirrored, and `label` int32 of a clip."""
-    item = source.clip(index, rng)
-    return item | {"video": augment(item["video"], rng, flip=flip)}
+def _transforms(experiment: Experiment) -> tuple:
+    """What makes examples of the training clips."""
+    data = experiment.data
+    return clip_transforms(
+        data.frame_size, data.frames, stride=data.stride, crop=data.crop, flip=experiment.latents.flip
+    )

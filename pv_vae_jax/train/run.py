@@ -5,26 +5,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from pv_vae_jax.data.clips import SkipLog
+from pv_vae_jax.data.given import GivenClips, GivenWindows
 from pv_vae_jax.data.listing import NoVideosError
-from pv_vae_jax.data.sources import VideoSource, open_source
+from pv_vae_jax.data.skip_log import SkipLog
+from pv_vae_jax.data.sources import VideoSource, open_source, program_name
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process
 from pv_vae_jax.storage import locked, partials
-from pv_vae_jax.train.config_files import FORMAT, differences, from_dict, save_config, to_dict
+from pv_vae_jax.train.config_files import DRAWS, FORMAT, LAST_WITH, differences, from_dict, save_config, to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment, check_local
 from pv_vae_jax.train.sizes import SizedBatch
 from pv_vae_jax.typing import ConfigError, InUseError
 
 # What may change between two starts of one run without changing its numbers.
-FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "data.threads", "data.cache_bytes")
-FREE_KEYS += ("sampling.",)
+FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "sampling.")
+FREE_KEYS += ("data.threads", "data.workers", "data.cache_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Run:
       experiment: the resolved configuration.
       workdir: the work directory.
       mesh: the devices of the run.
+      clips: `train` and `test` clips of a program, for `data.source=program:NAME`.
       skips: log that names a broken file once, however many stages and sizes meet it.
     """
 
     experiment: Experiment
     workdir: Path
     mesh: Mesh
+    clips: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     skips: SkipLog = dataclasses.field(default_factory=SkipLog, compare=False, repr=False)
 
     def folder(self, stage: str) -> Path:
@@ -79,12 +83,14 @@ class Run:
         Other stages stay free: the decoder may be fine-tuned while the transformer trains, as the paper suggests.
 
         Raises:
-          ConfigError: another process has meanwhile begun a stage with other settings.
+          ConfigError: another process has meanwhile begun a stage with other settings, or the run began with the draws
+            of another version.
           InUseError: another process holds the lock.
         """
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:  # the processes of one run share the work directory
                 refuse_changes(self.experiment, self.workdir)
+                refuse_old_draws(self.workdir)
                 try:
                     stack.enter_context(locked(self.workdir / f".{stage}.lock"))
                 except BlockingIOError as error:
@@ -105,14 +111,17 @@ class Run:
 
         Raises:
           NoVideosError: the split has no clips; if all videos are too short, the message suggests `data.frames`.
+          ConfigError: the clips are those of a program, which did not pass them.
         """
         data = self.experiment.data
-        kind = kind or SizedBatch(1, data.frames, data.size)
+        kind = kind or SizedBatch(1, data.frames, data.frame_size)
+        if program_name(data.source):
+            return self._given(split, random, kind)
         try:
             return open_source(
                 data.source,
                 frames=data.frames if kind.images else kind.frames,
-                size=kind.side,
+                size=kind.size,
                 split=split,
                 seed=self.experiment.seed,
                 clips=data.clips if split == "train" else data.test_clips,
@@ -132,14 +141,40 @@ class Run:
             raise NoVideosError(f"{error}: --config.data.frames={fitting} would do") from error
 
 
-def open_run(experiment: Experiment, workdir: str | Path) -> Run:
+    def _given(self, split: str, random: bool, kind: SizedBatch) -> VideoSource:
+        """The clips of a split that a program passed."""
+        data = self.experiment.data
+        if not self.clips:
+            raise ConfigError(
+                f"data.source {data.source} stands for clips that a program passes: call "
+                "pv_vae_jax.train.train(experiment, workdir, clips=...) there, or name a folder"
+            )
+        if split not in self.clips:
+            raise NoVideosError(f"{data.source} has no test clips: pass test_clips to train")
+        names = data.class_names or (program_name(data.source),)
+        if random:
+            return GivenClips(self.clips[split], names)
+        shape = dict(size=kind.size, frames=kind.frames, stride=data.stride)
+        return GivenWindows(self.clips[split], names, limit=data.test_clips, **shape)
+
+
+def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, Any] | None = None) -> Run:
     """Open or create a work directory.
+
+    Args:
+      experiment: the configuration.
+      workdir: folder of the run.
+      clips: `train` and `test` clips of a program, see `stages.train`.
 
     Raises:
       ConfigError: the folder belongs to another configuration (the differences are listed) or to another version, holds
         something else, or cannot be written; or the mesh does not fit the devices.
     """
     check_local("the work directory", workdir)
+    if clips and not program_name(experiment.data.source):
+        raise ConfigError(
+            f"clips need data.source='program:NAME', with a name for reports, got {experiment.data.source!r}: set it"
+        )
     path = Path(workdir) / "config.json"
     workdir = path.parent
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
@@ -162,7 +197,7 @@ def open_run(experiment: Experiment, workdir: str | Path) -> Run:
         raise ConfigError(
             f"process {jax.process_index()} cannot see {path}: all processes must share one work directory"
         )
-    return Run(experiment, workdir, mesh)
+    return Run(experiment, workdir, mesh, clips or {})
 
 
 def begun_stages(workdir: Path) -> list[str]:
@@ -187,6 +222,22 @@ def refuse_changes(experiment: Experiment, workdir: Path) -> None:
     if changed := [line for line in changed if not line.startswith(free)]:
         raise ConfigError(
             f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
+        )
+
+
+def refuse_old_draws(workdir: Path) -> None:
+    """Refuse to train on in a run whose batches were drawn otherwise: its steps would be those of no seed.
+
+    Raises:
+      ConfigError: a stage began with other draws; the message names the version that goes on with them.
+    """
+    found = json.loads((workdir / "config.json").read_text()).get("draws", 1)
+    if found != DRAWS and begun_stages(workdir):
+        version = f"pv_vae_jax {LAST_WITH[found]}" if found in LAST_WITH else "a newer version of pv_vae_jax"
+        raise ConfigError(
+            f"{workdir} began with the draws of version {found}, and this version draws other clips from the same "
+            f"seed (version {DRAWS}): go on with {version}, or use another --workdir and start from its model with "
+            f"--config.video.init_from={workdir}. Its models can be used and evaluated as they are"
         )
 
 

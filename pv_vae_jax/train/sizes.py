@@ -6,6 +6,7 @@ import dataclasses
 
 from jax.sharding import Mesh
 
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.mixture import balanced_batch_sizes
 from pv_vae_jax.sharding.axes import CONTEXT, DATA, FSDP, SPACE, TENSOR
 from pv_vae_jax.train.configs import VAE_STAGES, Experiment, VAEStageConfig
@@ -18,21 +19,21 @@ class SizedBatch:
 
     Attributes:
       batch_size: clips in the global batch.
-      frames, side: a clip has `(frames, side, side)` pixels.
+      frames, size: frames of a clip, and their size.
       weight: number of these batches in every `sum of weights` steps.
       images: whether a clip is a single frame of a longer one.
     """
 
     batch_size: int
     frames: int
-    side: int
+    size: FrameSize
     weight: int = 1
     images: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """Shape of the videos of a global batch, `(b, t, H, W, 3)`."""
-        return (self.batch_size, self.frames, self.side, self.side, 3)
+        return (self.batch_size, self.frames, self.size.height, self.size.width, 3)
 
 
 def sized_batches(experiment: Experiment, name: str) -> tuple[SizedBatch, ...]:
@@ -45,18 +46,20 @@ def sized_batches(experiment: Experiment, name: str) -> tuple[SizedBatch, ...]:
     stage: VAEStageConfig = getattr(experiment, name)
     if not stage.sizes:
         frames = 1 if stage.images else experiment.data.frames
-        return (SizedBatch(stage.batch_size, frames, experiment.data.size, images=stage.images),)
-    shapes = [(frames, side, side) for frames, side, *_ in stage.sizes]
+        return (SizedBatch(stage.batch_size, frames, experiment.data.frame_size, images=stage.images),)
+    sizes = [(frames, experiment.data.sized(size), *weight) for frames, size, *weight in stage.sizes]
+    shapes = [(frames, size.height, size.width) for frames, size, *_ in sizes]
     batches = balanced_batch_sizes(shapes, stage.batch_size, multiple=stage.batch_multiple)
     return tuple(
-        SizedBatch(batch, frames, side, *weight, images=frames == 1)
-        for batch, (frames, side, *weight) in zip(batches, stage.sizes, strict=True)
+        SizedBatch(batch, frames, size, *weight, images=frames == 1)
+        for batch, (frames, size, *weight) in zip(batches, sizes, strict=True)
     )
 
 
 def size_name(shape: tuple[int, ...]) -> str:
-    """Name of a size in the curves: `17x256` for videos `(b, 17, 256, 256, 3)`."""
-    return f"{shape[1]}x{shape[2]}"
+    """Name of a size in the curves: `17x256` for videos `(b, 17, 256, 256, 3)`, `17x256x448` for a rectangle."""
+    _, frames, height, width, _ = shape
+    return f"{frames}x{height}" if height == width else f"{frames}x{height}x{width}"
 
 
 def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
@@ -67,7 +70,7 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
     """
     size, data, config = mesh.shape, experiment.data, getattr(experiment, stage)
     examples, parts = size[DATA] * size[FSDP], config.grad_accum_steps
-    single = SizedBatch(config.batch_size, data.frames, data.size)
+    single = SizedBatch(config.batch_size, data.frames, data.frame_size)
     for batch in sized_batches(experiment, stage) if stage in VAE_STAGES else (single,):
         if batch.batch_size % (examples * parts):
             times = f", {parts} times over (grad_accum_steps)" if parts > 1 else ""
@@ -79,8 +82,8 @@ def check_mesh(mesh: Mesh, experiment: Experiment, stage: str) -> None:
                 f"{found} is not a multiple of the {examples} devices that split it{times}: {cure}, or use fewer "
                 "devices with --config.mesh.data=1"
             )
-        side = batch.side // experiment.vae.space_factor  # the coarsest picture, and the latents
-        for axis, what in ((SPACE, "width"), (CONTEXT, "height")):
+        for axis, what, pixels in ((SPACE, "width", batch.size.width), (CONTEXT, "height", batch.size.height)):
+            side = pixels // experiment.vae.space_factor  # the coarsest picture, and the latents
             if side % size[axis]:
                 raise ConfigError(
                     f"mesh.{axis} {size[axis]} does not divide the {what} of the latents, {side}: change it"

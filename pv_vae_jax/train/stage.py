@@ -83,9 +83,11 @@ class Stage(abc.ABC):
 
     def stream_settings(self, run: Run, start: int) -> dict[str, Any]:
         """What `train_batches` and `mixed_batches` need to know of a stage: its seed, first step and host's share."""
-        host_index, host_count = host_share(run.mesh)
-        seed, threads = stage_seed(self.experiment.seed, self.name), self.experiment.data.threads
-        return dict(seed=seed, start_step=start, threads=threads, host_index=host_index, host_count=host_count)
+        (host_index, host_count), data = host_share(run.mesh), self.experiment.data
+        settings = dict(seed=stage_seed(self.experiment.seed, self.name), start_step=start)
+        return settings | dict(
+            threads=data.threads, workers=data.workers, host_index=host_index, host_count=host_count
+        )
 
     @abc.abstractmethod
     def example_batches(self) -> list[dict]:

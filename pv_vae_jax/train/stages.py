@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.data.given import Given
 from pv_vae_jax.data.sources import NoVideosError, describe
 from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.model import find_model
@@ -24,19 +25,30 @@ from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
 from pv_vae_jax.train.latents_stage import Latents, encode_latents, open_latents
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.run import Run, open_run
-from pv_vae_jax.train.sizes import check_mesh, sized_batches
+from pv_vae_jax.train.sizes import SizedBatch, check_mesh, sized_batches
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.vae_stage import VAEStage
 from pv_vae_jax.typing import ConfigError
 
 
-def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = STAGES) -> Run:
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    stages: Sequence[str] = STAGES,
+    *,
+    clips: Given | None = None,
+    test_clips: Given | None = None,
+) -> Run:
     """Train every stage that has steps. Finished stages are skipped; interrupted ones resume.
 
     Args:
       experiment: the configuration; it is validated.
       workdir: folder of the run. `pv_vae_jax.load(workdir)` gives the model of its last stage.
       stages: names of the stages to train, in the order of `configs.STAGES`.
+      clips: clips of your own, for a configuration with `data.source="program:NAME"` and `data.class_names`: a
+        `grain.MapDataset` or a sequence of `{"video": (t, H, W, 3) uint8 or LazyClip, "label": int}`, neither shuffled
+        nor repeated. The same clips must be passed to go on with an interrupted run.
+      test_clips: held-out clips for `report.write_report`, if there are any.
 
     Returns:
       The run: `run.folder(stage) / "metrics.jsonl"` holds the curves of a stage.
@@ -48,7 +60,8 @@ def train(experiment: Experiment, workdir: str | Path, stages: Sequence[str] = S
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"stages must be among {', '.join(STAGES)}, got {', '.join(map(repr, unknown))}")
-    run = open_run(experiment.validate(), workdir)
+    given = {"train": clips, "test": test_clips}
+    run = open_run(experiment.validate(), workdir, {split: part for split, part in given.items() if part is not None})
     perceptual = perceptual_term(run)
     for stage in stages:
         if run.steps(stage) and not run.finished(stage):
@@ -76,8 +89,9 @@ def load_perceptual(experiment: Experiment) -> tuple[Perceptual, dict] | None:
             "with --config.perceptual.weights and --config.perceptual.heads, pass a function of your own to "
             f"pv_vae_jax.train.stages.train_stage, or set {first}.objective.perceptual=0"
         )
-    if (side := min(batch.side for name in wanted for batch in sized_batches(experiment, name))) < LEAST_SIDE:
-        raise ConfigError(f"LPIPS needs pictures of at least {LEAST_SIDE} x {LEAST_SIDE}, got {side} x {side}")
+    sizes = [batch.size for name in wanted for batch in sized_batches(experiment, name)]
+    if (side := min(min(size.height, size.width) for size in sizes)) < LEAST_SIDE:
+        raise ConfigError(f"LPIPS needs pictures of at least {LEAST_SIDE} x {LEAST_SIDE}, got sides of {side} pixels")
     params, model = read_lpips(named.backbone, named.weights, named.heads), LPIPS(named.backbone)
     # NumPy arrays become constants of the step, on any mesh: no gradient reaches them, and no checkpoint holds them.
     term = lambda output, target: jnp.asarray(model.apply({"params": params}, output, target))  # noqa: E731
@@ -156,8 +170,9 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"stage {name} cannot run: {error}") from error
     if stages and is_primary_process():
-        held_out = None
+        data, held_out = run.experiment.data, None
+        kind = SizedBatch(1, data.frames, data.frame_size, images=True)  # a folder of images is looked at as well
         with contextlib.suppress(NoVideosError):
-            held_out = run.source("test", random=True)
-        found = describe(run.source("train", random=True), run.experiment.data.source, held_out)
+            held_out = run.source("test", random=True, kind=kind)
+        found = describe(run.source("train", random=True, kind=kind), data.source, held_out)
         print(f"data: {found}", file=sys.stderr)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pv_vae_jax.data.mixture import MixtureComponent, mixed_batches
-from pv_vae_jax.dropping import Dropping, max_dropped
+from pv_vae_jax.data.transforms import DropFutureFrames, clip_transforms
+from pv_vae_jax.dropping import max_dropped
 from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.model import Model, save
 from pv_vae_jax.models.discriminator import Discriminator
@@ -53,7 +54,8 @@ class VAEStage(Stage):
 
     def __init__(self, experiment: Experiment, name: str, perceptual: Perceptual | None = None):
         super().__init__(experiment, name)
-        self.sizes, self.dropping = sized_batches(experiment, name), dropping_of(self.config)
+        self.sizes = sized_batches(experiment, name)
+        self.dropping = dropping_of(self.config, experiment.vae.time_factor)
         earlier = VAE_STAGES[: VAE_STAGES.index(name)]
         self.before = next((stage for stage in reversed(earlier) if getattr(experiment, stage).steps), None)
         self._step = build_step(experiment, name, perceptual)
@@ -103,13 +105,13 @@ class VAEStage(Stage):
         return {part: tree for part, tree in parts.items() if tree is not None}
 
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
-        parts = []
+        data, parts = self.experiment.data, []
+        augmentation = dict(stride=data.stride, crop=data.crop, flip=self.config.flip, reverse=self.config.reverse)
         for size in self.sizes:
             source = run.source("train", random=True, kind=size, sources=len(self.sizes))
-            groups = self.experiment.vae.latent_frames(size.frames)
-            parts.append(MixtureComponent(source, size.batch_size, size.weight, groups))
-        augmentation = {"flip": self.config.flip, "reverse": self.config.reverse}
-        return mixed_batches(parts, self.dropping, **augmentation, **self.stream_settings(run, start))
+            transforms = clip_transforms(size.size, size.frames, **augmentation)
+            parts.append(MixtureComponent(source, transforms, size.batch_size, size.weight))
+        return mixed_batches(parts, self.dropping, **self.stream_settings(run, start))
 
     def example_batches(self) -> list[dict]:
         dropped = lambda size: (size.batch_size,) if self.config.drop_per_example else ()  # noqa: E731
@@ -164,9 +166,10 @@ def build_step(experiment: Experiment, name: str, perceptual: Perceptual | None 
     )
 
 
-def dropping_of(config: VAEStageConfig) -> Dropping:
+def dropping_of(config: VAEStageConfig, time_factor: int) -> DropFutureFrames:
     """How a stage with this configuration draws `k`."""
-    return Dropping(
+    return DropFutureFrames(
+        time_factor=time_factor,
         ratio=config.drop_ratio,
         pattern=config.drop_pattern,
         per_example=config.drop_per_example,

@@ -256,7 +256,7 @@ def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     """`(n, 1 + T, H, W, 3)` uint8 and labels: `most` clips of a split or all, the same for every row of a seed."""
     source = run.source(split, random=False)
     index = np.random.default_rng(run.experiment.seed).permutation(len(source))[:most]
-    items = [source.clip(int(i), np.random.default_rng(0)) for i in index]
+    items = [source[int(i)] for i in index]
     return np.stack([item["video"] for item in items]), np.array([item["label"] for item in items])
 
 

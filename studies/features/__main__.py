@@ -82,7 +82,7 @@ def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
     source = open_source(folder, frames=config.frames, size=config.network.side, random=False, clips=None)
     rng = np.random.default_rng(0)
     index = tqdm(range(len(source)), desc="videos", unit="clip", disable=not sys.stderr.isatty())
-    return np.stack([source.clip(i, rng)["video"] for i in index])
+    return np.stack([source[i]["video"] for i in index])
 
 
 if __name__ == "__main__":

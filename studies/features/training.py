@@ -83,7 +83,7 @@ def synthetic_clips(config: FeatureTraining) -> tuple[np.ndarray, dict[str, np.n
     for i in tqdm(range(config.clips), desc="clips", unit="clip", disable=not sys.stderr.isatty()):
         source = sources[(i // len(FAMILIES)) % len(sources)]
         scene = source.scene(i)
-        video.append(source.clip(i)["video"])
+        video.append(source[i]["video"])
         shape.append([any(s.shape == name for s in scene.sprites) for name in SHAPES])
         family.append(scene.label)
         speed.append(_speed(scene))

@@ -88,7 +88,7 @@ def synthetic_known(clips: int, frames: int, size: int, seed: int) -> KnownClips
         path, hidden = exact_paths(scene, size)
         paths.append(np.concatenate([path, hidden[..., None]], axis=-1).astype(np.float32))
         points.append(_points(scene, path, hidden, np.random.default_rng([seed, i])))
-    video = np.stack([source.clip(i)["video"] for i in range(clips)])
+    video = np.stack([source[i]["video"] for i in range(clips)])
     return KnownClips(video, np.stack(flow), np.stack(paths), points, np.arange(clips) % len(FAMILIES))
 
 
