@@ -64,7 +64,7 @@ class BuildWithExperiments(build_py):
 
 setup(
     name="pv_vae_jax",
-    version="0.2.0",
+    version="0.3.0",
     description="Predictive video VAE (PV-VAE) and latent video diffusion in JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
