@@ -36,7 +36,7 @@ class FrameSize:
             raise ValueError(f"fit must be {' or '.join(map(repr, FITS))}, got {self.fit!r}")
 
     @classmethod
-    def of(cls, size: int | tuple[int, int] | FrameSize, fit: Fit = "crop") -> FrameSize:
+    def of(cls, size: int | Sequence[int] | FrameSize, fit: Fit = "crop") -> FrameSize:
         """The size of a square by its side, of a rectangle by its `(height, width)`, or the given one itself."""
         if isinstance(size, FrameSize):
             return size

@@ -253,7 +253,7 @@ def fit(video: np.ndarray, side: int) -> np.ndarray:
     if width <= side:
         factor = max(side // width, 1)
         return np.repeat(np.repeat(video, factor, -3), factor, -2)
-    factor = math.ceil(width / side)
+    factor = min(math.ceil(width / side), height)
     height, width = height // factor, width // factor
     cut = video[..., : height * factor, : width * factor, :]
     blocks = cut.reshape(*cut.shape[:-3], height, factor, width, factor, 3)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps_to_target
 from pv_vae_jax.evaluation.distances import frechet_distance, kernel_distance
 from pv_vae_jax.evaluation.latent_analysis import rank_correlation
@@ -113,7 +114,8 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
         by_class = {classes[k]: clips[labels == k][:SHOWN] for k in np.unique(labels) if k < len(classes)}
         compared.append(EvaluatedRun(name, metrics[name], curves, named, *_decode(run, video[:SHOWN]), by_class))
     data = first.experiment.data
-    real = f"{data.source}, {data.frames} frames of {data.size} x {data.size}"
+    size = FrameSize.of(data.size)
+    real = f"{data.source}, {data.frames} frames of {size.height} x {size.width}"
     real += f"; generated clips against {count} test clips" if count else ""
     write_json(out.with_suffix(".json"), _numbers(compared, real))
     write_comparison(out, compared, video[:SHOWN], real)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
@@ -177,7 +178,7 @@ def _describe(run: Run, clips: dict) -> dict:
         "protocol": {
             **{key: getattr(data, key) for key in ("source", "frames", "size", "stride")},
             **clips,
-            "crop": "none, drawn at this size" if synthetic else "short side resized by area, centre square",
+            "crop": "none, drawn at this size" if synthetic else FrameSize.of(data.size).description,
             "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
             "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
             "reconstruction": "decoded posterior mean",
@@ -296,13 +297,14 @@ def _count(params: Any) -> int:
 def _summary(metrics: dict) -> list[str]:
     """The numbers as lines for a terminal."""
     p = metrics["protocol"]
+    size = FrameSize.of(p["size"])
     scores = [("stage", "PSNR dB", "SSIM", "EMA weights", "scored")]
     for name, stage in metrics["stages"].items():
         quality = cell(stage["psnr_db"], ".2f"), cell(stage["ssim"], ".4f")
         scores.append((name, *quality, stage["weights"], stage["scored"]))
     lines = [
-        f"{metrics['experiment']}: {p['clips']} {p['split']} clips of {p['source']}, {p['frames']} x {p['size']} x "
-        f"{p['size']}, stride {p['stride']}",
+        f"{metrics['experiment']}: {p['clips']} {p['split']} clips of {p['source']}, {p['frames']} x {size.height} x "
+        f"{size.width}, stride {p['stride']}",
         *metrics["notes"],
         *metrics["missing"],
         *aligned(scores),
