@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -98,7 +99,7 @@ def frame_folder(folder: str | Path, split: str) -> SplitIndex:
 
 def _plain_folder(folder: Path, split: str, kind: Literal["video", "frames"]) -> SplitIndex:
     check_folder(folder)
-    clips_below = videos_below if kind == "video" else frame_folders_below
+    clips_below = functools.cache(videos_below if kind == "video" else frame_folders_below)
     below = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     fixed = below == ["test", "train"]
     splits = [name for name in below if name in ("test", "train", "val", "valid", "validation")]
@@ -111,22 +112,23 @@ def _plain_folder(folder: Path, split: str, kind: Literal["video", "frames"]) ->
             "expected in train/CLASS/ and val/CLASS/. In any other folder the held-out part is called test, and "
             "train and test are its only sub-folders"
         )
-    all_clips_below(folder)
+    all_clips_below(folder)  # which refuses two kinds of clips, and images that are not frames
     base = folder / split if fixed else folder
     # Classes are those of the training split, so that both splits number them alike.
     training = folder / "train" if fixed else folder
-    roots = sorted(p for p in training.iterdir() if p.is_dir() and not _holds(p, training))
-    roots = [p for p in roots if not p.name.startswith(".")]
     # A folder of frames is itself a clip and not the class of one.
-    classes = [p.name for p in roots if (fixed and kind == "video") or any(c != p for c in clips_below(p))]
-    if classes:
-        stray = [c for c in clips_below(base) if c == base or c.parent == base] if base.is_dir() else []
-        if fixed and base.is_dir():
-            stray += [c for p in base.iterdir() if p.is_dir() and p.name not in classes for c in clips_below(p)]
+    classes = [
+        p.name
+        for p in _subfolders(training)
+        if (fixed and kind == "video") or any(clip != p for clip in clips_below(p))
+    ]
+    if classes and base.is_dir():
+        stray = videos_in(base) if kind == "video" else [path for path, _, frames in [next(_walk(base))] if frames]
+        stray += [c for p in _subfolders(base) for c in clips_below(p) if c == p or p.name not in classes]
         if stray:
             what = "every video" if kind == "video" else "every folder of frames"
             raise NoVideosError(
-                f"{stray[0]} belongs to no class, and {len(set(stray)) - 1} more: expected {what} in a folder named "
+                f"{stray[0]} belongs to no class, and {len(stray) - 1} more: expected {what} in a folder named "
                 f"after its class, here {', '.join(classes[:5])}; move or remove them"
             )
     folders = {name: base / name for name in classes} or {folder.name: base}
@@ -145,7 +147,8 @@ def all_clips_below(folder: Path) -> SplitIndex:
       NoVideosError: the folder holds video files and folders of frames, of which one kind would be lost, or images
         alone that are not numbered like frames.
     """
-    videos, folders, reason = videos_below(folder), frame_folders_below(folder), None
+    found, reason = list(_walk(folder)), None
+    videos, folders = _videos(found), sorted(path for path, _, holds_frames in found if holds_frames)
     frames = None  # the first folder that is a clip beyond doubt; thumbnails beside videos are none
     for path in folders:
         try:
@@ -192,8 +195,7 @@ def videos_below(folder: Path) -> list[Path]:
     Links to folders are followed, each folder once, so that loops end. Not followed are links to folders within
     `folder`, whose files are found anyway, and to `folder` itself or above, which holds the files of other classes too.
     """
-    found = (Path(path, name) for path, _, names in _walk(folder) for name in names if _suffix(name) in SUFFIXES)
-    return sorted(path for path in found if path.is_file())
+    return _videos(_walk(folder))
 
 
 def frame_folders_below(folder: Path) -> list[Path]:
@@ -202,19 +204,16 @@ def frame_folders_below(folder: Path) -> list[Path]:
     Such a folder has images and no videos. A folder that has sub-folders as well counts only if an image is numbered,
     so that the cover of a class does not make the class a clip. Whether the names fit together, `list_frames` says.
     """
-    return sorted(_frame_folders(folder))
+    return sorted(path for path, _, frames in _walk(folder) if frames)
 
 
-def _frame_folders(folder: Path) -> Iterator[Path]:
-    for path, folders, names in _walk(folder):
-        images = [name for name in names if _suffix(name) in IMAGE_SUFFIXES]
-        if images and not any(_suffix(name) in SUFFIXES for name in names):
-            if not folders or any(_number(name) for name in images):
-                yield Path(path)
+def _videos(found: Iterable[tuple[Path, list[str], bool]]) -> list[Path]:
+    paths = (path / name for path, videos, _ in found for name in videos)
+    return sorted(path for path in paths if path.is_file())
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Of each folder at any depth its path, and the names of its sub-folders and files that are not hidden."""
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], bool]]:
+    """Of `folder` and each folder below it, the path, the names of its videos, and whether it holds frames."""
     top, seen = os.path.realpath(folder), set()
     for path, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
@@ -225,16 +224,15 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         # In place, as `os.walk` continues with these. Sorted, so that of two links to a folder always the same counts.
         shown = [name for name in folders if not name.startswith(".")]
         folders[:] = sorted(name for name in shown if not _leads_back(os.path.join(path, name), top))
-        yield path, folders, [name for name in files if not name.startswith(".")]
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+        files = [name for name in files if not name.startswith(".")]
+        videos = [name for name in files if name.lower().endswith(SUFFIXES)]
+        images = [] if videos else [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        yield Path(path), videos, bool(images) and (not folders or any(map(_number, images)))
 
 
 def _number(name: str) -> re.Match | None:
-    """The two groups of a frame's name: what is before its number, and the number."""
-    return re.fullmatch(r"(.*?)([0-9]+)", os.path.splitext(name)[0], re.DOTALL)
+    """The three groups of a frame's name: what is before its number, the number, and the suffix."""
+    return re.fullmatch(r"(.*?)([0-9]+)(\.[^.]*)", name, re.DOTALL)
 
 
 def list_frames(folder: str | Path) -> list[str]:
@@ -257,7 +255,7 @@ def list_frames(folder: str | Path) -> list[str]:
         match, first = _number(name), next(iter(frames.values()), name)
         if not match:
             raise BrokenVideoError(f"{folder}: {name} does not end in a number, as the names of frames do")
-        if (match[1], _suffix(name)) != (_number(first)[1], _suffix(first)):
+        if (match[1], match[3].lower()) != (_number(first)[1], _number(first)[3].lower()):
             raise BrokenVideoError(f"{folder}: {first} and {name} differ in more than their numbers")
         if (number := int(match[2])) in frames:
             raise BrokenVideoError(f"{folder}: {frames[number]} and {name} have the same number")
@@ -273,15 +271,16 @@ def list_frames(folder: str | Path) -> list[str]:
 
 
 def _is_image(entry: os.DirEntry) -> bool:
-    return not entry.name.startswith(".") and _suffix(entry.name) in IMAGE_SUFFIXES and entry.is_file()
+    return entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
 
 
 def is_frames(folder: Path, below: set[str]) -> bool:
     """Whether the first folders with images below `folder` are folders of frames; images alone are in train and val."""
     if "val" in below:
         return False
+    first = (path for path, _, frames in _walk(folder) if frames)
     try:
-        lengths = [len(list_frames(path)) for path in itertools.islice(_frame_folders(folder), 5)]
+        lengths = [len(list_frames(path)) for path in itertools.islice(first, 5)]
     except BrokenVideoError:
         return False
     return max(lengths, default=0) > 1
@@ -310,9 +309,10 @@ def videos_in(folder: Path) -> list[Path]:
     return sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
 
 
-def _holds(path: Path, folder: Path) -> bool:
-    """Whether `path` is a link to `folder` or above: its videos would be those of all classes."""
-    return path.is_symlink() and folder.resolve().is_relative_to(path.resolve())
+def _subfolders(folder: Path) -> list[Path]:
+    """Sub-folders that may be classes: not hidden, and not links to `folder` or above, which holds all classes."""
+    found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p for p in found if not (p.is_symlink() and folder.resolve().is_relative_to(p.resolve()))]
 
 
 def summarize(skipped: dict, shown: int = 5) -> str:
