@@ -12,7 +12,6 @@ from absl import flags
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
 from pv_vae_jax.cli._shared import define_size_flags, frame_size
-from pv_vae_jax.data.clips import crop
 from pv_vae_jax.data.frame_size import FITS, FrameSize, nearest
 from pv_vae_jax.data.readers.image_files import read_image
 from pv_vae_jax.data.video_reading import iterate_at_rate, iterate_video, probe, read_video, resize
@@ -88,8 +87,9 @@ def test_a_square_is_scaled_and_cropped_as_ever():
         scale = short / min(height, width)
         expected = max(short, round(height * scale)), max(short, round(width * scale))
         assert FrameSize.of(short).scaled(height, width) == expected
-    for corner in (None, (0.3, 0.9), (0.99, 0)):
-        np.testing.assert_array_equal(FrameSize(17, 17).cut(NOISE, corner), crop(NOISE, 17, corner))
+    for corner, top, left in ((None, 3, 11), ((0.3, 0.9), 2, 21), ((0.99, 0), 7, 0)):  # of 8 and 24 places
+        found = FrameSize(17, 17).cut(NOISE, corner)
+        np.testing.assert_array_equal(found, NOISE[:, top : top + 17, left : left + 17])
 
 
 def test_every_fit_ends_at_the_size():

@@ -4,8 +4,8 @@
   pv-vae analyze runs/a runs/b --data folder --size=64 --clips=64 --out analysis
 
 Models are shipped names, model folders or work directories. Clips come from the synthetic world, where motion is its
-exact flow, or from --data, a folder of videos or an array, where motion is the change of brightness. Writes
-`analysis.json` and `analysis.html` (one self-contained page).
+exact flow, or from --data, a folder of videos or of folders of frames, or an array, where motion is the change of
+brightness. Writes `analysis.json` and `analysis.html` (one self-contained page).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ SEED = 20_000  # of the synthetic clips, which are then neither training nor tes
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae analyze`."""
-    flags.DEFINE_string("data", "synthetic", "folder of videos, .npy or .npz; or synthetic", flag_values=values)
+    flags.DEFINE_string(
+        "data", "synthetic", "folder of videos or of frames, .npy or .npz; or synthetic", flag_values=values
+    )
     flags.DEFINE_string("out", "analysis", "folder for the results", flag_values=values)
     for name, default, help in (
         ("clips", 64, "number of clips to encode, at most"),

@@ -45,7 +45,7 @@ OF_SEVERAL_RUNS = {"workdir", "out"}
 TEXTS = {
     "workdir": "folder of a run with a finished stage",
     "out": "several runs: the page, default comparison.html; sets: JSON file for the scores and their protocol",
-    "real": "sets: folder of videos, or .npy or .npz of clips (n, t, h, w, 3)",
+    "real": "sets: folder of videos or of folders of frames, or .npy or .npz of clips (n, t, h, w, 3)",
     "fake": "sets: the clips to judge, in the same forms",
     "weights": "sets: file of I3D, or folder made by `python -m studies.features`; own ships with the library",
     "value_range": "sets: range of float arrays, 0,1 or -1,1",

@@ -3,8 +3,8 @@
   pv-vae prepare ~/UCF101 --out data/ucf101 --short_side 128
   pv-vae train --config experiments/demo.py --workdir runs/ucf --config.data.source data/ucf101
 
-SOURCE is a folder of videos, or a data set in its official layout. After an interruption the same command continues.
-Skipped files and the reasons are listed in each split's `manifest.json`.
+SOURCE is a folder of videos or of folders of frames, or a data set in its official layout. After an interruption the
+same command continues. Skipped files and the reasons are listed in each split's `manifest.json`.
 """
 
 from __future__ import annotations

@@ -12,14 +12,24 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, summarize, videos_below, videos_in
-from pv_vae_jax.data.readers import image_files
+from pv_vae_jax.data.listing import (
+    IMAGE_SUFFIXES,
+    NoVideosError,
+    SplitIndex,
+    VideoEntry,
+    frame_folders_below,
+    summarize,
+    videos_below,
+    videos_in,
+)
 from pv_vae_jax.data.video_reading import SUFFIXES
 
 _SPLITS = ("train", "test")
+_DAVIS_SIZES = ("480p", "Full-Resolution")
 
 
 def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> SplitIndex:
@@ -147,7 +157,7 @@ def imagenet(folder: str | Path, split: str) -> SplitIndex:
         if not (folder / part).is_dir():
             raise NoVideosError(f"{folder} has no folder {part}: images are expected in train/CLASS/ and val/CLASS/")
     class_names = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
-    flat = [p.name for p in (folder / name).iterdir() if p.suffix.lower() in image_files.SUFFIXES]
+    flat = [p.name for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
     if flat and not any((folder / name / c).is_dir() for c in class_names):
         raise NoVideosError(
             f"{folder / name} holds {len(flat)} images directly: sort them into CLASS/ like those of train"
@@ -156,13 +166,47 @@ def imagenet(folder: str | Path, split: str) -> SplitIndex:
         VideoEntry(path, path.relative_to(folder).as_posix(), label)
         for label, c in enumerate(class_names)
         for path in sorted((folder / name / c).glob("*"))
-        if path.suffix.lower() in image_files.SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
     ]
     if not items:
-        raise NoVideosError(
-            f"{folder / name} holds no images ({', '.join(image_files.SUFFIXES)}) in sub-folders of classes"
-        )
+        raise NoVideosError(f"{folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)}) in sub-folders of classes")
     return SplitIndex("ImageNet", tuple(class_names), tuple(items), kind="image")
+
+
+def davis(folder: str | Path, split: str) -> SplitIndex:
+    """DAVIS (Pont-Tuset et al. 2017): `JPEGImages/480p/CLIP/00000.jpg` and the lists of `ImageSets/2017/`.
+
+    The lists of 2016 are read if there are none of 2017, and `Full-Resolution` if there is no `480p`. `test` is the
+    official validation split, since the test splits were published without annotations.
+
+    Raises:
+      NoVideosError: a list or all clips are missing.
+    """
+    folder = Path(folder)
+    year = next((y for y in ("2017", "2016") if (folder / "ImageSets" / y).is_dir()), "2017")
+    size = next((s for s in _DAVIS_SIZES if (folder / "JPEGImages" / s).is_dir()), _DAVIS_SIZES[0])
+    lists = {"train": "train.txt", "test": "val.txt"}
+    names = _lines(folder / "ImageSets" / year / lists[split], "DAVIS")
+    wanted = [VideoEntry(folder / "JPEGImages" / size / n, f"JPEGImages/{size}/{n}") for n in names]
+    where = f"DAVIS keeps its clips in JPEGImages/{size}/CLIP/00000.jpg"
+    return _present(f"DAVIS {year} {size}", ["DAVIS"], wanted, where, kind="frames")
+
+
+def sky_timelapse(folder: str | Path, split: str) -> SplitIndex:
+    """Sky Timelapse (Xiong et al. 2018): frames in `sky_train/VIDEO/CLIP/` and `sky_test/VIDEO/CLIP/`, one class.
+
+    Raises:
+      NoVideosError: the folder of the split is missing, or holds no frames.
+    """
+    folder = Path(folder)
+    paths = frame_folders_below(folder / f"sky_{split}")
+    if not paths:
+        raise NoVideosError(
+            f"{folder / f'sky_{split}'} is missing or holds no images: Sky Timelapse unpacks to sky_train/VIDEO/CLIP/ "
+            "and sky_test/VIDEO/CLIP/, with the frames of a clip in each"
+        )
+    items = tuple(VideoEntry(path, path.relative_to(folder).as_posix()) for path in paths)
+    return SplitIndex("Sky Timelapse", ("sky",), items, kind="frames")
 
 
 # How each layout is recognised, from the folder and the names of its sub-folders. Half of a layout is enough where
@@ -188,6 +232,16 @@ def is_part_of_kinetics400(folder: Path, below: set[str]) -> bool:
 def is_imagenet(folder: Path, below: set[str]) -> bool:
     """Whether `folder` has images in folders of classes."""
     return ("val" in below or below == {"train"}) and _holds_images(folder / "train", folder / "val")
+
+
+def is_davis(folder: Path, below: set[str]) -> bool:
+    """Whether `folder` has images in the folders of DAVIS's sizes."""
+    return any((folder / "JPEGImages" / size).is_dir() for size in _DAVIS_SIZES)
+
+
+def is_sky_timelapse(folder: Path, below: set[str]) -> bool:
+    """Whether `folder` has one of the splits."""
+    return bool(below & {"sky_train", "sky_test"})
 
 
 def is_realestate10k(folder: Path, below: set[str]) -> bool:
@@ -218,7 +272,7 @@ def _holds_images(*folders: Path) -> bool:
     for folder in folders:
         for path in sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith(".")):
             suffixes = [p.suffix.lower() for p in path.iterdir() if not p.name.startswith(".")]
-            pictures, videos = (sum(s in known for s in suffixes) for known in (image_files.SUFFIXES, SUFFIXES))
+            pictures, videos = (sum(s in known for s in suffixes) for known in (IMAGE_SUFFIXES, SUFFIXES))
             if pictures or videos:
                 return pictures > videos
     return False
@@ -244,13 +298,20 @@ def _kinetics_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _present(dataset: str, class_names: list[str], wanted: list[VideoEntry], where: str) -> SplitIndex:
-    """The files that exist. Raises NoVideosError if none does."""
+def _present(
+    dataset: str,
+    class_names: list[str],
+    wanted: list[VideoEntry],
+    where: str,
+    kind: Literal["video", "frames"] = "video",
+) -> SplitIndex:
+    """The files, or folders of frames, that exist. Raises NoVideosError if none does."""
+    is_kind = os.DirEntry.is_file if kind == "video" else os.DirEntry.is_dir
 
     @functools.cache  # one scan a folder: a list may name hundreds of thousands of files
     def names(folder: Path) -> set[str]:
         # A link to a missing file is not a file.
-        return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
+        return {entry.name for entry in os.scandir(folder) if is_kind(entry)} if folder.is_dir() else set()
 
     exists = [entry.path.name in names(entry.path.parent) for entry in wanted]
     items = tuple(itertools.compress(wanted, exists))
@@ -258,6 +319,6 @@ def _present(dataset: str, class_names: list[str], wanted: list[VideoEntry], whe
     if not items:
         raise NoVideosError(
             f"none of the {len(wanted)} videos of {dataset} exists ({summarize(absent, 2)}); {where} "
-            f"({', '.join(SUFFIXES)})"
+            f"({', '.join(SUFFIXES if kind == 'video' else IMAGE_SUFFIXES)})"
         )
-    return SplitIndex(dataset, tuple(class_names), items, absent)
+    return SplitIndex(dataset, tuple(class_names), items, absent, kind)

@@ -16,15 +16,27 @@ from pv_vae_jax.data import datasets
 from pv_vae_jax.data.clips import ClipSource, Reader, WindowSource
 from pv_vae_jax.data.frame_cache import FrameCache
 from pv_vae_jax.data.frame_size import FrameSize
-from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, video_folder
+from pv_vae_jax.data.listing import (
+    NoVideosError,
+    SplitIndex,
+    all_clips_below,
+    check_folder,
+    check_uncut,
+    content_key,
+    frame_folder,
+    is_frames,
+    video_folder,
+)
 from pv_vae_jax.data.readers import records, tfds
+from pv_vae_jax.data.readers.frame_folders import FrameFolders
 from pv_vae_jax.data.readers.image_files import ImageFiles
 from pv_vae_jax.data.readers.video_files import VideoFiles
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.synthetic import SyntheticVideos, families_of
 
 __all__ = ["DATASETS", "NoVideosError", "VideoSource"]
-__all__ += ["class_names", "describe", "detect_format", "fingerprint", "list_dataset", "open_source", "program_name"]
+__all__ += ["class_names", "describe", "detect_format", "fingerprint", "list_clips", "list_dataset", "open_source"]
+__all__ += ["program_name"]
 
 PROGRAM = "program:"
 
@@ -92,6 +104,9 @@ FORMATS = (
     Format("ucf101", datasets.is_ucf101, datasets.ucf101, folds=True),
     Format("kinetics400", datasets.is_kinetics400, datasets.kinetics400),
     Format("realestate10k", datasets.is_realestate10k, datasets.realestate10k),
+    Format("davis", datasets.is_davis, datasets.davis, FrameFolders),
+    Format("sky_timelapse", datasets.is_sky_timelapse, datasets.sky_timelapse, FrameFolders),
+    Format("frames", is_frames, frame_folder, FrameFolders),
     Format("imagenet", datasets.is_imagenet, datasets.imagenet, ImageFiles),
     Format("kinetics400", datasets.is_part_of_kinetics400, datasets.kinetics400),
     Format("folder", lambda folder, below: True, video_folder),
@@ -134,6 +149,27 @@ def program_name(source: str) -> str:
     return source.removeprefix(PROGRAM) if source.startswith(PROGRAM) else ""
 
 
+def list_clips(folder: str | Path) -> SplitIndex:
+    """All clips of a folder, of both splits, in the order of their paths: what `pv-vae evaluate` compares.
+
+    They are those that training and `pv-vae prepare` take from the same folder; a sub-folder of it may be named too.
+
+    Raises:
+      NoVideosError: the folder is missing, incomplete as the data set that it was recognised as, of a format that holds
+        no files of clips, or its clips are parts of files.
+    """
+    folder = Path(folder)
+    form = _format_of(folder)
+    if form.name in ("folder", "frames"):
+        return all_clips_below(folder)
+    if not issubclass(form.reader, VideoFiles):  # folders of frames too
+        raise NoVideosError(f"expected video files or folders of frames in {folder}, got the format {form.name}")
+    train, test = (form.list(folder, split, 1) for split in ("train", "test"))
+    check_uncut(folder, train)
+    items = tuple(sorted(train.items + test.items, key=lambda entry: entry.path))
+    return dataclasses.replace(train, items=items, absent=train.absent | test.absent)
+
+
 def class_names(source: str, fold: int = 1) -> tuple[str, ...]:
     """Class names of `source` in label order, without opening a video. Arguments and errors as for `open_source`."""
     name = program_name(source)
@@ -156,7 +192,7 @@ def _summarize(folder: Path, fold: int) -> tuple[tuple[str, ...], str]:
         form.check_fold(folder, fold)
         return form.summary(folder)
     index = form.list(folder, "train", fold)
-    lines = [f"{entry.name}\t{entry.label}\t{entry.path.stat().st_size}" for entry in index.items]
+    lines = [f"{entry.name}\t{entry.label}\t{content_key(entry.path)}" for entry in index.items]
     return index.class_names, hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Sets of clips to compare: a folder of video files, or an array in `.npy` or `.npz`.
+"""Sets of clips to compare: a folder of video files or of folders of frames, or an array in `.npy` or `.npz`.
 
 A set yields clips `(t, h, w, 3)` uint8 by index. All clips of a set must have one size: resizing some of them and not
 others would show in every distance.
@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.frame_size import FrameSize
+from pv_vae_jax.data.listing import NoVideosError, list_frames
+from pv_vae_jax.data.readers.frame_folders import read_frames
+from pv_vae_jax.data.sources import list_clips
 from pv_vae_jax.data.video_reading import SUFFIXES, count_frames, read_video
 from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import SLACK
@@ -132,16 +135,16 @@ class ArrayClips(ClipSet):
 
 
 class FolderClips(ClipSet):
-    """One clip of every video file below a folder, in the order of their names.
+    """One clip of every video file, or folder of frames, below a folder, in the order of their names.
 
     Args:
-      folder: searched recursively.
-      window: the frames that are scored; shorter files are left out and counted.
+      folder: searched as for training, see `list_clips`.
+      window: the frames that are scored; shorter videos are left out and counted.
       size: size to which frames are brought by area, an int for a square; None keeps them as they are.
 
     Raises:
-      FeatureError: no file is long enough.
-      BrokenVideoError: a file does not decode.
+      FeatureError: the folder has no clips, some cannot be listed, or none is long enough.
+      BrokenVideoError: a clip does not decode.
     """
 
     def __init__(self, folder: str | Path, window: Window, size: int | FrameSize | None = None):
@@ -150,10 +153,15 @@ class FolderClips(ClipSet):
             raise FileNotFoundError(f"{folder} is a file: name the folder that contains it")
         if not self.path.is_dir():
             raise FileNotFoundError(f"no folder {folder}")
-        found = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        try:
+            listing = list_clips(self.path)
+        except NoVideosError as error:
+            raise FeatureError(f"{error} (or name the folder of the clips alone)") from error
+        found, frames = [entry.path for entry in listing.items], listing.kind == "frames"
         if not found:
-            raise FeatureError(f"found no video files ({', '.join(SUFFIXES)}) in {folder}")
-        lengths = [count_frames(path) for path in found]
+            raise FeatureError(f"found no video files ({', '.join(SUFFIXES)}) and no folders of frames in {folder}")
+        lengths = [len(list_frames(path)) if frames else count_frames(path) for path in found]
+        self._read = read_frames if frames else read_video
         kept = [(p, n) for p, n in zip(found, lengths, strict=True) if n >= window.span]
         self.short = len(found) - len(kept)
         if not kept:
@@ -162,7 +170,7 @@ class FolderClips(ClipSet):
             )
         self.files, self.lengths = zip(*kept, strict=True)
         self.size = self.clip(0).shape[1:3]
-        self.pixels = "decoded video files: their compression is part of the score"
+        self.pixels = f"decoded {'frames' if frames else 'video files'}: their compression is part of the score"
         self.resized = self._size.description if self._size else "no"
 
     def __len__(self) -> int:
@@ -171,7 +179,7 @@ class FolderClips(ClipSet):
     def clip(self, index: int) -> np.ndarray:
         w = self.window
         start = w.first(index, self.lengths[index])
-        video = read_video(self.files[index], resize=self._size, start=start, count=w.frames, stride=w.stride)
+        video = self._read(self.files[index], resize=self._size, start=start, count=w.frames, stride=w.stride)
         return self._size.cut(video) if self._size else video
 
     def name(self, index: int) -> Path:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import VideoEntry
-from pv_vae_jax.data.readers import image_files, tfds
+from pv_vae_jax.data.readers import frame_folders, image_files, tfds
 from pv_vae_jax.data.video_reading import BrokenVideoError, iterate_at_rate, probe, resize
 from pv_vae_jax.data.video_writing import encode_video
 
@@ -62,7 +63,9 @@ def encode_clips(entry: VideoEntry, settings: ClipSettings, kind: str = "video")
     except BrokenVideoError:
         # Decoders take a failing disk for a damaged file. Reading the file to its end raises the error of the disk; if
         # that is over by now, the second try finds the video intact.
-        if not entry.path.is_dir():  # as that of a TensorFlow dataset
+        if (
+            not entry.path.is_dir()
+        ):  # as that of a TensorFlow dataset, or of frames, whose reader tells disk from damage
             with entry.path.open("rb") as file:
                 while file.read(1 << 20):
                     pass
@@ -83,6 +86,10 @@ def _clips(entry: VideoEntry, settings: ClipSettings, kind: str) -> Iterator[tup
         min_frames = 1 if len(video) == 1 else min_frames
         smaller = min(video.shape[1:3]) > side
         frames = (resize(frame, side) if smaller else frame for frame in video)
+    elif kind == "frames":
+        info = frame_folders.probe_frames(entry.path)
+        fps, smaller = info.fps, min(info.height, info.width) > side
+        frames = frame_folders.iterate_frames(entry.path, resize=FrameSize.of(side) if smaller else None)
     else:
         fps = settings.fps or probe(entry.path).fps
         frames = iterate_at_rate(

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, summarize
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, content_key, summarize
 from pv_vae_jax.data.prepare.encoding import ClipSettings, encode_clips
 from pv_vae_jax.data.readers.records import FORMAT, pack
 from pv_vae_jax.data.shards import write_shard
@@ -34,7 +34,7 @@ class Task:
     index: int
     items: tuple[VideoEntry, ...]
     settings: ClipSettings
-    kind: Literal["video", "image", "tfds"] = "video"
+    kind: Literal["video", "frames", "image", "tfds"] = "video"
 
     @property
     def path(self) -> Path:
@@ -79,12 +79,12 @@ def plan(listing: SplitIndex, folder: Path, settings: ClipSettings, *, files: in
     """
     if not listing.items:
         raise NoVideosError(f"{listing.dataset}: the split has no files to prepare; check the folder, or leave it out")
-    if settings.fps and listing.kind == "tfds":
+    if settings.fps and listing.kind in ("tfds", "frames"):
         raise NoVideosError(f"{listing.dataset} holds frames without times: leave fps at 0, which takes all of them")
     items = sorted(listing.items, key=lambda item: hashlib.sha256(os.fsencode(item.name)).digest())
     sizes = "\n".join(
         f"{item.name}\t{item.label}\t{item.start}\t{item.stop}\t"
-        f"{None if item.path.is_dir() else item.path.stat().st_size}"
+        f"{None if listing.kind == 'tfds' else content_key(item.path)}"
         for item in items  # without their folder: a data set may move
     )
     key = {

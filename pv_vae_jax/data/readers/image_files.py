@@ -13,7 +13,6 @@ from pv_vae_jax.data.listing import SplitIndex
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.video_reading import MAX_PIXELS, BrokenVideoError
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # by content. Among the others that Pillow reads, EPS starts Ghostscript
 
 
@@ -60,6 +59,17 @@ def read_image(path: str | Path, *, short_side: int | None = None, resize: Frame
         if isinstance(error, OSError) and error.errno:  # a system error; Pillow's own have no number
             raise
         raise BrokenVideoError(f"{path}: not readable as image ({type(error).__name__}: {error})") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file from its header, before any rotation. Raises as `read_image`."""
+    try:
+        from PIL import Image
+
+        with Image.open(path, formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception:  # any, as in `read_image`, which says what is wrong
+        return read_image(path).shape[:2]
 
 
 class ImageFiles(Reader):

@@ -9,13 +9,15 @@ import numpy as np
 
 from pv_vae_jax.data.clips import LazyClip, Reader
 from pv_vae_jax.data.frame_size import FrameSize
-from pv_vae_jax.data.listing import NoVideosError, SplitIndex, summarize
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_uncut, summarize
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.video_reading import SUFFIXES, BrokenVideoError, probe, read_video
 
 
 class VideoFiles(Reader):
     """The video files of a split, resized by area to `size`.
+
+    Subclasses name other functions for `probe` and `read`, which take a path and the arguments of `read_video`.
 
     Args:
       folder, size, log: as for `Reader`.
@@ -31,21 +33,19 @@ class VideoFiles(Reader):
     """
 
     unit, cached = "files", True
+    probe, read = staticmethod(probe), staticmethod(read_video)
 
     def __init__(
         self, folder: Path, split: str, index: SplitIndex, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         super().__init__(folder, index.class_names, size, log)
-        if any(entry.start or entry.stop != float("inf") for entry in index.items):
-            raise NoVideosError(
-                f"{folder}: clips of {index.dataset} are parts of longer videos; cut them first with pv-vae prepare"
-            )
+        check_uncut(folder, index)
         self.absent = index.absent
         self.paths: list[Path] = []
         labels, lengths, self.rates, small, longest = [], [], [], 0, 0
         for entry in index.items:
             try:
-                info = probe(entry.path)
+                info = self.probe(entry.path)
                 longest = max(longest, info.frames)
                 if info.frames < span:
                     raise BrokenVideoError(f"{entry.path}: {info.frames} frames, but a clip spans {span}")
@@ -61,13 +61,13 @@ class VideoFiles(Reader):
             raise NoVideosError(self._no_videos(split, len(index.items)), longest)
         self.labels, self.lengths = np.asarray(labels, np.int32), np.asarray(lengths)
         if self.skipped:
-            self.log.say(f"{folder}: {len(self.skipped)} of {len(index.items)} files skipped")
+            self.log.say(f"{folder}: {len(self.skipped)} of {len(index.items)} {self.unit} skipped")
         if small:
-            self.log.say(f"{folder}: {small} of {len(self.paths)} files are enlarged to data.size {size}")
+            self.log.say(f"{folder}: {small} of {len(self.paths)} {self.unit} are enlarged to data.size {size}")
 
     def _no_videos(self, split: str, total: int) -> str:
         if self.skipped:
-            return f"none of the {total} files of {self.folder} ({split}) can be used: {summarize(self.skipped)}"
+            return f"none of the {total} {self.unit} of {self.folder} ({split}) can be used: {summarize(self.skipped)}"
         if split == "test":
             return f"{self.folder} holds no clip for testing: add a second video, or sub-folders train and test"
         return f"{self.folder} holds no video files ({', '.join(SUFFIXES)}), neither directly nor in sub-folders"
@@ -78,7 +78,7 @@ class VideoFiles(Reader):
     def open(self, index: int) -> tuple[LazyClip, int]:
         """File `index` and its label."""
         path = self.paths[index]
-        read = functools.partial(read_video, path, resize=self.size)
+        read = functools.partial(self.read, path, resize=self.size)
         return LazyClip(int(self.lengths[index]), self.rates[index], read), int(self.labels[index])
 
     def name(self, index: int) -> Path:
