@@ -248,9 +248,7 @@ def write_textures(folder: Path, height: int, width: int) -> list[Path]:
 
 def waiting_share(records: ClipSource, settings: Settings) -> float:
     """Of the time of a loop whose device works for `step` seconds a batch and leaves the processor free."""
-    stream = train_batches(
-        records, transforms_of(records, flip=0.5), batch_size=settings.batch_size, seed=0, threads=2
-    )
+    stream = train_batches(records, transforms_of(records, flip=0.5), batch_size=settings.batch_size, seed=0, threads=2)
     next(stream)
     waited, start = 0.0, time.perf_counter()
     for _ in range(settings.steps):

@@ -14,12 +14,17 @@ from pv_vae_jax.train import DataConfig, load_experiment, train
 from pv_vae_jax.train.latents_stage import latent_shape
 from pv_vae_jax.train.run import open_run
 from pv_vae_jax.train.sizes import sized_batches
-from pv_vae_jax.train.stages import build_stage
 from pv_vae_jax.typing import ConfigError
 from tests.test_cli import fails, files, pv_vae, tiny_experiment  # noqa: F401
 
 OWN = {"data.source": "program:noise", "data.class_names": "dark,bright"}
-SMALL = {"image.steps": "1", "video.steps": "2", "video.objective.gan": "0", "decoder.steps": "0", "diffusion.steps": "1"}
+SMALL = {
+    "image.steps": "1",
+    "video.steps": "2",
+    "video.objective.gan": "0",
+    "decoder.steps": "0",
+    "diffusion.steps": "1",
+}
 
 
 def noise(clips=9, frames=12, size=(20, 30)):
@@ -52,7 +57,9 @@ def test_a_program_trains_every_stage_on_rectangles_of_its_own(tiny_experiment, 
 
 def test_clips_of_a_program_are_checked(tiny_experiment, tmp_path):  # noqa: F811
     own = load_experiment(tiny_experiment, OWN)
-    with pytest.raises(ConfigError, match=r"program:noise stands for clips .* pv_vae_jax.train.train\(.*clips=") as error:
+    with pytest.raises(
+        ConfigError, match=r"program:noise stands for clips .* pv_vae_jax.train.train\(.*clips="
+    ) as error:
         train(own, tmp_path / "none")
     assert "name a folder" in str(error.value)
     with pytest.raises(ConfigError, match="clips need data.source='program:NAME'.*got 'synthetic'"):
@@ -66,7 +73,9 @@ def test_clips_of_a_program_are_checked(tiny_experiment, tmp_path):  # noqa: F81
         source.source("test", random=False)
     with pytest.raises(NoVideosError, match="expected clips, got none"):
         train(own, tmp_path / "empty", clips=[])
-    message = fails("train", "--config", tiny_experiment, "--workdir", tmp_path / "cli", "--config.data.source=program:a")
+    message = fails(
+        "train", "--config", tiny_experiment, "--workdir", tmp_path / "cli", "--config.data.source=program:a"
+    )
     assert "stands for clips that a program passes" in message
 
 
@@ -109,7 +118,9 @@ def test_a_run_of_other_draws_is_not_trained_on(tiny_experiment, tmp_path):  # n
     assert config["draws"] == 2
     path.write_text(json.dumps({key: value for key, value in config.items() if key != "draws"}))
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match="draws of version 1.*version 2.: go on with pv_vae_jax 0.2.0, or use another"):
+    with pytest.raises(
+        ConfigError, match="draws of version 1.*version 2.: go on with pv_vae_jax 0.2.0, or use another"
+    ):
         train(experiment, tmp_path)
     assert files(tmp_path) == before, "nothing was written"
     assert load(tmp_path).meta["stage"] == "image"

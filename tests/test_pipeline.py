@@ -13,8 +13,8 @@ import pytest
 from grain.transforms import RandomMap
 
 from pv_vae_jax.data import latents as latents_file
-from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, begin_cache
 from pv_vae_jax.data.frame_size import FrameSize
+from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, begin_cache
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.mixture import MixtureComponent, balanced_batch_sizes, mixed_batches
 from pv_vae_jax.data.pipeline import train_batches
@@ -272,7 +272,9 @@ def test_online_latents_are_those_of_their_clips(run, tiny):
         np.testing.assert_allclose(encoded["mean"][i], expected.mean[0], atol=1e-5)
         np.testing.assert_allclose(encoded["logvar"][i], expected.logvar[0], atol=1e-5)
         assert encoded["label"][i] == batch["label"][i]
-    assert [type(t).__name__ for t in latents.transforms][2] == "RandomFlip" and latents.transforms[2].probability == 0.5
+    assert [type(t).__name__ for t in latents.transforms][2] == "RandomFlip" and latents.transforms[
+        2
+    ].probability == 0.5
     with pytest.raises(StaleLatentsError, match="online: cached True, now None"):
         open_latents(run(flip=0.5), "video")
 

@@ -177,7 +177,10 @@ BATCH = {"video": np.zeros((2, 9, 8, 8, 3), np.uint8)}
         (lambda: DropFutureFrames(1.5).map_with_index(0, BATCH), r"dropping ratio must be in \[0, 1\], got 1.5"),
         (lambda: RandomWindow(21).random_map(ELEMENT, rng()), "RandomWindow: expected at least 21 frames, got 20"),
         (lambda: RandomWindow(3).random_map(np.zeros(3), rng()), "RandomWindow: expected an element with the entry"),
-        (lambda: RandomFlip().random_map({"label": 1}, rng()), "RandomFlip: expected .* 'video', got the entries label"),
+        (
+            lambda: RandomFlip().random_map({"label": 1}, rng()),
+            "RandomFlip: expected .* 'video', got the entries label",
+        ),
         (lambda: RandomFlip().random_map(PICTURE, rng()), r"RandomFlip: .* uint8, got \(9, 8, 8, 3\) float32"),
         (lambda: RandomFlip().random_map(BATCH, rng()), "RandomFlip: .*: put it before batch"),
         (lambda: RandomReverse().random_map(lazy(ELEMENT["video"])[0], rng()), "RandomReverse: .* put RandomWindow"),

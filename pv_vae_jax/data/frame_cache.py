@@ -38,7 +38,11 @@ class FrameCache:
 
     def read(self, index: int, clip: LazyClip, start: int, count: int | None, stride: int) -> np.ndarray:
         """`clip.read(start, count, stride)` of video `index`, or the centre of it."""
-        if count is not None and clip.length * self._size.height * self._size.width * 3 <= self.limit // 8 and index not in self._damaged:
+        if (
+            count is not None
+            and clip.length * self._size.height * self._size.width * 3 <= self.limit // 8
+            and index not in self._damaged
+        ):
             try:
                 video = self._decoded(index, clip)
             except BrokenVideoError:
@@ -66,5 +70,3 @@ class FrameCache:
 
     def __reduce__(self) -> tuple:
         return FrameCache, (self.limit, self._size, self._cut)  # a worker process has a cache of its own
-
-

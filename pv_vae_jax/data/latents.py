@@ -192,7 +192,6 @@ class LatentSource:
         self._log.skip(f"latent {index}", error)
 
 
-
 def _check_key(folder: Path, found: dict, expected: dict) -> None:
     names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if names:

@@ -26,8 +26,8 @@ class TransformError(ValueError):
 class RandomWindow(RandomMap):
     """`frames` frames, `stride` source frames apart, from a random start; every start is equally likely.
 
-    `video`, `(length, H, W, 3)` or a `LazyClip`, becomes `(frames, H, W, 3)`. A lazy clip that cannot be read, or is too
-    short, is replaced by the one that its source names.
+    `video`, `(length, H, W, 3)` or a `LazyClip`, becomes `(frames, H, W, 3)`. A lazy clip that cannot be read, or is
+    too short, is replaced by the one that its source names.
 
     Raises:
       TransformError: a clip in memory has too few frames, or is no uint8 video.
@@ -57,7 +57,9 @@ class RandomWindow(RandomMap):
             return {**element, "video": video}
         video = _video(element, self)
         if len(video) < self.span:
-            raise TransformError(f"RandomWindow: expected at least {self.span} frames, got {len(video)}: drop this clip")
+            raise TransformError(
+                f"RandomWindow: expected at least {self.span} frames, got {len(video)}: drop this clip"
+            )
         start = int(place * (len(video) - self.span + 1))
         return {**element, "video": video[start : start + self.span : self.stride]}
 
@@ -201,6 +203,4 @@ def _video(element: Any, transform: object) -> np.ndarray:
 
 def _check_probability(transform: Any) -> None:
     if not 0 <= transform.probability <= 1:
-        raise ValueError(
-            f"{type(transform).__name__}: the probability must be in [0, 1], got {transform.probability}"
-        )
+        raise ValueError(f"{type(transform).__name__}: the probability must be in [0, 1], got {transform.probability}")

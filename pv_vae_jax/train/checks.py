@@ -114,7 +114,9 @@ def check_experiment(experiment: Experiment) -> None:
         )
     rows, columns = height // vae.space_factor, width // vae.space_factor
     if rows % latte.patch or columns % latte.patch:
-        raise ConfigError(f"config.latte.patch must divide the {rows} x {columns} latents, got {latte.patch}: change it")
+        raise ConfigError(
+            f"config.latte.patch must divide the {rows} x {columns} latents, got {latte.patch}: change it"
+        )
     if latte.classes:
         raise ConfigError("config.latte.classes comes from the data: leave it 0, and use config.diffusion.conditional")
     for name in VAE_STAGES:

@@ -140,7 +140,6 @@ class Run:
             fitting = 1 + groups * self.experiment.vae.time_factor
             raise NoVideosError(f"{error}: --config.data.frames={fitting} would do") from error
 
-
     def _given(self, split: str, random: bool, kind: SizedBatch) -> VideoSource:
         """The clips of a split that a program passed."""
         data = self.experiment.data

@@ -85,9 +85,7 @@ class Stage(abc.ABC):
         """What `train_batches` and `mixed_batches` need to know of a stage: its seed, first step and host's share."""
         (host_index, host_count), data = host_share(run.mesh), self.experiment.data
         settings = dict(seed=stage_seed(self.experiment.seed, self.name), start_step=start)
-        return settings | dict(
-            threads=data.threads, workers=data.workers, host_index=host_index, host_count=host_count
-        )
+        return settings | dict(threads=data.threads, workers=data.workers, host_index=host_index, host_count=host_count)
 
     @abc.abstractmethod
     def example_batches(self) -> list[dict]:

@@ -80,7 +80,6 @@ def _measure(values: flags.FlagValues, overrides: dict[str, str]) -> None:
 def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
     """Training windows of a folder of videos, `(n, frames, side, side, 3)` uint8."""
     source = open_source(folder, frames=config.frames, size=config.network.side, random=False, clips=None)
-    rng = np.random.default_rng(0)
     index = tqdm(range(len(source)), desc="videos", unit="clip", disable=not sys.stderr.isatty())
     return np.stack([source[i]["video"] for i in index])
 

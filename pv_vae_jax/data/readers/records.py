@@ -99,7 +99,14 @@ class RecordReader(Reader):
     unit = "clips"
 
     def __init__(
-        self, folder: Path, split: str, index: None = None, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
+        self,
+        folder: Path,
+        split: str,
+        index: None = None,
+        *,
+        size: FrameSize,
+        span: int = 1,
+        log: SkipLog | None = None,
     ):
         folder = folder / split
         if not folder.is_dir():

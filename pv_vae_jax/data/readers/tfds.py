@@ -34,7 +34,14 @@ class TFDSReader(Reader):
     unit = "examples"
 
     def __init__(
-        self, folder: Path, split: str, index: None = None, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
+        self,
+        folder: Path,
+        split: str,
+        index: None = None,
+        *,
+        size: FrameSize,
+        span: int = 1,
+        log: SkipLog | None = None,
     ):
         super().__init__(folder, classes(folder), size, log)
         self._examples, self.feature = open_examples(folder, split)
