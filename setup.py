@@ -26,7 +26,7 @@ CORE = [
 
 EXTRAS = {
     "video": ["av>=18.1.0", "pillow"],  # folders of video files in, clips and pictures out
-    "report": ["jinja2>=3.1.6", "matplotlib>=3.11.2"],  # charts and pages of reports
+    "report": ["av>=18.1.0", "jinja2>=3.1.6", "matplotlib>=3.11.2", "pillow"],  # pages with charts and clips
     "tensorboard": ["tensorboardX>=2.6.5"],
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines

@@ -21,10 +21,13 @@ def run(values: flags.FlagValues) -> None:
     """Encode the clips, or continue encoding."""
     run = reopen_run(values.workdir)
     stage = run.last_vae_stage()
-    with run.lock("latents"):
-        encode_latents(run, stage)
+    if run.finished("latents"):
+        print(f"{run.folder('latents')}: finished before")
+    else:
+        with run.lock("latents"):
+            encode_latents(run, stage)
     cache = open_latents(run, stage)
     mean, std = cache.statistics
     what = "statistics for online encoding" if run.experiment.latents.online else f"{len(cache)} posteriors"
-    print(f"{run.folder('latents')}: {what} of {', '.join(cache.class_names)}; ")
+    print(f"{run.folder('latents')}: {what} of {', '.join(cache.class_names)}")
     print(f"channel means {mean.min():.3f} to {mean.max():.3f}, standard deviations {std.min():.3f} to {std.max():.3f}")

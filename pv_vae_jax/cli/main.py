@@ -31,6 +31,7 @@ MOVED = {
     "study": "'python -m studies.ablation', run in a clone of the repository",
     "probe": "'python -m studies.probes', run in a clone of the repository",
     "features": "'python -m studies.features', run in a clone of the repository",
+    "report": "'pv-vae evaluate --workdir RUN'",
     "bench": "'python -m benchmarks', run in a clone of the repository",
 }
 

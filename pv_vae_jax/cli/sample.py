@@ -8,7 +8,9 @@ Writes `samples_<class>.mp4`, the clips of a class side by side, and `samples.np
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,9 @@ def run(values: flags.FlagValues) -> None:
         raise ConfigError(f"--guidance must be a finite number of at least 0, got {guidance}")
     wanted = [names.index(values.class_name)] if values.class_name else range(len(names))
     labels = np.resize(wanted, values.clips)
+    if no_video := importlib.util.find_spec("av") is None:
+        missing = "video files need PyAV: pip install av (the extra [video] holds it)"
+        print(f"pv-vae sample: samples.npz only, {missing}", file=sys.stderr)
     video = sample_clips(
         model, labels, steps=values.steps, guidance=guidance, seed=values.seed, batch_size=values.batch_size
     )
@@ -57,6 +62,9 @@ def run(values: flags.FlagValues) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with atomic(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, video=video, label=labels)
+    print(f"{out / 'samples.npz'}: {len(video)} clips")
+    if no_video:
+        return
     for label in np.unique(labels):
         target = out / f"samples_{names[label]}.mp4"
         clips = video[labels == label]

@@ -50,7 +50,7 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     perceptual = perceptual_term(run)
     no_report = report.unavailable() if values.stage == "all" else None
     if no_report:
-        say(f"the report will be skipped: {no_report}")
+        say(f"the report will have no page: {no_report}")
     check_stages(run, [stage for stage in stages if not run.finished(stage)])
     for stage in stages:
         if run.finished(stage):
@@ -71,13 +71,11 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
 
 
 def _write_report(run: Run, no_report: str | None) -> None:
-    """Write the report of a run, unless there is one of these stages, or `no_report` says why there cannot be one."""
-    page = run.workdir / "report" / "report.html"
+    """Write the report of a run, or its numbers if `no_report` says why there is no page, unless they are there."""
+    page = run.workdir / "report" / ("metrics.json" if no_report else "report.html")
     results = [run.result(stage) for stage in STAGES if run.finished(stage)]
     if page.exists() and all(path.stat().st_mtime <= page.stat().st_mtime for path in results):
         print(f"report: {page}")  # starting a finished run again costs nothing
-    elif no_report:
-        say(f"no report was written: {no_report}; then run pv-vae evaluate --workdir {run.workdir}")
     else:
         from pv_vae_jax.report.run_report import evaluate_run
 

@@ -28,7 +28,7 @@ Cell = tuple[str, np.ndarray, int | None]  # of a row of clips: name, clip, fram
 
 def unavailable() -> str | None:
     """Why no page can be written here, and how to change that; None if one can."""
-    needed = {"matplotlib": "matplotlib", "jinja2": "jinja2", "PIL": "pillow"}
+    needed = {"matplotlib": "matplotlib", "jinja2": "jinja2", "PIL": "pillow", "av": "av"}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if not missing:
         return None

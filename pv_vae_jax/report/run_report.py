@@ -58,8 +58,8 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
       ImportError: the extra [report] is not installed.
       NoVideosError: none of the clips can be read.
     """
-    if reason := unavailable():
-        raise ImportError(reason)
+    if no_page := unavailable():
+        print(f"numbers only: {no_page}", file=sys.stderr)
     vae_stages = [stage for stage in VAE_STAGES if run.finished(stage)]
     if not vae_stages:
         raise ConfigError(
@@ -87,8 +87,11 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
         # Those of an earlier report would be scored by `pv-vae evaluate RUN RUN` as if they belonged to this one.
         (folder / "samples.npz").unlink(missing_ok=True)
     write_json(folder / "metrics.json", metrics)
-    write_report(folder / "report.html", metrics, Pictures(**shown))
     print("\n".join(_summary(metrics)))
+    if no_page:
+        print(f"scores: {folder / 'metrics.json'}", flush=True)
+        return folder / "metrics.json"
+    write_report(folder / "report.html", metrics, Pictures(**shown))
     print(f"report: {folder / 'report.html'}", flush=True)
     return folder / "report.html"
 

@@ -98,11 +98,12 @@ def find_config(name: str | Path, kind: type, function: str = "get_config") -> P
     if path.is_file():
         return path
     what = "study" if function == "get_study" else "experiment"
-    if path.suffix or len(path.parts) != 1:
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.py") if not p.name.startswith("_")))
-        raise ConfigError(f"no {what} file {path}" + (f"; there are {near}" if near else ""))
     folders = PACKAGE / "experiments", PACKAGE.parent / "experiments"  # of an installation, of a clone
     shipped = {p.stem: p for p in sorted(next((f for f in folders if f.is_dir()), PACKAGE).glob("*.py"))}
+    if path.suffix or len(path.parts) != 1:
+        near = ", ".join(sorted(p.name for p in path.parent.glob("*.py") if not p.name.startswith("_")))
+        hint = f"; there are {near}" if near else f"; a shipped one has the name {path.stem}" * (path.stem in shipped)
+        raise ConfigError(f"no {what} file {path}{hint}")
     if path.name in shipped:
         return shipped[path.name]
     defines = f"def {function}() -> {kind.__name__}:"
