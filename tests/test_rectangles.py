@@ -34,7 +34,7 @@ from pv_vae_jax.train.configs import OptimizerConfig
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.vae_step import VAEStep
 from pv_vae_jax.typing import ConfigError
-from tests.conftest import TINY, perturbed
+from tests.conftest import TINY
 from tests.test_cli import fails, pv_vae
 from tests.video_fixture import encode, waves
 
@@ -51,11 +51,19 @@ SMALL = dataclasses.replace(
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
 
 
+def drawn(network):
+    """Parameters for clips of 3 x 32 x 48, drawn on the host: nothing is compiled."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 3, 32, 48, 3)))["params"]
+    scaled = lambda p: rng.standard_normal(p.shape, np.float32) / max(2, np.prod(p.shape[:-1])) ** 0.5  # noqa: E731
+    return jax.tree.map(scaled, shapes)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Folder of a VAE and a transformer over latents of 4 x 2 x 3, for clips of 7 x 32 x 48."""
     vae, latte = VAE(SMALL), Latte(LatteConfig(latent_channels=4, depth=2, width=8, heads=2))
-    params = perturbed(jax.jit(vae.init)(jax.random.key(0), jnp.zeros((1, 3, 32, 48, 3)))["params"])
+    params = drawn(vae)
     shape = (4, 2, 3, 4)
     diffusion = Diffusion(latte, init_latte(latte, shape), np.zeros(4), np.ones(4), shape, ("all",))
     folder = tmp_path_factory.mktemp("models") / "wide"
@@ -194,15 +202,19 @@ def test_a_training_step_with_every_term(model):
         drop_pattern="block",
     )
     video = np.random.default_rng(3).integers(0, 256, (2, 3, 32, 48, 3), np.uint8)
-    d = jax.jit(discriminator.init)(jax.random.key(1), jnp.zeros((1, 3, 32, 48, 3)))["params"]
     run = jax.jit(step, static_argnames=("dropped", "gan"))
-    _, logs = run(step.create(vae.vae_params, d), {"video": video, "dropped": np.int32(1)}, dropped=None, gan=True)
+    _, logs = run(
+        step.create(vae.vae_params, drawn(discriminator)),
+        {"video": video, "dropped": np.int32(1)},
+        dropped=None,
+        gan=True,
+    )
     assert np.isfinite([float(value) for value in logs.values()]).all()
 
 
 @pytest.mark.parametrize("pattern", sorted(SPATIAL))
-@pytest.mark.parametrize("grid", [(4, 2, 6), (4, 6, 2)])
-def test_masks_withhold_as_much_of_a_rectangle(pattern, grid):
+def test_masks_withhold_as_much_of_a_rectangle(pattern):
+    grid = (4, 2, 6)
     masks = jax.vmap(lambda key: sample_mask(pattern, key, jnp.array([2]), grid)[0])(
         jax.random.split(jax.random.key(0), 200)
     )
