@@ -84,7 +84,7 @@ def test_only_the_window_is_decoded(tmp_path, monkeypatch):
         "pv_vae_jax.data.readers.frame_folders.read_image",
         lambda path, **_: read.append(path.name) or np.zeros((1, 1, 3)),
     )
-    reader = FrameFolders(tmp_path, "train", list_clips(tmp_path), size=16)
+    reader = FrameFolders(tmp_path, "train", list_clips(tmp_path), size=FrameSize(16, 16))
     assert len(reader) == 1 and list(reader.lengths) == [12] and not read, "lengths come from names"
     read_frames(folder, start=3, count=3, stride=2)
     assert read == ["00003.png", "00005.png", "00007.png"]

@@ -167,7 +167,7 @@ class ClipSource:
             except UNREADABLE as error:
                 reader.skip(reader.name(i), error)
                 continue
-            read = functools.partial(self.cache.read, i, clip) if self.cache else clip.read
+            read = clip.read if self.cache is None else functools.partial(self.cache.read, i, clip)
             instead = functools.partial(self._instead, video, step)
             clip = dataclasses.replace(clip, read=read, instead=instead, replaces=step)
             return {"video": clip, "label": np.int32(label)}

@@ -181,7 +181,7 @@ def _describe(run: Run, clips: dict) -> dict:
         "protocol": {
             **{key: getattr(data, key) for key in ("source", "frames", "size", "stride")},
             **clips,
-            "crop": "none, drawn at this size" if synthetic else FrameSize.of(data.size).description,
+            "crop": "none, drawn at this size" if synthetic else data.frame_size.description,
             "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
             "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
             "reconstruction": "decoded posterior mean",

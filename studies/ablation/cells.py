@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import sys
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pv_vae_jax.storage import locked, write_json
+from pv_vae_jax.train.config_files import DRAWS
 from pv_vae_jax.train.configs import Experiment, VAEStageConfig
 from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.stages import train_stage
+from pv_vae_jax.typing import ConfigError
 from studies.ablation.measure import NO_WEIGHTS, Published, measure_decoder, measure_whole
 from studies.ablation.plan import CHECKPOINTS, Cell, Study, deciding, settings_hash
 from studies.ablation.results import PLAN
@@ -41,11 +44,20 @@ def run_study(
       part: cells of the study to run; None is all.
 
     Raises:
-      FileNotFoundError, WeightsError, ConfigError: `published` cannot score; raised before anything is trained.
+      FileNotFoundError, WeightsError, ConfigError: `published` cannot score, or `results` holds cells of other draws of
+        the data; raised before anything is trained.
     """
     cells, scored = list(study.cells()), 0
     part = cells if part is None else part
-    published.check(min((cell.experiment.data.size for cell in part), default=0))
+    sizes = [cell.experiment.data.frame_size for cell in part]
+    published.check(min((min(size.height, size.width) for size in sizes), default=0))
+    for cell in cells:
+        path = _scores(cell, results)
+        if path.exists() and (found := json.loads(path.read_text()).get("draws", 1)) != DRAWS:
+            raise ConfigError(
+                f"{path} is of draws version {found} of the data, and this version of pv_vae_jax makes {DRAWS}: the two "
+                "cannot be compared; name another --results folder"
+            )
     results.mkdir(parents=True, exist_ok=True)
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir / ".plan.lock", wait=True):

@@ -14,6 +14,7 @@ import numpy as np
 from pv_vae_jax.report import paper_table
 from pv_vae_jax.report.figures import Series, line_chart, number
 from pv_vae_jax.storage import write_text
+from pv_vae_jax.train.config_files import DRAWS
 from pv_vae_jax.typing import ConfigError
 from studies.ablation import tables
 from studies.ablation.results import Results, curves, prediction_error, read_results
@@ -49,6 +50,7 @@ def write_page(results: Path, page: Path) -> None:
         paper=paper_table()["ablations"],
         tables=tables,
         number=number,
+        draws=DRAWS,
         link=os.path.relpath(results, page.parent),
         notes=lambda study=None: _notes(results / study.name if study else results),
     )

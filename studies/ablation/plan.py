@@ -200,6 +200,9 @@ def deciding(experiment: Experiment) -> dict:
     if tree["vae"]["kind"] == "cnn":  # cells are older than the field
         del tree["vae"]["kind"]
     data = experiment.data
+    for field, older in (("fit", "crop"), ("class_names", ()), ("workers", data.workers)):  # nor had they these
+        if getattr(data, field) == older:
+            del tree["data"][field]
     if Path(data.source).is_dir():
         tree["data"]["source"] = fingerprint(data.source, data.fold)
     return tree

@@ -86,7 +86,7 @@ def mixed(study: Results) -> list[str]:
     """Names of facts in which the cells of a study differ and must not."""
     return [
         what
-        for what in ("steps", "clips", "networks")
+        for what in ("steps", "clips", "networks", "draws")
         if len({json.dumps(cell.get(what)) for cell in study.cells.values()}) > 1
     ]
 
