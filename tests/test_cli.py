@@ -316,7 +316,7 @@ def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_ex
     assert pv_vae(*call, "--stage=latents")[0] == 0
     cache = LatentSource(tmp_path / "run" / "latents")
     assert cache.class_names == ("jump", "run", "walk", "wave")
-    assert {int(cache.record(i)["label"]) for i in range(len(cache))} == {0, 1, 2, 3}
+    assert {int(cache[i]["label"]) for i in range(len(cache))} == {0, 1, 2, 3}
 
 
 def test_what_is_found_in_a_folder_is_told_in_videos_and_windows(tmp_path, tiny_experiment, capsys):

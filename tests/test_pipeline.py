@@ -324,8 +324,8 @@ def test_a_signal_leaves_whole_files_of_a_cache(run, monkeypatch, number, status
     monkeypatch.setattr(latents_file, "SHARD", 4)
     real = latents_stage.batch_sharding
 
-    def second(*arguments):  # the second batch that is put on the devices
-        if next(batches) == 1:
+    def second(*arguments):  # of five files: the seventh clip is put on the devices
+        if next(batches) == 6:
             os.kill(os.getpid(), number)
         return real(*arguments)
 
@@ -351,7 +351,7 @@ def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, fold
     online = run(flip=0.25, online=True)
     np.testing.assert_allclose(
         latents.statistics[0],
-        np.mean([latents.record(i)["mean"] for i in range(20)], axis=(0, 1, 2, 3)),
+        np.mean([latents[i]["mean"] for i in range(20)], axis=(0, 1, 2, 3)),
         rtol=1e-5,
     )
     shape = dict(frames=7, size=16)
@@ -371,6 +371,6 @@ def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, fold
     data[np.flatnonzero(np.frombuffer(bytes(data), np.uint8))[len(data) // 100]] ^= 1
     path.write_bytes(data)
     damaged = open_latents(cached, "video")
-    records = [damaged.record(i) for i in range(20)]
-    assert sum(np.array_equal(r["mean"], latents.record(i)["mean"]) for i, r in enumerate(records)) >= 19
+    records = [damaged[i] for i in range(20)]
+    assert sum(np.array_equal(r["mean"], latents[i]["mean"]) for i, r in enumerate(records)) >= 19
     assert len(damaged.skipped) <= 1

@@ -156,6 +156,16 @@ def older_version(tmp_path) -> str:
     return train_with(tmp_path)
 
 
+def other_draws(tmp_path) -> str:
+    run = made(tmp_path)
+    run.folder("image").mkdir()
+    path = run.workdir / "config.json"
+    path.write_text(path.read_text().replace('"draws": 2', '"draws": 1'))
+    with pytest.raises(ConfigError) as caught, run.lock("image"):
+        pass
+    return str(caught.value)
+
+
 def full_disk(tmp_path) -> str:
     """The limit on a file's size stands for the disk."""
     state = jax.device_put({"w": np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)})
@@ -305,10 +315,12 @@ PROVOKE = [
     full_disk,
     not_finite,
     stale,
+    other_draws,
     without_jinja,
     no_folder,
     no_videos,
     broken_video,
+    lambda tmp_path: train_with(tmp_path, "data.source=program:mine"),
     without_pyav,
     lambda tmp_path: says("sample", "--model", tmp_path / "none", "--out", tmp_path),
     unfinished,

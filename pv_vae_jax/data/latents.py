@@ -193,6 +193,7 @@ class LatentSource:
 
 
 def _check_key(folder: Path, found: dict, expected: dict) -> None:
+    expected = json.loads(json.dumps(expected))  # as `found` was: tuples are lists
     names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if names:
         changes = "; ".join(f"{name}: cached {found.get(name)!r}, now {expected.get(name)!r}" for name in names)

@@ -46,7 +46,8 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
         return state
 
     programs = {}  # static arguments and shapes of a batch -> the step compiled for them, and its FLOPs
-    curves, stream = Curves(stage, run, start), stage.batches(run, start)
+    stream = stage.batches(run, start)  # first, as it may refuse the data
+    curves = Curves(stage, run, start)
     # Active until saving is done: a second signal must not interrupt it.
     with PreemptionHandler() as preemption, jax.set_mesh(mesh):
         number, stopping = start, False

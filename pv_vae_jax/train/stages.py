@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.data.given import Given
-from pv_vae_jax.data.sources import NoVideosError, describe
+from pv_vae_jax.data.sources import NoVideosError, describe, program_name
 from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.model import find_model
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
@@ -63,6 +63,8 @@ def train(
     given = {"train": clips, "test": test_clips}
     run = open_run(experiment.validate(), workdir, {split: part for split, part in given.items() if part is not None})
     perceptual = perceptual_term(run)
+    if program_name(experiment.data.source):
+        run.source("train", random=True)  # refuses clips that were not passed, before a stage begins
     for stage in stages:
         if run.steps(stage) and not run.finished(stage):
             with run.lock(stage):

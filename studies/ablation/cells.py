@@ -55,7 +55,7 @@ def run_study(
         path = _scores(cell, results)
         if path.exists() and (found := json.loads(path.read_text()).get("draws", 1)) != DRAWS:
             raise ConfigError(
-                f"{path} is of draws version {found} of the data, and this version of pv_vae_jax makes {DRAWS}: the two "
+                f"{path} is of draws version {found} of the data, and this pv_vae_jax makes {DRAWS}: the two "
                 "cannot be compared; name another --results folder"
             )
     results.mkdir(parents=True, exist_ok=True)
