@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import grain
+import jax
 import numpy as np
 import pytest
 
@@ -48,7 +49,7 @@ def test_a_program_trains_every_stage_on_rectangles_of_its_own(tiny_experiment, 
     run = train(experiment, tmp_path / kind, clips=clips, test_clips=noise(3))
     model = load(run.workdir)
     assert model.diffusion.class_names == ("dark", "bright")
-    assert model.sample([0, 1], steps=1).shape == (2, 5, 16, 24, 3)
+    assert model.sample([0, 1], jax.random.key(0), steps=1).shape == (2, 5, 16, 24, 3)
     logs = [json.loads(line) for line in (run.folder("video") / "metrics.jsonl").read_text().splitlines()]
     assert any("loss/5x16x24" in row for row in logs) and any("loss/1x24x16" in row for row in logs)
     video, names = read_every_clip(run.source("test", random=False), 10)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError
+from pv_vae_jax.data.pipeline import Elements
 from pv_vae_jax.data.transforms import RandomWindow, ResizeCrop
-
-Given = grain.MapDataset | Sequence[Mapping[str, Any]]
 
 
 class GivenClips:
@@ -25,7 +22,7 @@ class GivenClips:
       NoVideosError: there are no clips.
     """
 
-    def __init__(self, clips: Given, class_names: tuple[str, ...]):
+    def __init__(self, clips: Elements, class_names: tuple[str, ...]):
         if not len(clips):
             raise NoVideosError("expected clips, got none: pass a data set with at least one")
         self.clips, self.class_names = clips, class_names
@@ -54,15 +51,15 @@ class GivenWindows(GivenClips):
 
     Args:
       clips, class_names: as for `GivenClips`.
-      size, frames, stride: of the windows.
+      window, size: length and size of the windows.
       limit: largest number of clips.
     """
 
     def __init__(
-        self, clips: Given, class_names: tuple[str, ...], *, size: FrameSize, frames: int, stride: int, limit: int
+        self, clips: Elements, class_names: tuple[str, ...], *, window: RandomWindow, size: FrameSize, limit: int
     ):
         super().__init__(clips, class_names)
-        self._window, self._limit = RandomWindow(frames, stride), limit
+        self._window, self._limit = window, limit
         self._fit = ResizeCrop(size.height, size.width, size.fit)
 
     def __len__(self) -> int:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import grain
-
-from pv_vae_jax.data.pipeline import SEED_STRIDE, Batches, batched, examples, mixed, stream
+from pv_vae_jax.data.pipeline import SEED_STRIDE, Batches, Elements, batched, examples, mixed, stream
 from pv_vae_jax.data.transforms import DropFutureFrames
 
 
@@ -23,7 +21,7 @@ class MixtureComponent:
       weight: number of its batches in every `sum of weights` steps.
     """
 
-    clips: grain.MapDataset | Sequence[Mapping[str, Any]]
+    clips: Elements
     transforms: Iterable[Any]
     batch_size: int
     weight: int = 1

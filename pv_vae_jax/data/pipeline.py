@@ -26,6 +26,14 @@ SEED_STRIDE = 7_919  # between parts of a mixture, so that two sizes of one sour
 LONGEST = 1 << 40  # elements of a source; more than that is a data set that repeats already
 
 
+class Elements(Protocol):
+    """Clips by index: a list, a source, a `grain.MapDataset`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
 class Batches(Iterator[dict[str, np.ndarray]], Protocol):
     """A stream of batches; closing it ends the threads behind it."""
 
@@ -33,7 +41,7 @@ class Batches(Iterator[dict[str, np.ndarray]], Protocol):
 
 
 def examples(
-    clips: grain.MapDataset | Sequence[Mapping[str, Any]],
+    clips: Elements,
     transforms: Iterable[Any] = (),
     *,
     seed: int,
@@ -155,7 +163,7 @@ def stream(batches: grain.MapDataset, *, start_step: int = 0, threads: int = 2, 
 
 
 def train_batches(
-    clips: grain.MapDataset | Sequence[Mapping[str, Any]],
+    clips: Elements,
     transforms: Iterable[Any] = (),
     *,
     batch_size: int,

@@ -16,6 +16,7 @@ from pv_vae_jax.data.given import GivenClips, GivenWindows
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import VideoSource, open_source, program_name
+from pv_vae_jax.data.transforms import RandomWindow
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process
 from pv_vae_jax.storage import locked, partials
@@ -153,8 +154,8 @@ class Run:
         names = data.class_names or (program_name(data.source),)
         if random:
             return GivenClips(self.clips[split], names)
-        shape = dict(size=kind.size, frames=kind.frames, stride=data.stride)
-        return GivenWindows(self.clips[split], names, limit=data.test_clips, **shape)
+        window = RandomWindow(kind.frames, data.stride)
+        return GivenWindows(self.clips[split], names, window=window, size=kind.size, limit=data.test_clips)
 
 
 def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, Any] | None = None) -> Run:

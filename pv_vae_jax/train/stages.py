@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pv_vae_jax.convert.lpips import read_lpips
-from pv_vae_jax.data.given import Given
+from pv_vae_jax.data.pipeline import Elements
 from pv_vae_jax.data.sources import NoVideosError, describe, program_name
 from pv_vae_jax.losses import Perceptual
 from pv_vae_jax.model import find_model
@@ -36,8 +36,8 @@ def train(
     workdir: str | Path,
     stages: Sequence[str] = STAGES,
     *,
-    clips: Given | None = None,
-    test_clips: Given | None = None,
+    clips: Elements | None = None,
+    test_clips: Elements | None = None,
 ) -> Run:
     """Train every stage that has steps. Finished stages are skipped; interrupted ones resume.
 

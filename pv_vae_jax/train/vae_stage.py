@@ -105,11 +105,12 @@ class VAEStage(Stage):
         return {part: tree for part, tree in parts.items() if tree is not None}
 
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
-        data, parts = self.experiment.data, []
-        augmentation = dict(stride=data.stride, crop=data.crop, flip=self.config.flip, reverse=self.config.reverse)
+        data, config, parts = self.experiment.data, self.config, []
         for size in self.sizes:
             source = run.source("train", random=True, kind=size, sources=len(self.sizes))
-            transforms = clip_transforms(size.size, size.frames, **augmentation)
+            transforms = clip_transforms(
+                size.size, size.frames, stride=data.stride, crop=data.crop, flip=config.flip, reverse=config.reverse
+            )
             parts.append(MixtureComponent(source, transforms, size.batch_size, size.weight))
         return mixed_batches(parts, self.dropping, **self.stream_settings(run, start))
 
