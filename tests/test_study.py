@@ -347,6 +347,7 @@ def test_cells_share_stages_and_a_killed_study_goes_on(stages, tmp_path, monkeyp
     tuned_cell = study.cell(study.rows[2], 1)
     base = study.cell(study.rows[1], 1).folder
     said = {"cell": tuned_cell.name, "base": base, "states": True}
+    assert found[tuned_cell.name].pop("draws") == 2
     assert list(found[tuned_cell.name].pop("seconds")) == ["decoder"] and found[tuned_cell.name] == said
     assert not list((tmp_path / "runs").glob("*/diffusion/checkpoints")), "all are scored"
 

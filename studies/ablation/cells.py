@@ -70,7 +70,7 @@ def run_study(
                 break
             number = len(part) - len(missing) + 1
             print(f"study {study.name}: {cell.row.name}, seed {cell.seed} ({number} of {len(part)})", file=sys.stderr)
-            write_json(_scores(cell, results), run_cell(cell, workdir, published))
+            write_json(_scores(cell, results), run_cell(cell, workdir, published) | {"draws": DRAWS})
             # A study that scores the end alone may leave states that another one waits for: they are not its own.
             for done in filter(None, (cell, cell.base) if study.scores > 1 else ()):
                 users = [done, *(other for other in cells if _waits_for(other, done))]

@@ -23,7 +23,6 @@ from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.lpips import LEAST_SIDE
 from pv_vae_jax.params_io import restore_params, weights_hash
 from pv_vae_jax.sampling import sample_clips
-from pv_vae_jax.train.config_files import DRAWS
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.typing import ConfigError
 from pv_vae_jax.versions import versions
@@ -284,5 +283,4 @@ def _facts(cell: Cell, model: Model, published: Published) -> dict:
         **perceptual_name,
         "device": f"{device.platform} {device.device_kind}",
         "versions": versions(("pv_vae_jax", "jax", "flax", "optax")),
-        "draws": DRAWS,
     }
