@@ -21,11 +21,8 @@ def run(values: flags.FlagValues) -> None:
     """Encode the clips, or continue encoding."""
     run = reopen_run(values.workdir)
     stage = run.last_vae_stage()
-    if run.finished("latents"):
-        print(f"{run.folder('latents')}: finished before")
-    else:
-        with run.lock("latents"):
-            encode_latents(run, stage)
+    with run.lock("latents"):
+        encode_latents(run, stage)
     cache = open_latents(run, stage)
     mean, std = cache.statistics
     what = "statistics for online encoding" if run.experiment.latents.online else f"{run.experiment.latents.clips} posteriors"
