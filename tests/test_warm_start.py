@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pv_vae_jax.model import Model, find_model, load, save
+from pv_vae_jax.model import Model, load, save
+from pv_vae_jax.model_folder import find_model
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.params_io import read_params, restore_params
 from pv_vae_jax.train.checkpoint import Checkpoints

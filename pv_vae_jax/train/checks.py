@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pv_vae_jax.dropping import SPATIAL, max_dropped, num_droppable
@@ -21,23 +19,6 @@ def is_size(size: Any) -> bool:
     """Whether `size` is a side or a `(height, width)` in pixels."""
     sides = size if isinstance(size, tuple) and len(size) == 2 else (size,)
     return all(type(side) is int and side > 0 for side in sides)
-
-
-def check_local(name: str, path: str | Path) -> None:
-    """Refuse the address of a bucket, which as a path would name a folder `gs:` of this machine.
-
-    Args:
-      name: name of the setting, used in the message.
-      path: value of the setting; a `Path` has lost one of the slashes.
-
-    Raises:
-      ConfigError: `path` is an address.
-    """
-    if re.match(r"\w[\w+.-]+:/", str(path)):
-        raise ConfigError(
-            f"{name} must be a folder, got {path}: mount the bucket (gcsfuse, a persistent volume) and name the "
-            "mounted folder"
-        )
 
 
 def check_stage(stage: VAEStageConfig) -> None:
