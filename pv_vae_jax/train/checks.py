@@ -102,6 +102,27 @@ def check_experiment(experiment: Experiment) -> None:
         raise ConfigError("config.latte.classes comes from the data: leave it 0, and use config.diffusion.conditional")
     for name in VAE_STAGES:
         _check_clips(experiment, name)
+        if getattr(experiment, name).steps:
+            _check_frozen(experiment, name)
+
+
+def _check_frozen(experiment: Experiment, name: str) -> None:
+    """A stage must train some part of the VAE, and the parts that it does not train must come from a model."""
+    stage = getattr(experiment, name)
+    parts = PARTS if experiment.vae.pad == "learnable" else PARTS[:2]  # gaussian padding has no parameters
+    if set(parts) <= set(stage.frozen):
+        raise ConfigError(
+            f"config.{name}.frozen must leave a part to train, got all of {', '.join(parts)}: take one out, or set "
+            f"config.{name}.steps=0 to skip the stage"
+        )
+    before = any(getattr(experiment, other).steps for other in VAE_STAGES[: VAE_STAGES.index(name)])
+    loaded = (stage.init_parts or PARTS) if stage.init_from else PARTS if before else ()
+    if untrained := [part for part in PARTS[:2] if part in stage.frozen and part not in loaded]:
+        raise ConfigError(
+            f"config.{name}.frozen holds the {' and '.join(untrained)} at random values, since no stage before it "
+            f"trains and config.{name}.init_from does not load them: set init_from, give an earlier stage steps, or "
+            f"set config.{name}.frozen=()"
+        )
 
 
 def _check_clips(experiment: Experiment, name: str) -> None:
@@ -133,6 +154,11 @@ def _check_clips(experiment: Experiment, name: str) -> None:
             f"between: set config.data.frames to {vae.frames(3)} or more"
         )
     most = num_droppable(groups, pattern)
+    if ratio and not most and stage.steps:
+        raise ConfigError(
+            f"config.{name}.drop_ratio={ratio:g} drops nothing, since clips of {frames} frames have no later group: "
+            f"set config.data.frames to {vae.frames(2)} or more, or config.{name}.drop_ratio to 0"
+        )
     if ratio and most and not max_dropped(groups, ratio, pattern):
         least = math.ceil(1e4 / most) / 1e4  # rounded up, so that it does drop one
         raise ConfigError(
