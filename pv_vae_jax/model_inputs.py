@@ -118,9 +118,10 @@ def checked_guidance(guidance: Any) -> Any:
         raise TypeError(f"expected guidance to be one number, got {guidance!r}: pass a float such as 1.5")
     if isinstance(guidance, jax.core.Tracer):
         return guidance
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"guidance must be a finite number of at least 0, got {float(value)}: 1 turns it off")
-    return float(value)
+    scale = float(value)
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"guidance must be a finite number of at least 0, got {scale}: 1 turns it off")
+    return scale
 
 
 def checked_index(index: Any, count: int) -> Array | np.ndarray:

@@ -516,6 +516,9 @@ def test_a_bucket_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
     )
     for flag, *call in calls:
         assert f"{flag} must be a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
+        assert f"{flag} is empty: name a folder, such as runs/demo" in fails(*call, f"{flag}=", status=2)
+    with pytest.raises(ConfigError, match="the work directory is empty: name a folder"):
+        open_run(load_experiment(tiny_experiment), "")
     for address in ("gs://b/run", Path("s3://b/run")):
         with pytest.raises(ConfigError, match="directory must be a folder, got (gs://|s3:/)b/run: mount the bucket"):
             open_run(load_experiment(tiny_experiment), address)

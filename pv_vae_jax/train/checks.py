@@ -110,10 +110,11 @@ def _check_frozen(experiment: Experiment, name: str) -> None:
     """A stage must train some part of the VAE, and the parts that it does not train must come from a model."""
     stage = getattr(experiment, name)
     parts = PARTS if experiment.vae.pad == "learnable" else PARTS[:2]  # gaussian padding has no parameters
-    if set(parts) <= set(stage.frozen):
+    brings_in = stage.init_from and stage.steps == 1  # how a run takes the VAE of another as it is
+    if set(parts) <= set(stage.frozen) and not brings_in:
         raise ConfigError(
             f"config.{name}.frozen must leave a part to train, got all of {', '.join(parts)}: take one out, or set "
-            f"config.{name}.steps=0 to skip the stage"
+            f"config.{name}.steps=0 to skip the stage; to use another run's VAE as it is, set init_from and steps=1"
         )
     before = any(getattr(experiment, other).steps for other in VAE_STAGES[: VAE_STAGES.index(name)])
     loaded = (stage.init_parts or PARTS) if stage.init_from else PARTS if before else ()
