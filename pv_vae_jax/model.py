@@ -362,7 +362,7 @@ def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
     Raises:
       ValueError: the VAE is of a kind that `models.registry` does not know, so `load` could not build it; `dtype` is
         unknown; or `meta` or what belongs to the diffusion transformer cannot be stored.
-      WeightsError: parameters are not finite, or too large for `dtype`: all are named.
+      WeightsError: parameters are not finite, or too large for `dtype`: the first are named.
       ConfigError: `folder` is empty or the address of a bucket.
     """
     check_local("the model folder", folder)

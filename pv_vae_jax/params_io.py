@@ -40,7 +40,7 @@ def check_storable(name: str, params: Params, dtype: str) -> None:
 
     Raises:
       ValueError: `dtype` is unknown.
-      WeightsError: parameters are not finite in `dtype`: all are named.
+      WeightsError: parameters are not finite in `dtype`: the first are named.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
@@ -53,7 +53,8 @@ def check_storable(name: str, params: Params, dtype: str) -> None:
             faults.append(f"{parameter} is {reason}")
     if faults:
         advice = "train or load it again" if dtype == "float32" else "save it in float32 or bfloat16"
-        raise WeightsError(f"{name} cannot be written: {'; '.join(faults)}: {advice}")
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise WeightsError(f"{name} cannot be written: {'; '.join(faults[:3])}{more}: {advice}")
 
 
 def write_params(path: Path, params: Params, dtype: str = "float32") -> str:

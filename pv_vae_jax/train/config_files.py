@@ -18,6 +18,7 @@ from typing import Any, Literal
 import ml_collections
 
 from pv_vae_jax.messages import did_you_mean
+from pv_vae_jax.models.registry import KINDS as VAE_KINDS
 from pv_vae_jax.models.registry import RENAMED_FIELDS, RENAMED_VALUES, to_tuples, vae_fields_of
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import Experiment
@@ -149,7 +150,7 @@ def override(config: T, overrides: dict[str, str]) -> T:
     """
     tree = ml_collections.ConfigDict(to_dict(config), type_safe=False)  # from_dict checks types, and names the setting
     for key, text in overrides.items():
-        if key.split(".")[-1] == "kind" and text != _setting(tree, key):
+        if key.split(".")[-1] == "kind" and text in VAE_KINDS and text != _setting(tree, key):
             raise ConfigError(
                 f"config.{key} must stay {_setting(tree, key)!r}, got {text!r}: flags do not change the kind of VAE. "
                 "Start from an experiment with the other kind: demo_transformer has the transformer, demo the CNN"
