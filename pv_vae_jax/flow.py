@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
@@ -57,7 +58,7 @@ def label_dropout(key: PRNGKey, label: Int[Array, " b"], null: int, probability:
 
 
 def classifier_free_guidance(
-    velocity: Callable[[Array, Array, Array], Array], label: Int[Array, " b"], null: int, scale: float
+    velocity: Callable[[Array, Array, Array], Array], label: Int[Array, " b"], null: int, scale: ArrayLike
 ) -> Velocity:
     """`u + scale (c - u)` of the velocities `c` with and `u` without a class; scale 1 is the conditional model alone.
 
@@ -65,9 +66,9 @@ def classifier_free_guidance(
       velocity: `(x, t, label) -> dx/dt`.
       label: classes to sample.
       null: the null class.
-      scale: guidance strength.
+      scale: guidance strength; it may be traced.
     """
-    if scale == 1.0:
+    if not isinstance(scale, jax.core.Tracer) and scale == 1.0:
         return lambda x, t: velocity(x, t, label)
     labels = jnp.concatenate([label, jnp.full_like(label, null)])  # (2 b,)
 

@@ -9,11 +9,11 @@ The training state of a VAE stage is read as a model too, so that one can look a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,42 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
 from pv_vae_jax.flow import classifier_free_guidance, denormalize_latents, euler
-from pv_vae_jax.messages import did_you_mean
+from pv_vae_jax.model_folder import find_model, read_model_config, shipped_models
+from pv_vae_jax.model_inputs import (
+    checked_count,
+    checked_guidance,
+    checked_index,
+    checked_labels,
+    checked_latents,
+    checked_video,
+)
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.registry import build_vae, to_tuples, vae_config_of
 from pv_vae_jax.models.vae import VAE, Posterior
-from pv_vae_jax.params_io import Placement, find_checkpoint, read_params, restore_params, write_params
+from pv_vae_jax.params_io import (
+    Placement,
+    check_placement,
+    check_storable,
+    find_checkpoint,
+    read_params,
+    restore_params,
+    write_params,
+)
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_truncated
-from pv_vae_jax.storage import write_json
+from pv_vae_jax.storage import atomic
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
-from pv_vae_jax.typing import DTYPES, VAE_STAGES, Array, Params, PRNGKey, ShapeError, WeightsError, check_clip_shape
-
-SHIPPED = Path(__file__).parent / "weights"
-
-# The stages whose models a work directory offers, latest first: `load` takes the first that is finished.
-STAGE_ORDER = ("diffusion", *reversed(VAE_STAGES))
+from pv_vae_jax.typing import (
+    DTYPES,
+    VAE_STAGES,
+    Array,
+    ConfigError,
+    Params,
+    PRNGKey,
+    ShapeError,
+    WeightsError,
+    check_local,
+)
 
 # What methods take and return. Videos are uint8 or float in [-1, 1], on the host or on a device.
 Video = Num[Array | np.ndarray, "b t H W 3"]
@@ -102,7 +123,7 @@ class Model:
 
     def posterior(self, video: Video, *, chunk: int | None = None) -> Posterior:
         """The Gaussian over latents, `mean` and `logvar`; `chunk` as for `encode`."""
-        return _posterior(self.vae, chunk, self.vae_params, _checked_video(self.vae, video))
+        return _posterior(self.vae, _chunk(chunk), self.vae_params, checked_video(self.vae, video))
 
     def encode(
         self, video: Video, key: PRNGKey | None = None, *, chunk: int | None = None
@@ -115,16 +136,15 @@ class Model:
           chunk: latent frames to encode at a time. The numbers stay the same to rounding, and memory does not grow with
             the length of the clip. None encodes the clip in one pass.
         """
-        return _encode(self.vae, chunk, self.vae_params, _checked_video(self.vae, video), key)
+        return _encode(self.vae, _chunk(chunk), self.vae_params, checked_video(self.vae, video), key)
 
     def decode(self, latents: Latents, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
         """Latents `(b, g, h, w, z)` to float32 video, roughly in [-1, 1] but not clamped; `chunk` as for `encode`."""
-        _check_not_empty("latents", latents := _array(latents))
-        return _decode(self.vae, chunk, self.vae_params, latents)
+        return _decode(self.vae, _chunk(chunk), self.vae_params, checked_latents(self.vae, latents))
 
     def reconstruct(self, video: Video, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
         """Encode to the posterior's mean, decode: the video's shape, float32 clamped to [-1, 1]."""
-        return _reconstruct(self.vae, chunk, self.vae_params, _checked_video(self.vae, video))
+        return _reconstruct(self.vae, _chunk(chunk), self.vae_params, checked_video(self.vae, video))
 
     def predict(self, video: Video, observed: int = 9, key: PRNGKey | None = None) -> Float[Array, "b t H W 3"]:
         """See the first `observed` frames and draw all: the video's shape, float32 clamped to [-1, 1].
@@ -134,7 +154,7 @@ class Model:
           observed: number of frames to see, `1 + n p_t`.
           key: draws a sample of the posterior, and gaussian padding, which needs one; None takes the posterior's mean.
         """
-        video, observed = _checked_video(self.vae, video), operator.index(observed)
+        video, observed = checked_video(self.vae, video), checked_count("observed", observed)
         frames, p_t = video.shape[1], self.vae.config.time_factor
         if (observed - 1) % p_t or not 1 <= observed <= frames:
             nearest = sorted(range(1, frames + 1, p_t), key=lambda n: abs(n - observed))[:2]
@@ -145,7 +165,7 @@ class Model:
         return _predict(self.vae, observed, self.vae_params, video, key)
 
     def sample(
-        self, labels: Labels, key: PRNGKey, *, steps: int = 100, guidance: float = 1.0, index: Labels | None = None
+        self, labels: Labels, key: PRNGKey, *, steps: int = 100, guidance: ArrayLike = 1.0, index: Labels | None = None
     ) -> Float[Array, "n t H W 3"]:
         """Generate one clip per label: noise, Euler steps with guidance, decoder.
 
@@ -153,18 +173,23 @@ class Model:
           labels: `(n,)` classes; for a model without classes only their number matters.
           key: draws the noise.
           steps: Euler steps (paper: 100).
-          guidance: scale of classifier-free guidance; 1 means none, and is all that a model without classes accepts.
+          guidance: scale of classifier-free guidance, at least 0; 1 means none, and is all that a model without classes
+            accepts. It may be traced.
           index: `(n,)` numbers of the clips, by default `0 .. n - 1`: the noise of a clip depends on `key` and its
             number alone, so a large set may be drawn in batches.
 
         Returns:
           Video clamped to [-1, 1]; NaN where a pixel is not finite.
         """
-        labels = checked_labels(self, labels, guidance)
-        index = np.arange(len(labels)) if index is None else _array(index)
-        if index.shape != labels.shape:
-            raise ShapeError(f"expected an index for each of the {len(labels)} labels, got shape {index.shape}")
-        return _sample(self.vae, steps, guidance, self.vae_params, self.diffusion, key, index, labels)
+        labels = checked_labels(self.diffusion and self.diffusion.model, labels, guidance)
+        index, steps = checked_index(index, len(labels)), checked_count("steps", steps)
+        guidance = checked_guidance(guidance)
+        guided = isinstance(guidance, jax.core.Tracer) or guidance != 1.0  # two networks, another program
+        return _sample(self.vae, steps, guided, self.vae_params, self.diffusion, key, index, labels, guidance)
+
+
+def _chunk(chunk: int | None) -> int | None:
+    return None if chunk is None else checked_count("chunk", chunk)
 
 
 def _program(*static: int) -> Callable:
@@ -208,81 +233,26 @@ def _predict(vae: VAE, observed: int, params: Params, video: Array, key: PRNGKey
 
 @_program(0, 1, 2)
 def _sample(
-    vae: VAE, steps: int, guidance: float, params: Params, diffusion: Diffusion, key: Array, index: Array, label: Array
+    vae: VAE,
+    steps: int,
+    guided: bool,
+    params: Params,
+    diffusion: Diffusion,
+    key: PRNGKey,
+    index: Array,
+    label: Array,
+    guidance: Array,
 ) -> Array:
     transformer, variables = diffusion.model, {"params": diffusion.params}
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), diffusion.latent_shape))(index)
     if classes := transformer.config.classes:
         conditional = functools.partial(transformer.apply, variables)
-        velocity = classifier_free_guidance(conditional, label, classes, guidance)
+        velocity = classifier_free_guidance(conditional, label, classes, guidance if guided else 1.0)
     else:
         velocity = functools.partial(transformer.apply, variables, label=None)
     latents = denormalize_latents(euler(velocity, noise, steps), diffusion.mean, diffusion.std)  # (n, g, h, w, z)
     video = _decode(vae, None, params, latents)  # (n, 1 + T, H, W, 3)
     return jnp.where(jnp.isfinite(video), jnp.clip(video, -1.0, 1.0), jnp.nan)
-
-
-def _array(x: Any) -> Any:
-    """`x` itself if it is a JAX array, on a device or traced; anything else as a NumPy array."""
-    return x if isinstance(x, jax.Array) else np.asarray(x)
-
-
-def _checked_video(vae: VAE, video: Any) -> Any:
-    """`video` as an array, after checking its shape, its type and, unless it is traced, its values."""
-    video, config = _array(video), vae.config
-    if video.ndim != 5 or video.shape[-1] != 3:
-        one_clip = video.ndim == 4 and video.shape[-1] == 3
-        advice = "add a batch axis, video[None]" if one_clip else "move its axes into this order"
-        raise ShapeError(f"expected video (b, t, H, W, 3), got {video.shape}: {advice}")
-    _check_not_empty("video", video)
-    check_clip_shape(*video.shape[1:4], config.time_factor, config.space_factor)
-    if video.dtype == "uint8":
-        return video
-    if not jnp.issubdtype(video.dtype, jnp.floating):
-        raise TypeError(f"expected uint8 or float video, got {video.dtype}: convert pixels in [0, 255] to uint8")
-    if not isinstance(video, jax.core.Tracer):
-        with jax.ensure_compile_time_eval():  # within a jit as well, where a constant is known
-            fits, low, high = np.asarray(_extent(video))
-        if not fits:
-            found = f"values from {low:.4g} to {high:.4g}" if low < -1 or high > 1 else "NaN"
-            raise ValueError(
-                f"expected float video in [-1, 1], got {found}: pass uint8 pixels, or pv_vae_jax.to_float of them; "
-                "clamp the output of a network"
-            )
-    return video
-
-
-@jax.jit
-def _extent(video: Array) -> Array:
-    """Whether all values are in [-1, 1] (NaN is not), the smallest and the largest."""
-    return jnp.stack([(jnp.abs(video) <= 1).all(), video.min(), video.max()]).astype(jnp.float32)
-
-
-def _check_not_empty(name: str, array: Array) -> None:
-    if 0 in array.shape:
-        raise ShapeError(f"expected at least one clip, got {name} of shape {array.shape}: skip empty batches")
-
-
-def checked_labels(model: Model, labels: ArrayLike, guidance: float = 1.0) -> Array | np.ndarray:
-    """`labels` as an array, after checking them and `guidance` against the transformer of `model`.
-
-    Raises:
-      ValueError: the model has no transformer, or no classes to guide by, or a label is out of range.
-    """
-    if model.diffusion is None:
-        raise ValueError("this model has no diffusion transformer: load one whose stage diffusion is finished")
-    classes = model.diffusion.model.config.classes
-    labels = _array(labels)
-    if labels.ndim != 1 or not len(labels):
-        raise ShapeError(f"expected labels (n,), at least one, got shape {labels.shape}: pass one label per clip")
-    if not classes and guidance != 1.0:
-        raise ValueError(f"guidance {guidance} needs a class-conditional transformer; set it to 1")
-    if not classes or isinstance(labels, jax.core.Tracer):
-        return labels
-    if not np.issubdtype(labels.dtype, np.integer) or len(wrong := np.setdiff1d(labels, np.arange(classes))):
-        got = wrong.tolist() if np.issubdtype(labels.dtype, np.integer) else labels.dtype
-        raise ValueError(f"labels must be whole numbers from 0 to {classes - 1}, got {got}")
-    return labels
 
 
 def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placement | None = None) -> Model:
@@ -302,39 +272,67 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
       FileNotFoundError: there is no such model; the shipped names are listed.
       WeightsError: tensors are missing, unexpected, misshapen or not finite (all are named), or a file is damaged.
       ValueError: the networks cannot compute in `dtype`.
+      TypeError: `sharding` is not a placement.
+      ConfigError: the name is empty, or that of a shipped model and of a folder here.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
+    check_placement(sharding)
+    if not str(name_or_path):
+        raise ConfigError(f"the name of the model is empty: name a folder, or one of {', '.join(shipped_models())}")
     path = Path(name_or_path)
     state = None if (path / "model" / "config.json").exists() else find_checkpoint(path)
-    folder = state or find_model(path)
+    return _load_state(state, dtype, sharding) if state else _load(find_model(name_or_path), dtype, sharding)
+
+
+@contextlib.contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong with the configuration of the model in `folder` into a `WeightsError`."""
     try:
-        return _load_state(state, dtype, sharding) if state else _load(folder, dtype, sharding)
+        yield
     except WeightsError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise WeightsError(f"the model in {folder} is damaged: {type(error).__name__}: {error}") from error
+        raise WeightsError(
+            f"the model in {folder} is damaged: {type(error).__name__}: {error}. Copy the model again"
+        ) from error
 
 
 def _load(folder: Path, dtype: str | None, sharding: Placement | None) -> Model:
-    config = json.loads((folder / "config.json").read_text())
+    diffusion = None
+    with _damage(folder):
+        config = read_model_config(folder)
+        vae, hashes = _vae(config["vae"], dtype), dict(config.get("sha256", {}))
+        shapes, meta = jax.eval_shape(lambda: _init_vae(vae)), Meta(config.get("meta", {}))
+        if "latte" in config:
+            latte = Latte(_with_dtype(LatteConfig(**to_tuples(config["latte"])), dtype))
+            facts = config["latents"]
+            shape, names = tuple(facts["shape"]), tuple(facts["class_names"])
+            latte_shapes = jax.eval_shape(lambda: init_latte(latte, shape))
+            mean, std = (np.asarray(facts[k], np.float32) for k in ("mean", "std"))
+            diffusion = Diffusion(latte, latte_shapes, mean, std, shape, names)
+            _check_diffusion(diffusion)
+    # Outside, since placing them may fail as well, which is no damage.
+    vae_params = read_params(folder / "vae.safetensors", shapes, hashes=hashes, sharding=sharding)
+    if diffusion is not None:
+        params = read_params(folder / "latte.safetensors", diffusion.params, hashes=hashes, sharding=sharding)
+        diffusion = diffusion.replace(params=params)
+    return Model(vae, vae_params, diffusion, meta)
 
-    def read(file: str, init: Callable[[], Params]) -> Params:
-        hashes = dict(config.get("sha256", {}))
-        return read_params(folder / file, jax.eval_shape(init), hashes=hashes, sharding=sharding)
 
-    vae, diffusion = _vae(config["vae"], dtype), None
-    vae_params = read("vae.safetensors", lambda: _init_vae(vae))
-    if "latte" in config:
-        latte = Latte(_with_dtype(LatteConfig(**to_tuples(config["latte"])), dtype))
-        shape = tuple(config["latents"]["shape"])
-        params = read("latte.safetensors", lambda: init_latte(latte, shape))
-        mean, std = (np.asarray(config["latents"][k], np.float32) for k in ("mean", "std"))
-        for name, statistic in (("mean", mean), ("std", std)):
-            if statistic.shape != (latte.config.latent_channels,) or not np.isfinite(statistic).all():
-                raise ValueError(f"latents.{name} must be a finite number for each channel")
-        diffusion = Diffusion(latte, params, mean, std, shape, tuple(config["latents"]["class_names"]))
-    return Model(vae, vae_params, diffusion, config.get("meta", {}))
+def _check_diffusion(diffusion: Diffusion) -> None:
+    """Raise `ValueError` unless the statistics and the class names suit the transformer."""
+    config, names = diffusion.model.config, diffusion.class_names
+    for name, least in (("mean", -np.inf), ("std", 0.0)):
+        statistic = np.asarray(getattr(diffusion, name), np.float32)
+        if statistic.shape != (config.latent_channels,):
+            raise ValueError(f"diffusion.{name} must have {config.latent_channels} numbers, got {statistic.shape}")
+        if (wrong := statistic[~(np.isfinite(statistic) & (statistic > least))]).size:
+            raise ValueError(f"diffusion.{name} must be finite{', above 0' * (name == 'std')}, got {wrong[0]}")
+    if not all(isinstance(name, str) for name in names) or config.classes not in (0, len(names)):
+        raise ValueError(
+            f"diffusion.class_names must name the {config.classes} classes of the transformer, got {names}"
+        )
 
 
 def _load_state(state: Path, dtype: str | None, sharding: Placement | None) -> Model:
@@ -344,11 +342,13 @@ def _load_state(state: Path, dtype: str | None, sharding: Placement | None) -> M
         raise FileNotFoundError(
             f"{state} is a training state of {stage}, which holds no VAE: give one of {', '.join(VAE_STAGES)}"
         )
-    config = json.loads((workdir / "config.json").read_text())
-    vae = _vae(config["vae"], dtype)
-    shapes = jax.eval_shape(lambda: _init_vae(vae))
-    params = jax.device_put(restore_params(state, "ema", shapes), sharding(shapes) if callable(sharding) else sharding)
-    meta = {"experiment": config["name"], "stage": stage, "images": config[stage]["images"], "steps": int(state.name)}
+    with _damage(state):
+        config = read_model_config(workdir)
+        vae = _vae(config["vae"], dtype)
+        shapes, images = jax.eval_shape(lambda: _init_vae(vae)), config[stage]["images"]
+        meta = {"experiment": config["name"], "stage": stage, "images": images, "steps": int(state.name)}
+    params = restore_params(state, "ema", shapes)
+    params = jax.device_put(params, sharding(shapes) if callable(sharding) else sharding)
     return Model(vae, params, meta=meta)
 
 
@@ -357,17 +357,21 @@ def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
 
     `dtype` is that of the stored tensors; `float16` halves the size of a model to be shipped. `load` gives float32.
 
+    What cannot be saved is refused, and if writing fails, as on a full disk, a model that was in `folder` stays.
+
     Raises:
-      ValueError: the VAE is of a kind that `models.registry` does not know, so `load` could not build it.
+      ValueError: the VAE is of a kind that `models.registry` does not know, so `load` could not build it; `dtype` is
+        unknown; or `meta` or what belongs to the diffusion transformer cannot be stored.
+      WeightsError: parameters are not finite, or too large for `dtype`: the first are named.
+      ConfigError: `folder` is empty or the address of a bucket.
     """
+    check_local("the model folder", folder)
     build_vae(model.vae.config)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)
-    config = {"meta": model.meta, "vae": dataclasses.asdict(model.vae.config)}
-    config["sha256"] = {"vae.safetensors": write_params(folder / "vae.safetensors", model.vae_params, dtype)}
+    config: dict[str, Any] = {"meta": model.meta, "vae": dataclasses.asdict(model.vae.config), "sha256": {}}
+    tensors = {"vae.safetensors": model.vae_params}
     if model.diffusion is not None:
         d = model.diffusion
+        _check_diffusion(d)
         config["latte"] = dataclasses.asdict(d.model.config)
         config["latents"] = {
             "shape": list(d.latent_shape),
@@ -375,38 +379,29 @@ def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
             "std": np.asarray(d.std).tolist(),
             "class_names": list(d.class_names),
         }
-        config["sha256"]["latte.safetensors"] = write_params(folder / "latte.safetensors", d.params, dtype)
-    write_json(folder / "config.json", config)
+        tensors["latte.safetensors"] = d.params
+    for file, params in tensors.items():
+        check_storable(file, params, dtype)
+    try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"meta must hold finite JSON values, got {model.meta}: {error}; convert it") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as files:  # which puts them in place last first: config.json after the tensors
+        record = files.enter_context(atomic(folder / "config.json"))
+        for file, params in tensors.items():
+            config["sha256"][file] = write_params(files.enter_context(atomic(folder / file)), params, dtype)
+        record.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (folder / "config.json").unlink(missing_ok=True)
+        if model.diffusion is None:
+            (folder / "latte.safetensors").unlink(missing_ok=True)
 
 
 def init_latte(model: Latte, latent_shape: tuple[int, ...], key: PRNGKey | None = None) -> Params:
     """Fresh parameters of a transformer for latents `(g, h, w, z)`."""
     key = jax.random.key(0) if key is None else key
     return model.init(key, jnp.zeros((1, *latent_shape)), jnp.zeros((1,)), jnp.zeros((1,), int))["params"]
-
-
-def find_model(name_or_path: str | Path) -> Path:
-    """The folder of the finished model that `load` reads.
-
-    Raises:
-      FileNotFoundError: there is no such model; the message names an unfinished stage, or else the shipped models.
-    """
-    path = Path(name_or_path)
-    candidates = [SHIPPED / path, path, path / "model"] + [path / stage / "model" for stage in STAGE_ORDER]
-    for folder in candidates:
-        if (folder / "config.json").exists() and (folder / "vae.safetensors").exists():
-            return folder
-    for state in filter(None, (find_checkpoint(path / stage) for stage in reversed(VAE_STAGES))):
-        raise FileNotFoundError(
-            f"no model at {path}: its stage {state.parents[1].name} is not finished. The command that began it goes on "
-            f"from step {state.name}; give {state} to take the weights of that step"
-        )
-    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
-    hint = did_you_mean(str(name_or_path), shipped, else_list=False)
-    raise FileNotFoundError(
-        f"no model at {name_or_path}{f' ({hint})' if hint else ''}: give a model folder, the work directory of a run "
-        f"with a finished stage, or one of the shipped models ({', '.join(shipped) or 'none'})"
-    )
 
 
 def _vae(tree: dict, dtype: str | None) -> VAE:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pv_vae_jax.storage import atomic, file_hash
-from pv_vae_jax.typing import Params, WeightsError, tensor_faults
+from pv_vae_jax.typing import DTYPES, Params, WeightsError, tensor_faults
 
 # One sharding for all parameters, or a function from the tree of their shapes to a tree of shardings.
 Placement = Sharding | Callable[[Params], Any]
@@ -33,6 +33,28 @@ def weights_hash(params: Params) -> str:
         digest.update(f"{name}{value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_storable(name: str, params: Params, dtype: str) -> None:
+    """Refuse parameters that `dtype` cannot hold; `name` is that of their file, used in messages.
+
+    Raises:
+      ValueError: `dtype` is unknown.
+      WeightsError: parameters are not finite in `dtype`: the first are named.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
+    faults = []
+    for parameter, value in flatten_dict(params, sep="/").items():
+        with np.errstate(over="ignore"):
+            stored = np.asarray(value).astype(dtype)
+        if not np.isfinite(stored).all():
+            reason = f"too large for {dtype}" if np.isfinite(value).all() else "not finite"
+            faults.append(f"{parameter} is {reason}")
+    if faults:
+        advice = "train or load it again" if dtype == "float32" else "save it in float32 or bfloat16"
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise WeightsError(f"{name} cannot be written: {'; '.join(faults[:3])}{more}: {advice}")
 
 
 def write_params(path: Path, params: Params, dtype: str = "float32") -> str:
@@ -65,11 +87,18 @@ def read_params(
       sharding: where to place the arrays, by default on the default device.
 
     Raises:
-      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is damaged, or
-        not the one whose hash is known.
+      WeightsError: tensors are missing, left over, misshapen or not finite: all are named; or the file is missing,
+        damaged, or not the one whose hash is known.
+      TypeError, ValueError: `sharding` does not place these parameters.
     """
     wanted: dict[str, Any] = flatten_dict(expected, sep="/")
     where = flatten_dict(sharding(expected), sep="/") if callable(sharding) else dict.fromkeys(wanted, sharding)
+    if unplaced := sorted(wanted.keys() - where.keys()):
+        raise ValueError(
+            f"expected a sharding for every parameter, got none for {', '.join(unplaced)}: return a full tree"
+        )
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: copy the model again")
     try:
         with safe_open(path, "numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -91,6 +120,15 @@ def read_params(
             f'weights yourself, take "sha256" out of {record}'
         )
     return unflatten_dict(values, sep="/")
+
+
+def check_placement(sharding: Any) -> None:
+    """Raise `TypeError` unless `sharding` is a `Placement` or None."""
+    if not (sharding is None or isinstance(sharding, Sharding) or callable(sharding)):
+        raise TypeError(
+            f"expected sharding to be a jax.sharding.Sharding or a function, got {sharding!r}: pass, for example, "
+            "jax.sharding.SingleDeviceSharding(jax.devices()[0])"
+        )
 
 
 def find_checkpoint(path: Path) -> Path | None:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from pv_vae_jax.model import Model, checked_labels
+from pv_vae_jax.model import Model
+from pv_vae_jax.model_inputs import checked_labels
 from pv_vae_jax.pixels import to_uint8
 from pv_vae_jax.typing import Array, NonFiniteError
 
@@ -38,7 +39,7 @@ def sample_clips(
       ValueError: the model has no transformer, or no classes to guide by, or a label is out of range.
       NonFiniteError: a clip is not finite.
     """
-    labels = np.asarray(checked_labels(model, labels, guidance))
+    labels = np.asarray(checked_labels(model.diffusion and model.diffusion.model, labels, guidance))
     key, clips = jax.random.key(seed), []
     for first in tqdm(range(0, len(labels), batch_size), desc="samples", unit="batch", disable=not sys.stderr.isatty()):
         index = np.minimum(np.arange(first, first + batch_size), len(labels) - 1)  # one compiled shape

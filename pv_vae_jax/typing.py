@@ -6,6 +6,7 @@ channels, `g` latent frames (groups), `k` dropped groups, `n` tokens, `d` width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -51,21 +52,33 @@ def check_clip_shape(frames: int, height: int, width: int, time_factor: int, spa
     problems = []
     if frames < 1 or (frames - 1) % time_factor:
         below = 1 + max(0, (frames - 1) // time_factor) * time_factor
-        problems.append(
-            f"{frames} frames do not fit 1 + {time_factor} n: use {_either(below, below + time_factor, frames)} frames"
-        )
+        problems.append(f"{frames} frames do not fit 1 + {time_factor} n: use {below} or {below + time_factor} frames")
     for name, size in (("height", height), ("width", width)):
         if size < 1 or size % space_factor:
-            below = size // space_factor * space_factor
-            problems.append(
-                f"{name} {size} is not a multiple of {space_factor}: use {_either(below, below + space_factor, size)}"
-            )
+            below = max(0, size // space_factor) * space_factor
+            use = f"{below} or {below + space_factor}" if below else f"{space_factor}"
+            problems.append(f"{name} {size} is not a multiple of {space_factor}: use {use}")
     if problems:
         raise ShapeError("; ".join(problems))
 
 
-def _either(below: int, above: int, size: int) -> str:
-    return f"{below} or {above}" if 0 < below < size else str(above)
+def check_local(name: str, path: Any) -> None:
+    """Refuse the address of a bucket, which as a path would name a folder `gs:` of this machine, and an empty path.
+
+    Args:
+      name: name of the setting, used in the message.
+      path: value of the setting; a `Path` has lost one of the slashes.
+
+    Raises:
+      ConfigError: `path` is an address, or empty, which would mean the current folder.
+    """
+    if not str(path):
+        raise ConfigError(f"{name} is empty: name a folder, such as runs/demo")
+    if re.match(r"\w[\w+.-]+:/", str(path)):
+        raise ConfigError(
+            f"{name} must be a folder, got {path}: mount the bucket (gcsfuse, a persistent volume) and name the "
+            "mounted folder"
+        )
 
 
 def check_sizes(config: Any, *names: str) -> None:

@@ -22,8 +22,10 @@ from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.listing import NoVideosError
-from pv_vae_jax.model import SHIPPED, init_latte, save
+from pv_vae_jax.model import init_latte, save
+from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.models.latte import Latte
+from pv_vae_jax.params_io import write_params
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.report import run_report
 from pv_vae_jax.train.config_files import load_experiment
@@ -337,8 +339,11 @@ def test_a_folder_without_videos_is_refused(tmp_path, tiny_experiment):
 
 def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
     model = load(trained / "image" / "model")
-    model.vae_params["pad"]["token"] *= np.nan
     save(tmp_path / "model", model)
+    model.vae_params["pad"]["token"] *= np.nan
+    with pytest.raises(WeightsError, match="cannot be written: pad/token is not finite"):
+        save(tmp_path / "model", model)
+    write_params(tmp_path / "model" / "vae.safetensors", model.vae_params)
     line = fails("reconstruct", "clip.mp4", "--model", tmp_path / "model", "--out", tmp_path / "out")
     assert "does not fit its config: pad/token is not finite" in line
 
@@ -509,6 +514,9 @@ def test_a_bucket_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
     )
     for flag, *call in calls:
         assert f"{flag} must be a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
+        assert f"{flag} is empty: name a folder, such as runs/demo" in fails(*call, f"{flag}=", status=2)
+    with pytest.raises(ConfigError, match="the work directory is empty: name a folder"):
+        open_run(load_experiment(tiny_experiment), "")
     for address in ("gs://b/run", Path("s3://b/run")):
         with pytest.raises(ConfigError, match="directory must be a folder, got (gs://|s3:/)b/run: mount the bucket"):
             open_run(load_experiment(tiny_experiment), address)

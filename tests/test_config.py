@@ -97,6 +97,19 @@ def test_an_override_sets_what_it_names_and_nothing_else(key, text, value):
             "past",
             "config.video.drop_pattern must be 'future' or 'infill' or 'block' or 'tube' or 'random'",
         ),
+        (
+            "vae.kind",
+            "transformer",
+            "flags do not change the kind of VAE. Start from an experiment with the other kind",
+        ),
+        (
+            "vae.shortcut_time",
+            "deal",
+            "shortcut_time=deal is called interleave now: set config.vae.shortcut_time=inter",
+        ),
+        ("vae.lowering", "im2col", "set config.vae.lowering=taps_in"),
+        ("vae.halve_up", "true", "it is called 'upsample_halves_channels' now"),
+        ("video.micro_batches", "2", "it is called 'grad_accum_steps' now"),
         ("latte.depth", "3", "config.latte.depth "),
         ("video.drop_form", "cut", "config.video.drop_form must be 'truncated' or 'filled', got 'cut'"),
         ("diffusion.time_distribution", "normal", "config.diffusion.time_distribution must be 'uniform' or "),
@@ -121,13 +134,34 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
     ("overrides", "error", "says"),
     [
         ({"data.frames": "16"}, ShapeError, r"16 frames do not fit 1 \+ 4 n: use 13 or 17"),
-        ({"data.frames": "0"}, ShapeError, "use 5"),
+        ({"data.frames": "0"}, ShapeError, "use 1 or 5"),
         ({"data.size": "30"}, ShapeError, "height 30 is not a multiple of 16: use 16 or 32"),
         ({"latte.classes": "4"}, ConfigError, "config.latte.classes comes from the data"),
         (
             {"latte.latent_channels": "8"},
             ConfigError,
             "config.latte.latent_channels must equal config.vae.latent_channels, got 8 and 64",
+        ),
+        (
+            {"data.frames": "1", "video.steps": "1"},
+            ConfigError,
+            "config.video.drop_ratio=1 drops nothing, .*: set config.data.frames to 5 or more, or",
+        ),
+        (
+            {"image.frozen": "encoder,decoder,pad", "image.steps": "1"},
+            ConfigError,
+            "config.image.frozen must leave a part to train, got all of encoder, decoder, pad",
+        ),
+        (
+            {"image.frozen": "encoder,decoder", "image.steps": "1", "vae.pad": "gaussian"},
+            ConfigError,
+            "config.image.frozen must leave a part to train, got all of encoder, decoder:",
+        ),
+        ({"decoder.steps": "1"}, ConfigError, "config.decoder.frozen holds the encoder at random values, .*init_from"),
+        (
+            {"decoder.steps": "1", "decoder.init_from": "a", "decoder.init_parts": "decoder"},
+            ConfigError,
+            "config.decoder.frozen holds the encoder at random values",
         ),
         ({"video.drop_per_example": "true"}, ConfigError, "config.video.drop_per_example needs drop_form=filled"),
         ({"video.drop_pattern": "infill"}, ConfigError, "config.video.drop_pattern=infill needs drop_form=filled"),
@@ -372,6 +406,8 @@ def test_a_bare_name_means_a_shipped_experiment(tmp_path, monkeypatch):
         load_experiment("dmo")
     with pytest.raises(ConfigError, match=f"unknown experiment 'xyz': shipped are {known}; name one of these, or"):
         load_experiment("xyz")
+    with pytest.raises(ConfigError, match="--config is empty: name a Python file, or a shipped one such as demo"):
+        load_experiment("")
     with pytest.raises(ConfigError, match="no experiment file demo.py"):
         load_experiment("demo.py")
     with pytest.raises(ConfigError, match="must be a Python file"):

@@ -42,10 +42,12 @@ ALLOWED = {
         "batching",
         "dropping",
     },  # no jax: loader processes must not start it
-    "model": METHOD | DISK | {"convert"},
-    "sampling": METHOD | {"model"},
-    "evaluation": METHOD | DISK | {"convert", "data", "model", "sampling"},
-    "train": METHOD | DISK | {"convert", "data", "model", "sampling", "evaluation"},
+    "model_inputs": METHOD,
+    "model_folder": METHOD | DISK,
+    "model": METHOD | DISK | {"convert", "model_inputs", "model_folder"},
+    "sampling": METHOD | {"model", "model_inputs"},
+    "evaluation": METHOD | DISK | {"convert", "data", "model", "model_folder", "sampling"},
+    "train": METHOD | DISK | {"convert", "data", "model", "model_folder", "sampling", "evaluation"},
     # A report opens the folder of a run, so it is above train; training itself never imports it.
     "report": METHOD | DISK | {"convert", "data", "model", "sampling", "evaluation", "train"},
     "": METHOD | DISK | {"model", "sampling"},

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.predictive import predict_truncated
 from pv_vae_jax.sampling import sample_clips
-from pv_vae_jax.typing import ShapeError
+from pv_vae_jax.typing import ConfigError, ShapeError, WeightsError
 from tests.conftest import TINY, perturbed
 
 CLASSES = ("left", "right", "up")
@@ -89,6 +90,13 @@ def test_a_sample_follows_its_key_number_and_label_alone(model):
     key, labels = jax.random.key(3), np.array([0, 1, 2])
     clips = model.sample(labels, key, steps=3, guidance=2.0)
     assert clips.shape == (3, 7, 16, 16, 3) and clips.dtype == np.float32 and float(jnp.abs(clips).max()) <= 1
+    two = jnp.asarray(2)
+    with compilations() as compiled:  # a program serves every scale, however it is given
+        again = model.sample(labels, key, steps=np.int64(3), guidance=two)
+        model.sample(labels, key, steps=3, guidance=1.5)
+    assert not compiled
+    np.testing.assert_array_equal(again, clips)
+    jax.eval_shape(lambda guidance: model.sample(labels, key, guidance=guidance), 2.0)
     part = model.sample([1, 2], key, steps=3, guidance=2.0, index=[1, 2])
     np.testing.assert_allclose(part, clips[1:], atol=1e-5)
     drawn = sample_clips(model, labels, steps=3, guidance=2.0, seed=3, batch_size=2)
@@ -175,11 +183,15 @@ def test_what_does_not_fit_says_what_to_do(model):
         (VIDEO[0], ShapeError, r"add a batch axis, video\[None\]"),
         (np.moveaxis(VIDEO, -1, 1), ShapeError, r"expected video \(b, t, H, W, 3\), got \(2, 3, 7"),
         (VIDEO[:0], ShapeError, "at least one clip"),
+        (VIDEO[:, :0], ShapeError, "0 frames do not fit 1 [+] 2 n: use 1 or 3 frames"),
+        ("clip.mp4", TypeError, r"got the path clip.mp4: pass pv_vae_jax.data.read_video\(path\)\[None\]"),
+        (None, TypeError, "got NoneType: pass a NumPy or JAX array"),
         (VIDEO[:, :6], ShapeError, "6 frames do not fit 1 [+] 2 n: use 5 or 7 frames"),
         (VIDEO[:, :, :12], ShapeError, "height 12 is not a multiple of 8"),
         (VIDEO.astype(int), TypeError, "expected uint8 or float video, got int64"),
         (VIDEO.astype(np.float32), ValueError, r"float video in \[-1, 1\], got values from 0 to 255: pass uint8"),
         (jnp.asarray(unit) * 1.5, ValueError, "got values from -1.5"),
+        (np.asarray(unit / abs(unit).max()) * np.float32(1.0001), ValueError, "got values from -1.0001 to "),
         (np.where(unit > 0.99, np.nan, unit), ValueError, "got NaN"),
     ):
         for method in (model.encode, model.posterior, model.reconstruct, model.predict):
@@ -192,11 +204,38 @@ def test_what_does_not_fit_says_what_to_do(model):
     ):
         with pytest.raises(ShapeError, match=words):
             model.predict(VIDEO, observed)
-    with pytest.raises(ShapeError, match="at least one clip, got latents of shape"):
-        model.decode(np.zeros((0, 4, 2, 2, 4)))
-    with pytest.raises(ShapeError, match=r"\(b, g, h, w, 4\)"):
-        model.decode(np.zeros((1, 4, 2, 2, 5)))
+    for observed in (3.0, "3", None):
+        with pytest.raises(TypeError, match="expected observed to be an integer, got .*: pass a Python int"):
+            model.predict(VIDEO, observed)
+    with pytest.raises(TypeError, match="expected chunk to be an integer, got 1.5"):
+        model.encode(VIDEO, chunk=1.5)
+    for wrong, error, words in (
+        (np.zeros((0, 4, 2, 2, 4)), ShapeError, "at least one clip, got latents of shape"),
+        (np.zeros((1, 0, 2, 2, 4)), ShapeError, "at least one frame"),
+        (np.zeros((1, 4, 2, 2, 5)), ShapeError, r"expected latents \(b, g, h, w, 4\), got \(1, 4, 2, 2, 5\)"),
+        (np.zeros((4, 2, 2, 4)), ShapeError, r"add a batch axis, latents\[None\]"),
+        (VIDEO, ShapeError, "the channels of a video: encode it first"),
+        (np.zeros((1, 4, 2, 2, 4), int), TypeError, "expected float latents, got int64"),
+        (np.zeros((1, 4, 2, 2, 4), bool), TypeError, "got bool"),
+        (np.zeros((1, 4, 2, 2, 4), complex), TypeError, "got complex128"),
+        (None, TypeError, "got NoneType"),
+        ("x", TypeError, "got str"),
+    ):
+        with pytest.raises(error, match=words):
+            model.decode(wrong)
     key = jax.random.key(0)
+    for settings, error, words in (
+        ({"guidance": np.nan}, ValueError, "guidance must be a finite number of at least 0, got nan"),
+        ({"guidance": jnp.inf}, ValueError, "got inf"),
+        ({"guidance": -1}, ValueError, "got -1"),
+        ({"guidance": "2"}, TypeError, "expected guidance to be one number"),
+        ({"guidance": [1.0, 2.0]}, TypeError, "expected guidance to be one number"),
+        ({"steps": 1.5}, TypeError, "expected steps to be an integer, got 1.5"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"index": [0.5]}, TypeError, "expected index to be integers, got float64"),
+    ):
+        with pytest.raises(error, match=words):
+            model.sample([0], key, **settings)
     for labels, words in (
         ([0, 3, -1], r"from 0 to 2, got \[-1, 3\]"),
         ([], "at least one"),
@@ -227,6 +266,10 @@ def test_a_model_is_loaded_for_a_type_and_a_place(model, tmp_path):
     np.testing.assert_allclose(half.encode(VIDEO), model.encode(VIDEO), atol=0.2)
     with pytest.raises(ValueError, match="dtype"):
         load(tmp_path, dtype="int8")
+    with pytest.raises(TypeError, match="expected sharding to be a jax.sharding.Sharding or a function, got 'cpu'"):
+        load(tmp_path, sharding="cpu")
+    with pytest.raises(ValueError, match="^expected a sharding for every parameter, got none for decoder/"):
+        load(tmp_path, sharding=lambda shapes: {})
 
     devices = jax.devices()
     one = jax.sharding.SingleDeviceSharding(devices[3])
@@ -250,3 +293,93 @@ def test_facts_about_the_training_survive(model, tmp_path):
     save(tmp_path, dataclasses.replace(model, meta=model.meta | {"stage": "video"}))
     assert load(tmp_path).meta == {"steps": 3, "seeds": [0, 1], "stage": "video"}
     assert json.loads((tmp_path / "config.json").read_text())["meta"]["stage"] == "video"
+
+
+def test_what_cannot_be_saved_leaves_the_model_that_was_there(model, tmp_path, monkeypatch):
+    def held():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    save(tmp_path, model)
+    before, statistics = held(), model.diffusion
+    huge = jax.tree.map(lambda leaf: leaf * 1e6, model.vae_params)
+    for wrong, dtype, words in (
+        (model.replace(meta={"loss": np.float32(1)}), "float32", "meta must hold finite JSON values"),
+        (model.replace(meta={"loss": np.nan}), "float32", "meta must hold finite JSON values"),
+        (
+            model.replace(diffusion=statistics.replace(mean=statistics.mean * np.nan)),
+            "float32",
+            "diffusion.mean .* nan",
+        ),
+        (
+            model.replace(diffusion=statistics.replace(std=-statistics.std)),
+            "float32",
+            "diffusion.std .* above 0, got -1",
+        ),
+        (model.replace(diffusion=statistics.replace(class_names=("left",))), "float32", "name the 3 classes"),
+        (
+            model.replace(vae_params=huge),
+            "float16",
+            "decoder/head/kernel is too large for float16.*: save it in float32",
+        ),
+        (model, "int8", "dtype must be 'float32' or 'bfloat16' or 'float16', got 'int8'"),
+        (model, "foo", "got 'foo'"),
+        (model, "float64", "got 'float64'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            save(tmp_path, wrong, dtype)
+        assert held() == before, words
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
+        patched.setattr("pv_vae_jax.params_io.save_file", mock.Mock(side_effect=OSError("disk full")))
+        save(tmp_path, model.replace(meta={}))
+    assert held() == before
+    save(tmp_path, model.replace(diffusion=None), "bfloat16")
+    assert set(held()) == {"config.json", "vae.safetensors"} and load(tmp_path).diffusion is None
+    monkeypatch.chdir(tmp_path)
+    for folder, words in (("gs://bucket/a", "got gs://bucket/a: mount the bucket"), ("", "the model folder is empty")):
+        with pytest.raises(ConfigError, match=words):
+            save(folder, model)
+    assert set(held()) == {"config.json", "vae.safetensors"}
+
+
+def test_damage_to_a_model_folder_is_named(model, tmp_path):
+    save(tmp_path, model)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for change, words in (
+        ({"std": [0.0] * 4}, "diffusion.std must be finite, above 0, got 0.0"),
+        ({"mean": [0.0] * 3}, "diffusion.mean must have 4 numbers"),
+        ({"class_names": ["left"]}, "diffusion.class_names must name the 3 classes"),
+        ({"class_names": [1, 2, 3]}, "diffusion.class_names must name the 3 classes"),
+    ):
+        path.write_text(json.dumps(config | {"latents": config["latents"] | change}))
+        with pytest.raises(WeightsError, match=f"is damaged: .*{words}.*Copy the model again"):
+            load(tmp_path)
+    for text in ("null", "[]", "3", "{"):
+        path.write_text(text)
+        with pytest.raises(WeightsError, match="config.json is damaged .*: copy the model again"):
+            load(tmp_path)
+    path.unlink()
+    with pytest.raises(WeightsError, match="config.json is missing. Copy the model again"):
+        load(tmp_path)
+    path.mkdir()
+    with pytest.raises(WeightsError, match="config.json is missing or not a file"):
+        load(tmp_path)
+    path.rmdir()
+    for name in ("latte.safetensors", "vae.safetensors"):
+        save(tmp_path, model)
+        (tmp_path / name).unlink()
+        with pytest.raises(WeightsError, match=f"{name} is missing[.:] [Cc]opy the model again"):
+            load(tmp_path)
+
+
+def test_a_name_means_one_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the name of the model is empty: name a folder, or one of tiny-synthetic"):
+        load("")
+    shipped = load("tiny-synthetic")
+    save("./tiny-synthetic", shipped.replace(meta={"mine": True}))
+    with pytest.raises(
+        ConfigError, match="is a shipped model and a folder here: write ./tiny-synthetic for the folder"
+    ):
+        load("tiny-synthetic")
+    assert load("./tiny-synthetic").meta == {"mine": True}

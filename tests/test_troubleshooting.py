@@ -21,7 +21,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax.cli.main import advice_on, main
-from pv_vae_jax.model import SHIPPED, load
+from pv_vae_jax.model import load
+from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.params_io import STATE_MARK
 from pv_vae_jax.sharding.mesh import make_mesh

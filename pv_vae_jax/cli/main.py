@@ -71,9 +71,8 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
 
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.train.config_files import parse_overrides
-    from pv_vae_jax.train.configs import check_local
     from pv_vae_jax.train.preemption import Preempted
-    from pv_vae_jax.typing import ConfigError, InUseError, ShapeError
+    from pv_vae_jax.typing import ConfigError, InUseError, ShapeError, check_local
 
     takes, values = inspect.signature(module.run).parameters, flags.FlagValues()
     values.set_gnu_getopt()  # flags may follow file names
@@ -90,7 +89,8 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
         if overrides and "overrides" not in takes:
             raise ConfigError("takes no --config settings: each model and run keeps its own configuration")
         for folder in {"out", "workdir"} & set(values):
-            check_local(f"--{folder}", values[folder].value or "")
+            if values[folder].present:
+                check_local(f"--{folder}", values[folder].value)
     except (flags.Error, ConfigError) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
         print(f"{program}: {f'needs --{missing[1]}: {values[missing[1]].help}' if missing else error}", file=sys.stderr)

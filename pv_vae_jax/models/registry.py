@@ -15,7 +15,8 @@ AnyVAEConfig = VAEConfig | TransformerVAEConfig
 # By the `kind` of the config. Files older than the transformer have no kind: they hold a CNN.
 KINDS = {"cnn": (VAEConfig, VAE), "transformer": (TransformerVAEConfig, TransformerVAE)}
 
-# Model folders outlive names: old names of fields and values of a VAE's config, which older folders hold.
+# Model folders outlive names: old names of fields and values of a VAE's config, which older folders hold. Flags take
+# today's names only.
 RENAMED_FIELDS = {"halve_up": "upsample_halves_channels"}
 RENAMED_VALUES = {("shortcut_time", "deal"): "interleave", ("lowering", "im2col"): "taps_in"}
 
@@ -35,18 +36,20 @@ def build_vae(config: AnyVAEConfig) -> VAE:
 
 
 def vae_config_of(tree: dict) -> AnyVAEConfig:
-    """The configuration that `tree` (from JSON) holds.
+    """The configuration that `tree`, from the JSON of a model folder, holds; older names are translated.
 
     Raises:
       ValueError: the kind is unknown; the message names the nearest.
       TypeError: a field is unknown.
     """
+    tree = {RENAMED_FIELDS.get(name, name): value for name, value in tree.items()}
+    tree |= {name: new for (name, old), new in RENAMED_VALUES.items() if tree.get(name) == old}
     cls, fields = vae_fields_of(tree)
     return cls(**to_tuples(fields))
 
 
 def vae_fields_of(tree: dict) -> tuple[type[AnyVAEConfig], dict]:
-    """Class and fields of the configuration that `tree` holds, under the names they have today.
+    """Class and fields of the configuration that `tree` holds.
 
     Raises:
       ValueError: the kind is unknown; the message names the nearest.
@@ -55,8 +58,6 @@ def vae_fields_of(tree: dict) -> tuple[type[AnyVAEConfig], dict]:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of VAE {kind!r}; {did_you_mean(str(kind), KINDS)}")
     cls, _ = KINDS[kind]
-    tree = {RENAMED_FIELDS.get(name, name): value for name, value in tree.items()}
-    tree |= {name: new for (name, old), new in RENAMED_VALUES.items() if tree.get(name) == old}
     return cls, {name: value for name, value in tree.items() if name != "kind" or hasattr(cls, "kind")}
 
 

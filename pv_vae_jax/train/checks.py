@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pv_vae_jax.dropping import SPATIAL, max_dropped, num_droppable
@@ -21,23 +19,6 @@ def is_size(size: Any) -> bool:
     """Whether `size` is a side or a `(height, width)` in pixels."""
     sides = size if isinstance(size, tuple) and len(size) == 2 else (size,)
     return all(type(side) is int and side > 0 for side in sides)
-
-
-def check_local(name: str, path: str | Path) -> None:
-    """Refuse the address of a bucket, which as a path would name a folder `gs:` of this machine.
-
-    Args:
-      name: name of the setting, used in the message.
-      path: value of the setting; a `Path` has lost one of the slashes.
-
-    Raises:
-      ConfigError: `path` is an address.
-    """
-    if re.match(r"\w[\w+.-]+:/", str(path)):
-        raise ConfigError(
-            f"{name} must be a folder, got {path}: mount the bucket (gcsfuse, a persistent volume) and name the "
-            "mounted folder"
-        )
 
 
 def check_stage(stage: VAEStageConfig) -> None:
@@ -121,6 +102,28 @@ def check_experiment(experiment: Experiment) -> None:
         raise ConfigError("config.latte.classes comes from the data: leave it 0, and use config.diffusion.conditional")
     for name in VAE_STAGES:
         _check_clips(experiment, name)
+        if getattr(experiment, name).steps:
+            _check_frozen(experiment, name)
+
+
+def _check_frozen(experiment: Experiment, name: str) -> None:
+    """A stage must train some part of the VAE, and the parts that it does not train must come from a model."""
+    stage = getattr(experiment, name)
+    parts = PARTS if experiment.vae.pad == "learnable" else PARTS[:2]  # gaussian padding has no parameters
+    brings_in = stage.init_from and stage.steps == 1  # how a run takes the VAE of another as it is
+    if set(parts) <= set(stage.frozen) and not brings_in:
+        raise ConfigError(
+            f"config.{name}.frozen must leave a part to train, got all of {', '.join(parts)}: take one out, or set "
+            f"config.{name}.steps=0 to skip the stage; to use another run's VAE as it is, set init_from and steps=1"
+        )
+    before = any(getattr(experiment, other).steps for other in VAE_STAGES[: VAE_STAGES.index(name)])
+    loaded = (stage.init_parts or PARTS) if stage.init_from else PARTS if before else ()
+    if untrained := [part for part in PARTS[:2] if part in stage.frozen and part not in loaded]:
+        raise ConfigError(
+            f"config.{name}.frozen holds the {' and '.join(untrained)} at random values, since no stage before it "
+            f"trains and config.{name}.init_from does not load them: set init_from, give an earlier stage steps, or "
+            f"set config.{name}.frozen=()"
+        )
 
 
 def _check_clips(experiment: Experiment, name: str) -> None:
@@ -152,6 +155,11 @@ def _check_clips(experiment: Experiment, name: str) -> None:
             f"between: set config.data.frames to {vae.frames(3)} or more"
         )
     most = num_droppable(groups, pattern)
+    if ratio and not most and stage.steps:
+        raise ConfigError(
+            f"config.{name}.drop_ratio={ratio:g} drops nothing, since clips of {frames} frames have no later group: "
+            f"set config.data.frames to {vae.frames(2)} or more, or config.{name}.drop_ratio to 0"
+        )
     if ratio and most and not max_dropped(groups, ratio, pattern):
         least = math.ceil(1e4 / most) / 1e4  # rounded up, so that it does drop one
         raise ConfigError(

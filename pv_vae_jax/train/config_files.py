@@ -11,14 +11,15 @@ import re
 import traceback
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
 
 from pv_vae_jax.messages import did_you_mean
-from pv_vae_jax.models.registry import to_tuples, vae_fields_of
+from pv_vae_jax.models.registry import KINDS as VAE_KINDS
+from pv_vae_jax.models.registry import RENAMED_FIELDS, RENAMED_VALUES, to_tuples, vae_fields_of
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.typing import ConfigError
@@ -28,6 +29,7 @@ T = typing.TypeVar("T")
 PACKAGE = Path(__file__).parents[1]
 FORMAT = 2  # of config.json in a work directory
 DRAWS = 2  # of the data: raised when the same seed gives other batches or another `k`
+RENAMED_KEYS = RENAMED_FIELDS | {"micro_batches": "grad_accum_steps"}
 LAST_WITH = {1: "0.2.0"}  # draws -> the last version of pv_vae_jax that makes them
 
 # What a file may define, and the command that takes it.
@@ -94,6 +96,8 @@ def find_config(name: str | Path, kind: type, function: str = "get_config") -> P
     Raises:
       ConfigError: no such file; the shipped names, or the files beside it, are listed.
     """
+    if not str(name):
+        raise ConfigError("--config is empty: name a Python file, or a shipped one such as demo")
     path = Path(name)
     if path.is_file():
         return path
@@ -145,6 +149,12 @@ def override(config: T, overrides: dict[str, str]) -> T:
         that cannot work.
     """
     tree = ml_collections.ConfigDict(to_dict(config), type_safe=False)  # from_dict checks types, and names the setting
+    for key, text in overrides.items():
+        if key.split(".")[-1] == "kind" and text in VAE_KINDS and text != _setting(tree, key):
+            raise ConfigError(
+                f"config.{key} must stay {_setting(tree, key)!r}, got {text!r}: flags do not change the kind of VAE. "
+                "Start from an experiment with the other kind: demo_transformer has the transformer, demo the CNN"
+            )
     tree.update_from_flattened_dict({key: _parse(text, _setting(tree, key)) for key, text in overrides.items()})
     return from_dict(type(config), tree.to_dict())
 
@@ -155,13 +165,19 @@ def _setting(tree: ml_collections.ConfigDict, key: str) -> Any:
     for part in key.split("."):
         group = isinstance(node, ml_collections.ConfigDict)
         if not group or part not in node:
-            hint = did_you_mean(part, node) if group else "it is a value, not a group of settings"
+            hint = _right_key(part, node) if group else "it is a value, not a group of settings"
             raise ConfigError(f"unknown config key config.{key}: {path} has no {part!r}; {hint}")
         node, path = node[part], f"{path}.{part}"
     if isinstance(node, ml_collections.ConfigDict):
         inside = ", ".join(f"{path}.{name}" for name in node)
         raise ConfigError(f"{path} is a group of settings; set one of {inside}")
     return node
+
+
+def _right_key(name: str, known: Iterable[str]) -> str:
+    """What to write in place of the unknown key `name`."""
+    new = RENAMED_KEYS.get(name)
+    return f"it is called {new!r} now" if new in known else did_you_mean(name, known)
 
 
 def _parse(text: str, old: Any) -> Any:
@@ -200,7 +216,7 @@ def from_dict(cls: type[T], tree: dict, path: str = "config") -> T:
     hints = typing.get_type_hints(cls)
     tree = {key: value for key, value in tree.items() if key not in ("format", "draws") or cls is not Experiment}
     if unknown := sorted(set(tree) - set(hints)):
-        raise ConfigError(f"unknown config key {path}.{unknown[0]}; {did_you_mean(unknown[0], hints)}")
+        raise ConfigError(f"unknown config key {path}.{unknown[0]}; {_right_key(unknown[0], hints)}")
     fields = {key: _value(hints[key], value, f"{path}.{key}") for key, value in tree.items()}
     try:
         return cls(**fields)
@@ -221,6 +237,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if (isinstance(kind, types.UnionType) and int not in typing.get_args(kind)) or dataclasses.is_dataclass(kind):
         return from_dict(kind, value, path)
     value = to_tuples(value)
+    if isinstance(value, str) and (new := RENAMED_VALUES.get((path.split(".")[-1], value))):
+        raise ConfigError(f"{path}={value} is called {new} now: set {path}={new}")
     if kind is float and type(value) is int:
         return float(value)
     if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):

@@ -18,9 +18,9 @@ from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.latte import LatteConfig
 from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
-from pv_vae_jax.train.checks import check_experiment, check_local, check_stage, is_size
+from pv_vae_jax.train.checks import check_experiment, check_stage, is_size
 from pv_vae_jax.train.ranges import Config, Count, Decay, Fraction, NonNegative, Range, Seed, Steps
-from pv_vae_jax.typing import VAE_STAGES, ConfigError
+from pv_vae_jax.typing import VAE_STAGES, ConfigError, check_local
 
 STAGES = VAE_STAGES + ("latents", "diffusion")
 TRAINED = (*VAE_STAGES, "diffusion")  # stages with a training step

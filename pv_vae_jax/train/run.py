@@ -21,9 +21,9 @@ from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process
 from pv_vae_jax.storage import locked, partials
 from pv_vae_jax.train.config_files import DRAWS, FORMAT, LAST_WITH, differences, from_dict, save_config, to_dict
-from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment, check_local
+from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.sizes import SizedBatch
-from pv_vae_jax.typing import ConfigError, InUseError
+from pv_vae_jax.typing import ConfigError, InUseError, check_local
 
 # What may change between two starts of one run without changing its numbers.
 FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "sampling.")

@@ -15,7 +15,7 @@ from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.data.pipeline import Elements
 from pv_vae_jax.data.sources import NoVideosError, describe, program_name
 from pv_vae_jax.losses import Perceptual
-from pv_vae_jax.model import find_model
+from pv_vae_jax.model_folder import find_model
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.params_io import find_checkpoint, weights_hash
 from pv_vae_jax.sharding.processes import is_primary_process

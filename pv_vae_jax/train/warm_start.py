@@ -5,12 +5,11 @@ Only the tensors that are needed are read from a file, so the encoder of a large
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pv_vae_jax.model import find_model
+from pv_vae_jax.model_folder import find_model, read_model_config
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.registry import vae_config_of
 from pv_vae_jax.params_io import find_checkpoint, read_params, restore_params
@@ -81,10 +80,12 @@ def _config_of_state(state: Path) -> tuple[Any, bool]:
 
 def _config_of_model(folder: Path) -> tuple[Any, bool]:
     try:
-        tree = json.loads((folder / "config.json").read_text())
+        tree = read_model_config(folder)
         config = vae_config_of(tree["vae"])
         meta = tree.get("meta", {})
         # Models of older versions do not record `images`; their stage's name tells.
         return config, bool(meta.get("images", meta.get("stage") == "image"))
+    except WeightsError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"the model in {folder} is damaged: {type(error).__name__}: {error}") from error

@@ -21,7 +21,7 @@ from pv_vae_jax.evaluation.networks.c3d import read_c3d, read_c3d_mean
 from pv_vae_jax.evaluation.networks.feature_net import load_features
 from pv_vae_jax.evaluation.networks.i3d import read_i3d
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity, identify
-from pv_vae_jax.model import SHIPPED
+from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.sharding.mesh import make_mesh
