@@ -1,6 +1,12 @@
-# `make demo` and `make test` need python3 (3.11 or newer) and make, nothing else: they build .venv themselves.
+# `make demo` and `make test` need Python (3.11 or newer) and make, nothing else: they build .venv themselves.
 
-PYTHON ?= python3
+# The newest Python that runs, of those with the newest JAX first. A shim of pyenv may exist and fail, and pyenv may hold
+# a version that it does not select.
+ifndef PYTHON
+PYTHON := $(shell root="$$(pyenv root 2>/dev/null)/versions"; for python in \
+  python3.13 "$$root"/3.13*/bin/python python3.12 "$$root"/3.12*/bin/python python3.11 "$$root"/3.11*/bin/python python3; \
+  do "$$python" --version >/dev/null 2>&1 && echo "$$python" && break; done)
+endif
 VENV := .venv
 EXTRAS := video,report,tensorboard,test
 INSTALLED := $(VENV)/.installed
