@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
 import mmap
@@ -227,6 +228,19 @@ def broken_video(tmp_path) -> str:
     return train_with(tmp_path, f"data.source={tmp_path / 'clips'}")
 
 
+def too_many_open_files(tmp_path) -> str:
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+
+    def fail(*_, **__):
+        raise av.error.OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"intact")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(av, "open", fail)
+        return train_with(tmp_path, f"data.source={tmp_path / 'clips'}")
+
+
 def without_pyav(tmp_path) -> str:
     (tmp_path / "a.mp4").write_bytes(b"x")
     with pytest.MonkeyPatch.context() as patch:
@@ -320,6 +334,7 @@ PROVOKE = [
     no_folder,
     no_videos,
     broken_video,
+    too_many_open_files,
     lambda tmp_path: train_with(tmp_path, "data.source=program:mine"),
     without_pyav,
     lambda tmp_path: says("sample", "--model", tmp_path / "none", "--out", tmp_path),
