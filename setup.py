@@ -18,7 +18,7 @@ CORE = [
     "ml_collections>=1.1.0",
     "numpy",
     "optax>=0.2.8",
-    "orbax-checkpoint>=0.12.8",
+    "orbax-checkpoint>=0.12.8,<0.13",  # train/checkpoint.py writes into its temporary folders
     "safetensors>=0.8.0",
     "scipy",
     "tqdm",

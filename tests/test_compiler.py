@@ -1,7 +1,7 @@
 """XLA's CPU compiler computes what single operations compute, at the sizes and ranks where versions of it failed.
 
-jaxlib 0.10.2 and 0.11.0 fuse reductions by YNNPACK: the results of many rows are wrong without a word (jax-ml/jax#39103),
-and at rank 7 and 8 the process crashes (jax-ml/jax#40412, #39257).
+jaxlib 0.10.2 and 0.11.0 fuse reductions by YNNPACK: the results of many rows are silently wrong (jax-ml/jax#39103), and
+at rank 7 and 8 the process crashes (jax-ml/jax#40412, #39257).
 """
 
 import os

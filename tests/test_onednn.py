@@ -41,7 +41,7 @@ def with_gradients(run):  # of the sum of sines, so that no gradient is constant
 
 x, kernel, bias = normal(0, 2, 5, 9, 10, 20), normal(1, 3, 3, 3, 20, 24) / 20, normal(2, 24)
 convolutions = {
-    lowering: with_gradients(lambda x, k, lowering=lowering: causal_conv3d(x, k, bias.astype(x.dtype), lowering=lowering))
+    lowering: with_gradients(lambda x, k, form=lowering: causal_conv3d(x, k, bias.astype(x.dtype), lowering=form))
     for lowering in LOWERINGS if lowering != 'auto'
 }
 def strided(x, kernel):  # the down-sampling of the VAE: odd padding, and a residual that is added in place
