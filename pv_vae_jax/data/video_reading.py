@@ -70,6 +70,15 @@ def import_av():
     return av
 
 
+def decoder_versions() -> dict[str, str]:
+    """Versions of PyAV and of the FFmpeg in it, on which decoded pixels may depend; empty without PyAV."""
+    try:
+        av = import_av()
+    except ImportError:
+        return {}
+    return {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info}
+
+
 def _bytes(path: str | Path | EncodedVideo) -> int:
     if isinstance(path, EncodedVideo):
         return len(path.data)
