@@ -32,8 +32,8 @@ EXTRAS = {
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
     "tpu": ["jax[tpu]>=0.10.2", "libtpu!=0.0.45"],  # 0.0.45 has a known fault (vllm-project/tpu-inference#3329)
     "tpu-topology": ["libtpu>=0.0.42,!=0.0.45"],  # compile for TPUs that are not there: pv-vae inspect --topology
-    # Earlier versions silently compute wrong values on some GPUs (jax-ml/jax#39486 and #40588: 0.10.2 and 0.11.0; #40633:
-    # 0.11.0 and 0.11.1). 0.12 needs Python 3.12: on 3.11 pip refuses these two.
+    # Earlier versions silently compute wrong values on some GPUs (jax-ml/jax#39486 and #40588: 0.10.2 and 0.11.0;
+    # #40633: 0.11.0 and 0.11.1). 0.12 needs Python 3.12: on 3.11 pip refuses these two.
     "cuda": ["jax[cuda13]>=0.12"],
     "cuda12": ["jax[cuda12]>=0.12"],
     "test": [
