@@ -18,7 +18,7 @@ CORE = [
     "ml_collections>=1.1.0",
     "numpy",
     "optax>=0.2.8",
-    "orbax-checkpoint>=0.12.8",
+    "orbax-checkpoint>=0.12.8,<0.13",  # train/checkpoint.py writes into its temporary folders
     "safetensors>=0.8.0",
     "scipy",
     "tqdm",
@@ -30,10 +30,12 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6.5"],
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
-    "tpu": ["jax[tpu]>=0.10.2"],
-    "tpu-topology": ["libtpu>=0.0.42"],  # compile for TPUs that are not there: pv-vae inspect --topology
-    "cuda": ["jax[cuda13]>=0.10.2"],
-    "cuda12": ["jax[cuda12]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2", "libtpu!=0.0.45"],  # 0.0.45 has a known fault (vllm-project/tpu-inference#3329)
+    "tpu-topology": ["libtpu>=0.0.42,!=0.0.45"],  # compile for TPUs that are not there: pv-vae inspect --topology
+    # Earlier versions silently compute wrong values on some GPUs (jax-ml/jax#39486 and #40588: 0.10.2 and 0.11.0;
+    # #40633: 0.11.0 and 0.11.1). 0.12 needs Python 3.12: on 3.11 pip refuses these two.
+    "cuda": ["jax[cuda13]>=0.12"],
+    "cuda12": ["jax[cuda12]>=0.12"],
     "test": [
         *("pytest>=9.0", "pytest-timeout>=2.4.0", "pytest-xdist>=3.8.0"),
         *("chex>=0.1.92", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),

@@ -219,6 +219,11 @@ def test_kernels_that_cannot_run_say_what_can(qkv, monkeypatch):
         dot_product_attention(*(x[..., :20] for x in low), implementation="cudnn")
     with pytest.raises(ValueError, match="even sequence lengths under a mask, not 129 and 129"):
         dot_product_attention(*(x[:, :129] for x in low), mask=banded, implementation="cudnn")
+    of_192 = [jnp.tile(x, (1, 2, 1, 1))[:, :192] for x in low]
+    with pytest.raises(ValueError, match="does not leave 64 after multiples of 128, not 192"):
+        dot_product_attention(*of_192, mask=banded, implementation="cudnn")
+    with pytest.raises(ValueError, match="cuDNN attention needs more than one query"):
+        dot_product_attention(low[0][:, :1], *low[1:], implementation="cudnn")
 
     chosen = []
     monkeypatch.setattr(
@@ -227,7 +232,9 @@ def test_kernels_that_cannot_run_say_what_can(qkv, monkeypatch):
     dot_product_attention(*low)
     dot_product_attention(*(x[:, :5] for x in low))  # the frames of one place: too short to gain by a fused kernel
     dot_product_attention(*qkv)
-    assert chosen == ["cudnn", "xla", "xla"]
+    dot_product_attention(*of_192)
+    dot_product_attention(*of_192, mask=banded)  # cuDNN's gradients may be NaN
+    assert chosen == ["cudnn", "xla", "xla", "cudnn", "xla"]
 
 
 def test_a_kernel_runs_on_each_devices_own_examples():

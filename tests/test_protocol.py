@@ -10,6 +10,7 @@ import pytest
 
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.data.video_reading import decoder_versions
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
 from pv_vae_jax.evaluation.comparison import check_sets, compare_pairs, compare_sets, score_inception
@@ -145,6 +146,7 @@ def test_every_score_carries_its_card(arrays):
         card = json.loads(json.dumps(score.to_json(), allow_nan=False))["card"]
         assert card["protocol"]["clips"] == 12 and card["features"]["hash"] == NETWORK.hash and card["seed"] == 3
         assert card["real"]["scored"] == 12 and card["real"]["window"]["frames"] == 6 and card["library"]["pv_vae_jax"]
+        assert set(decoder_versions()) <= set(card["library"])
         assert card["real"]["pixels sha256"] != card["fake"]["pixels sha256"]  # another order
     features = extract(NETWORK, CLIPS)
     assert scores[0].value == pytest.approx(frechet_distance(features, features[::-1]), abs=1e-9)

@@ -351,5 +351,14 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adamw():
         np.testing.assert_allclose(updates["muon"][name]["bias"], updates["adamw"][name]["bias"], rtol=1e-6)
 
 
+def test_muon_refuses_a_kernel_that_it_would_take_for_layers():
+    """A 1-D convolution has three axes, as dense layers of a scan have."""
+    params = {"conv": {"kernel": jnp.zeros((3, 4, 8)), "bias": jnp.zeros(8)}}
+    with pytest.raises(
+        ValueError, match=r"expected a bias \(layers, features\) beside .*conv.*; use optimizer.name=adamw"
+    ):
+        optimizer(OptimizerConfig(name="muon"), 10).init(params)
+
+
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[-2:] if len(shape) == 3 else (int(np.prod(shape[:-1])), shape[-1])

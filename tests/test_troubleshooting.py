@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
 import mmap
@@ -73,6 +74,17 @@ def no_backend(platform: str):
     return provoke
 
 
+def old_jax_on_a_gpu(tmp_path) -> str:
+    class Gpu:
+        platform, process_index = "gpu", 0
+
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning) as caught:
+        patch.setattr(jax, "__version__", "0.11.1")
+        patch.setattr(jax, "__version_info__", (0, 11, 1))
+        make_mesh(devices=[Gpu()])
+    return str(caught[0].message)
+
+
 def falls_back(detector: str, answer: str):
     """JAX believes that the machine has the device, and has no build for it."""
 
@@ -125,9 +137,13 @@ def whole_everywhere(tmp_path) -> str:
     return str(caught.value)
 
 
-def slow_compile(tmp_path) -> str:
-    """As it stands in the library that prints it: provoking it takes minutes."""
-    folder, text = Path(jaxlib.__file__).parent, b"Very slow compile?"
+def of_jaxlib(text: bytes):
+    """As it stands in the library that prints it: provoking it takes minutes, or another processor."""
+    return lambda tmp_path: _text_in_jaxlib(text)
+
+
+def _text_in_jaxlib(text: bytes) -> str:
+    folder = Path(jaxlib.__file__).parent
     for path in sorted(folder.glob("*.so*"), key=lambda path: -path.stat().st_size):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if (at := content.find(text)) >= 0:
@@ -228,6 +244,19 @@ def broken_video(tmp_path) -> str:
     return train_with(tmp_path, f"data.source={tmp_path / 'clips'}")
 
 
+def too_many_open_files(tmp_path) -> str:
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+
+    def fail(*_, **__):
+        raise av.error.OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"intact")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(av, "open", fail)
+        return train_with(tmp_path, f"data.source={tmp_path / 'clips'}")
+
+
 def without_pyav(tmp_path) -> str:
     (tmp_path / "a.mp4").write_bytes(b"x")
     with pytest.MonkeyPatch.context() as patch:
@@ -292,6 +321,7 @@ FAR = ["slurm", "--config", DEMO, "--workdir"]
 PROVOKE = [
     no_backend("tpu"),
     no_backend("cuda"),
+    old_jax_on_a_gpu,
     falls_back("has_visible_nvidia_gpu", "True"),
     falls_back("num_available_tpu_chips_and_device_id", "(4, 'x')"),
     versions_apart,
@@ -299,7 +329,8 @@ PROVOKE = [
     lambda tmp_path: train_with(tmp_path, "mesh.data=64"),
     lambda tmp_path: train_with(tmp_path, "image.batch_size=6"),
     whole_everywhere,
-    slow_compile,
+    of_jaxlib(b"Very slow compile?"),
+    of_jaxlib(b"Loading XLA:CPU AOT result"),
     lambda tmp_path: train_with(tmp_path, "video.step=3"),
     lambda tmp_path: train_with(tmp_path, "video.steps=many"),
     lambda tmp_path: says("train", "--config", "experiments/demp.py", "--workdir", tmp_path),
@@ -321,6 +352,7 @@ PROVOKE = [
     no_folder,
     no_videos,
     broken_video,
+    too_many_open_files,
     lambda tmp_path: train_with(tmp_path, "data.source=program:mine"),
     without_pyav,
     lambda tmp_path: says("sample", "--model", tmp_path / "none", "--out", tmp_path),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.frame_cache import FrameCache
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
@@ -107,7 +108,13 @@ class Reader:
         raise NotImplementedError
 
     def skip(self, name: Path | str, reason: object) -> None:
-        """Note and log that `name` could not be used; only the first reason counts."""
+        """Note and log that `name` could not be used; only the first reason counts.
+
+        Raises:
+          ExhaustedError: the machine lacks threads, memory or open files, and the video may be intact.
+        """
+        if isinstance(reason, Exception):
+            raise_if_exhausted(reason, name)
         if name not in self.skipped:
             shown = name if isinstance(name, Path) else f"{self.folder} {name}"
             self.skipped[name] = str(reason).removeprefix(f"{shown}: ")

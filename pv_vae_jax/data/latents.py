@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pv_vae_jax.data.clips import UNREADABLE
+from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.storage import write_json
@@ -178,6 +179,7 @@ class LatentSource:
             try:
                 return self._load(i)
             except UNREADABLE as error:
+                raise_if_exhausted(error, self.folder)
                 self._skip(i, error)
         raise BrokenRecordError(f"none of the {self._length} latents in {self.folder} can be read: encode them again")
 

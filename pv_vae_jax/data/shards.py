@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.storage import atomic
 
 OPEN = 128  # maximum number of files held open
@@ -87,6 +88,7 @@ class Shards:
         Raises:
           IndexError: `index` is out of range.
           BrokenRecordError: the file is missing, truncated or damaged at this record.
+          ExhaustedError: the machine lacks threads, memory or open files.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
@@ -97,6 +99,7 @@ class Shards:
             with lock:
                 return reader.read([place])[0]
         except (RuntimeError, OSError, IndexError, ValueError) as error:
+            raise_if_exhausted(error, self.paths[file])
             reason = str(error).split("; reading")[0][:200]
             raise BrokenRecordError(f"record {place} of {self.paths[file]}: {reason}") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.frame_size import FrameSize
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
@@ -69,6 +70,15 @@ def import_av():
     return av
 
 
+def decoder_versions() -> dict[str, str]:
+    """Versions of PyAV and of the FFmpeg in it, on which decoded pixels may depend; empty without PyAV."""
+    try:
+        av = import_av()
+    except ImportError:
+        return {}
+    return {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info}
+
+
 def _bytes(path: str | Path | EncodedVideo) -> int:
     if isinstance(path, EncodedVideo):
         return len(path.data)
@@ -87,6 +97,7 @@ def _open(path: str | Path | EncodedVideo):
         file = io.BytesIO(path.data) if isinstance(path, EncodedVideo) else os.path.abspath(path)
         container = av.open(file, options={"format_whitelist": CONTAINERS})
     except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise_if_exhausted(error, path)
         if isinstance(error, OSError) and error.errno != errno.EIO:  # EIO also means a truncated file
             raise
         reason = "neither a video container nor an image" if "not on whitelist" in str(error) else error
@@ -138,6 +149,7 @@ def _probe(path: str | Path, modified: int, size: int) -> VideoInfo:
             try:
                 frames = sum(packet.size > 0 for packet in container.demux(stream))
             except (av.error.FFmpegError, ValueError, OSError) as error:
+                raise_if_exhausted(error, path)
                 raise BrokenVideoError(f"{path}: not readable as video ({error})") from error
         context = stream.codec_context
         if not context.height or not context.width:
@@ -169,6 +181,7 @@ def read_video(
 
     Raises:
       FileNotFoundError: there is no such file.
+      ExhaustedError: the machine lacks threads, memory or open files.
       BrokenVideoError: no frame decodes, or fewer than `count`.
     """
     target = _target(short_side, resize)
@@ -192,7 +205,7 @@ def iterate_video(
     Raises:
       FileNotFoundError, BrokenVideoError: as `read_video`, but only when the bad frame is reached.
     """
-    number, convert = 0, _Converter(_target(short_side, resize), path)
+    number, convert = 0, _Converter(_target(short_side, resize), path, one_size=True)
     for frame in _frames(path, count):
         number += 1
         yield convert(frame)
@@ -231,7 +244,7 @@ def iterate_at_rate(
         short_side = None
     gap = min(1 / info.fps, MAX_PAUSE)  # a damaged header may claim any rate
     last, origin, shown, yielded = None, None, 0.0, 0
-    convert = _Converter(_target(short_side, resize), path)
+    convert = _Converter(_target(short_side, resize), path, one_size=True)
     for number, frame in enumerate(_frames(path, None)):
         time = number * gap if frame.time is None else frame.time
         origin = time if origin is None else origin
@@ -278,6 +291,7 @@ def _frames(path: str | Path, count: int | None) -> Iterator:
                 yield frame
                 decoded += 1
         except (av.error.FFmpegError, ValueError, OSError) as error:
+            raise_if_exhausted(error, path)
             raise BrokenVideoError(f"{path}: decoding stops at frame {decoded} ({error})") from error
 
 
@@ -310,7 +324,7 @@ def _decode(
     container, stream = _open(path)
     wanted = range(start, sys.maxsize if count is None else start + count * stride, stride)
     times, frames, position, trusted = None, [], -1, not seek
-    convert = _Converter(target)
+    convert = _Converter(target, path)
     with container:
         try:
             if seek:
@@ -341,6 +355,7 @@ def _decode(
                 if count is not None and len(frames) == count:
                     break
         except (av.error.FFmpegError, ValueError, OSError) as error:
+            raise_if_exhausted(error, path)
             raise BrokenVideoError(f"{path}: decoding stops at frame {position + 1} ({error})") from error
     return frames
 
@@ -362,7 +377,8 @@ def _packet_times(container, stream) -> np.ndarray | None:
         return None
     try:
         times = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
-    except (import_av().error.FFmpegError, ValueError, OSError):
+    except (import_av().error.FFmpegError, ValueError, OSError) as error:
+        raise_if_exhausted(error, container.name)
         return None
     if None in times or len(set(times)) < len(times):
         return None
@@ -372,7 +388,7 @@ def _packet_times(container, stream) -> np.ndarray | None:
 def resize(frame: np.ndarray, size: int | FrameSize) -> np.ndarray:
     """Resize `(h, w, 3)` uint8 by area averaging, as `read_video` does with that `short_side` or `resize`."""
     picture = import_av().VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    return _Converter(FrameSize.of(size))(picture)
+    return _Converter(FrameSize.of(size), "a frame")(picture)
 
 
 def _target(short_side: int | None, resize: FrameSize | None) -> FrameSize | None:
@@ -384,11 +400,12 @@ class _Converter:
 
     Args:
       target: frames are resized to its `scaled`, for which they count as the rotated picture; None keeps the size.
-      path: file whose frames must be of one size; None if the caller checks this.
+      name: file that the frames are from, used in messages.
+      one_size: refuse a frame of another size than the first.
     """
 
-    def __init__(self, target: FrameSize | None, path: str | Path | None = None):
-        self._target, self._path, self._shape = target, path, None
+    def __init__(self, target: FrameSize | None, name: object, *, one_size: bool = False):
+        self._target, self._name, self._one_size, self._shape = target, name, one_size, None
         self._scaler = import_av().video.reformatter.VideoReformatter()
 
     def __call__(self, frame) -> np.ndarray:
@@ -398,9 +415,16 @@ class _Converter:
             width, height = self._target.scaled(width, height)
         elif self._target:
             height, width = self._target.scaled(height, width)
-        rgb = self._scaler.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA")
+        try:
+            # One thread, as for the decoder: since PyAV 17 the default starts one for each core, in every open file.
+            rgb = self._scaler.reformat(
+                frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1
+            )
+        except import_av().error.FFmpegError as error:
+            raise_if_exhausted(error, self._name)
+            raise
         picture = np.rot90(rgb.to_ndarray(), turns) if turns else rgb.to_ndarray()
         self._shape = self._shape or picture.shape
-        if self._path is not None and picture.shape != self._shape:
-            raise BrokenVideoError(f"{self._path}: the frame size changes within the video")
+        if self._one_size and picture.shape != self._shape:
+            raise BrokenVideoError(f"{self._name}: the frame size changes within the video")
         return picture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.video_reading import BrokenVideoError, import_av
 from pv_vae_jax.storage import atomic
 
@@ -67,6 +68,7 @@ def encode_video(video: Iterable[np.ndarray], *, fps: float, gop: int, crf: int)
     try:
         _encode(file, iter(video), fps, options, "no frames to encode")
     except import_av().error.FFmpegError as error:
+        raise_if_exhausted(error, "frames to encode")
         raise BrokenVideoError(f"cannot be encoded ({error})") from error
     return file.getvalue()
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
+from pv_vae_jax.data.video_reading import decoder_versions
 from pv_vae_jax.evaluation.clip_sets import ClipSet, Window
 from pv_vae_jax.evaluation.distances import Interval
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity
@@ -169,7 +170,7 @@ def card(protocol: MetricProtocol, network: NetworkIdentity | None, real: dict, 
             "pixels": network.pixels,
         } | network.facts
     tree |= more
-    tree["library"] = versions()
+    tree["library"] = versions() | decoder_versions()
     tree["library"] |= {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
     tree["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return tree

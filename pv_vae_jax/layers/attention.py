@@ -40,8 +40,8 @@ def dot_product_attention(
         the indices (see `MaskFunction`). Every query must see a key. None hides nothing.
       implementation: one of
         `xla`: plain operations, everywhere, for any dtype and shape.
-        `cudnn`: the fused kernel on NVIDIA GPUs; float16 or bfloat16, `d` a multiple of 8 up to 128, and with a mask
-          even `n` and `m`.
+        `cudnn`: the fused kernel on NVIDIA GPUs; float16 or bfloat16, `d` a multiple of 8 up to 128, `n` above 1, and
+          with a mask even `n` and `m` where `m % 128` is not 64.
         `splash`: the Pallas kernel for TPU; the mask must be known when compiling.
         `auto`: `cudnn` where it can run and the sequence is not short, else `xla`. It never chooses `splash`.
 
@@ -71,7 +71,10 @@ def dot_product_attention(
 
 
 def _missing_for_cudnn(q: Array, k: Array, masked: bool) -> str:
-    """What cuDNN's kernel needs and this call lacks, or "" if it can run. The rules are those that jax.nn enforces."""
+    """What cuDNN's kernel needs and this call lacks, or "" if it can run.
+
+    The rules are those that jax.nn enforces, and those that keep clear of known faults.
+    """
     if "cuda" not in jax.extend.backend.get_backend().platform_version.lower():
         return "an NVIDIA GPU"
     if q.dtype not in (jnp.float16, jnp.bfloat16):
@@ -80,6 +83,12 @@ def _missing_for_cudnn(q: Array, k: Array, masked: bool) -> str:
         return f"a head width that is a multiple of 8 up to 128, not {q.shape[-1]}"
     if masked and (q.shape[1] % 2 or k.shape[1] % 2):
         return f"even sequence lengths under a mask, not {q.shape[1]} and {k.shape[1]}"
+    # Two faults of cuDNN's backward pass, seen up to 9.26: gradients of such calls can be NaN (pytorch/pytorch#196678,
+    # NVIDIA/cudnn-frontend#1072).
+    if masked and k.shape[1] % 128 == 64:
+        return f"under a mask, a number of keys that does not leave 64 after multiples of 128, not {k.shape[1]}"
+    if q.shape[1] == 1:
+        return "more than one query"
     return ""
 
 

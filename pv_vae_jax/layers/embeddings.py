@@ -89,4 +89,9 @@ class ClassEmbedding(nn.Module):
     @nn.compact
     def __call__(self, label: Array) -> Array:
         table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.features))
-        return table.at[label].get(mode="fill", fill_value=jnp.nan)  # clamped, a wrong label would be the null class
+        # A product: the gradient of a gather is a scatter, which XLA for TPUs summed wrongly over the parts of a batch
+        # (openxla/xla#49143, seen with libtpu 0.0.48). The highest precision picks a row without rounding.
+        rows = jax.nn.one_hot(label, self.classes + 1, dtype=table.dtype)  # (b, classes + 1)
+        embedded = jnp.dot(rows, table, precision="highest")  # (b, features)
+        known = (0 <= label) & (label <= self.classes)
+        return jnp.where(known[:, None], embedded, jnp.nan)  # a wrong label must not pass for a class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +11,8 @@ from jax.sharding import AxisType, Mesh
 
 from pv_vae_jax.sharding.axes import MESH_AXES
 from pv_vae_jax.typing import ConfigError
+
+RIGHT_ON_GPUS = (0, 12)  # earlier versions of jax have known miscompilations on NVIDIA GPUs, see setup.py
 
 
 def make_mesh(
@@ -30,6 +33,13 @@ def make_mesh(
       ConfigError: the mesh needs more devices than exist or, with several processes, leaves some unused.
     """
     devices = jax.devices() if devices is None else devices
+    if devices[0].platform == "gpu" and jax.__version_info__ < RIGHT_ON_GPUS:
+        wanted = ".".join(map(str, RIGHT_ON_GPUS))
+        warnings.warn(
+            f"jax {jax.__version__} can compute wrong values on GPUs without an error: install Python 3.12 or newer "
+            f"and 'jax[cuda13]>={wanted}' (or 'jax[cuda12]>={wanted}')",
+            stacklevel=2,
+        )
     shape = [data, fsdp, tensor, space, context]
     if shape.count(-1) > 1:
         axes = [axis for axis, n in zip(MESH_AXES, shape, strict=True) if n == -1]

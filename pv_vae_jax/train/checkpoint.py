@@ -21,6 +21,7 @@ from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_
 from pv_vae_jax.storage import write_json
 
 CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
+WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
 UNCHECKED = {CHECKSUMS, STATE_MARK, "commit_success.txt"}  # written by Orbax after the files of a state
 
 
@@ -77,7 +78,11 @@ class Checkpoints:
             preservation_policy=NewestRegular(keep, every),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums),
+            # Explicit: Orbax may come to write in place on mounted buckets, where a killed save would look complete.
+            atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME),
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=WRITE_LIMIT, post_finalization_callback=self._write_checksums
+            ),
         )
         log = logging.getLogger("absl")
         if _is_news not in log.filters:
@@ -147,7 +152,10 @@ class Checkpoints:
     def _write_checksums(self) -> None:
         """Called by Orbax when all files of a state are written, before their folder is renamed."""
         if is_primary_process():
-            (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            folder = self._folder / str(self._saving)
+            if not folder.is_dir():  # else Orbax writes in place
+                temporary = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+                folder = max(temporary, key=lambda path: path.stat().st_mtime)  # older ones are of killed processes
             write_json(folder / CHECKSUMS, checksums(folder))
 
     @contextlib.contextmanager

@@ -35,6 +35,7 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     else:
         # Updates as large as AdamW's (root mean square 0.2, arXiv 2502.16982), so that a learning rate means the same.
         shared |= dict(adam_b1=config.b1, adam_b2=config.b2, weight_decay_mask=_decayed)
+        # optax 0.2.8 unrolls the iteration, which keeps every intermediate matrix of a kernel; later versions loop.
         rule = optax.contrib.muon(rate, consistent_rms=0.2, muon_weight_dimension_numbers=_kernel_axes, **shared)
     return optax.chain(*clip, rule)
 
@@ -45,12 +46,23 @@ def _decayed(params: Params) -> Params:
 
 
 def _kernel_axes(params: Params) -> Params:
-    """The input and output axes that make a matrix of each kernel; None leaves a parameter to AdamW."""
+    """The input and output axes that make a matrix of each kernel; None leaves a parameter to AdamW.
+
+    Raises:
+      ValueError: a kernel of three axes is not of `nn.scan`, as its bias has no axis for layers.
+    """
+    # optax calls this a second time without the biases, which it leaves to AdamW.
+    single = {path[:-1] for path, p in jax.tree.leaves_with_path(params) if path[-1].key == "bias" and p.ndim == 1}
 
     def axes(path: tuple, p: Array) -> optax.contrib.MuonDimensionNumbers | None:
         if p.ndim < 2 or path[-1].key != "kernel":
             return None
         stacked = p.ndim == 3  # dense layers under nn.scan: one matrix for each layer
+        if stacked and path[:-1] in single:
+            raise ValueError(
+                "Muon takes kernels of three axes for dense layers under nn.scan: expected a bias (layers, features) "
+                f"beside {jax.tree_util.keystr(path)} {p.shape}; use optimizer.name=adamw for 1-D convolutions"
+            )
         return optax.contrib.MuonDimensionNumbers(tuple(range(int(stacked), p.ndim - 1)), p.ndim - 1)
 
     return jax.tree.map_with_path(axes, params)

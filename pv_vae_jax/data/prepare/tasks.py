@@ -22,7 +22,7 @@ from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, conte
 from pv_vae_jax.data.prepare.encoding import ClipSettings, encode_clips
 from pv_vae_jax.data.readers.records import FORMAT, pack
 from pv_vae_jax.data.shards import write_shard
-from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_reading import BrokenVideoError, decoder_versions
 from pv_vae_jax.storage import file_hash, locked, write_json
 
 
@@ -197,6 +197,7 @@ def finish(listing: SplitIndex, tasks: Sequence[Task]) -> dict:
         "frames": sum(shard["frames"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),
         "hash": digest,
+        "versions": decoder_versions(),
         "skipped": dict(sorted(skipped.items())),
         "shards": shards,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.clips import LazyClip, Reader
+from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import SplitIndex
 from pv_vae_jax.data.skip_log import SkipLog
@@ -56,6 +57,7 @@ def read_image(path: str | Path, *, short_side: int | None = None, resize: Frame
                     )
                 return np.array(image)
     except Exception as error:  # Pillow's plug-ins raise whatever parsing damaged bytes raises (struct.error, ...)
+        raise_if_exhausted(error, path)
         if isinstance(error, OSError) and error.errno:  # a system error; Pillow's own have no number
             raise
         raise BrokenVideoError(f"{path}: not readable as image ({type(error).__name__}: {error})") from error

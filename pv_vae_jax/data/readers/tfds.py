@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.clips import LazyClip, Reader
+from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry
 from pv_vae_jax.data.skip_log import SkipLog
@@ -140,6 +141,7 @@ def read_example(examples: Sequence[dict], feature: str, index: int) -> tuple[np
         video = np.asarray(example[feature])
         label = int(example.get("label", 0))
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        raise_if_exhausted(error, f"example {index}")
         raise BrokenVideoError(str(error)) from error
     video = video[None] if feature == "image" else video
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
