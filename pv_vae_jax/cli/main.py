@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import platform
 import re
 import sys
 import traceback
@@ -12,6 +13,7 @@ import types
 from collections.abc import Sequence
 
 from pv_vae_jax.messages import did_you_mean
+from pv_vae_jax.versions import installed_version
 
 COMMANDS = {
     "train": "train a stage, or all of them",
@@ -96,6 +98,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
         print(f"{program}: {f'needs --{missing[1]}: {values[missing[1]].help}' if missing else error}", file=sys.stderr)
         return 2
     try:
+        configure_cpu()
         enable_compilation_cache()
         given = {"positional": positional, "overrides": overrides}
         module.run(values, **{name: value for name, value in given.items() if name in takes})
@@ -147,6 +150,23 @@ def advice_on(error: Exception) -> str | None:
             "inspect shows what a step needs"
         )
     return None
+
+
+def configure_cpu() -> None:
+    """Set XLA's flags for CPUs as this library is tested with them. To be called before JAX starts its backend.
+
+    oneDNN's convolutions, where jaxlib has a sound oneDNN (0.12 on x86), and none of YNNPACK's reductions, where they are
+    wrong (jaxlib 0.10.2 and 0.11.0). A flag that `XLA_FLAGS` names already stays as it is. Nothing is set for other
+    versions: XLA ends a process that sets a flag which it does not know.
+    """
+    version, wanted = installed_version("jaxlib"), []
+    if version.startswith("0.12.") and platform.machine() in ("x86_64", "AMD64"):
+        wanted.append("--xla_cpu_experimental_onednn_custom_call=true")
+    if version in ("0.10.2", "0.11.0"):
+        wanted.append("--xla_cpu_experimental_ynn_fusion_type=")
+    flags = os.environ.get("XLA_FLAGS", "")
+    missing = [flag for flag in wanted if flag.partition("=")[0] not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
 
 
 def enable_compilation_cache() -> None:

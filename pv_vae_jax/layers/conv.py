@@ -19,7 +19,15 @@ import jax
 import jax.numpy as jnp
 
 from pv_vae_jax.layers.cache import left_context
-from pv_vae_jax.layers.conv_cpu import FEW_PIXELS, convolve, convolve_by_matmul, convolve_with_own_gradient
+from pv_vae_jax.layers.conv_cpu import (
+    FEW_PIXELS,
+    convolve,
+    convolve3d,
+    convolve3d_with_own_gradient,
+    convolve_by_matmul,
+    convolve_with_own_gradient,
+    has_onednn,
+)
 from pv_vae_jax.layers.initializers import last_tap_init, lecun_normal
 from pv_vae_jax.sharding.axes import gather_weights
 from pv_vae_jax.typing import Array, sum_of
@@ -63,7 +71,8 @@ def causal_conv3d(
         if x.shape[1] == 1 and context is None:  # an image: only the last tap touches data, so the others need no work
             kernel, kt = kernel[-1:], 1
         if lowering == "auto":
-            lowering = default_lowering(ci, co, jax.default_backend())
+            many = x.shape[2] * x.shape[3] > FEW_PIXELS
+            lowering = "direct" if many and has_onednn() else default_lowering(ci, co, jax.default_backend())
         y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel, context)
     return y if bias is None else y + bias
 
@@ -130,7 +139,8 @@ def _direct(x: Array, kernel: Array, context: Array | None) -> Array:
     if context is not None:
         x, left = jnp.concatenate([context, x], axis=1), 0
     padding = ((left, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    run = convolve3d_with_own_gradient if jax.device_count() == 1 and has_onednn() else convolve3d
+    return run(x, kernel, padding)
 
 
 def _sum2d(x: Array, kernel: Array, context: Array | None) -> Array:

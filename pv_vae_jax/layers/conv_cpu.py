@@ -1,4 +1,4 @@
-"""2-D convolution on one CPU device: a matrix product for few pixels, and a faster gradient of the kernel for many.
+"""Convolutions on CPU: by oneDNN where XLA has it, a matrix product for few pixels, and our gradient of the kernel.
 
 XLA computes the kernel's gradient as a convolution whose window is the picture, which is far slower on CPU than a
 matrix product (`python -m benchmarks lowerings`; docs/performance.md has the table).
@@ -7,7 +7,7 @@ matrix product (`python -m benchmarks lowerings`; docs/performance.md has the ta
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -18,10 +18,58 @@ from pv_vae_jax.typing import Array
 # With as few output pixels, 2-D convolutions are matrix products on CPU: below nine XLA falls back to a plain loop.
 FEW_PIXELS = 9
 UNFOLDED = 2**21  # bytes of a convolution's input that its gradient on CPU lays out at a time: about a core's cache
+# Up to as many pixels of a picture, oneDNN's gradient of the kernel is faster than ours.
+SMALL_PICTURE = 64
+
+
+@cache
+def has_onednn() -> bool:
+    """Whether XLA runs 3-D convolutions on the CPU by oneDNN (`cli.main.configure_cpu`): asked once, of a small one."""
+    if jax.default_backend() != "cpu":
+        return False
+    x, kernel = (
+        jax.ShapeDtypeStruct((1, 3, 16, 16, 16), jnp.float32),
+        jax.ShapeDtypeStruct((3, 3, 3, 16, 16), jnp.float32),
+    )
+    run = jax.jit(partial(convolve3d, padding=((0, 0),) * 3))
+    return "onednn" in run.lower(x, kernel).compile().as_text()
+
+
+def convolve3d(x: Array, kernel: Array, padding: Any) -> Array:
+    """Convolution of `(b, t, h, w, ci)` with `(kt, kh, kw, ci, co)` by XLA, padded by `padding`, three pairs."""
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve3d_with_own_gradient(x: Array, kernel: Array, padding: Any) -> Array:
+    """`convolve3d`, with a faster gradient of the kernel."""
+    return convolve3d(x, kernel, padding)
+
+
+def _forward3d(x: Array, kernel: Array, padding: Any):
+    return convolve3d(x, kernel, padding), (x, kernel)
+
+
+def _backward3d(padding: Any, saved, dy: Array):
+    x, kernel = saved
+    (dx,) = jax.linear_transpose(lambda x: convolve3d(x, kernel, padding), x)(dy)
+    frames, height, width = dy.shape[1:4]
+    if height * width <= SMALL_PICTURE:
+        (dkernel,) = jax.linear_transpose(lambda kernel: convolve3d(x, kernel, padding), kernel)(dy)
+        return dx, dkernel
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*padding[0], 0), (0, 0, 0), (0, 0, 0), (0, 0, 0)))
+    size = kernel.shape[1:3]
+    taps = [_kernel_gradient(x[:, i : i + frames], dy, size, 1, padding[1:]) for i in range(kernel.shape[0])]
+    return dx, jnp.stack(taps).astype(kernel.dtype)
+
+
+convolve3d_with_own_gradient.defvjp(_forward3d, _backward3d)
 
 
 def convolve(x: Array, kernel: Array, stride: int, padding: Any) -> Array:
     """`conv.conv2d` of `(b, t, h, w, ci)` by XLA."""
+    if stride == 1 and has_onednn():  # which takes 3-D convolutions, and is slow at the gradient of strided ones
+        return convolve3d(x, kernel[None], ((0, 0), *padding))
     frames = x.reshape((-1,) + x.shape[2:])  # (b t, h, w, ci)
     numbers = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(frames, kernel, (stride, stride), padding, dimension_numbers=numbers)
