@@ -28,6 +28,8 @@ from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import override
 from pv_vae_jax.typing import ConfigError
 
+TRAINS = True
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m benchmarks`."""

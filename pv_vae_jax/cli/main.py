@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 import types
+import warnings
 from collections.abc import Sequence
 
 from pv_vae_jax.messages import did_you_mean
@@ -65,7 +66,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
     Args:
       module: has `define_flags(values)` and `run(values)`; its docstring is the help. If `run` has a parameter
         `positional` (arguments that are no flags) or `overrides` (`--config.key=value`), it gets them; otherwise they
-        are refused.
+        are refused. `TRAINS` marks one that computes for long.
       program: how the command is called, for messages.
       argv: its arguments.
     """
@@ -98,7 +99,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
         print(f"{program}: {f'needs --{missing[1]}: {values[missing[1]].help}' if missing else error}", file=sys.stderr)
         return 2
     try:
-        configure_cpu()
+        configure_cpu(getattr(module, "TRAINS", False))
         enable_compilation_cache()
         given = {"positional": positional, "overrides": overrides}
         module.run(values, **{name: value for name, value in given.items() if name in takes})
@@ -152,16 +153,21 @@ def advice_on(error: Exception) -> str | None:
     return None
 
 
-def configure_cpu() -> None:
+def configure_cpu(onednn: bool = True) -> None:
     """Set XLA's flags for CPUs as this library is tested with them. To be called before JAX starts its backend.
 
-    oneDNN's convolutions, where jaxlib has a sound oneDNN (0.12 on x86), and none of YNNPACK's reductions, where they are
-    wrong (jaxlib 0.10.2 and 0.11.0). A flag that `XLA_FLAGS` names already stays as it is. Nothing is set for other
-    versions: XLA ends a process that sets a flag which it does not know.
+    None of YNNPACK's reductions, where they are wrong (jaxlib 0.10.2 and 0.11.0). A flag that `XLA_FLAGS` names already
+    stays as it is. Nothing is set for other versions: XLA ends a process that sets a flag which it does not know.
+
+    Args:
+      onednn: run convolutions by oneDNN, where jaxlib has a sound one (0.12 on x86). Such programs cannot be kept in
+        the compilation cache (their serialisation fails in jaxlib 0.12.0), so it is for what runs longer than it
+        compiles.
     """
     version, wanted = installed_version("jaxlib"), []
-    if version.startswith("0.12.") and platform.machine() in ("x86_64", "AMD64"):
+    if onednn and version.startswith("0.12.") and platform.machine() in ("x86_64", "AMD64"):
         wanted.append("--xla_cpu_experimental_onednn_custom_call=true")
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*std::bad_alloc")
     if version in ("0.10.2", "0.11.0"):
         wanted.append("--xla_cpu_experimental_ynn_fusion_type=")
     flags = os.environ.get("XLA_FLAGS", "")

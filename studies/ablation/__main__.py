@@ -24,6 +24,8 @@ from studies.ablation.plan import load_study
 # Flags of the training and the scoring of cells.
 TRAINING = ("config", "workdir", "rows", "seeds", "cells", "i3d", "lpips", "lpips_weights", "lpips_heads")
 
+TRAINS = True
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.ablation`."""

@@ -29,6 +29,8 @@ from pv_vae_jax.typing import ConfigError
 from studies.features.sensitivity import measure_sensitivity, sensitivity_table
 from studies.features.training import FeatureTraining, train_features
 
+TRAINS = True
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.features`."""

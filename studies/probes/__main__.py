@@ -40,6 +40,8 @@ COLUMNS = {
     "class_accuracy": "class accuracy",
 }
 
+TRAINS = True
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.probes`."""
