@@ -104,7 +104,11 @@ def _run(jaxpr: Any, values: list) -> list:
     return evaluate(jaxpr, [], values)
 
 
-def _scan(values: list, *, jaxpr: Any, num_consts: int, num_carry: int, length: int, reverse: bool, **_: Any) -> list:
+def _scan(values: list, *, jaxpr: Any, length: int, reverse: bool, **counts: Any) -> list:
+    if "ft_in" in counts:  # since jax 0.12
+        num_consts, num_carry, _ = map(len, counts["ft_in"].unpack())
+    else:
+        num_consts, num_carry = counts["num_consts"], counts["num_carry"]
     fixed, carry, rows = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
     outputs = []
     for i in reversed(range(length)) if reverse else range(length):
