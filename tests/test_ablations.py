@@ -76,6 +76,7 @@ def test_every_stage_runs_with_either_padding_and_either_network(name, flags):
     assert build_stage(experiment, "decoder").frozen == (("encoder",) if flags else ("encoder", "pad"))
 
 
+@pytest.mark.slow
 def test_the_padding_is_a_flag_for_the_shipped_sizes_too(tmp_path, capsys):
     """What freezes the pad also works where padding has no parameters: in the checks before a run and in `inspect`."""
     experiment = load_experiment(EXPERIMENTS / "demo.py", {"vae.pad": "gaussian", "mesh.data": "1"})
@@ -98,8 +99,14 @@ TRAINED_KINDS = [
 ]
 
 
+# A program of its own for each kind takes 10 to 16 s: every kind is traced above, and one of each network is run.
+FAST_KINDS = TRAINED_KINDS[1], TRAINED_KINDS[-2]
+
+
 @pytest.mark.parametrize(
-    ("name", "flags"), TRAINED_KINDS, ids=lambda value: value if isinstance(value, str) else named(value)
+    ("name", "flags"),
+    [pytest.param(*kind, marks=() if kind in FAST_KINDS else pytest.mark.slow) for kind in TRAINED_KINDS],
+    ids=lambda value: value if isinstance(value, str) else named(value),
 )
 def test_two_steps_of_each_kind(name, flags, tmp_path):
     """Real clips, drawn `k` and finite terms; the second step starts from what the first has made."""

@@ -224,6 +224,7 @@ def test_vae(small_networks, tmp_path):
         assert part["ratio"] == pytest.approx(part["times"]["ours"]["median_ms"] / fastest, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_steps_of_both_sides_learn_alike(small_networks):
     """One update of the same parameters, on the mean: equal losses before, nearly equal ones after."""
     torch = pytest.importorskip("torch", reason=NO_TORCH)
@@ -254,6 +255,7 @@ def test_the_steps_of_both_sides_learn_alike(small_networks):
     )
 
 
+@pytest.mark.slow
 def test_latte(small_networks, tmp_path):
     pytest.importorskip("torch", reason=NO_TORCH)
     found = run_small("latte", tmp_path, parts="train")["test"]["train"]
@@ -312,6 +314,7 @@ def test_remat_saves_memory_and_nothing_else():
     assert "| again |" in remat.table({"chain": found})
 
 
+@pytest.mark.slow
 def test_policies_differ_in_what_is_computed_again(small_networks, monkeypatch):
     from benchmarks import remat
 
@@ -405,6 +408,7 @@ def test_wan22_sides_agree(tmp_path):
         wan22.compare(tmp_path, 0.0)
 
 
+@pytest.mark.slow
 def test_a_start_is_parted(small_networks):
     from benchmarks import compile
 

@@ -299,6 +299,7 @@ def test_training_batches_follow_from_seed_and_step():
     assert all((clip == clip[0]).all() for clip in frozen)
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats_and_survives_the_disk(tmp_path):
     config = FeatureTraining(SMALL, clips=32, frames=6, steps=40, batch_size=8, learning_rate=1e-2)
     params, scores = train_features(config)
@@ -362,6 +363,7 @@ def test_distances_rise_with_damage_to_synthetic_clips():
     assert len(lines) == 2 + sum(map(len, GRADES.values())) and "halves" in lines[-1]
 
 
+@pytest.mark.slow
 def test_distances_rise_with_damage_to_real_clips(shared_data):
     pytest.importorskip("av")
     from pv_vae_jax.data.frame_size import FrameSize

@@ -92,7 +92,9 @@ def plain(tmp_path_factory):
 
 
 # Without YNNPACK, XLA leaves more products to oneDNN, with their addends.
-@pytest.mark.parametrize("flags", [FLAG, f"{FLAG} --xla_cpu_experimental_ynn_fusion_type="])
+@pytest.mark.parametrize(
+    "flags", [FLAG, pytest.param(f"{FLAG} --xla_cpu_experimental_ynn_fusion_type=", marks=pytest.mark.slow)]
+)
 def test_what_we_compute_does_not_change_with_onednn(tmp_path, plain, flags):
     fast = run(tmp_path / "fast.npz", flags)
     assert not plain["used"].any() and fast["used"].all(), "the flag has no effect, so this test shows nothing"

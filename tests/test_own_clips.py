@@ -37,7 +37,7 @@ def noise(clips=9, frames=12, size=(20, 30)):
     ]
 
 
-@pytest.mark.parametrize("kind", ["list", "dataset"])
+@pytest.mark.parametrize("kind", [pytest.param("list", marks=pytest.mark.slow), "dataset"])
 def test_a_program_trains_every_stage_on_rectangles_of_its_own(tiny_experiment, tmp_path, kind):  # noqa: F811
     """Two sizes of the video stage, the latents of one; the model samples the rectangle."""
     pytest.importorskip("av", reason="resizing needs PyAV: pip install -e '.[video]'")

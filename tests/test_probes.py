@@ -47,6 +47,7 @@ def test_flow_is_read_from_motion_and_not_from_noise(world):
     assert 0.9 * still < blind < 1.2 * still
 
 
+@pytest.mark.slow
 def test_the_head_reads_what_is_not_linear(world):
     """Of the square of flow its length is no linear function; the linear readout alone must do worse."""
     flow, _ = world

@@ -188,6 +188,7 @@ def test_images_are_brought_to_rectangles(tmp_path, suffix):
 # Networks
 
 
+@pytest.mark.slow
 def test_a_training_step_with_every_term(model):
     """Spatial masks, perceptual term, both discriminators and their gradients, on 32 x 48."""
     vae = load(model)
@@ -357,6 +358,7 @@ def test_sets_of_videos_at_one_size(tmp_path):
     assert FolderClips(tmp_path, Window(5), 16).describe()["resized"] == "short side to 16 by area, centre square"
 
 
+@pytest.mark.slow
 def test_evaluate_and_analyze_rectangles(model, tmp_path):
     for folder in ("real", "fake"):
         (tmp_path / folder).mkdir()

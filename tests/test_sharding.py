@@ -147,7 +147,9 @@ def test_fsdp_sends_parameters_and_no_activations(layer):
     assert sent and max(sent) <= max(leaf.size for leaf in jax.tree.leaves(params)) < x.size / 8
 
 
-@pytest.mark.parametrize("strategy", [dict(data=8), dict(data=2, fsdp=4)], ids=str)
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(dict(data=8), marks=pytest.mark.slow), dict(data=2, fsdp=4)], ids=str
+)
 def test_gradients_of_a_class_table_do_not_depend_on_the_parts_of_a_batch(strategy):
     """XLA for TPUs got such sums wrong; this holds what they must be."""
     model = Latte(LatteConfig(latent_channels=4, depth=2, width=32, heads=4, classes=3))

@@ -307,6 +307,7 @@ def test_the_bar_says_that_the_first_step_compiles_and_does_not_count_it(tmp_pat
     assert "image_step" in caplog.text and "unnamed" not in caplog.text
 
 
+@pytest.mark.slow
 def test_diffusion_learns_a_constant():
     model = Latte(LatteConfig(latent_channels=4, depth=2, width=16, heads=2, classes=2))
     rng = np.random.default_rng(0)
