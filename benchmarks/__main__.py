@@ -28,8 +28,6 @@ from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import override
 from pv_vae_jax.typing import ConfigError
 
-TRAINS = True
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m benchmarks`."""
@@ -123,4 +121,4 @@ def run_all(threads: int, out: Path, fresh: bool) -> None:
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m benchmarks", sys.argv[1:]))
+    sys.exit(run_command(sys.modules[__name__], "python -m benchmarks", sys.argv[1:], onednn=True))

@@ -54,7 +54,7 @@ def table() -> list[tuple[str, int, int | None, str]]:
     files = {path: len(text.splitlines()) for path, text in package.items()}
     file, one = max(files, key=files.__getitem__), max(classes.keys() - large, key=classes.__getitem__)
     rows = [
-        ("lines of code in pv_vae_jax/", sum(map(code_lines, package.values())), 10_600, f"{len(package)} files"),
+        ("lines of code in pv_vae_jax/", sum(map(code_lines, package.values())), 12_500, f"{len(package)} files"),
         ("longest file, all lines", files[file], 450, file),
         ("longest class, all lines", classes[one], 120, one),
         *((f"class {LARGE_CLASS}, all lines", size, 160, name) for name, size in large.items()),

@@ -30,15 +30,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import harness
+from pv_vae_jax.data import FrameSize, examples, open_source, train_batches
 from pv_vae_jax.data.clips import ClipSource
-from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.latents import LatentSource, write_latents
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry, videos_below
-from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.readers.records import unpack
 from pv_vae_jax.data.readers.video_files import VideoFiles
-from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.data.transforms import clip_transforms
 from pv_vae_jax.data.video_reading import read_video
 from pv_vae_jax.data.video_writing import write_video
@@ -85,15 +83,8 @@ def decord_reader() -> Callable[[Path], int] | None:
 
 def clips_of(source: ClipSource) -> Callable[[], int]:
     """Read one random clip after the other; each call returns its frames."""
-    rng, transforms = np.random.default_rng(0), transforms_of(source)
-
-    def read() -> int:
-        element = source[int(rng.integers(len(source)))]
-        for transform in transforms:
-            element = transform.random_map(element, rng)
-        return len(element["video"])
-
-    return read
+    clips, numbers = examples(source, transforms_of(source), seed=0), itertools.count()
+    return lambda: len(clips[next(numbers)]["video"])
 
 
 def transforms_of(source: ClipSource, **more: float) -> tuple:
@@ -248,7 +239,7 @@ def write_textures(folder: Path, height: int, width: int) -> list[Path]:
 
 def waiting_share(records: ClipSource, settings: Settings) -> float:
     """Of the time of a loop whose device works for `step` seconds a batch and leaves the processor free."""
-    stream = train_batches(records, transforms_of(records, flip=0.5), batch_size=settings.batch_size, seed=0, threads=2)
+    stream = train_batches(records, transforms_of(records, flip=0.5), batch_size=settings.batch_size, seed=0)
     next(stream)
     waited, start = 0.0, time.perf_counter()
     for _ in range(settings.steps):

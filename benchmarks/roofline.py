@@ -153,8 +153,7 @@ def profile(once, text: str, rounds: int) -> dict:
                 for event in line.events:
                     # A CPU's event has the instruction's name; a GPU's the kernel's, and the instruction as a stat.
                     # On a CPU jaxlib 0.12 aborts at some of the other events' stats.
-                    named = on_cpu or event.name in instructions
-                    name = event.name if named else dict(event.stats).get("hlo_op")
+                    name = event.name if on_cpu or event.name in instructions else dict(event.stats).get("hlo_op")
                     kind, flops = instructions.get(name, (None, 0.0))
                     if kind is not None:
                         spent[kind] += event.duration_ns

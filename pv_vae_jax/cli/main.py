@@ -57,18 +57,20 @@ def main(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"pv-vae: unknown command {name!r}; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
-    return run_command(importlib.import_module(f"pv_vae_jax.cli.{name}"), f"pv-vae {name}", argv[2:])
+    module = importlib.import_module(f"pv_vae_jax.cli.{name}")
+    return run_command(module, f"pv-vae {name}", argv[2:], onednn=name == "train")
 
 
-def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> int:
+def run_command(module: types.ModuleType, program: str, argv: Sequence[str], onednn: bool = False) -> int:
     """Parse the flags of a command and run it.
 
     Args:
       module: has `define_flags(values)` and `run(values)`; its docstring is the help. If `run` has a parameter
         `positional` (arguments that are no flags) or `overrides` (`--config.key=value`), it gets them; otherwise they
-        are refused. `TRAINS` marks one that computes for long.
+        are refused.
       program: how the command is called, for messages.
       argv: its arguments.
+      onednn: whether it computes for so long that oneDNN pays off, see `configure_cpu`.
     """
     from absl import flags
 
@@ -99,7 +101,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str]) -> 
         print(f"{program}: {f'needs --{missing[1]}: {values[missing[1]].help}' if missing else error}", file=sys.stderr)
         return 2
     try:
-        configure_cpu(getattr(module, "TRAINS", False))
+        configure_cpu(onednn)
         enable_compilation_cache()
         given = {"positional": positional, "overrides": overrides}
         module.run(values, **{name: value for name, value in given.items() if name in takes})

@@ -24,8 +24,6 @@ from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.stages import check_stages, perceptual_term, train_stage
 from pv_vae_jax.typing import ConfigError
 
-TRAINS = True
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae train`."""

@@ -117,7 +117,7 @@ class Run:
         data = self.experiment.data
         kind = kind or SizedBatch(1, data.frames, data.frame_size)
         if program_name(data.source):
-            return self._given(split, random, kind)
+            return _given_clips(self, split, random, kind)
         try:
             return open_source(
                 data.source,
@@ -141,21 +141,22 @@ class Run:
             fitting = 1 + groups * self.experiment.vae.time_factor
             raise NoVideosError(f"{error}: --config.data.frames={fitting} would do") from error
 
-    def _given(self, split: str, random: bool, kind: SizedBatch) -> VideoSource:
-        """The clips of a split that a program passed."""
-        data = self.experiment.data
-        if not self.clips:
-            raise ConfigError(
-                f"data.source {data.source} stands for clips that a program passes: call "
-                "pv_vae_jax.train.train(experiment, workdir, clips=...) there, or name a folder"
-            )
-        if split not in self.clips:
-            raise NoVideosError(f"{data.source} has no test clips: pass test_clips to train")
-        names = data.class_names or (program_name(data.source),)
-        if random:
-            return GivenClips(self.clips[split], names)
-        window = RandomWindow(kind.frames, data.stride)
-        return GivenWindows(self.clips[split], names, window=window, size=kind.size, limit=data.test_clips)
+
+def _given_clips(run: Run, split: str, random: bool, kind: SizedBatch) -> VideoSource:
+    """The clips of a split that a program passed."""
+    data = run.experiment.data
+    if not run.clips:
+        raise ConfigError(
+            f"data.source {data.source} stands for clips that a program passes: call "
+            "pv_vae_jax.train.train(experiment, workdir, clips=...) there, or name a folder"
+        )
+    if split not in run.clips:
+        raise NoVideosError(f"{data.source} has no test clips: pass test_clips to train")
+    names = data.class_names or (program_name(data.source),)
+    if random:
+        return GivenClips(run.clips[split], names)
+    window = RandomWindow(kind.frames, data.stride)
+    return GivenWindows(run.clips[split], names, window=window, size=kind.size, limit=data.test_clips)
 
 
 def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, Any] | None = None) -> Run:

@@ -24,8 +24,6 @@ from studies.ablation.plan import load_study
 # Flags of the training and the scoring of cells.
 TRAINING = ("config", "workdir", "rows", "seeds", "cells", "i3d", "lpips", "lpips_weights", "lpips_heads")
 
-TRAINS = True
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.ablation`."""
@@ -73,4 +71,4 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.ablation", sys.argv[1:]))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.ablation", sys.argv[1:], onednn=True))

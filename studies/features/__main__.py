@@ -29,8 +29,6 @@ from pv_vae_jax.typing import ConfigError
 from studies.features.sensitivity import measure_sensitivity, sensitivity_table
 from studies.features.training import FeatureTraining, train_features
 
-TRAINS = True
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.features`."""
@@ -89,4 +87,4 @@ def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.features", sys.argv[1:]))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.features", sys.argv[1:], onednn=True))

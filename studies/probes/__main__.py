@@ -40,8 +40,6 @@ COLUMNS = {
     "class_accuracy": "class accuracy",
 }
 
-TRAINS = True
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of `python -m studies.probes`."""
@@ -150,4 +148,4 @@ def _table(title: str, rows: Scores) -> list[str]:
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.probes", sys.argv[1:]))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.probes", sys.argv[1:], onednn=True))
