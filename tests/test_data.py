@@ -11,7 +11,7 @@ from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, completed_r
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos, _paint, render
-from pv_vae_jax.data.transforms import RandomFlip, RandomReverse
+from pv_vae_jax.data.transforms import RandomFlip, RandomReverse, RandomWindow
 
 WORLD = SyntheticVideos(clips=24, frames=9, size=24, seed=3)
 
@@ -87,6 +87,20 @@ def test_rendered_clips_are_kept_as_far_as_memory_was_given(monkeypatch):
     assert len(drawn) == 5, "two clips are kept, the third is drawn each time"
     with pytest.raises(ValueError):
         source[0]["video"][:] = 0
+
+
+def test_an_image_is_a_frame_of_its_clip():
+    """The lazy world renders the frames that are read alone, and they are those of the clip."""
+    seen, images = set(), SyntheticVideos(clips=24, frames=9, size=24, seed=3, lazy=True)
+    for index in range(12):
+        image = RandomWindow(1).random_map(images[index], np.random.default_rng(index))
+        whole = RandomWindow(1).random_map(WORLD[index], np.random.default_rng(index))
+        np.testing.assert_array_equal(image["video"], whole["video"])
+        assert image["video"].shape == (1, 24, 24, 3) and image["label"] == WORLD[index]["label"]
+        (t,) = (t for t in range(9) if np.array_equal(image["video"][0], WORLD[index]["video"][t]))
+        seen.add(t)
+    assert len(seen) > 3
+    np.testing.assert_array_equal(images[3]["video"].read(1, 4, 2), WORLD[3]["video"][1:8:2])
 
 
 def test_every_family_of_motion_comes_equally_often_and_moves_as_it_is_called():

@@ -239,7 +239,8 @@ def open_source(
     size = FrameSize.of(size)
     if families := families_of(str(source)):
         seed = 2 * seed + (split == "test")
-        return SyntheticVideos(clips, frames, size, seed, families=families, cache_bytes=cache_bytes)
+        # Of a clip for images one frame is taken.
+        return SyntheticVideos(clips, frames, size, seed, families=families, cache_bytes=cache_bytes, lazy=images)
     folder = Path(source)
     form, span = _format_of(folder), (frames - 1) * stride + 1
     form.check_fold(folder, fold)

@@ -17,10 +17,12 @@ Two more are used only if named (`families_of`):
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
+from pv_vae_jax.data.clips import LazyClip
 from pv_vae_jax.data.frame_size import FrameSize
 
 FAMILIES = ("bounce", "orbit", "fall", "swing")
@@ -56,6 +58,11 @@ class Scene:
     background: np.ndarray  # (3, 5): per channel level, amplitude, y and x frequency, phase
     sprites: tuple[Sprite, ...]
     label: int
+
+    def part(self, frames: slice) -> Scene:
+        """The scene in some of its frames."""
+        sprites = (dataclasses.replace(s, position=s.position[frames], angle=s.angle[frames]) for s in self.sprites)
+        return dataclasses.replace(self, sprites=tuple(sprites))
 
 
 def families_of(source: str) -> tuple[str, ...] | None:
@@ -183,6 +190,7 @@ class SyntheticVideos:
       families: motion families, the classes.
       cache_bytes: memory for rendered clips. Rendering a clip takes a millisecond, and an accelerator's step on a batch
         of small clips may take no longer.
+      lazy: elements hold a `LazyClip`, of which the frames that are read are rendered and no others.
       class_names: the families.
     """
 
@@ -193,6 +201,7 @@ class SyntheticVideos:
     sprites: int = 2
     families: tuple[str, ...] = FAMILIES
     cache_bytes: int = 0
+    lazy: bool = False
 
     def __post_init__(self):
         self.class_names = self.families
@@ -210,16 +219,24 @@ class SyntheticVideos:
         return simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`{"video": (t, H, W, 3) uint8, "label": int32}` of clip `index`."""
+        """`{"video": (t, H, W, 3) uint8 or a LazyClip, "label": int32}` of clip `index`."""
+        if self.lazy:
+            clip = LazyClip(self.frames, None, functools.partial(self._render, index))
+            return {"video": clip, "label": np.int32(index % len(self.class_names))}
         video = self._kept.get(index)
         if video is None:
-            size = dataclasses.replace(self.size, fit="crop")
-            video = size.cut(render(self.scene(index), max(size.height, size.width)))
+            video = self._render(index)
             if len(self._kept) < self.cache_bytes // video.nbytes:
                 video = np.ascontiguousarray(video)
                 video.flags.writeable = False  # it is handed out again
                 self._kept[index] = video
         return {"video": video, "label": np.int32(index % len(self.class_names))}
+
+    def _render(self, index: int, start: int = 0, count: int | None = None, stride: int = 1) -> np.ndarray:
+        """Frames `start, start + stride, ...` of clip `index`, `count` of them or to the end, `(t, H, W, 3)` uint8."""
+        size = dataclasses.replace(self.size, fit="crop")
+        stop = None if count is None else start + count * stride
+        return size.cut(render(self.scene(index).part(slice(start, stop, stride)), max(size.height, size.width)))
 
     def __reduce__(self) -> tuple:
         arguments = (getattr(self, field.name) for field in dataclasses.fields(self))
