@@ -1,6 +1,7 @@
 """The synthetic world, batches by global step, the latent cache: the same question has the same answer, always."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from grain.transforms import RandomMap
 from pv_vae_jax.data import latents
 from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, completed_records, write_latents
 from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos, _paint, render
 from pv_vae_jax.data.transforms import RandomFlip, RandomReverse, RandomWindow
@@ -203,6 +205,17 @@ def test_any_seed_will_do():
 def test_an_error_of_the_source_comes_out_of_the_stream_as_it_is():
     with pytest.raises(NoVideosError, match="nothing can be read"):
         take(1, Broken(4))
+
+
+def test_a_broken_file_is_named_once_by_all_processes(capsys):
+    """A worker process has a copy of the log, made by pickling."""
+    log = SkipLog()
+    log.skip("a.mp4", "torn")
+    workers = [pickle.loads(pickle.dumps(log)) for _ in range(2)]
+    for each in (*workers, log):
+        each.skip("a.mp4", "torn")
+        each.skip("b.mp4", "empty")
+    assert capsys.readouterr().err.splitlines() == ["skipped a.mp4: torn (1 so far)", "skipped b.mp4: empty (2 so far)"]
 
 
 # The latent cache

@@ -30,6 +30,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 import jax, jax.numpy as jnp, numpy as np
 from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d, conv2d
+from pv_vae_jax.layers.conv_cpu import has_onednn
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -73,6 +74,7 @@ results = {name: [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(resul
 arrays = {f"{name} {i}": leaf for name, result in results.items() for i, leaf in enumerate(result)}
 texts = {name: program.as_text() for name, program in compiled.items()}
 used = ["__onednn$convolution" in texts["direct float32"], "__onednn$matmul" in texts["batch of one float32"]]
+used.append(has_onednn())
 np.savez(sys.argv[1], used=used, **arrays)
 """
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import threading
+import weakref
 from typing import Any
 
 
@@ -21,7 +23,6 @@ class SkipLog:
         self._names: set[str] = set()
         self._lines: set[str] = set()
         self._lock = threading.Lock()
-        self._owned: tempfile.TemporaryDirectory | None = None
         self._folder = ""
 
     def skip(self, name: object, reason: object) -> None:
@@ -56,8 +57,8 @@ class SkipLog:
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             if not self._folder:
-                self._owned = tempfile.TemporaryDirectory(prefix="pv_vae_skipped_")
-                self._folder = self._owned.name
+                self._folder = tempfile.mkdtemp(prefix="pv_vae_skipped_")
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
                 for name in self._names:
                     self._claim(name)
         return {"_names": self._names, "_lines": self._lines, "_folder": self._folder}

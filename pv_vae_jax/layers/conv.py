@@ -71,8 +71,7 @@ def causal_conv3d(
         if x.shape[1] == 1 and context is None:  # an image: only the last tap touches data, so the others need no work
             kernel, kt = kernel[-1:], 1
         if lowering == "auto":
-            many = x.shape[2] * x.shape[3] > FEW_PIXELS
-            lowering = "direct" if many and has_onednn() else default_lowering(ci, co, jax.default_backend())
+            lowering = default_lowering(ci, co, jax.default_backend(), x.shape[2] * x.shape[3])
         y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel, context)
     return y if bias is None else y + bias
 
@@ -116,16 +115,19 @@ def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
     return jnp.pad(x, ((0, 0), (frames, 0), (0, 0), (0, 0), (0, 0)))[:, : x.shape[1]]
 
 
-def default_lowering(ci: int, co: int, platform: str) -> Lowering:
+def default_lowering(ci: int, co: int, platform: str, pixels: int = 1 << 20) -> Lowering:
     """The lowering that `auto` means for `ci` input and `co` output channels on `cpu`, `gpu` or `tpu`.
 
-    On CPU few outputs favour `taps_out`, few inputs `taps_in`. On an H200, with 128 and with 512 channels in bfloat16,
-    a sum of 2-D convolutions took 0.64 and 0.92 of the time of the direct form, which cuDNN runs in another layout. The
+    On CPU the direct form is oneDNN's, where it is on and a picture has more than a few pixels; without it few outputs
+    favour `taps_out`, few inputs `taps_in`. On an H200, with 128 and with 512 channels in bfloat16, a sum of 2-D
+    convolutions took 0.64 and 0.92 of the time of the direct form, which cuDNN runs in another layout. The
     measurements are in `benchmarks/results/lowerings_*.json`; TPUs, and few channels on GPUs, were not measured.
     """
     if platform == "gpu" and min(ci, co) >= 64:
         return "sum2d"
     if platform != "cpu":
+        return "direct"
+    if pixels > FEW_PIXELS and has_onednn():
         return "direct"
     if co <= 16:
         return "taps_out"
