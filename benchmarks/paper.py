@@ -44,13 +44,15 @@ def run(settings: Settings) -> dict:
     import jax.numpy as jnp
 
     from benchmarks import latte
+    from pv_vae_jax.model import cast_kernels
     from pv_vae_jax.pixels import to_float
     from pv_vae_jax.report import paper_table
 
     kinds = dict(vae=settings.vae, dtype=settings.dtype, remat=settings.remat, against="none")
     shape = dict(batch=settings.batch, frames=settings.frames, side=settings.side)
     bench = latte.Bench(settings.latte, latte.Settings(parts=("online",), **kinds, **shape))
-    vae, vae_params, video = bench.vae, jax.device_put(bench.vae_params), jax.device_put(bench.video)
+    vae, video = bench.vae, jax.device_put(bench.video)
+    vae_params = jax.device_put(cast_kernels(bench.vae_params, settings.dtype))  # as `load(dtype=...)` holds them
 
     def reconstruct(params, video):
         latents = vae.apply({"params": params}, to_float(video), method="encode").mean

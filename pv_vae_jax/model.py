@@ -264,7 +264,7 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
     Args:
       name_or_path: what to load.
       dtype: what the networks compute in, `float32`, `bfloat16` or `float16`; by default what they were trained in.
-        Parameters, posteriors and pixels are float32 in any case.
+        Given one, kernels are held in it too, which halves their memory; to train the model further, leave it out. Posteriors and pixels are float32 in any case.
       sharding: where to place the parameters: a `jax.sharding.Sharding` for all of them, or a function from the tree of
         their shapes to a tree of shardings. By default they go to the default device.
 
@@ -316,8 +316,22 @@ def _load(folder: Path, dtype: str | None, sharding: Placement | None) -> Model:
     vae_params = read_params(folder / "vae.safetensors", shapes, hashes=hashes, sharding=sharding)
     if diffusion is not None:
         params = read_params(folder / "latte.safetensors", diffusion.params, hashes=hashes, sharding=sharding)
-        diffusion = diffusion.replace(params=params)
-    return Model(vae, vae_params, diffusion, meta)
+        diffusion = diffusion.replace(params=cast_kernels(params, dtype))
+    return Model(vae, cast_kernels(vae_params, dtype), diffusion, meta)
+
+
+def cast_kernels(params: Params, dtype: str | None) -> Params:
+    """`params` with kernels in `dtype`, to which their layers cast them before use; those of float32 layers stay."""
+
+    def cast(path: tuple, p: Array) -> Array:
+        names = {part.key for part in path}
+        return p.astype(dtype) if "kernel" in names and not names & FLOAT32_LAYERS else p
+
+    return params if dtype is None else jax.tree.map_with_path(cast, params)
+
+
+# First and last layers that compute in float32, or add kernels before they are cast.
+FLOAT32_LAYERS = {"dense1", "dense2", "output", "moments", "head"}
 
 
 def _check_diffusion(diffusion: Diffusion) -> None:
@@ -349,7 +363,7 @@ def _load_state(state: Path, dtype: str | None, sharding: Placement | None) -> M
         meta = {"experiment": config["name"], "stage": stage, "images": images, "steps": int(state.name)}
     params = restore_params(state, "ema", shapes)
     params = jax.device_put(params, sharding(shapes) if callable(sharding) else sharding)
-    return Model(vae, params, meta=meta)
+    return Model(vae, cast_kernels(params, dtype), meta=meta)
 
 
 def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:

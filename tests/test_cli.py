@@ -58,7 +58,7 @@ def get_config():
         data=DataConfig(clips=16, test_clips=4, frames=5, size=16, threads=1),
         vae=VAEConfig(
             patch=2, latent_channels=4, time_factors=(2,), space_factors=(2,), encoder_widths=(8, 8),
-            decoder_widths=(8, 8), encoder_blocks=1, decoder_blocks=1, mid_attention=False,
+            decoder_widths=(8, 8), encoder_blocks=1, decoder_blocks=1, mid_attention=False, lowering="direct",
         ),
         discriminator=DiscriminatorConfig(width=4, levels=1, kinds=("2d",)),
         image=VAEStageConfig(images=True, steps=3, **stage),

@@ -19,7 +19,7 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.train.configs import DataConfig, Experiment, MeshConfig, VAEStageConfig
 from pv_vae_jax.train.run import open_run
 from pv_vae_jax.train.vae_stage import VAEStage
-from tests.conftest import TINY
+from tests.conftest import TINY, TWO_LEVELS
 
 
 def noisy(params, scale=0.05):
@@ -41,7 +41,7 @@ def same(a, b) -> bool:
 
 
 # Widths that narrow where time doubles: the shortcuts must treat all frames alike.
-NARROWING = dataclasses.replace(TINY, decoder_widths=(8, 8, 16))
+NARROWING = dataclasses.replace(TWO_LEVELS, decoder_widths=(8, 8, 16))
 
 
 @pytest.fixture(scope="module")

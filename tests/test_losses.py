@@ -90,7 +90,7 @@ def test_a_weight_is_a_finite_number(value):
 
 @pytest.mark.parametrize(("kinds", "count"), [(("2d",), 1), (("2d", "3d"), 2)])
 def test_discriminators_give_patch_logits_for_clips_and_images(kinds, count):
-    model = Discriminator(DiscriminatorConfig(kinds=kinds, width=4, levels=2))
+    model = Discriminator(DiscriminatorConfig(kinds=kinds, width=4, levels=2, lowering="direct"))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))["params"]
     apply = jax.jit(lambda x: model.apply({"params": params}, x))
     clip = apply(jnp.ones((2, 5, 8, 8, 3)))

@@ -42,10 +42,6 @@ from tests.video_fixture import encode, waves
 SMALL = dataclasses.replace(
     TINY,
     patch=8,
-    time_factors=(2,),
-    space_factors=(2,),
-    encoder_widths=(8, 8),
-    decoder_widths=(8, 8),
     mid_attention=False,
 )
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 24, 40, 3), np.uint8)
@@ -192,7 +188,7 @@ def test_images_are_brought_to_rectangles(tmp_path, suffix):
 def test_a_training_step_with_every_term(model):
     """Spatial masks, perceptual term, both discriminators and their gradients, on 32 x 48."""
     vae = load(model)
-    discriminator = Discriminator(DiscriminatorConfig(width=4, levels=1))
+    discriminator = Discriminator(DiscriminatorConfig(width=4, levels=1, lowering="direct"))
     step = VAEStep(
         model=vae.vae,
         objective=Objective(gan=0.5, gan_start=0, perceptual=1.0, local_correlation=0.1),

@@ -28,9 +28,7 @@ from pv_vae_jax.train.vae_step import VAEStep
 from tests.conftest import TINY, perturbed
 
 # Few layers, because compiling is what these tests cost; `direct` is what accelerators run.
-SMALL = dataclasses.replace(
-    TINY, time_factors=(2,), space_factors=(2,), encoder_widths=(8, 8), decoder_widths=(8, 8), lowering="direct"
-)
+SMALL = dataclasses.replace(TINY, patch=2)
 
 STRATEGIES = {
     "data": dict(data=8),

@@ -11,15 +11,15 @@ from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.streaming import chunk_sizes, decode_chunks, decode_step, encode_chunks, encode_step
 from pv_vae_jax.typing import ShapeError
-from tests.conftest import TINY
+from tests.conftest import TINY, TWO_LEVELS
 
 # What differs between the families: how the shortcuts treat frame 0, or that there are none; where time is halved.
 KINDS = {
-    "first": dataclasses.replace(TINY, decoder_widths=(8, 8, 16)),
+    "first": dataclasses.replace(TWO_LEVELS, decoder_widths=(8, 8, 16)),
     "zero": dataclasses.replace(
-        TINY, decoder_widths=(8, 8, 16), shortcut_pad="zero", shortcut_time="interleave", time_factors=(2, 2)
+        TWO_LEVELS, decoder_widths=(8, 8, 16), shortcut_pad="zero", shortcut_time="interleave", time_factors=(2, 2)
     ),
-    "none": dataclasses.replace(TINY, shortcuts=False, mid_attention=False, time_factors=(1, 2), remat=True),
+    "none": dataclasses.replace(TWO_LEVELS, shortcuts=False, mid_attention=False, time_factors=(1, 2), remat=True),
 }
 
 

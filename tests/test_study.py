@@ -65,6 +65,7 @@ def tiny_study() -> Study:
             encoder_blocks=1,
             decoder_blocks=1,
             mid_attention=False,
+            lowering="direct",
         ),
         image=VAEStageConfig(images=True, steps=2, **stage),
         video=VAEStageConfig(steps=2, drop_ratio=1.0, drop_form="filled", drop_per_example=True, **stage),

@@ -10,7 +10,7 @@ import pytest
 
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.typing import ShapeError
-from tests.conftest import TINY
+from tests.conftest import TINY, TWO_LEVELS
 
 
 def encode(model, params, video):
@@ -103,13 +103,13 @@ def test_latents_of_another_width_are_refused(tiny):
 )
 def test_a_config_that_cannot_be_built_says_why(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **change)
+        dataclasses.replace(TWO_LEVELS, **change)
 
 
 @pytest.mark.parametrize("order", [((1, 2), (2, 2)), ((2, 2), (1, 2))])
 def test_levels_come_in_any_order(order):
     time, space = order
-    config = dataclasses.replace(TINY, time_factors=time, space_factors=space, shortcut_pad="zero")
+    config = dataclasses.replace(TWO_LEVELS, time_factors=time, space_factors=space, shortcut_pad="zero")
     model = VAE(config)
     video = jnp.zeros((1, 1 + config.time_factor, config.space_factor, config.space_factor, 3))
     shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), video))
