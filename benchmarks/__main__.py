@@ -3,6 +3,7 @@
   python -m benchmarks --list                   # names, one line each; --list vae shows the settings of one
   python -m benchmarks vae --config.sizes=demo  # settings of a bench are flags
   python -m benchmarks --all                    # the set, each bench in its own process; run it again to resume
+  python -m benchmarks --accelerator            # what only a GPU or TPU shows, in about ten minutes; one file to send
   python -m benchmarks --page                   # write docs/performance.md again from the results
 
 Run it in a clone of the repository. The bench `benchmarks/NAME.py` writes `benchmarks/results/NAME_DEVICE.json`.
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -34,7 +37,8 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, text in (
         ("list", "print the names, or the settings of the bench that is named"),
         ("all", "run the set, each bench in its own process; benches with a result of this code are skipped"),
-        ("fresh", "with --all: skip nothing"),
+        ("fresh", "with --all or --accelerator: skip nothing"),
+        ("accelerator", "what only a GPU or TPU shows, in about ten minutes; all of it ends in one file"),
         ("page", "write docs/performance.md again from the results"),
     ):
         flags.DEFINE_bool(name, False, text, flag_values=values)
@@ -45,15 +49,19 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
     """Do what the flags say."""
     out = Path(values.out) if values.out else harness.RESULTS
-    wanted = sum((values.list, values.all, values.page)) + bool(positional and not values.list)
+    wanted = sum((values.list, values.all, values.accelerator, values.page)) + bool(positional and not values.list)
     if wanted != 1 or len(positional) > 1:
-        raise ConfigError(f"name one bench of {', '.join(benches())}, or give one of --list, --all, --page")
+        raise ConfigError(
+            f"name one bench of {', '.join(benches())}, or give one of --list, --all, --accelerator, --page"
+        )
     if overrides and not positional:
         raise ConfigError("--config flags are for a single bench: name it")
     if values.list:
         print(described(*positional))
     elif values.all:
-        run_all(values.threads, out, values.fresh)
+        run_all(values.threads, out, values.fresh, {name: {} for name in benches() if in_set(name)})
+    elif values.accelerator:
+        print(f"send {run_accelerator(values.threads, out, values.fresh)}")
     elif values.page:
         from benchmarks.page import write_page
 
@@ -94,28 +102,55 @@ def run_one(name: str, overrides: dict[str, str], threads: int, out: Path) -> di
     return record
 
 
-def run_all(threads: int, out: Path, fresh: bool) -> None:
-    """Every bench whose `IN_SET` is true, each in a process of its own.
+def run_all(threads: int, out: Path, fresh: bool, chosen: dict[str, dict[str, Any]]) -> None:
+    """The `chosen` benches with their settings, each in a process of its own.
 
     Raises:
-      ConfigError: some failed; the others have been run.
+      ChildProcessError: some failed; the others have been run.
     """
     # Asked in a process of its own: a device that this one held would be missing to the others.
     device = harness.in_process("harness", "device")
     failed = []
-    for name in benches():
+    for name, settings in chosen.items():
         path = harness.result_path(name, device, out)
-        if not in_set(name):
-            continue
-        if not fresh and path.exists() and is_of(path, harness.code(), threads):
+        if not fresh and path.exists() and is_of(path, harness.code(), threads, settings):
             print(f"{name}: has a result of this code, {path}", flush=True)
             continue
         print(f"== {name}", flush=True)
         command = [sys.executable, "-m", "benchmarks", name, f"--threads={threads}", f"--out={out.absolute()}"]
+        command += [f"--config.{field}={value}" for field, value in settings.items()]
         if subprocess.run(command, cwd=harness.HERE.parent).returncode:
             failed.append(name)
     if failed:
         raise ChildProcessError(f"{', '.join(failed)} failed; the same command runs only these again")
+
+
+# Speed and memory by the paper's protocol; MFU, and the time of every kind of operation; Wan2.2 beside diffusers.
+ACCELERATOR = {
+    "paper": {"warmup": 10, "timed": 30},
+    "roofline": {"against": "none"},
+    "wan22": {"compiled": True, "rounds": 3},
+}
+
+
+def run_accelerator(threads: int, out: Path, fresh: bool) -> Path:
+    """Run what only an accelerator can show, and put all records into one file of `out`; what fails leaves the others.
+
+    Raises:
+      ConfigError: JAX finds none.
+      ChildProcessError: some failed; the file holds the others.
+    """
+    device = harness.in_process("harness", "device")
+    if device["platform"] == "cpu":
+        raise ConfigError("JAX finds a CPU alone: install it for your accelerator, e.g. pip install -U 'jax[cuda13]'")
+    path = harness.result_path("accelerator", device, out)
+    try:
+        run_all(threads, out, fresh, ACCELERATOR)
+    finally:
+        found = [harness.result_path(name, device, out) for name in ACCELERATOR]
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"device": device, "records": [json.loads(p.read_text()) for p in found if p.exists()]})
+    return path
 
 
 if __name__ == "__main__":

@@ -43,12 +43,12 @@ def in_set(name: str) -> bool:
     return getattr(find_bench(name), "IN_SET", True)
 
 
-def is_of(path: Path, code: str, threads: int) -> bool:
-    """Whether the result in `path` was measured with this code, default settings and so many threads."""
+def is_of(path: Path, code: str, threads: int, settings: dict) -> bool:
+    """Whether the result in `path` was measured with this code, these `settings` and so many threads."""
     record = json.loads(path.read_text())
-    default = json.loads(json.dumps(dataclasses.asdict(find_bench(record["bench"]).Settings())))
+    asked = json.loads(json.dumps(dataclasses.asdict(find_bench(record["bench"]).Settings(**settings))))
     cores = threads or len(os.sched_getaffinity(0))
-    return (record.get("code"), record.get("settings"), record.get("threads")) == (code, default, cores)
+    return (record.get("code"), record.get("settings"), record.get("threads")) == (code, asked, cores)
 
 
 def described(name: str | None = None) -> str:

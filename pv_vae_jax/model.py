@@ -264,7 +264,8 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
     Args:
       name_or_path: what to load.
       dtype: what the networks compute in, `float32`, `bfloat16` or `float16`; by default what they were trained in.
-        Given one, kernels are held in it too, which halves their memory; to train the model further, leave it out. Posteriors and pixels are float32 in any case.
+        Given one, kernels are held in it too, at half the memory; to train the model further, leave it out.
+        Posteriors and pixels are float32 in any case.
       sharding: where to place the parameters: a `jax.sharding.Sharding` for all of them, or a function from the tree of
         their shapes to a tree of shardings. By default they go to the default device.
 

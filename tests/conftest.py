@@ -3,7 +3,6 @@
 import os
 import tempfile
 
-from pv_vae_jax.cli.main import configure_cpu
 from pv_vae_jax.versions import installed_version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,7 +13,6 @@ os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 # Programs by oneDNN are not kept in the cache, so tests/test_onednn.py alone has them, unless XLA_FLAGS say otherwise.
 if installed_version("jaxlib").startswith("0.12.") and "onednn_custom_call" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_onednn_custom_call=false"
-configure_cpu()
 os.environ.setdefault("PV_VAE_CACHE", os.path.join(tempfile.gettempdir(), f"pv_vae_jax_test_cache_{os.getuid()}"))
 
 import dataclasses

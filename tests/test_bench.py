@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,12 @@ from pv_vae_jax.layers.conv import conv2d, default_lowering
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.train import mfu
+from pv_vae_jax.train.config_files import override
 from pv_vae_jax.train.configs import Experiment, Objective, VAEStageConfig
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.state import create_state
 from pv_vae_jax.train.writers import read_metrics
+from pv_vae_jax.typing import ConfigError
 from tests.toy_stage import ToyStage, toy_run
 
 NO_TORCH = "PyTorch is not installed: pip install -e '.[benchmark]'"
@@ -61,6 +64,7 @@ def test_every_bench_tells_its_settings_and_is_listed(capsys):
         (("vae", "--config.sise=3"), "did you mean 'side'"),
         (("vae", "--config.sizes=huge"), "unknown size huge: choose of demo"),
         (("--all", "--config.rounds=1"), "for a single bench"),
+        (("--accelerator",), "JAX finds a CPU alone"),
         (("vae", "--threads=100000"), "cores allowed"),
     ],
 )
@@ -134,10 +138,41 @@ def test_a_result_of_other_code_or_settings_is_measured_again(tmp_path):
 
     def record(**changed):
         path.write_text(json.dumps({"bench": "streaming", "code": "c", "settings": settings, "threads": 2} | changed))
-        return is_of(path, "c", 2)
+        return is_of(path, "c", 2, {})
 
-    assert record()
+    assert record() and not is_of(path, "c", 2, {"side": 1})
     assert not record(code="d") and not record(threads=1) and not record(settings=settings | {"side": 1})
+
+
+def test_what_an_accelerator_shows_ends_in_one_file(tmp_path, monkeypatch):
+    """Also what failed leaves the others, and the same command goes on with that alone."""
+    device, asked, broken = {"platform": "gpu", "kind": "H200", "count": 1}, [], {"roofline"}
+
+    def run(line, cwd):
+        name, *flags = line[3:]
+        asked.append(name)
+        if name in broken:
+            return SimpleNamespace(returncode=1)
+        overrides = dict(flag.removeprefix("--config.").split("=") for flag in flags if flag.startswith("--config."))
+        settings = dataclasses.asdict(override(find_bench(name).Settings(), overrides))
+        record = {"bench": name, "code": "c", "settings": settings, "threads": len(os.sched_getaffinity(0))}
+        harness.result_path(name, device, tmp_path).write_text(json.dumps(record))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(harness, "in_process", lambda *_: device)
+    monkeypatch.setattr(harness, "code", lambda: "c")
+    monkeypatch.setattr(command.subprocess, "run", run)
+    sent = tmp_path / "accelerator_h200.json"
+    told = lambda: [record["bench"] for record in json.loads(sent.read_text())["records"]]  # noqa: E731
+    with pytest.raises(ChildProcessError, match="^roofline failed"):
+        command.run_accelerator(0, tmp_path, False)
+    assert asked == ["paper", "roofline", "wan22"] and told() == ["paper", "wan22"]
+    broken.clear()
+    assert command.run_accelerator(0, tmp_path, False) == sent
+    assert asked[3:] == ["roofline"] and told() == ["paper", "roofline", "wan22"]
+    device["platform"] = "cpu"
+    with pytest.raises(ConfigError, match="JAX finds a CPU alone: install it for your accelerator"):
+        command.run_accelerator(0, tmp_path, False)
 
 
 def test_the_page_is_what_the_results_say():

@@ -8,11 +8,14 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jaxlib
 import numpy as np
 import pytest
+
+from pv_vae_jax.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAG = "--xla_cpu_experimental_onednn_custom_call=true"
@@ -106,3 +109,23 @@ def test_what_we_compute_does_not_change_with_onednn(tmp_path, plain, flags):
         scale = np.abs(expected).max()
         tolerance = 2e-2 if "bfloat16" in name else 2e-5
         np.testing.assert_allclose(fast[name] / scale, expected / scale, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("version", "machine", "flags", "expected"),
+    [
+        ("0.12.0.1", "x86_64", "", f"{FLAG}"),
+        ("0.12.0.1", "x86_64", "--xla_cpu_max_isa=AVX2", f"--xla_cpu_max_isa=AVX2 {FLAG}"),
+        ("0.12.0.1", "x86_64", FLAG.replace("true", "false"), FLAG.replace("true", "false")),  # the user's own stays
+        ("0.12.0.1", "aarch64", "", ""),  # XLA ends a process that sets a flag which it does not know
+        ("0.10.1", "x86_64", "", ""),
+        ("0.13.0", "x86_64", "", ""),
+    ],
+)
+def test_the_flag_is_set_where_it_was_seen_to_work(version, machine, flags, expected, monkeypatch):
+    monkeypatch.setattr(main, "installed_version", {"jaxlib": version}.__getitem__)
+    monkeypatch.setattr(main.platform, "machine", lambda: machine)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    with warnings.catch_warnings():
+        main.configure_cpu()
+    assert os.environ["XLA_FLAGS"] == expected

@@ -158,23 +158,19 @@ def advice_on(error: Exception) -> str | None:
 def configure_cpu(onednn: bool = True) -> None:
     """Set XLA's flags for CPUs as this library is tested with them. To be called before JAX starts its backend.
 
-    None of YNNPACK's reductions, where they are wrong (jaxlib 0.10.2 and 0.11.0). A flag that `XLA_FLAGS` names already
-    stays as it is. Nothing is set for other versions: XLA ends a process that sets a flag which it does not know.
+    A flag that `XLA_FLAGS` names already stays as it is. Nothing is set for versions where it was not seen to work: XLA
+    ends a process that sets a flag which it does not know.
 
     Args:
       onednn: run convolutions by oneDNN, where jaxlib has a sound one (0.12 on x86). Such programs cannot be kept in
         the compilation cache (their serialisation fails in jaxlib 0.12.0), so it is for what runs longer than it
         compiles.
     """
-    version, wanted = installed_version("jaxlib"), []
-    if onednn and version.startswith("0.12.") and platform.machine() in ("x86_64", "AMD64"):
-        wanted.append("--xla_cpu_experimental_onednn_custom_call=true")
+    if onednn and installed_version("jaxlib").startswith("0.12.") and platform.machine() in ("x86_64", "AMD64"):
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*std::bad_alloc")
-    if version in ("0.10.2", "0.11.0"):
-        wanted.append("--xla_cpu_experimental_ynn_fusion_type=")
-    flags = os.environ.get("XLA_FLAGS", "")
-    missing = [flag for flag in wanted if flag.partition("=")[0] not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+        flag, flags = "--xla_cpu_experimental_onednn_custom_call", os.environ.get("XLA_FLAGS", "")
+        if flag not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {flag}=true".strip()
 
 
 def enable_compilation_cache() -> None:
