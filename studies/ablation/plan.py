@@ -11,12 +11,16 @@ from pathlib import Path
 
 from pv_vae_jax.data.sources import fingerprint
 from pv_vae_jax.train.config_files import override, run_config, to_dict
-from pv_vae_jax.train.configs import Experiment
+from pv_vae_jax.train.configs import VAE_STAGES, Experiment
 from pv_vae_jax.typing import ConfigError
 
 STILL = {"video.objective.motion": 0.0}
 RECIPE = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
 CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # fields of an experiment that decide no number
+
+# Fields that are younger than stored cells, whose names do not hold them: left out as long as they are off.
+NEWER = (("data", "features"), ("diffusion", "time_shift"))
+NEWER_TERMS = ("scale_equivariance", "time_equivariance", "alignment", "latent_noise")
 
 
 def slug_of(name: str) -> str:
@@ -203,6 +207,12 @@ def deciding(experiment: Experiment) -> dict:
     for field, older in (("fit", "crop"), ("class_names", ()), ("workers", data.workers)):  # nor had they these
         if getattr(data, field) == older:
             del tree["data"][field]
+    for part, field in NEWER:
+        if tree[part][field] == to_dict(Experiment())[part][field]:
+            del tree[part][field]
+    for name in VAE_STAGES:
+        objective = tree[name]["objective"]
+        tree[name]["objective"] = {k: v for k, v in objective.items() if v or k not in NEWER_TERMS}
     if Path(data.source).is_dir():
         tree["data"]["source"] = fingerprint(data.source, data.fold)
     return tree
