@@ -28,6 +28,7 @@ from pv_vae_jax.data.frame_size import FrameSize
 FAMILIES = ("bounce", "orbit", "fall", "swing")
 MORE_FAMILIES = ("walk", "still")
 SHAPES = ("disc", "square", "triangle")
+SPRITES = 2  # of a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +143,10 @@ def _drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> 
     return start + 0.5 * gravity * since**2
 
 
-def state_width(families: tuple[str, ...], sprites: int = 2) -> int:
-    """Numbers of a frame in `state`."""
-    return 4 * sprites + len(families)
+def state_width(source: str) -> int:
+    """Numbers of a frame in `state`, for a world as `families_of` takes it; 0 for any other source."""
+    families = families_of(source)
+    return 4 * SPRITES + len(families) if families else 0
 
 
 def state(scene: Scene, classes: int) -> np.ndarray:
@@ -218,7 +220,7 @@ class SyntheticVideos:
     frames: int = 17
     size: int | tuple[int, int] | FrameSize = 32
     seed: int = 0
-    sprites: int = 2
+    sprites: int = SPRITES
     families: tuple[str, ...] = FAMILIES
     cache_bytes: int = 0
     lazy: bool = False

@@ -91,8 +91,8 @@ class DataConfig(Config):
             raise ConfigError("fold applies to UCF101 only: set source to its folder, or leave fold at 1")
         if self.features and not (synthetic or program_name(self.source)):
             raise ConfigError("features are those of source=synthetic or source=program:NAME: set it, or features=0")
-        if synthetic and self.features not in (0, state_width(synthetic)):
-            raise ConfigError(f"features must be 0 or {state_width(synthetic)} with source={self.source}, its state")
+        if self.features and synthetic and self.features != (width := state_width(self.source)):
+            raise ConfigError(f"features must be 0 or {width} with source={self.source}, the width of its state")
         if self.features and self.crop == "random":
             raise ConfigError("features do not follow a crop: set crop=centre, or features=0")
         if not self.source:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pv_vae_jax.data.sources import fingerprint
+from pv_vae_jax.data.synthetic import state_width
 from pv_vae_jax.train.config_files import override, run_config, to_dict
 from pv_vae_jax.train.configs import VAE_STAGES, Experiment
 from pv_vae_jax.typing import ConfigError
@@ -264,6 +265,24 @@ def ablation_rows() -> tuple[Row, ...]:
         row("+ Local correlation", {"video.objective.local_correlation": 0.1}),
         row("One k a batch", {"video.drop_per_example": False}),
     )
+
+
+def latent_rows() -> tuple[Row, ...]:
+    """What else shapes latents, one setting of the baseline each; the weights are guesses, not tuned.
+
+    The last row's latents tell the state of the synthetic world: the control that a study must see.
+    """
+    baseline = paper_rows()[0]
+    width = state_width("synthetic")
+    settings = {
+        "+ Scale equivariance": {"video.objective.scale_equivariance": 0.25},
+        "+ Time equivariance": {"video.objective.time_equivariance": 0.25},
+        "+ Latent noise": {"video.objective.latent_noise": 0.3},
+        "+ Shifted times": {"diffusion.time_shift": 2.0},
+        "+ Alignment": {"video.objective.alignment": 0.1, "data.features": width, "video.flip": 0.0},
+    }
+    rows = (Row(name, baseline.settings | setting, compared_with=baseline.name) for name, setting in settings.items())
+    return tuple(rows)
 
 
 def load_study(path: str | Path, overrides: dict[str, str] | None = None) -> Study:
