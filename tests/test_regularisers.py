@@ -301,6 +301,8 @@ def test_features_of_a_stage_are_of_one_kind_and_fit(tiny_experiment, tmp_path):
         ConfigError, match=r"features must give \(4, 3, f\) or \(4, 3, 4, 4, f\) for clips .*, got \(4, 5, 16"
     ):
         VAEStage(free, "video", features=lambda video: video[:, :, 0]).alignment.head(sized_batches(free, "video"))
+    with pytest.raises(ConfigError, match="features are for objective.alignment: give it a weight"):
+        train(load_experiment(tiny_experiment), tmp_path / "none", features=lambda video: video)
     sizes = load_experiment(tiny_experiment, ALIGNED | {"data.features": "0", "video.sizes": "((5,16),(5,8))"})
     mean = lambda video: video[:, ::2].mean((2, 3))  # noqa: E731
     with pytest.raises(ConfigError, match="needs pictures of one size"):

@@ -244,6 +244,8 @@ def open_source(
         # Of a clip for images one frame is taken.
         kept = dict(cache_bytes=cache_bytes, lazy=images, features=features)
         return SyntheticVideos(clips, frames, size, seed, families=families, **kept)
+    if features:
+        raise ValueError(f"features are those of the synthetic world, got source {str(source)!r}: leave them out")
     folder = Path(source)
     form, span = _format_of(folder), (frames - 1) * stride + 1
     form.check_fold(folder, fold)

@@ -64,6 +64,8 @@ def train(
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"stages must be among {', '.join(STAGES)}, got {', '.join(map(repr, unknown))}")
+    if features and not any(getattr(experiment, name).objective.alignment for name in VAE_STAGES):
+        raise ConfigError("features are for objective.alignment: give it a weight in a stage, or leave features out")
     given = {"train": clips, "test": test_clips}
     run = open_run(experiment.validate(), workdir, {split: part for split, part in given.items() if part is not None})
     perceptual = perceptual_term(run)
