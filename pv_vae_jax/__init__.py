@@ -32,15 +32,15 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.pixels import to_float, to_uint8
     from pv_vae_jax.predictive import Prediction, predict_filled, predict_masked, predict_truncated
     from pv_vae_jax.sampling import sample_clips
-    from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step
+    from pv_vae_jax.streaming import decode_chunks, decode_step, encode_chunks, encode_step, foretell_step
 
 __all__ = [
     "Diffusion", "Discriminator", "DiscriminatorConfig", "Latte", "LatteConfig", "Model", "Objective", "Posterior",
     "Prediction", "TransformerVAE", "TransformerVAEConfig", "VAE", "VAEConfig", "classifier_free_guidance",
     "decode_chunks", "decode_step", "denormalize_latents", "encode_chunks", "encode_step", "euler",
-    "flow_matching_loss", "kl_divergence", "label_dropout", "latent_terms", "load", "normalize_latents",
-    "pixel_terms", "predict_filled", "predict_masked", "predict_truncated", "sample_clips", "sample_mask",
-    "sample_timesteps", "save", "to_float", "to_uint8",
+    "flow_matching_loss", "foretell_step", "kl_divergence", "label_dropout", "latent_terms", "load",
+    "normalize_latents", "pixel_terms", "predict_filled", "predict_masked", "predict_truncated", "sample_clips",
+    "sample_mask", "sample_timesteps", "save", "to_float", "to_uint8",
 ]  # fmt: skip
 
 _import, __dir__ = lazy_imports(__name__)

@@ -22,8 +22,16 @@ Velocity = Callable[[Array, Array], Array]  # (x (b, ...), t (b,)) -> dx/dt (b, 
 TimeDistribution = Literal["uniform", "logit_normal"]
 
 
-def sample_timesteps(key: PRNGKey, batch: int, distribution: TimeDistribution = "uniform") -> Float[Array, " b"]:
+def sample_timesteps(
+    key: PRNGKey, batch: int, distribution: TimeDistribution = "uniform", shift: float = 1.0
+) -> Float[Array, " b"]:
     """Draw times in (0, 1) for training. The paper does not name its distribution; `logit_normal` favours the middle.
+
+    Args:
+      key: draws them.
+      batch: their number.
+      distribution: see `TimeDistribution`.
+      shift: see `shift_time`; 1 changes nothing.
 
     Raises:
       ValueError: the distribution is unknown.
@@ -31,10 +39,20 @@ def sample_timesteps(key: PRNGKey, batch: int, distribution: TimeDistribution = 
     if distribution == "uniform":
         # Stratified over the batch: still uniform, with less variance in the loss.
         offsets = jax.random.uniform(key, (batch,))
-        return jax.random.permutation(jax.random.fold_in(key, 1), (jnp.arange(batch) + offsets) / batch)
+        t = jax.random.permutation(jax.random.fold_in(key, 1), (jnp.arange(batch) + offsets) / batch)
+        return shift_time(t, shift)
     if distribution == "logit_normal":
-        return jax.nn.sigmoid(jax.random.normal(key, (batch,)))
+        return shift_time(jax.nn.sigmoid(jax.random.normal(key, (batch,))), shift)
     raise ValueError(f"distribution must be {' or '.join(map(repr, get_args(TimeDistribution)))}, got {distribution!r}")
+
+
+def shift_time(t: Float[Array, "*b"], shift: float) -> Float[Array, "*b"]:
+    """`s t / (1 + (s - 1) t)`: with `s > 1` closer to noise (Stable Diffusion 3, arXiv 2403.03206, equation 23).
+
+    The more values a latent has, the more noise it takes to hide it: `s = sqrt(n / n_0)` keeps how well a constant is
+    told from noise when `n_0` values become `n` (of more pixels there; of more channels too in arXiv 2510.11690).
+    """
+    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
 
 
 def interpolate(

@@ -1,14 +1,15 @@
 """The objective of equation 1, `L = reconstruction (MSE + motion Diff) + perceptual LPIPS + gan GAN + kl KL`.
 
 Every term is a scalar mean. To add one, write its function here, give it a weight in `Objective` and an entry in
-`Objective.weights`, and compute it under that name in `pixel_terms` or `latent_terms`; logs and charts use the name.
+`Objective.weights`, and compute it under that name in `pixel_terms`, `latent_terms` or `structure_terms`; logs and
+charts use the name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -37,6 +38,11 @@ class Objective:
       local_correlation: weight of SSVAE's local correlation regularisation, `relu(target - correlation)`; beyond the
         paper, and not computed if 0. SSVAE scales it by a gradient-norm ratio instead, so its 0.002 is no guide.
       local_correlation_target: correlation of neighbouring latents above which the regularisation is 0 (SSVAE: 0.75).
+      scale_equivariance: weight of the error with which latents at half the size decode to the clip at half the size.
+      time_equivariance: weight of the error with which every second latent frame decodes to every second frame.
+      alignment: weight of the share of given features that latents do not tell, see `alignment_error`.
+      latent_noise: no weight, but the standard deviation of Gaussian noise that is added to all that the decoder gets,
+        in training alone (arXiv 2507.15856 and 2510.11690 train decoders on noised latents).
     """
 
     reconstruction: float = 1.0
@@ -48,6 +54,10 @@ class Objective:
     gan_start: int = 5_000
     local_correlation: float = 0.0
     local_correlation_target: float = 0.75
+    scale_equivariance: float = 0.0
+    time_equivariance: float = 0.0
+    alignment: float = 0.0
+    latent_noise: float = 0.0
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -58,13 +68,16 @@ class Objective:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each term of `pixel_terms` and `latent_terms`, by name; the training step weights the GAN."""
+        """Weight of each term of the functions `..._terms`, by name; the training step weights the GAN."""
         return {
             "mse": self.reconstruction,
             "motion": self.reconstruction * self.motion,
             "perceptual": self.perceptual,
             "kl": self.kl,
             "local_correlation": self.local_correlation,
+            "scale_equivariance": self.scale_equivariance,
+            "time_equivariance": self.time_equivariance,
+            "alignment": self.alignment,
         }
 
 
@@ -108,6 +121,38 @@ def latent_terms(
         shortfall = objective.local_correlation_target - terms["local_correlation"]
         counted["local_correlation"] = jax.nn.relu(shortfall)
     return _weighted_sum(objective, counted), terms
+
+
+def structure_terms(
+    objective: Objective,
+    latents: Float[Array, "b g h w z"],
+    video: Float[Array, "b t H W c"],
+    decode: Callable[[Array], Array],
+    observed: Shaped[Array, "b n *hw"],
+    kernel: Float[Array, "d f"] | None = None,
+    features: Shaped[Array, "b g *hw f"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The terms that ask what can be done with latents: their weighted total, and each one unweighted. All are off by
+    default, and then this gives 0 and no term.
+
+    Args:
+      objective: the weights.
+      latents: the decoder's input, encoded or padded.
+      video: what it should decode to.
+      decode: latents of any size and length -> pixels.
+      observed: as for `kl_divergence`, of the latent frames that were encoded.
+      kernel, features: see `alignment_error`; needed if `objective.alignment` is positive.
+    """
+    terms = {}
+    if objective.scale_equivariance:
+        terms["scale_equivariance"] = squared_error(decode(halved(latents)), halved(video))
+    if objective.time_equivariance:
+        terms["time_equivariance"] = time_equivariance_error(decode, latents, video)
+    if objective.alignment:
+        assert kernel is not None and features is not None  # the training step has checked them
+        n = observed.shape[1]  # the truncated form has encoded fewer
+        terms["alignment"] = alignment_error(latents[:, :n], features[:, :n], kernel, observed)
+    return _weighted_sum(objective, terms) if terms else jnp.zeros(()), terms
 
 
 def _weighted_sum(objective: Objective, terms: Mapping[str, Array]) -> Array:
@@ -204,6 +249,76 @@ def _sum_over_pairs(v: Array, seen: Array) -> tuple[Array, Array]:
     total = jnp.square(add(v)).sum() - jnp.square(v).sum()  # |sum of v|^2 counts every pair twice, and each v alone
     count = jnp.square(add(seen)).sum() - seen.sum()
     return total / 2, count / 2
+
+
+def halved(x: Float[Array, "b t H W c"]) -> Float[Array, "b t h w c"]:
+    """Pixels or latents at half the height and width: means of 2 x 2 positions.
+
+    Scale equivariance asks that this may be done before decoding or after it: `decode(halved(latents))` should be
+    `halved(video)` (arXiv 2502.14831; EQ-VAE, arXiv 2502.09509, draws the factor). Both sides must be even.
+    """
+    return reduce(x, "b t (h p) (w q) c -> b t h w c", "mean", p=2, q=2)
+
+
+def time_equivariance_error(
+    decode: Callable[[Array], Array], latents: Float[Array, "b g h w z"], video: Float[Array, "b t H W c"]
+) -> Float[Array, ""]:
+    """Squared error of the clip that every second latent frame decodes to, against every second frame (ours).
+
+    Frame 0 is a latent frame of its own and stays. Latent frame `2 i` ends with frame `2 i p_t`, which is frame `i p_t`
+    of the clip at double speed: the last of its latent frame `i`. If the number of later latent frames is odd, frames
+    at the end are left out. 0 for clips of fewer than three latent frames, which have none to skip.
+    """
+    if latents.shape[1] < 3:
+        return jnp.zeros(())
+    output = decode(latents[:, ::2])
+    return squared_error(output, video[:, ::2][:, : output.shape[1]])
+
+
+def alignment_head(latents: Sequence[int], features: Sequence[int]) -> dict[str, Float[Array, "d f"]]:
+    """The `kernel` of `alignment_error` before training, zeros, for the shapes of latents and features."""
+    inputs = math.prod(latents[2:]) if len(features) == 3 else latents[-1]
+    return {"kernel": jnp.zeros((inputs, features[-1]))}
+
+
+def alignment_error(
+    latents: Float[Array, "b g h w z"],
+    features: Shaped[Array, "b g *hw f"],
+    kernel: Float[Array, "d f"],
+    observed: Shaped[Array, "b g *place"],
+) -> Float[Array, ""]:
+    """The share of the features' variance that a linear map of the latents leaves unexplained: 1 tells nothing of them.
+
+    A linear projection that is trained along, as in VA-VAE (arXiv 2501.01423), for features that need not be pictures:
+
+        error = mean over f of  var(features_f - latents @ kernel_f) / var(features_f)
+
+    with variances over the observed positions of the batch, so that scale and offset of a feature do not matter. A
+    feature that is the same in the whole batch does not count. Without a trained kernel (the best one for each batch)
+    the error is 0 for any latents as soon as `d` is as large as the batch has positions, which it nearly always is.
+
+    Args:
+      latents: samples, not means: what is hidden in the noise of the posterior does not help diffusion.
+      features: `(b, g, f)`, for which `d = h w z` and a latent frame counts if all of it was observed; or
+        `(b, g, h, w, f)`, for which `d = z`. No gradient flows into them.
+      kernel: see `alignment_head`.
+      observed: as for `kl_divergence`.
+    """
+    features = jax.lax.stop_gradient(features.astype(jnp.float32))
+    if features.ndim == 3:
+        latents = latents.reshape(*latents.shape[:2], -1)  # (b, g, h w z)
+        observed = observed.reshape(*observed.shape[:2], -1).min(-1)  # (b, g)
+    places = tuple(range(features.ndim - 1))
+    seen = jnp.broadcast_to(observed.reshape(observed.shape + (1,) * (features.ndim - observed.ndim)), features.shape)
+
+    def variance(x: Array) -> Array:  # over observed positions: (f,)
+        centred = x - (x * seen).sum(places) / seen.sum(places)
+        return (jnp.square(centred) * seen).sum(places) / seen.sum(places)
+
+    total = variance(features)
+    varies = total > 1e-10 * jnp.square(features).max()  # above what float32 rounds off
+    share = jnp.where(varies, variance(features - latents @ kernel) / jnp.where(varies, total, 1.0), 0.0)
+    return share.sum() / jnp.maximum(varies.sum(), 1)
 
 
 def generator_hinge(fake: Sequence[Array]) -> Float[Array, ""]:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from pv_vae_jax.layers.cache import CACHE
 from pv_vae_jax.models.vae import VAE, Posterior
-from pv_vae_jax.typing import Array, Params, ShapeError, check_clip_shape, check_latent_shape
+from pv_vae_jax.typing import Array, Params, PRNGKey, ShapeError, check_clip_shape, check_latent_shape
 
 Cache = Any  # nested dict of arrays (b, 1 or 2, h, w, c), one for each layer that looks back
 CHUNK = 5  # latent frames: the 17 frames of a training clip of PV-VAE still go through in one piece
@@ -76,6 +76,30 @@ def decode_step(
       ShapeError: the latents do not fit the model.
     """
     return _apply(model, params, cache, latents, "decoder", "decode")
+
+
+def foretell_step(
+    model: VAE, params: Params, cache: Cache, shape: tuple[int, ...], key: PRNGKey | None = None
+) -> tuple[Cache, Float[Array, "b t H W 3"]]:
+    """Draw the next frames of a clip before they are seen: decode pads in the place of their latents (section 3.1).
+
+    Args:
+      model: the VAE, trained to predict.
+      params: its parameters.
+      cache: the decoder's, after the latents of what was seen. To take the clip up there once the frames have come in,
+        keep it: `decode_step` their latents with it. To foretell further, go on with the one that is returned.
+      shape: `(b, n, h, w, z)` of the latents to leave out.
+      key: draws gaussian padding; a learned token needs none.
+
+    Returns:
+      The cache, and the frames `(b, n p_t, H, W, 3)`.
+
+    Raises:
+      ValueError: there is no cache: frame 0 must be seen.
+    """
+    if cache is None:
+        raise ValueError("expected the decoder's cache, got None: decode frame 0 from its latent first")
+    return decode_step(model, params, cache, model.apply({"params": params}, shape, key, method="pad_latents"))
 
 
 def encode_chunks(model: VAE, params: Params, video: Float[Array, "b t H W 3"], chunk: int = CHUNK) -> Posterior:

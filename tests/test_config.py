@@ -255,6 +255,53 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
             ConfigError,
             "config.video.objective.gan_start must be below steps=5000, got 5000",
         ),
+        (
+            {"video.objective.scale_equivariance": "1", "data.size": "48"},
+            ConfigError,
+            "config.video.objective.scale_equivariance halves the latents: set config.data.size .* multiples of 32",
+        ),
+        (
+            {"video.objective.time_equivariance": "1", "data.frames": "5"},
+            ConfigError,
+            "and there are 2: train on clips of 9 frames or more",
+        ),
+        (
+            {"image.objective.time_equivariance": "1"},
+            ConfigError,
+            "config.image.objective.time_equivariance skips every second latent frame, and there are 1:",
+        ),
+        (
+            {"decoder.objective.alignment": "1"},
+            ConfigError,
+            "config.decoder.objective.alignment trains the encoder, which frozen excludes",
+        ),
+        ({"data.features": "3"}, ConfigError, "config.data.features must be 0 or 12 with source=synthetic"),
+        (
+            {"data.features": "10", "data.source": "synthetic:fall,walk"},
+            ConfigError,
+            "config.data.features is for objective.alignment: give it a weight",
+        ),
+        (
+            {"data.features": "3", "data.source": "clips"},
+            ConfigError,
+            "config.data.features are those of source=synthetic or source=program:NAME",
+        ),
+        (
+            {"data.features": "12", "data.crop": "random"},
+            ConfigError,
+            "config.data.features do not follow a crop: set crop=centre",
+        ),
+        (
+            {"data.features": "12", "video.objective.alignment": "1"},
+            ConfigError,
+            "config.data.features are not mirrored with their frames: set config.video.flip=0",
+        ),
+        (
+            {"data.features": "12", "video.objective.alignment": "1", "video.flip": "0", "video.reverse": "0.5"},
+            ConfigError,
+            "hold velocities, which reversing frames does not turn: set config.video.reverse=0",
+        ),
+        ({"diffusion.time_shift": "0"}, ConfigError, "config.diffusion.time_shift must be above 0, got 0"),
         ({"video.batch_multiple": "4"}, ConfigError, "config.video.batch_multiple needs sizes"),
         (
             {"video.sizes": "((17, 32),)", "video.batch_multiple": "3"},
@@ -329,12 +376,12 @@ BOUNDED = {
     f"{cls}.{name}"
     for cls, names in {
         "Experiment": "seed log_every checkpoint_every checkpoints_kept",
-        "DataConfig": "clips test_clips stride threads workers cache_bytes fold",
+        "DataConfig": "clips test_clips stride threads workers cache_bytes fold features",
         "OptimizerConfig": "learning_rate warmup_steps final_fraction weight_decay b1 b2 clip_norm",
         "VAEStageConfig": "steps batch_size drop_ratio reverse flip ema_decay grad_accum_steps batch_multiple "
         "drop_ratio_start drop_ramp",
         "LatentsConfig": "clips batch_size flip",
-        "DiffusionConfig": "steps batch_size label_dropout ema_decay grad_accum_steps",
+        "DiffusionConfig": "steps batch_size label_dropout time_shift ema_decay grad_accum_steps",
         "SamplingConfig": "steps guidance clips batch_size",
     }.items()
     for name in names.split()

@@ -12,6 +12,7 @@ from pv_vae_jax.flow import (
     interpolate,
     label_dropout,
     sample_timesteps,
+    shift_time,
 )
 from pv_vae_jax.layers.embeddings import sincos_1d, sincos_2d, timestep_features
 from pv_vae_jax.models.latte import Latte, LatteConfig
@@ -47,6 +48,20 @@ def test_euler_converges_at_first_order():
 def test_times_lie_inside_the_unit_interval(distribution):
     t = sample_timesteps(jax.random.key(0), 4096, distribution)
     assert float(t.min()) >= 0 and float(t.max()) < 1 and float(t.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_shift_moves_times_towards_noise_and_keeps_the_ends():
+    """A constant, `n` times in a latent, is told from noise by `sqrt(n) (1 - t) / t`: `shift = sqrt(n)` undoes that."""
+    t = jnp.linspace(0.0, 1.0, 11)
+    shifted = shift_time(t, 3.0)
+    assert float(shifted[0]) == 0 and float(shifted[-1]) == 1 and (shifted[1:-1] > t[1:-1]).all()
+    np.testing.assert_allclose(3.0 * (1 - shifted[1:-1]) / shifted[1:-1], (1 - t[1:-1]) / t[1:-1], rtol=1e-5)
+    for distribution in ("uniform", "logit_normal"):
+        drawn = sample_timesteps(jax.random.key(0), 64, distribution)
+        np.testing.assert_array_equal(sample_timesteps(jax.random.key(0), 64, distribution, 1.0), drawn)
+        np.testing.assert_array_equal(
+            sample_timesteps(jax.random.key(0), 64, distribution, 3.0), shift_time(drawn, 3.0)
+        )
 
 
 def test_guidance_extrapolates_from_the_null_class():

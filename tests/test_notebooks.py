@@ -74,8 +74,8 @@ def shown(cell: dict) -> list[str]:
 # What is kept.
 
 
-def test_there_are_five_and_together_they_are_small():
-    assert len(NOTEBOOKS) == 5 and set(FAST) < {path.stem for path in NOTEBOOKS}
+def test_there_are_six_and_together_they_are_small():
+    assert len(NOTEBOOKS) == 6 and set(FAST) < {path.stem for path in NOTEBOOKS}
     assert sum(path.stat().st_size for path in NOTEBOOKS) < 2e6
 
 

@@ -9,7 +9,15 @@ import pytest
 
 from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d
 from pv_vae_jax.models.vae import VAE
-from pv_vae_jax.streaming import chunk_sizes, decode_chunks, decode_step, encode_chunks, encode_step
+from pv_vae_jax.predictive import predict_truncated
+from pv_vae_jax.streaming import (
+    chunk_sizes,
+    decode_chunks,
+    decode_step,
+    encode_chunks,
+    encode_step,
+    foretell_step,
+)
 from pv_vae_jax.typing import ShapeError
 from tests.conftest import TINY, TWO_LEVELS
 
@@ -98,6 +106,26 @@ def test_steps_in_a_python_loop_equal_the_scan(plain):
     pictures = jnp.concatenate(pictures, axis=1)
     scanned = jax.jit(lambda x, z: (encode_chunks(model, params, x, 2).mean, decode_chunks(model, params, z, 2)))
     close((mean, pictures), scanned(video, mean))
+
+
+def test_what_is_foretold_step_by_step_is_what_one_pass_predicts_and_the_clip_goes_on_from_what_was_seen(plain):
+    model, params, video = plain  # 7 frames, 4 latent frames
+    whole = jax.jit(lambda z: model.apply({"params": params}, z, method="decode"))
+    predicted = predict_truncated(model, params, video, 2, None)
+    _, seen = encode_step(model, params, None, video[:, :3])
+    cache, _ = decode_step(model, params, None, seen.mean)
+    one = (*seen.mean.shape[:1], 1, *seen.mean.shape[2:])
+    ahead, first = foretell_step(model, params, cache, one)
+    _, second = foretell_step(model, params, ahead, one)
+    close(jnp.concatenate([first, second], axis=1), whole(predicted.latents)[:, 3:])
+    _, both = foretell_step(model, params, cache, (one[0], 2, *one[2:]))
+    close(both, jnp.concatenate([first, second], axis=1))
+    # The frames come in: the clip is taken up from the cache before, as if nothing had been foretold.
+    posterior = encode_chunks(model, params, video)
+    _, shown = decode_step(model, params, cache, posterior.mean[:, 2:])
+    close(shown, whole(posterior.mean)[:, 3:])
+    with pytest.raises(ValueError, match="expected the decoder's cache, got None: decode frame 0"):
+        foretell_step(model, params, None, one)
 
 
 def test_the_parameters_are_those_of_the_whole_pass(plain):

@@ -165,6 +165,7 @@ def test_a_mixture_spreads_its_parts_evenly():
 
 PICTURE = {"video": np.zeros((9, 8, 8, 3), np.float32)}
 BATCH = {"video": np.zeros((2, 9, 8, 8, 3), np.uint8)}
+TOLD = ELEMENT | {"features": np.zeros((20, 2), np.float32)}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,15 @@ BATCH = {"video": np.zeros((2, 9, 8, 8, 3), np.uint8)}
         (
             lambda: RandomFlip().random_map({"label": 1}, rng()),
             "RandomFlip: expected .* 'video', got the entries label",
+        ),
+        (lambda: RandomFlip().random_map(TOLD, rng()), "RandomFlip: features are not mirrored: set .* to 0"),
+        (
+            lambda: ResizeCrop(8, 8, random=True).random_map(TOLD, rng()),
+            "ResizeCrop: features do not follow a crop: set random=False",
+        ),
+        (
+            lambda: RandomWindow(5).random_map(TOLD | {"features": np.zeros((3, 2))}, rng()),
+            "RandomWindow: expected features of 20 frames, got 3",
         ),
         (lambda: RandomFlip().random_map(PICTURE, rng()), r"RandomFlip: .* uint8, got \(9, 8, 8, 3\) float32"),
         (lambda: RandomFlip().random_map(BATCH, rng()), "RandomFlip: .*: put it before batch"),

@@ -17,15 +17,16 @@ class GivenClips:
 
     Attributes:
       class_names: class names in label order.
+      features: numbers of a frame in the `features` of an element; 0 leaves them out.
 
     Raises:
       NoVideosError: there are no clips.
     """
 
-    def __init__(self, clips: Elements, class_names: tuple[str, ...]):
+    def __init__(self, clips: Elements, class_names: tuple[str, ...], features: int = 0):
         if not len(clips):
             raise NoVideosError("expected clips, got none: pass a data set with at least one")
-        self.clips, self.class_names = clips, class_names
+        self.clips, self.class_names, self.features = clips, class_names, features
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -34,7 +35,7 @@ class GivenClips:
         """Element `index`.
 
         Raises:
-          ValueError: its label is not that of a class.
+          ValueError: its label is not that of a class, or it lacks features.
         """
         element: Any = self.clips[index]
         label = int(element.get("label", 0))
@@ -43,7 +44,16 @@ class GivenClips:
                 f"clip {index}: expected a label below {len(self.class_names)}, got {label}: name every class in "
                 "data.class_names"
             )
-        return {"video": element["video"], "label": np.int32(label)}
+        clip = {"video": element["video"], "label": np.int32(label)}
+        if not self.features:
+            return clip
+        features = np.asarray(element.get("features", ()), np.float32)
+        if features.shape[1:] != (self.features,):
+            raise ValueError(
+                f"clip {index}: expected features (t, {self.features}), as data.features says, got {features.shape}: "
+                "give every clip its own"
+            )
+        return clip | {"features": features}
 
 
 class GivenWindows(GivenClips):

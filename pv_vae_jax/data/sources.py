@@ -211,6 +211,7 @@ def open_source(
     crop: str = "centre",
     fold: int = 1,
     log: SkipLog | None = None,
+    features: bool = False,
 ) -> ClipSource | SyntheticVideos:
     """The source of clips that `source` names.
 
@@ -229,6 +230,7 @@ def open_source(
       crop: `centre`, or `random` if transforms will crop at random: then the cache keeps what is around the centre.
       fold: official split of UCF101, 1 to 3; 1 for anything else.
       log: where skipped files are logged; sources that share it log each file only once.
+      features: elements hold the state of the synthetic world as `features`; for no other source.
 
     Raises:
       NoVideosError: the folder is missing, empty or incomplete, nothing in it can be read, it holds images and clips
@@ -240,7 +242,10 @@ def open_source(
     if families := families_of(str(source)):
         seed = 2 * seed + (split == "test")
         # Of a clip for images one frame is taken.
-        return SyntheticVideos(clips, frames, size, seed, families=families, cache_bytes=cache_bytes, lazy=images)
+        kept = dict(cache_bytes=cache_bytes, lazy=images, features=features)
+        return SyntheticVideos(clips, frames, size, seed, families=families, **kept)
+    if features:
+        raise ValueError(f"features are those of the synthetic world, got source {str(source)!r}: leave them out")
     folder = Path(source)
     form, span = _format_of(folder), (frames - 1) * stride + 1
     form.check_fold(folder, fold)

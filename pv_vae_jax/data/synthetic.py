@@ -28,6 +28,7 @@ from pv_vae_jax.data.frame_size import FrameSize
 FAMILIES = ("bounce", "orbit", "fall", "swing")
 MORE_FAMILIES = ("walk", "still")
 SHAPES = ("disc", "square", "triangle")
+SPRITES = 2  # of a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,26 @@ def _drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> 
     return start + 0.5 * gravity * since**2
 
 
+def state_width(source: str) -> int:
+    """Numbers of a frame in `state`, for a world as `families_of` takes it; 0 for any other source."""
+    families = families_of(source)
+    return 4 * SPRITES + len(families) if families else 0
+
+
+def state(scene: Scene, classes: int) -> np.ndarray:
+    """What happens, `(t, f)` float32: of each sprite its centre and velocity (y, x), in sides and sides a frame, then
+    the class as one of `classes` numbers that is 1.
+
+    Sprites come from dark to bright, which can be seen; which of them was drawn first cannot.
+    """
+    columns = []
+    for sprite in sorted(scene.sprites, key=lambda sprite: float(sprite.colours.mean())):
+        moves = len(sprite.position) > 1
+        columns += [sprite.position, np.gradient(sprite.position, axis=0) if moves else 0 * sprite.position]
+    frames = len(columns[0])
+    return np.concatenate([*columns, np.tile(np.eye(classes)[scene.label], (frames, 1))], 1).astype(np.float32)
+
+
 def render(scene: Scene, size: int) -> np.ndarray:
     """Draw `(t, size, size, 3)` uint8: soft one-pixel edges, later sprites hide earlier ones."""
     axis = (np.arange(size) + 0.5) / size
@@ -191,6 +212,7 @@ class SyntheticVideos:
       cache_bytes: memory for rendered clips. Rendering a clip takes a millisecond, and an accelerator's step on a batch
         of small clips may take no longer.
       lazy: elements hold a `LazyClip`, of which the frames that are read are rendered and no others.
+      features: elements hold the world's `state` as `features`.
       class_names: the families.
     """
 
@@ -198,10 +220,11 @@ class SyntheticVideos:
     frames: int = 17
     size: int | tuple[int, int] | FrameSize = 32
     seed: int = 0
-    sprites: int = 2
+    sprites: int = SPRITES
     families: tuple[str, ...] = FAMILIES
     cache_bytes: int = 0
     lazy: bool = False
+    features: bool = False
 
     def __post_init__(self):
         self.class_names = self.families
@@ -219,10 +242,12 @@ class SyntheticVideos:
         return simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`{"video": (t, H, W, 3) uint8 or a LazyClip, "label": int32}` of clip `index`."""
+        """`{"video": (t, H, W, 3) uint8 or a LazyClip, "label": int32}` of clip `index`, and its `features`."""
+        element: dict[str, Any] = {"label": np.int32(index % len(self.class_names))}
+        if self.features:
+            element["features"] = state(self.scene(index), len(self.families))
         if self.lazy:
-            clip = LazyClip(self.frames, None, functools.partial(self._render, index))
-            return {"video": clip, "label": np.int32(index % len(self.class_names))}
+            return {"video": LazyClip(self.frames, None, functools.partial(self._render, index))} | element
         video = self._kept.get(index)
         if video is None:
             video = self._render(index)
@@ -230,7 +255,7 @@ class SyntheticVideos:
                 video = np.ascontiguousarray(video)
                 video.flags.writeable = False  # it is handed out again
                 self._kept[index] = video
-        return {"video": video, "label": np.int32(index % len(self.class_names))}
+        return {"video": video} | element
 
     def _render(self, index: int, start: int = 0, count: int | None = None, stride: int = 1) -> np.ndarray:
         """Frames `start, start + stride, ...` of clip `index`, `count` of them or to the end, `(t, H, W, 3)` uint8."""

@@ -1,7 +1,8 @@
 """Transforms of a clip as grain classes: alone in any `grain.MapDataset`, or together as training applies them.
 
 An element is `{"video": (t, H, W, 3) uint8, "label": int}`; the video may be a `LazyClip`, of which `RandomWindow`
-decodes the window and nothing else. Other entries pass through. `DropFutureFrames` comes after `batch`.
+decodes the window and nothing else. An element may hold `features`, `(t, f)` numbers of its frames, which are cut and
+reversed with them. Other entries pass through. `DropFutureFrames` comes after `batch`.
 """
 
 from __future__ import annotations
@@ -54,14 +55,27 @@ class RandomWindow(RandomMap):
         if isinstance(_entry(element, self), LazyClip):
             start = lambda length: int(place * (length - self.span + 1))  # noqa: E731
             video, element = read_window(element, self.frames, self.stride, start)
-            return {**element, "video": video}
+            length = element["video"].length  # a clip in the place of another may be shorter
+            return {**element, "video": video} | self._features(element, min(start(length), length - self.span), length)
         video = _video(element, self)
         if len(video) < self.span:
             raise TransformError(
                 f"RandomWindow: expected at least {self.span} frames, got {len(video)}: drop this clip"
             )
         start = int(place * (len(video) - self.span + 1))
-        return {**element, "video": video[start : start + self.span : self.stride]}
+        window = {"video": video[start : start + self.span : self.stride]}
+        return {**element} | window | self._features(element, start, len(video))
+
+    def _features(self, element: Mapping[str, Any], start: int, length: int) -> dict[str, np.ndarray]:
+        """The features of the window's frames, if there are any."""
+        if "features" not in element:
+            return {}
+        features = element["features"]
+        if len(features) != length:
+            raise TransformError(
+                f"RandomWindow: expected features of {length} frames, got {len(features)}: give every frame its own"
+            )
+        return {"features": features[start : start + self.span : self.stride]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +107,8 @@ class ResizeCrop(RandomMap):
         """An element whose frames are of this size."""
         video, size = _video(element, self), FrameSize(self.height, self.width, self.fit)
         corner = rng.random(2) if self.random else None
+        if self.random and "features" in element:
+            raise TransformError("ResizeCrop: features do not follow a crop: set random=False (data.crop=centre)")
         if size.scaled(*video.shape[1:3]) != video.shape[1:3]:
             from pv_vae_jax.data.video_reading import resize
 
@@ -112,6 +128,8 @@ class RandomFlip(RandomMap):
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """An element whose frames are mirrored, all or none."""
         video = _video(element, self)
+        if self.probability and "features" in element:
+            raise TransformError("RandomFlip: features are not mirrored: set the probability (flip of a stage) to 0")
         return {**element, "video": video[:, :, ::-1] if rng.random() < self.probability else video}
 
 
@@ -126,8 +144,10 @@ class RandomReverse(RandomMap):
 
     def random_map(self, element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """An element whose frames are in either order."""
-        video = _video(element, self)
-        return {**element, "video": video[::-1] if rng.random() < self.probability else video}
+        entries = {"video": _video(element, self)}
+        entries |= {"features": element["features"]} if "features" in element else {}
+        step = -1 if rng.random() < self.probability else 1
+        return {**element} | {name: frames[::step] for name, frames in entries.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from pv_vae_jax.data.sources import program_name
 from pv_vae_jax.dropping import SPATIAL, max_dropped, num_droppable
 from pv_vae_jax.typing import VAE_STAGES, ConfigError, ShapeError, check_clip_shape
 
@@ -35,6 +36,8 @@ def check_stage(stage: VAEStageConfig) -> None:
         )
     if stage.objective.gan and "decoder" in stage.frozen:
         raise ConfigError("objective.gan trains the decoder, which frozen excludes: change one of them")
+    if stage.objective.alignment and "encoder" in stage.frozen:
+        raise ConfigError("objective.alignment trains the encoder, which frozen excludes: change one of them")
     _check_dropping(stage)
     _check_sizes(stage)
 
@@ -100,6 +103,13 @@ def check_experiment(experiment: Experiment) -> None:
         )
     if latte.classes:
         raise ConfigError("config.latte.classes comes from the data: leave it 0, and use config.diffusion.conditional")
+    aligned = [name for name in VAE_STAGES if getattr(experiment, name).objective.alignment]
+    if data.features and not aligned:
+        raise ConfigError(
+            "config.data.features is for objective.alignment: give it a weight in a stage, or set it to 0"
+        )
+    for name in aligned:
+        _check_features(experiment, name)
     for name in VAE_STAGES:
         _check_clips(experiment, name)
         if getattr(experiment, name).steps:
@@ -123,6 +133,17 @@ def _check_frozen(experiment: Experiment, name: str) -> None:
             f"config.{name}.frozen holds the {' and '.join(untrained)} at random values, since no stage before it "
             f"trains and config.{name}.init_from does not load them: set init_from, give an earlier stage steps, or "
             f"set config.{name}.frozen=()"
+        )
+
+
+def _check_features(experiment: Experiment, name: str) -> None:
+    """Features of frames must stay true of what is done with the frames."""
+    data, stage = experiment.data, getattr(experiment, name)
+    if data.features and stage.flip:
+        raise ConfigError(f"config.data.features are not mirrored with their frames: set config.{name}.flip=0")
+    if data.features and stage.reverse and not program_name(data.source):
+        raise ConfigError(
+            f"config.data.features hold velocities, which reversing frames does not turn: set config.{name}.reverse=0"
         )
 
 
@@ -153,6 +174,16 @@ def _check_clips(experiment: Experiment, name: str) -> None:
         raise ConfigError(
             f"config.{name}.drop_pattern=infill keeps the first and the last group, and {frames} frames have none in "
             f"between: set config.data.frames to {vae.frames(3)} or more"
+        )
+    if stage.objective.scale_equivariance and any(n // vae.space_factor % 2 for side in sides for n in side):
+        raise ConfigError(
+            f"config.{name}.objective.scale_equivariance halves the latents: set config.data.size (or sizes) to "
+            f"multiples of {2 * vae.space_factor}"
+        )
+    if stage.objective.time_equivariance and (groups < 3 or stage.images):
+        raise ConfigError(
+            f"config.{name}.objective.time_equivariance skips every second latent frame, and there are "
+            f"{1 if stage.images else groups}: train on clips of {vae.frames(3)} frames or more, or set it to 0"
         )
     most = num_droppable(groups, pattern)
     if ratio and not most and stage.steps:

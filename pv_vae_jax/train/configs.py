@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pv_vae_jax.data.frame_size import Fit, FrameSize
 from pv_vae_jax.data.sources import program_name
-from pv_vae_jax.data.synthetic import families_of
+from pv_vae_jax.data.synthetic import families_of, state_width
 from pv_vae_jax.dropping import DropFrom, DropPattern, DropSchedule
 from pv_vae_jax.flow import TimeDistribution
 from pv_vae_jax.losses import Objective
@@ -19,7 +19,7 @@ from pv_vae_jax.models.latte import LatteConfig
 from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.train.checks import check_experiment, check_stage, is_size
-from pv_vae_jax.train.ranges import Config, Count, Decay, Fraction, NonNegative, Range, Seed, Steps
+from pv_vae_jax.train.ranges import Config, Count, Decay, Fraction, NonNegative, Positive, Range, Seed, Steps
 from pv_vae_jax.typing import VAE_STAGES, ConfigError, check_local
 
 STAGES = VAE_STAGES + ("latents", "diffusion")
@@ -45,6 +45,8 @@ class DataConfig(Config):
       fold: official split of UCF101, 1 to 3.
       crop: place of the crop of a training clip; `random` draws a new one each time.
       class_names: names of the classes, for clips that a program passes to `train` (`source=program:NAME`).
+      features: numbers that every frame of a clip comes with, for stages with `objective.alignment`: the state of the
+        synthetic world (`synthetic.state`), or the `features (t, f)` of a program's clips. 0 for none.
     """
 
     source: str = "synthetic"
@@ -60,6 +62,7 @@ class DataConfig(Config):
     crop: Literal["centre", "random"] = "centre"
     fold: Annotated[int, Range(1, 3, "between 1 and 3")] = 1
     class_names: tuple[str, ...] = ()
+    features: Steps = 0
 
     @property
     def frame_size(self) -> FrameSize:
@@ -86,6 +89,12 @@ class DataConfig(Config):
             raise ConfigError("stride must be 1 with source=synthetic: its motion is drawn at a fixed speed")
         if synthetic and self.fold != 1:
             raise ConfigError("fold applies to UCF101 only: set source to its folder, or leave fold at 1")
+        if self.features and not (synthetic or program_name(self.source)):
+            raise ConfigError("features are those of source=synthetic or source=program:NAME: set it, or features=0")
+        if self.features and synthetic and self.features != (width := state_width(self.source)):
+            raise ConfigError(f"features must be 0 or {width} with source={self.source}, the width of its state")
+        if self.features and self.crop == "random":
+            raise ConfigError("features do not follow a crop: set crop=centre, or features=0")
         if not self.source:
             raise ConfigError("source is empty: set it to a folder, or to 'synthetic'")
         check_local("source", self.source)
@@ -219,6 +228,7 @@ class DiffusionConfig(Config):
       conditional: condition on the classes of the data where it has several; their number is passed to the transformer.
       label_dropout: fraction of examples trained without a class, for guidance.
       time_distribution: distribution of the flow's time.
+      time_shift: above 1, times closer to noise, for latents of many channels; see `flow.shift_time`.
       optimizer: optimiser of the transformer.
       ema_decay: decay of the moving average of the weights, which samples are drawn with.
       grad_accum_steps: split the batch into this many parts and average their gradients, to save memory.
@@ -229,6 +239,7 @@ class DiffusionConfig(Config):
     conditional: bool = True
     label_dropout: Fraction = 0.1
     time_distribution: TimeDistribution = "uniform"
+    time_shift: Positive = 1.0
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     ema_decay: Decay = 0.9999
     grad_accum_steps: Count = 1

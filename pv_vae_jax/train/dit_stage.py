@@ -55,6 +55,7 @@ class DiffusionStage(Stage):
             std=std,
             label_dropout=config.label_dropout,
             time_distribution=config.time_distribution,
+            time_shift=config.time_shift,
             ema_decay=config.ema_decay,
             seed=experiment.seed,
             grad_accum_steps=config.grad_accum_steps,

@@ -26,7 +26,7 @@ class DiTStep:
       optimizer: its gradient transformation.
       mean, std: `(z,)` channel statistics of the latents.
       label_dropout: fraction of the examples that train without their class (Latte: 0.1).
-      time_distribution: distribution of the flow's time.
+      time_distribution, time_shift: distribution of the flow's time, see `flow.sample_timesteps`.
       ema_decay: decay of the moving average used for sampling.
       seed: with the step number it determines all randomness.
       grad_accum_steps: number of parts that the batch is split into, computed one after the other.
@@ -38,6 +38,7 @@ class DiTStep:
     std: ArrayLike
     label_dropout: float = 0.1
     time_distribution: TimeDistribution = "uniform"
+    time_shift: float = 1.0
     ema_decay: float = 0.9999
     seed: int = 0
     grad_accum_steps: int = 1
@@ -65,7 +66,7 @@ class DiTStep:
         latents = batch["mean"] + std * jax.random.normal(k_sample, batch["mean"].shape)
         data = normalize_latents(latents, self.mean, self.std)  # (b, g, h, w, z)
         noise = jax.random.normal(k_noise, data.shape)
-        t = sample_timesteps(k_time, data.shape[0], self.time_distribution)  # (b,)
+        t = sample_timesteps(k_time, data.shape[0], self.time_distribution, self.time_shift)  # (b,)
         label = label_dropout(k_label, batch["label"], self.model.config.classes, self.label_dropout)
 
         def loss_fn(params: Params) -> Array:

@@ -26,6 +26,7 @@ Count = Annotated[int, Range(1, INT32, f"between 1 and {INT32}")]
 Seed = Annotated[int, Range(0, INT32, f"between 0 and {INT32}")]
 Steps = Annotated[int, Range(0, math.inf, "at least 0")]
 NonNegative = Annotated[float, Range(0, math.inf, "at least 0")]
+Positive = Annotated[float, Range(math.nextafter(0, 1), math.inf, "above 0")]
 Fraction = Annotated[float, Range(0, 1, "in [0, 1]")]
 Decay = Annotated[float, Range(0, math.nextafter(1, 0), "in [0, 1)")]  # an average that forgets nothing learns nothing
 

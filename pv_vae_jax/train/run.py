@@ -100,7 +100,9 @@ class Run:
                 save_config(self.experiment, self.workdir / "config.json")  # `FREE_KEYS` may have changed
             yield
 
-    def source(self, split: str, *, random: bool, kind: SizedBatch | None = None, sources: int = 1) -> VideoSource:
+    def source(
+        self, split: str, *, random: bool, kind: SizedBatch | None = None, sources: int = 1, features: int = 0
+    ) -> VideoSource:
         """The clips of a split.
 
         Args:
@@ -109,6 +111,7 @@ class Run:
           kind: size of the clips, by default that of the configuration. An image is a frame of a clip as long as the
             configuration's, so that images come from the same videos as clips.
           sources: number of sources that share the memory for decoded videos.
+          features: numbers of a frame in the `features` of elements; 0 leaves them out.
 
         Raises:
           NoVideosError: the split has no clips; if all videos are too short, the message suggests `data.frames`.
@@ -117,7 +120,7 @@ class Run:
         data = self.experiment.data
         kind = kind or SizedBatch(1, data.frames, data.frame_size)
         if program_name(data.source):
-            return _given_clips(self, split, random, kind)
+            return _given_clips(self, split, random, kind, features)
         try:
             return open_source(
                 data.source,
@@ -133,6 +136,7 @@ class Run:
                 crop=data.crop,
                 fold=data.fold,
                 log=self.skips,
+                features=features > 0,
             )
         except NoVideosError as error:
             groups = ((error.longest - 1) // data.stride) // self.experiment.vae.time_factor
@@ -142,7 +146,7 @@ class Run:
             raise NoVideosError(f"{error}: --config.data.frames={fitting} would do") from error
 
 
-def _given_clips(run: Run, split: str, random: bool, kind: SizedBatch) -> VideoSource:
+def _given_clips(run: Run, split: str, random: bool, kind: SizedBatch, features: int) -> VideoSource:
     """The clips of a split that a program passed."""
     data = run.experiment.data
     if not run.clips:
@@ -154,7 +158,7 @@ def _given_clips(run: Run, split: str, random: bool, kind: SizedBatch) -> VideoS
         raise NoVideosError(f"{data.source} has no test clips: pass test_clips to train")
     names = data.class_names or (program_name(data.source),)
     if random:
-        return GivenClips(run.clips[split], names)
+        return GivenClips(run.clips[split], names, features)
     window = RandomWindow(kind.frames, data.stride)
     return GivenWindows(run.clips[split], names, window=window, size=kind.size, limit=data.test_clips)
 

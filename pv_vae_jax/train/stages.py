@@ -20,6 +20,7 @@ from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.params_io import find_checkpoint, weights_hash
 from pv_vae_jax.sharding.processes import is_primary_process
 from pv_vae_jax.storage import write_json
+from pv_vae_jax.train.alignment import Features
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
 from pv_vae_jax.train.latents_stage import Latents, encode_latents, open_latents
@@ -38,6 +39,7 @@ def train(
     *,
     clips: Elements | None = None,
     test_clips: Elements | None = None,
+    features: Features | None = None,
 ) -> Run:
     """Train every stage that has steps. Finished stages are skipped; interrupted ones resume.
 
@@ -49,6 +51,8 @@ def train(
         `grain.MapDataset` or a sequence of `{"video": (t, H, W, 3) uint8 or LazyClip, "label": int}`, neither shuffled
         nor repeated. The same clips must be passed to go on with an interrupted run.
       test_clips: held-out clips for `report.write_report`, if there are any.
+      features: what `objective.alignment` aligns latents to: a function of clips `(b, t, H, W, 3)` in [-1, 1] that
+        gives `(b, g, f)` or `(b, g, h, w, f)`. The same function must be passed to go on with an interrupted run.
 
     Returns:
       The run: `run.folder(stage) / "metrics.jsonl"` holds the curves of a stage.
@@ -60,6 +64,8 @@ def train(
     """
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ConfigError(f"stages must be among {', '.join(STAGES)}, got {', '.join(map(repr, unknown))}")
+    if features and not any(getattr(experiment, name).objective.alignment for name in VAE_STAGES):
+        raise ConfigError("features are for objective.alignment: give it a weight in a stage, or leave features out")
     given = {"train": clips, "test": test_clips}
     run = open_run(experiment.validate(), workdir, {split: part for split, part in given.items() if part is not None})
     perceptual = perceptual_term(run)
@@ -68,7 +74,7 @@ def train(
     for stage in stages:
         if run.steps(stage) and not run.finished(stage):
             with run.lock(stage):
-                train_stage(run, stage, perceptual)
+                train_stage(run, stage, perceptual, features)
     return run
 
 
@@ -121,19 +127,26 @@ def perceptual_term(run: Run) -> Perceptual | None:
 
 
 def build_stage(
-    experiment: Experiment, name: str, perceptual: Perceptual | None = None, latents: Latents | None = None
+    experiment: Experiment,
+    name: str,
+    perceptual: Perceptual | None = None,
+    latents: Latents | None = None,
+    features: Features | None = None,
 ) -> Stage:
     """The stage called `name`, any but `latents`. Without `latents`, a diffusion stage can be inspected but not run."""
-    return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment, latents)
+    if name in VAE_STAGES:
+        return VAEStage(experiment, name, perceptual, features)
+    return DiffusionStage(experiment, latents)
 
 
-def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> None:
+def train_stage(run: Run, name: str, perceptual: Perceptual | None = None, features: Features | None = None) -> None:
     """Train one stage to its end and write its result: a model, or for `latents` the cache.
 
     Args:
       run: the run, whose work directory holds the stages before this one.
       name: one of `STAGES`.
       perceptual: network of the perceptual term of VAE stages, see `losses.Perceptual`.
+      features: see `train`.
 
     Raises:
       ConfigError: the stage lacks what it starts from, or does not fit the mesh.
@@ -145,7 +158,7 @@ def train_stage(run: Run, name: str, perceptual: Perceptual | None = None) -> No
         return
     check_mesh(run.mesh, run.experiment, name)
     latents = open_latents(run, run.last_vae_stage()) if name == "diffusion" else None
-    stage = build_stage(run.experiment, name, perceptual, latents)
+    stage = build_stage(run.experiment, name, perceptual, latents, features)
     stage.save_model(run, run_stage(stage, run))
     if name in VAE_STAGES and run.finished("diffusion"):  # it trained before or beside this stage
         renew_vae(run)

@@ -28,6 +28,7 @@ class TrainState:
       opt_state: optimiser state of the trained part.
       ema: moving average of `params`.
       discriminator: its parameters and optimiser, or None where the stage has no GAN.
+      head: the projection that aligns latents to features, or None where the objective does not.
     """
 
     step: Array
@@ -35,13 +36,19 @@ class TrainState:
     opt_state: optax.OptState
     ema: Params
     discriminator: ParamsAndOpt | None = None
+    head: ParamsAndOpt | None = None
 
 
-def create_state(params: Params, opt_state: optax.OptState, discriminator: ParamsAndOpt | None = None) -> TrainState:
+def create_state(
+    params: Params,
+    opt_state: optax.OptState,
+    discriminator: ParamsAndOpt | None = None,
+    head: ParamsAndOpt | None = None,
+) -> TrainState:
     """State before the first step; the moving average begins as a copy of the parameters."""
     # A separate buffer: the step donates both trees, and one buffer cannot be donated twice.
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema, discriminator)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema, discriminator, head)
 
 
 def stage_key(seed: int, name: str) -> PRNGKey:

@@ -23,6 +23,7 @@ from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.params_io import read_params, weights_hash, write_params
 from pv_vae_jax.sharding.processes import barrier, gather_to_host, is_primary_process
 from pv_vae_jax.storage import write_json
+from pv_vae_jax.train.alignment import Alignment, Features
 from pv_vae_jax.train.configs import VAE_STAGES, Experiment, VAEStageConfig
 from pv_vae_jax.train.mfu import without_remat
 from pv_vae_jax.train.optim import optimizer
@@ -47,18 +48,22 @@ class VAEStage(Stage):
       discriminator: the discriminator of the GAN, or None if the objective has no GAN.
       sizes: the sizes of batches it trains on.
       dropping: how it draws `k`.
+      alignment: what it aligns latents to, if anything.
       before: the VAE stage that runs before it, or None.
     """
 
     unit = "frames"
 
-    def __init__(self, experiment: Experiment, name: str, perceptual: Perceptual | None = None):
+    def __init__(
+        self, experiment: Experiment, name: str, perceptual: Perceptual | None = None, features: Features | None = None
+    ):
         super().__init__(experiment, name)
+        self.alignment = Alignment(experiment, name, features)
         self.sizes = sized_batches(experiment, name)
         self.dropping = dropping_of(self.config, experiment.vae.time_factor)
         earlier = VAE_STAGES[: VAE_STAGES.index(name)]
         self.before = next((stage for stage in reversed(earlier) if getattr(experiment, stage).steps), None)
-        self._step = build_step(experiment, name, perceptual)
+        self._step = build_step(experiment, name, perceptual, features)
         self.step = self._step if len(self.sizes) == 1 else with_size(self._step)
         self.model, self.discriminator, self.frozen = self._step.model, self._step.discriminator, self._step.frozen
 
@@ -70,9 +75,10 @@ class VAEStage(Stage):
         params = restored.get("params", {})
         if params.keys() != self.shapes.keys():
             params = self._init("vae", size) | params
-        if self.discriminator is None:
-            return self._step.create(params)
-        return self._step.create(params, restored.get("discriminator") or self._init("discriminator", size))
+        discriminator = None
+        if self.discriminator is not None:
+            discriminator = restored.get("discriminator") or self._init("discriminator", size)
+        return self._step.create(params, discriminator, self.alignment.head(self.sizes))
 
     def _init(self, network: str, size: SizedBatch | None = None) -> Params:
         """Fresh parameters of `vae` or `discriminator`; the size of the clip does not change their shapes."""
@@ -107,7 +113,7 @@ class VAEStage(Stage):
     def batches(self, run: Run, start: int) -> Iterator[Batch]:
         data, config, parts = self.experiment.data, self.config, []
         for size in self.sizes:
-            source = run.source("train", random=True, kind=size, sources=len(self.sizes))
+            source = run.source("train", random=True, kind=size, sources=len(self.sizes), features=self.alignment.width)
             transforms = clip_transforms(
                 size.size, size.frames, stride=data.stride, crop=data.crop, flip=config.flip, reverse=config.reverse
             )
@@ -118,8 +124,13 @@ class VAEStage(Stage):
         dropped = lambda size: (size.batch_size,) if self.config.drop_per_example else ()  # noqa: E731
         return [
             {"video": jax.ShapeDtypeStruct(size.shape, np.uint8), "dropped": np.zeros(dropped(size), np.int32)}
+            | self.alignment.example(size)
             for size in self.sizes
         ]
+
+    def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Turn the features of frames into those of latent frames, if there are any."""
+        return self.alignment.prepare(batch)
 
     def static_args(self, step: int, batch: Batch) -> dict[str, Any]:
         """`dropped`: `k` of the truncated form, or None for the filled form; `gan`: whether the GAN is on."""
@@ -146,7 +157,9 @@ class VAEStage(Stage):
         barrier(f"model of {self.name}")
 
 
-def build_step(experiment: Experiment, name: str, perceptual: Perceptual | None = None) -> VAEStep:
+def build_step(
+    experiment: Experiment, name: str, perceptual: Perceptual | None = None, features: Features | None = None
+) -> VAEStep:
     """The training step of VAE stage `name`."""
     config: VAEStageConfig = getattr(experiment, name)
     return VAEStep(
@@ -164,6 +177,7 @@ def build_step(experiment: Experiment, name: str, perceptual: Perceptual | None 
         grad_accum_steps=config.grad_accum_steps,
         drop_pattern=config.drop_pattern,
         drop_from=config.drop_from,
+        features=features,
     )
 
 

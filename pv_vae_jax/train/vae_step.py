@@ -17,12 +17,14 @@ from pv_vae_jax.models.discriminator import Discriminator
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import Prediction, predict_filled, predict_masked, predict_truncated
+from pv_vae_jax.train.alignment import Features
 from pv_vae_jax.train.optim import accumulate_grads, ema_update, split_frozen
 from pv_vae_jax.train.state import ParamsAndOpt, TrainState, create_state
 from pv_vae_jax.typing import Array, Params, PRNGKey
 
 Logs = dict[str, Array]
 Step = Callable[[TrainState, dict], tuple[TrainState, Logs]]
+HEAD = "alignment"  # its gradient beside those of the VAE's parts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit compiles once per instance
@@ -42,6 +44,7 @@ class VAEStep:
       grad_accum_steps: number of parts that the batch is split into, computed one after the other.
       drop_pattern: what the filled form withholds, see `masking`.
       drop_from: where patterns other than `future` withhold it, see `predict_masked`.
+      features: what latents are aligned to, as a function of the clip; None takes the batch's own.
     """
 
     model: VAE
@@ -56,20 +59,26 @@ class VAEStep:
     grad_accum_steps: int = 1
     drop_pattern: DropPattern = "future"
     drop_from: DropFrom = "pixels"
+    features: Features | None = None
 
-    def create(self, params: Params, discriminator_params: Params | None = None) -> TrainState:
-        """State at step 0 from given parameters.
+    def create(
+        self, params: Params, discriminator_params: Params | None = None, head: Params | None = None
+    ) -> TrainState:
+        """State at step 0 from given parameters; those of the alignment's `head` are `losses.alignment_head`.
 
         Raises:
-          ValueError: the discriminator has no parameters or no optimizer.
+          ValueError: the discriminator has no parameters or no optimizer, or the alignment has no head.
         """
         trained, _ = split_frozen(params, self.frozen)
+        if self.objective.alignment and head is None:
+            raise ValueError("objective.alignment trains a head: give `create` that of losses.alignment_head")
         networks = None
         if self.discriminator is not None:
             if discriminator_params is None or self.discriminator_optimizer is None:
                 raise ValueError("this stage has a discriminator: give its parameters and its optimizer")
             networks = ParamsAndOpt(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
-        return create_state(params, self.optimizer.init(trained), networks)
+        projection = None if head is None else ParamsAndOpt(head, self.optimizer.init(head))
+        return create_state(params, self.optimizer.init(trained), networks, projection)
 
     def __call__(
         self, state: TrainState, batch: dict, *, dropped: int | None = 0, gan: bool = False
@@ -78,7 +87,8 @@ class VAEStep:
 
         Args:
           state: the stage's state.
-          batch: `video (b, 1 + T, H, W, 3)` uint8, and `dropped` int32, scalar or `(b,)`, if the filled form is used.
+          batch: `video (b, 1 + T, H, W, 3)` uint8; `dropped` int32, scalar or `(b,)`, if the filled form is used; and
+            `features (b, g, f)` or `(b, g, h, w, f)`, if latents are aligned to given features.
           dropped: `k` of the truncated form (one program for each), or None for the filled form, which takes `k` from
             the batch.
           gan: whether the GAN is on. Static: the GAN starts late, and a program for each case stays small.
@@ -100,31 +110,30 @@ class VAEStep:
             return self._gradients(state, part, key, dropped, gan)
 
         grads, discriminator_grads, logs = accumulate_grads(gradients, batch, key, self.grad_accum_steps)
+        head_grads = grads.pop(HEAD, None)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates) | frozen
         logs["gradient_norm"] = optax.tree.norm(grads)
         networks = state.discriminator
         if gan:
-            old = networks
-            assert old is not None and self.discriminator_optimizer is not None  # checked by `create`
-            updates, moments = self.discriminator_optimizer.update(discriminator_grads, old.opt_state, old.params)
-            networks = ParamsAndOpt(optax.apply_updates(old.params, updates), moments)
+            networks = _update(self.discriminator_optimizer, networks, discriminator_grads)
+        head = None if head_grads is None else _update(self.optimizer, state.head, head_grads)
         ema = ema_update(state.ema, params, state.step, self.ema_decay)
         ema |= {part: frozen[part] for part in frozen}  # averaging equal numbers would still move them by rounding
-        return TrainState(state.step + 1, params, opt_state, ema, networks), logs
+        return TrainState(state.step + 1, params, opt_state, ema, networks, head), logs
 
     def _gradients(self, state: TrainState, batch: dict, key: PRNGKey, dropped: int | None, gan: bool):
-        """Gradients of VAE and discriminator (None while the GAN is off), and all terms."""
+        """Gradients of VAE (and head) and discriminator (None while the GAN is off), and all terms."""
         video = to_float(batch["video"])  # (b, 1 + T, H, W, 3)
         trained, frozen = split_frozen(state.params, self.frozen)
+        trained |= {} if state.head is None else {HEAD: state.head.params}
         discriminator: Any = self.discriminator  # neither is None while the GAN is on
         networks: Any = state.discriminator
 
         def forward(trained: Params):
             params = trained | frozen
-            prediction = self._predict(params, video, batch["dropped"] if dropped is None else dropped, key)
-            total, terms = losses.latent_terms(self.objective, prediction.posterior, prediction.observed)
-            features = self.model.apply({"params": params}, prediction.latents, method="decode_features")
+            latents, total, terms = _latents(self, params, video, batch, dropped, key)
+            features = self.model.apply({"params": params}, latents, method="decode_features")
             return (features, total), terms  # features: (b, 1 + T, H/patch, W/patch, c)
 
         def to_pixels(trained: Params, features: Array) -> Array:
@@ -160,22 +169,51 @@ class VAEStep:
         discriminator_grads, terms = _discriminator_gradients(discriminator, networks.params, video, fake)
         return grads, discriminator_grads, logs | terms
 
-    def _predict(self, params: Params, video: Array, dropped: Array | int, key: PRNGKey) -> Prediction:
-        """Predictive reconstruction (section 3.1): filled for `k` as an array, truncated for a Python int."""
-        if isinstance(dropped, int):
-            if dropped and self.drop_pattern != "future":
-                raise ValueError(
-                    f"the truncated form only drops the end of a clip; {self.drop_pattern!r} needs the filled form: "
-                    "pass dropped=None and put k into the batch"
-                )
-            return predict_truncated(self.model, params, video, dropped, key)
-        if self.drop_pattern == "future":
-            return predict_filled(self.model, params, video, dropped, key)
-        c, (b, frames, height, width, _) = self.model.config, video.shape
-        grid = (c.latent_frames(frames), height // c.space_factor, width // c.space_factor)
-        each = jnp.broadcast_to(dropped, (b,))
-        observed = sample_mask(self.drop_pattern, jax.random.fold_in(key, 2), each, grid)  # (b, g, h, w)
-        return predict_masked(self.model, params, video, observed, key, drop_from=self.drop_from)
+
+def _latents(
+    step: VAEStep, params: Params, video: Array, batch: dict, dropped: int | None, key: PRNGKey
+) -> tuple[Array, Array, Logs]:
+    """The decoder's input, and the terms of latents: their weighted total, and each one unweighted."""
+    objective = step.objective
+    prediction = _predict(step, params, video, batch["dropped"] if dropped is None else dropped, key)
+    latents, observed = prediction.latents, prediction.observed
+    total, terms = losses.latent_terms(objective, prediction.posterior, observed)
+    kernel = features = None
+    if objective.alignment:
+        if step.features is None and "features" not in batch:
+            raise ValueError("objective.alignment needs features: put them into the batch, or give the step a function")
+        kernel, features = params[HEAD]["kernel"], step.features(video) if step.features else batch["features"]
+    decode = lambda z: step.model.apply({"params": params}, z, method="decode")  # noqa: E731
+    more, more_terms = losses.structure_terms(objective, latents, video, decode, observed, kernel, features)
+    if objective.latent_noise:
+        noise = jax.random.normal(jax.random.fold_in(key, 3), latents.shape, latents.dtype)
+        latents = latents + objective.latent_noise * noise
+    return latents, total + more, terms | more_terms
+
+
+def _predict(step: VAEStep, params: Params, video: Array, dropped: Array | int, key: PRNGKey) -> Prediction:
+    """Predictive reconstruction (section 3.1): filled for `k` as an array, truncated for a Python int."""
+    model, pattern = step.model, step.drop_pattern
+    if isinstance(dropped, int):
+        if dropped and pattern != "future":
+            raise ValueError(
+                f"the truncated form only drops the end of a clip; {pattern!r} needs the filled form: "
+                "pass dropped=None and put k into the batch"
+            )
+        return predict_truncated(model, params, video, dropped, key)
+    if pattern == "future":
+        return predict_filled(model, params, video, dropped, key)
+    c, (b, frames, height, width, _) = model.config, video.shape
+    grid = (c.latent_frames(frames), height // c.space_factor, width // c.space_factor)
+    each = jnp.broadcast_to(dropped, (b,))
+    observed = sample_mask(pattern, jax.random.fold_in(key, 2), each, grid)  # (b, g, h, w)
+    return predict_masked(model, params, video, observed, key, drop_from=step.drop_from)
+
+
+def _update(optimizer: Any, network: Any, grads: Params) -> ParamsAndOpt:
+    """A network that is trained along, one step further; `create` has checked that there is one."""
+    updates, opt_state = optimizer.update(grads, network.opt_state, network.params)
+    return ParamsAndOpt(optax.apply_updates(network.params, updates), opt_state)
 
 
 def _discriminator_gradients(model: Any, params: Params, real: Array, fake: Array) -> tuple[Params, Logs]:

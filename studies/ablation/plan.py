@@ -10,13 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pv_vae_jax.data.sources import fingerprint
+from pv_vae_jax.data.synthetic import state_width
 from pv_vae_jax.train.config_files import override, run_config, to_dict
-from pv_vae_jax.train.configs import Experiment
+from pv_vae_jax.train.configs import VAE_STAGES, Experiment
 from pv_vae_jax.typing import ConfigError
 
 STILL = {"video.objective.motion": 0.0}
 RECIPE = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
 CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # fields of an experiment that decide no number
+
+# Fields that are younger than stored cells, whose names do not hold them: left out as long as they are off.
+NEWER = (("data", "features"), ("diffusion", "time_shift"))
+NEWER_TERMS = ("scale_equivariance", "time_equivariance", "alignment", "latent_noise")
 
 
 def slug_of(name: str) -> str:
@@ -203,6 +208,12 @@ def deciding(experiment: Experiment) -> dict:
     for field, older in (("fit", "crop"), ("class_names", ()), ("workers", data.workers)):  # nor had they these
         if getattr(data, field) == older:
             del tree["data"][field]
+    for part, field in NEWER:
+        if tree[part][field] == to_dict(Experiment())[part][field]:
+            del tree[part][field]
+    for name in VAE_STAGES:
+        objective = tree[name]["objective"]
+        tree[name]["objective"] = {k: v for k, v in objective.items() if v or k not in NEWER_TERMS}
     if Path(data.source).is_dir():
         tree["data"]["source"] = fingerprint(data.source, data.fold)
     return tree
@@ -254,6 +265,24 @@ def ablation_rows() -> tuple[Row, ...]:
         row("+ Local correlation", {"video.objective.local_correlation": 0.1}),
         row("One k a batch", {"video.drop_per_example": False}),
     )
+
+
+def latent_rows() -> tuple[Row, ...]:
+    """What else shapes latents, one setting of the baseline each; the weights are guesses, not tuned.
+
+    The last row's latents tell the state of the synthetic world: the control that a study must see.
+    """
+    baseline = paper_rows()[0]
+    width = state_width("synthetic")
+    settings = {
+        "+ Scale equivariance": {"video.objective.scale_equivariance": 0.25},
+        "+ Time equivariance": {"video.objective.time_equivariance": 0.25},
+        "+ Latent noise": {"video.objective.latent_noise": 0.3},
+        "+ Shifted times": {"diffusion.time_shift": 2.0},
+        "+ Alignment": {"video.objective.alignment": 0.1, "data.features": width, "video.flip": 0.0},
+    }
+    rows = (Row(name, baseline.settings | setting, compared_with=baseline.name) for name, setting in settings.items())
+    return tuple(rows)
 
 
 def load_study(path: str | Path, overrides: dict[str, str] | None = None) -> Study:
