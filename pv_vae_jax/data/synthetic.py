@@ -12,6 +12,9 @@ Two more are used only if named (`families_of`):
 
 * `walk`: a step of random size and direction in every frame, which cannot be predicted;
 * `still`: nothing moves.
+
+The world `plain` has the same motion and nothing else to look at: discs of one colour on grey, seen from so far that they
+stay in the picture. What moves there can be tracked exactly.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from pv_vae_jax.data.frame_size import FrameSize
 FAMILIES = ("bounce", "orbit", "fall", "swing")
 MORE_FAMILIES = ("walk", "still")
 SHAPES = ("disc", "square", "triangle")
+WORLDS = ("synthetic", "plain")
+ZOOM = 0.8  # of the plain world: the farthest that a sprite of the textured world reaches is then inside the picture
+CONTRAST = 0.3  # least difference of a plain sprite from the grey ground, in every channel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +71,20 @@ class Scene:
         return dataclasses.replace(self, sprites=tuple(sprites))
 
 
+def sprites_of(source: str) -> int:
+    """Sprites of a clip: one in the world `plain`, two otherwise."""
+    return 1 if source.partition(":")[0] == "plain" else 2
+
+
 def families_of(source: str) -> tuple[str, ...] | None:
-    """Families of a world: `synthetic` has `FAMILIES`, `synthetic:fall,walk` those two. None for any other source.
+    """Families of a world: `synthetic` has `FAMILIES`, `synthetic:fall,walk` those two, as have `plain` and
+    `plain:fall,walk`. None for any other source.
 
     Raises:
       ValueError: a family is unknown or named twice.
     """
     world, colon, names = source.partition(":")
-    if world != "synthetic":
+    if world not in WORLDS:
         return None
     families = tuple(names.split(",")) if colon else FAMILIES
     known = FAMILIES + MORE_FAMILIES
@@ -99,6 +111,19 @@ def simulate(
     return Scene(background, tuple(_sprite(rng, frames, families[label]) for _ in range(sprites)), label)
 
 
+def plain(scene: Scene) -> Scene:
+    """The same motion without texture, shape and spin: discs of one colour on grey, `ZOOM` of their size and way."""
+    grey = np.array([[0.5, 0.0, 0.0, 0.0, 0.0]] * 3)
+
+    def disc(sprite: Sprite) -> Sprite:
+        away = sprite.colours[0] - 0.5
+        colour = 0.5 + np.where(away < 0, -1, 1) * (CONTRAST + (0.5 - CONTRAST) * 2 * np.abs(away))
+        place, still = 0.5 + ZOOM * (sprite.position - 0.5), np.zeros_like(sprite.angle)
+        return Sprite("disc", ZOOM * sprite.radius, place, still, np.stack([colour, colour]), sprite.stripes)
+
+    return Scene(grey, tuple(map(disc, scene.sprites)), scene.label)
+
+
 def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
     t = np.arange(frames)
     radius = rng.uniform(0.12, 0.2)
@@ -106,17 +131,17 @@ def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
     if family == "bounce":
         heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.025, 0.06)
         velocity = speed * np.array([np.sin(heading), np.cos(heading)])
-        position = _reflect(rng.uniform(radius, 1 - radius, 2) + t[:, None] * velocity, radius)
+        position = reflect(rng.uniform(radius, 1 - radius, 2) + t[:, None] * velocity, radius)
     elif family == "orbit":
         reach = rng.uniform(0.15, 0.3)
         turn = rng.choice([-1, 1]) * rng.uniform(0.12, 0.3) * t + rng.uniform(0, 2 * np.pi)
         position = rng.uniform(0.4, 0.6, 2) + reach * np.stack([np.sin(turn), np.cos(turn)], axis=1)
         angle = angle + turn
     elif family == "fall":
-        position = np.stack([_drop(rng.uniform(0.15, 0.4), 1 - radius, t), np.full(frames, rng.uniform(0.15, 0.85))], 1)
+        position = np.stack([drop(rng.uniform(0.15, 0.4), 1 - radius, t), np.full(frames, rng.uniform(0.15, 0.85))], 1)
     elif family == "walk":
         steps = rng.normal(0, 0.05, (frames, 2))
-        position = _reflect(rng.uniform(radius, 1 - radius, 2) + np.cumsum(steps, axis=0), radius)
+        position = reflect(rng.uniform(radius, 1 - radius, 2) + np.cumsum(steps, axis=0), radius)
     elif family == "still":
         position = np.broadcast_to(rng.uniform(radius, 1 - radius, 2), (frames, 2))
     else:
@@ -128,14 +153,14 @@ def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
     return Sprite(SHAPES[rng.integers(len(SHAPES))], radius, position, angle, colours, stripes)
 
 
-def _reflect(path: np.ndarray, radius: float) -> np.ndarray:
+def reflect(path: np.ndarray, radius: float) -> np.ndarray:
     """Fold a straight path into the box that the sprite's centre can reach."""
     room = 1 - 2 * radius
     folded = np.mod(path - radius, 2 * room)
     return radius + np.where(folded > room, 2 * room - folded, folded)
 
 
-def _drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> np.ndarray:
+def drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> np.ndarray:
     """Height of a body released at rest that bounces back to its start again and again."""
     down = np.sqrt(2 * (floor - start) / gravity)
     since = np.abs(np.mod(t + down, 2 * down) - down)
@@ -191,6 +216,7 @@ class SyntheticVideos:
       cache_bytes: memory for rendered clips. Rendering a clip takes a millisecond, and an accelerator's step on a batch
         of small clips may take no longer.
       lazy: elements hold a `LazyClip`, of which the frames that are read are rendered and no others.
+      textured: False is the world `plain`.
       class_names: the families.
     """
 
@@ -202,6 +228,7 @@ class SyntheticVideos:
     families: tuple[str, ...] = FAMILIES
     cache_bytes: int = 0
     lazy: bool = False
+    textured: bool = True
 
     def __post_init__(self):
         self.class_names = self.families
@@ -216,7 +243,8 @@ class SyntheticVideos:
         if not 0 <= index < self.clips:
             raise IndexError(index)
         label = int(index) % len(self.families)
-        return simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
+        scene = simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
+        return scene if self.textured else plain(scene)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`{"video": (t, H, W, 3) uint8 or a LazyClip, "label": int32}` of clip `index`."""
