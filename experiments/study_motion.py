@@ -2,7 +2,8 @@
 
   python -m studies.motion --config=study_motion --workdir ~/motion [--pilot]
 
-One disc falls, bounces, orbits or swings on grey, 17 x 24 x 24, five latent frames of 3 x 3; in `walk` it moves at random.
+One disc falls, bounces, orbits or swings on grey, 17 x 24 x 24, five latent frames of 3 x 3; in `walk` it goes at
+random.
 """
 
 from pv_vae_jax.train import (
@@ -26,7 +27,7 @@ PREDICTION = {"video.drop_ratio": 1.0, "video.objective.motion": 0.0}
 MOTION = {"video.drop_ratio": 0.0, "video.objective.motion": 1.0}
 METHOD = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
 RISING = METHOD | {"video.drop_schedule": "cosine"}
-# The positive control: latents must tell place and velocity of the disc and the law, the 8 numbers of the world's state.
+# The positive control: latents must tell place and velocity of the disc and its law, 8 numbers of the world's state.
 ALIGNED = BASELINE | {"video.objective.alignment": 0.1, "data.features": 8}
 
 

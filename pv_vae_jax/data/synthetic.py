@@ -13,8 +13,8 @@ Two more are used only if named (`families_of`):
 * `walk`: a step of random size and direction in every frame, which cannot be predicted;
 * `still`: nothing moves.
 
-The world `plain` has the same motion and nothing else to look at: discs of one colour on grey, seen from so far that they
-stay in the picture. What moves there can be tracked exactly.
+The world `plain` has the same motion and nothing else to look at: discs of one colour on grey, seen from so far that
+they stay in the picture. What moves there can be tracked exactly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FAMILIES = ("bounce", "orbit", "fall", "swing")
 MORE_FAMILIES = ("walk", "still")
 SHAPES = ("disc", "square", "triangle")
 WORLDS = ("synthetic", "plain")
-ZOOM = 0.8  # of the plain world: the farthest that a sprite of the textured world reaches is then inside the picture
+ZOOM = 0.75  # of the plain world: whatever a sprite of the textured world does, it is then inside the picture
 CONTRAST = 0.3  # least difference of a plain sprite from the grey ground, in every channel
 
 

@@ -1,9 +1,9 @@
 """Do predictive latents diffuse more easily? A world scored exactly, with controls and a rule; resumable by cell.
 
-  python -m studies.motion --config=study_motion --workdir ~/motion --pilot     # first: can this size tell? (2 to 3 hours)
-  python -m studies.motion --config=study_motion --workdir ~/motion             # every cell, and the verdict
-  python -m studies.motion --config=study_motion --verdict                      # from the stored cells; trains nothing
-  python -m studies.motion --config=study_motion --workdir /tmp/motion --tiny   # the whole pipeline in a minute
+  python -m studies.motion --workdir ~/motion --pilot                       # first: can this size tell?
+  python -m studies.motion --workdir ~/motion                               # every cell, and the verdict
+  python -m studies.motion --verdict                                        # from the stored cells; trains nothing
+  python -m studies.motion --workdir /tmp/m --results /tmp/m/results --tiny # the whole pipeline in minutes
 
 Each finished cell leaves one file in --results; the same command resumes with the others. Two processes with the same
 folders share the work, each on a core of its own: `taskset -c 0 python -m studies.motion ...` and `taskset -c 1 ...`.

@@ -1,4 +1,4 @@
-"""Train and score the cells of the motion study: finished stages stay in their folders, finished scores in their files."""
+"""Train and score the cells of the motion study: finished stages stay in their folders, scores in their files."""
 
 from __future__ import annotations
 

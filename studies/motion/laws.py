@@ -1,7 +1,7 @@
 """The laws of motion of the synthetic world, fitted to tracks.
 
-A law is a family of paths with a few numbers. Fitted is the member that is nearest to a track by least squares: the best
-of many drawn ones, refined by Levenberg-Marquardt. Tracks here are in the world's own units, see `world_units`.
+A law is a family of paths with a few numbers. Fitted is the member that is nearest to a track by least squares: the
+best of many drawn ones, refined by Levenberg-Marquardt. Tracks here are in the world's own units, see `world_units`.
 """
 
 from __future__ import annotations

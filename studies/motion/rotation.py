@@ -27,7 +27,7 @@ def rotation(size: int) -> np.ndarray:
 
 
 class RotatedLatte(Latte):
-    """`Latte` on latents whose `h w z` numbers of each latent frame are mixed by `rotation`. Its parameters are Latte's."""
+    """`Latte` on latents of which `rotation` mixes the `h w z` numbers of a frame. Its parameters are Latte's."""
 
     def __call__(self, latents: jax.Array, t: jax.Array, label: jax.Array | None = None) -> jax.Array:
         mix = jnp.asarray(rotation(int(np.prod(latents.shape[2:]))))

@@ -93,7 +93,7 @@ def _pixels(place: np.ndarray, path: np.ndarray, size: int) -> np.ndarray:
 
 
 def _kept_frames(place: np.ndarray, law: str, first: np.ndarray, size: int) -> np.ndarray:
-    """`(n,)` number of first frames, at most `first`, that some member of the law follows within a pixel, but not all `t`.
+    """`(n,)` number of first frames, at most `first` and not all, that some member of the law follows within a pixel.
 
     By bisection, for what fits many frames fits fewer.
     """

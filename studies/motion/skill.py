@@ -14,7 +14,7 @@ DIRECTIONS = 256
 
 
 def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """`2 E|a - b| - E|a - a'| - E|b - b'|` of samples `(n, d)` and `(m, d)`, without bias; 0 in the mean if they are alike.
+    """`2 E|a - b| - E|a - a'| - E|b - b'|` of samples `(n, d)` and `(m, d)`; without bias, so 0 in the mean if alike.
 
     Szekely and Rizzo, Journal of Statistical Planning and Inference 143 (2013).
     """
@@ -35,7 +35,7 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
 
 
 def latent_skill(drawn: np.ndarray, real: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Skill of `drawn` latents by both distances: `(d(gauss, real) - d(drawn, real)) / (d(gauss, real) - d(other, real))`.
+    """`(d(gauss, real) - d(drawn, real)) / (d(gauss, real) - d(other, real))` of both distances `d`.
 
     Args:
       drawn, real: `(n, ...)`, generated and held-out latents.

@@ -33,10 +33,10 @@ class Tracks:
 
 
 def track(video: np.ndarray) -> Tracks:
-    """Find the objects of `(n, t, H, W, 3)` uint8 clips: what differs from the ground, and is at least a quarter of a disc.
+    """Find the objects of `(n, t, H, W, 3)` uint8 clips: what differs from the ground, at least a quarter of a disc.
 
     A pixel belongs to an object if it differs by half of what the faintest disc does. The centre is the mean over the
-    object and two pixels around it, weighted by the difference, so that soft edges count by as much as they are covered.
+    object and two pixels around it, weighted by the difference, so that soft edges count as far as they are covered.
     """
     n, t, height, width, _ = video.shape
     away = np.linalg.norm((video.astype(np.float32) - GROUND) / 255, axis=-1).reshape(n * t, height, width)
