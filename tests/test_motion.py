@@ -168,7 +168,7 @@ def made_up(gains: dict[str, float], psnr: dict[str, float] | None = None, noise
                 "generated": generated,
                 "real": {"kept": 1.0},
                 "shuffled": {"kept": 0.0},
-                "curve": {"step": [1, 2, 4], "kept": [kept / 4, kept / 2, kept]},
+                "curve": {"step": [1, 2, 4], "kept": [kept / 4, kept / 2, kept], "loss": [3.0, 2.0, 1.9]},
                 "velocity_loss": [1.0, 2.0],
             }
     return Cells(Study(Experiment(), ROWS), trees)

@@ -48,17 +48,16 @@ def measure(cell: Cell, run: Run) -> dict:
     other = _normal(*(np.stack([item[name] for item in others]) for name in ("mean", "logvar")), diffusion)
 
     curve: dict[str, list] = {"step": [], "kept": [], "frames": [], "loss": []}
-    labels, drawn, clips, losses = kinds, held_out, real, np.zeros(BINS)
+    drawn, found, few = held_out, {}, study.curve_clips
     for step, params in _states(cell, run, diffusion.params):
-        last = step == cell.experiment.diffusion.steps
-        count = study.clips if last else study.curve_clips
+        count = study.clips if step == cell.experiment.diffusion.steps else few
         labels = np.arange(count, dtype=np.int32) % len(cell.families)
         drawn = draw_latents(latte, params, held_out.shape[1:], labels, study.sampling_steps, cell.seed)
-        clips = _decode(model, drawn)
-        found = score(clips, labels)
-        losses = velocity_loss(latte, params, held_out[:count], kinds[:count])
-        for name, value in zip(curve, (step, found["kept"], found.get("frames"), float(losses.mean())), strict=True):
+        found = score(_decode(model, drawn), labels)
+        loss = float(velocity_loss(latte, params, held_out[:few], kinds[:few]).mean())
+        for name, value in zip(curve, (step, found["kept"], found.get("frames"), loss), strict=True):
             curve[name].append(value)
+    losses = velocity_loss(latte, diffusion.params, held_out, kinds)
     size = lambda tree: sum(int(leaf.size) for leaf in jax.tree.leaves(tree))  # noqa: E731
     n = min(len(drawn), len(held_out), len(other))
     return {
@@ -68,7 +67,7 @@ def measure(cell: Cell, run: Run) -> dict:
         "psnr": rebuilt.psnr,
         "ssim": rebuilt.ssim,
         "rate": float(0.5 * np.mean(mean**2 + np.exp(logvar) - 1 - logvar)),  # nats per value
-        "generated": score(clips, labels),
+        "generated": found,
         "reconstructed": score(reconstruct(model.vae, model.vae_params, real, batch_size=BATCH), kinds),
         "real": score(real, kinds),
         "shuffled": score(shuffled(real), kinds),

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.train.config_files import override, run_config
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.typing import ConfigError
@@ -150,7 +151,7 @@ class Cell:
     @property
     def families(self) -> tuple[str, ...]:
         """Laws of motion of the clips."""
-        return tuple(self.experiment.data.source.partition(":")[2].split(","))
+        return families_of(self.experiment.data.source) or ()
 
     @property
     def name(self) -> str:

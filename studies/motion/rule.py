@@ -214,6 +214,8 @@ def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None)
     own, level = over_seeds(list(scores.values())), cells.mean(row.name, "psnr")
     shares = [share for seed in scores if (share := reach(cells, row.name, seed)) is not None]
     away = max(abs(level - cells.mean(cells.plan.roles.baseline, "psnr")), 0.0)
+    losses = [cells.get(row.name, seed, "curve.loss")[-2:] for seed in scores]
+    still = float(np.mean([pair[0] / pair[-1] - 1 for pair in losses]))  # from the last score but one to the last
     secondary = {}
     for name, path in SECONDARY.items():
         values = [value for seed in scores if (value := cells.get(row.name, seed, path)) is not None]
@@ -228,6 +230,7 @@ def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None)
         "far": bool(away > FAR),
         "difference": _tree(found),
         "share_of_steps": shares,
+        "loss_still_falls": still,
         "secondary": secondary,
         "velocity_loss": np.mean([cells.get(row.name, seed, "velocity_loss") for seed in scores], axis=0).tolist(),
     }
