@@ -20,7 +20,7 @@ from studies.ablation.results import read_results
 from studies.motion import __main__ as command
 from studies.motion.plan import Roles, Row, Study
 from studies.motion.rotation import RotatedLatte, rotation
-from studies.motion.rule import Cells, judge, read_at
+from studies.motion.rule import Cells, effect, judge, read_at
 from studies.motion.scores import score_clips, shuffled, walk_band
 from studies.motion.skill import latent_skill
 from studies.motion.tracking import GROUND, track
@@ -68,7 +68,7 @@ def test_the_plain_world_has_the_motion_of_the_textured_one_and_stays_in_the_pic
 
 def test_tracks_are_the_true_ones_also_after_blur_and_noise(clips, blurred):
     truth = np.stack([WORLD.scene(i).sprites[0].position for i in range(N)]) * SIZE
-    for video, far in ((clips, 0.06), (blurred, 0.2)):
+    for video, far in ((clips, 0.1), (blurred, 0.25)):
         found = track(video)
         assert found.whole.all()
         assert np.linalg.norm(found.place - truth, axis=-1).max() < far
@@ -119,15 +119,15 @@ def test_walks_are_told_by_their_steps(clips):
 
 def test_skill_is_0_for_a_gaussian_of_equal_covariance_and_1_for_real_latents():
     rng = np.random.default_rng(0)
-    mix = rng.standard_normal((6, 6))
-    real = lambda n: (np.sign(rng.standard_normal((n, 6))) + 0.1 * rng.standard_normal((n, 6))) @ mix + 3  # noqa: E731
+    mix = rng.standard_normal((2, 2))
+    real = lambda n: (np.sign(rng.standard_normal((n, 2))) + 0.1 * rng.standard_normal((n, 2))) @ mix + 3  # noqa: E731
     other = real(2_000)
     gauss = rng.multivariate_normal(other.mean(0), np.cov(other.T), 500)
+    held_out = real(500)
     for drawn, expected in ((real(500), 1), (gauss, 0)):
-        for skill in latent_skill(drawn, real(500), other).values():
-            assert abs(skill - expected) < 0.25
-    worse = latent_skill(gauss + 2, real(500), other)
-    assert max(worse.values()) < -0.5
+        for skill in latent_skill(drawn, held_out, other).values():
+            assert abs(skill - expected) < 0.2
+    assert max(latent_skill(gauss + 2, held_out, other).values()) < -0.5
 
 
 def test_the_negative_control_is_latte_on_rotated_latents():
@@ -192,7 +192,19 @@ def test_a_planted_effect_is_claimed_in_either_direction():
 def test_no_effect_and_a_small_one_are_not_claimed():
     for gain in (0.0, 0.04):
         assert "no effect" in judge(made_up(WORKING | {ROLES.method: gain}))["verdict"]
-    assert "no effect" in judge(made_up(WORKING | {ROLES.method: 0.08}, noise=0.15))["verdict"], "signs must agree"
+
+
+def test_seven_of_eight_seeds_must_agree():
+    baseline = dict.fromkeys(range(8), 0.4)
+    for gains, found in (
+        ([0.3] * 7 + [-0.1], 1),
+        ([-0.3] * 7 + [0.1], -1),
+        ([0.3] * 6 + [-0.1] * 2, 0),
+        ([0.05] * 8, 0),  # below a tenth of the way from 0.4 to 1
+        ([0.3] * 7, 0),  # too few
+    ):
+        got = effect({seed: 0.4 + gain for seed, gain in enumerate(gains)}, baseline, real=1.0)
+        assert got.found == found and abs(got.distance - 0.6) < 1e-9
 
 
 def test_broken_controls_forbid_a_verdict():
@@ -220,7 +232,7 @@ def test_missing_rows_leave_the_study_unfinished():
         left = {key: tree for key, tree in cells.trees.items() if key[0] != name}
         assert word in judge(Cells(cells.plan, left))["verdict"]
     fewer = {key: tree for key, tree in cells.trees.items() if key[1] < 7}
-    assert "cannot tell" in judge(Cells(cells.plan, fewer))["verdict"], "seven seeds are too few"
+    assert "unfinished" in judge(Cells(cells.plan, fewer))["verdict"], "seven seeds are too few"
 
 
 def test_scores_are_read_between_points_and_beyond_them_by_the_slope():

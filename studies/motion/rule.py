@@ -21,6 +21,7 @@ from studies.motion.plan import Row, Study
 
 SHARE = 0.1  # an effect is at least this part of the distance between the baseline and real clips
 SIGNS = 7 / 8  # of the paired seeds must have its sign
+LEAST, PILOT = 8, 2  # pairs of seeds; fewer decide nothing
 FAR = 1.0  # dB; a row that is read farther from its own points is marked
 SECONDARY = {
     "frames": "generated.frames",
@@ -133,7 +134,7 @@ class Effect:
     found: int
 
 
-def effect(values: dict[int, float], baseline: dict[int, float], real: float, least_seeds: int = 8) -> Effect | None:
+def effect(values: dict[int, float], baseline: dict[int, float], real: float, least: int = LEAST) -> Effect | None:
     """By the rule; None without a pair."""
     seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
@@ -141,7 +142,7 @@ def effect(values: dict[int, float], baseline: dict[int, float], real: float, le
     differences = np.array([values[seed] - baseline[seed] for seed in seeds])
     found, distance = over_seeds(differences.tolist()), real - float(np.mean([baseline[seed] for seed in seeds]))
     same = float(np.mean(np.sign(differences) == np.sign(found.mean)))
-    large = abs(found.mean) >= SHARE * distance and same >= SIGNS and len(seeds) >= least_seeds
+    large = abs(found.mean) >= SHARE * distance and same >= SIGNS and len(seeds) >= least
     return Effect(found, distance, same, int(np.sign(found.mean)) if large else 0)
 
 
@@ -150,7 +151,7 @@ def judge(cells: Cells) -> dict:
     study, roles = cells.plan, cells.plan.roles
     if not cells.seeds(roles.baseline):
         raise ConfigError(f"there is no cell of the row {roles.baseline!r} yet: run the study first")
-    least = 2 if study.pilot else 8
+    least = PILOT if study.pilot else LEAST
     psnr, real = cells.mean(roles.baseline, "psnr"), cells.mean(roles.baseline, "real.kept")
     walks = [row.name for row in study.rows if row.name in (roles.placebo_baseline, roles.placebo_method)]
     placebo_psnr = cells.mean(roles.placebo_baseline, "psnr") if cells.seeds(roles.placebo_baseline) else psnr
@@ -178,36 +179,27 @@ def judge(cells: Cells) -> dict:
         },
         "placebo": {"holds": holds, "effect": _tree(placebo)},
         "effect": _tree(method),
-        "verdict": _verdict(positive, negative, method, won and lost, holds, study.pilot),
+        "verdict": _verdict((positive, negative, method), won and lost, holds, least),
     }
 
 
-def _verdict(
-    positive: Effect | None,
-    negative: Effect | None,
-    method: Effect | None,
-    controls: bool,
-    holds: bool | None,
-    pilot: bool,
-) -> str:
-    if positive is None or negative is None or (method is None and not pilot):
-        return "unfinished: rows that the rule needs have no cells"
+def _verdict(effects: tuple[Effect | None, ...], controls: bool, holds: bool | None, least: int) -> str:
+    """A sentence; `effects` are of the positive control, the negative one, and the method."""
+    counts = [found.difference.count if found else 0 for found in effects]
+    if min(counts) < least:
+        return f"unfinished: the rule needs {least} pairs of both controls and the method, and there are {min(counts)}"
     if not controls:
         return "this size cannot tell: a control is not as it must be"
-    if pilot:
+    if least < LEAST:
         return "the controls are as they must be: this size can tell"
-    assert method is not None
-    if not method.found:
+    method = effects[2]
+    if not method or not method.found:
         return f"no effect of {SHARE:.0%} found, with working controls"
     if holds is None:
         return "unfinished: the placebo has no cells"
     if not holds:
         return "an effect, but in the placebo as well, or its interval is too wide: not claimed"
-    return (
-        "prediction makes latents easier to diffuse"
-        if method.found > 0
-        else "prediction makes latents harder to diffuse"
-    )
+    return f"prediction makes latents {'easier' if method.found > 0 else 'harder'} to diffuse"
 
 
 def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None) -> dict:

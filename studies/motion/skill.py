@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 COMPONENTS = 64
 DIRECTIONS = 256
+ENDS = 4  # sets of latents that give an end
 
 
 def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -47,10 +48,13 @@ def latent_skill(drawn: np.ndarray, real: np.ndarray, other: np.ndarray, seed: i
     _, spread, axes = np.linalg.svd(other - centre, full_matrices=False)
     keep = min(COMPONENTS, int((spread > 1e-6 * spread[0]).sum()))
     scale = axes[:keep].T / (spread[:keep] / np.sqrt(len(other) - 1))
-    gauss = np.random.default_rng(seed).standard_normal((len(drawn), keep))
-    a, b, c = ((x - centre) @ scale for x in (drawn, real, other[: len(drawn)]))
+    n, rng = len(drawn), np.random.default_rng(seed)
+    a, b, c = ((x - centre) @ scale for x in (drawn, real, other))
+    # Both ends are means over several sets, so that their own noise is small.
+    gaussian = [rng.standard_normal((n, keep)) for _ in range(ENDS)]
+    others = [c[i * n : (i + 1) * n] for i in range(min(ENDS, len(c) // n))]
     skills = {}
     for name, distance in (("energy", energy_distance), ("sliced_wasserstein", sliced_wasserstein)):
-        worst, best = distance(gauss, b), distance(c, b)
+        worst, best = (float(np.mean([distance(x, b) for x in sets])) for sets in (gaussian, others))
         skills[name] = float((worst - distance(a, b)) / (worst - best))
     return skills
