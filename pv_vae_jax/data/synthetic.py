@@ -182,7 +182,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
 
 
 def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage `(t, h, w)` in [0, 1] and colour `(t, h, w, 3)` of one sprite."""
+    """Coverage `(t, h, w)` in [0, 1] and colour, `(t, h, w, 3)` or `(3,)`, of one sprite."""
     dy = (y - sprite.position[:, 0, None, None]).astype(np.float32)
     dx = (x - sprite.position[:, 1, None, None]).astype(np.float32)
     cos, sin = np.cos(sprite.angle)[:, None, None], np.sin(sprite.angle)[:, None, None]
@@ -194,6 +194,8 @@ def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.
     else:
         outside = np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.55
     cover = np.clip(0.5 - outside * sprite.radius * size, 0, 1).astype(np.float32)
+    if np.array_equal(*sprite.colours):  # no stripes to see; half the time
+        return cover, sprite.colours[0].astype(np.float32)
     frequency, direction, phase = sprite.stripes
     mix = 0.5 + 0.5 * np.sin(np.pi * frequency * (u * np.cos(direction) + v * np.sin(direction)) + phase)
     paint = sprite.colours[0] + mix[..., None] * (sprite.colours[1] - sprite.colours[0])
