@@ -20,6 +20,7 @@ from pv_vae_jax.train import (
 )
 from studies.motion.plan import Row, Study
 
+VIDEO_STEPS = 1_200
 LAWS, WALK = "plain:bounce,orbit,fall,swing", "plain:walk"
 KL = (1e-4, 3e-4, 1e-3)  # the middle one is the matched weight
 BASELINE = {"video.drop_ratio": 0.0, "video.objective.motion": 0.0}
@@ -32,7 +33,7 @@ ALIGNED = BASELINE | {"video.objective.alignment": 0.1, "data.features": 8}
 
 
 def base() -> Experiment:
-    """A t4s8c8 VAE of a few hundred thousand parameters and a transformer of one million.
+    """A t4s8c8 VAE and a transformer of a few hundred thousand parameters each.
 
     Decoders are tuned alike in all rows: `decoder` has one objective, and rows change `video` alone.
     """
@@ -46,17 +47,17 @@ def base() -> Experiment:
             latent_channels=8,
             time_factors=(2, 2),
             space_factors=(2, 1),
-            encoder_widths=(32, 32, 32),
-            decoder_widths=(32, 32, 32),
+            encoder_widths=(24, 24, 24),
+            decoder_widths=(24, 24, 24),
             encoder_blocks=1,
             decoder_blocks=1,
         ),
-        video=VAEStageConfig(**vars(stage) | dict(steps=1_500, drop_form="filled", drop_per_example=True)),
-        decoder=VAEStageConfig(**vars(stage) | dict(steps=500, frozen=("encoder", "pad"))),
+        video=VAEStageConfig(**vars(stage) | dict(steps=VIDEO_STEPS, drop_form="filled", drop_per_example=True)),
+        decoder=VAEStageConfig(**vars(stage) | dict(steps=400, frozen=("encoder", "pad"))),
         latents=LatentsConfig(clips=8_192, batch_size=32),
-        latte=LatteConfig(latent_channels=8, depth=6, width=96, heads=4),
+        latte=LatteConfig(latent_channels=8, depth=6, width=64, heads=4),
         diffusion=DiffusionConfig(
-            steps=2_500,
+            steps=3_000,
             batch_size=32,
             optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, warmup_steps=50, final_fraction=0.03),
             ema_decay=0.995,
@@ -74,7 +75,7 @@ def get_study() -> Study:
         for name, settings in (("Baseline", BASELINE), ("Whole method", METHOD))
     ]
     longer = [
-        Row(f"{name}, {times} x as long", settings | {"video.steps": times * 1_500}, seeds=3, group=4)
+        Row(f"{name}, {times} x as long", settings | {"video.steps": times * VIDEO_STEPS}, seeds=3, group=4)
         for times in (3, 9)
         for name, settings in (("Baseline", BASELINE), ("Whole method", METHOD))
     ]

@@ -72,10 +72,10 @@ class Study:
     experiment: Experiment
     rows: tuple[Row, ...]
     roles: Roles = Roles()
-    scores: int = 5
-    clips: int = 1_024
-    curve_clips: int = 256
-    sampling_steps: int = 50
+    scores: int = 4
+    clips: int = 768
+    curve_clips: int = 128
+    sampling_steps: int = 32
     pilot: bool = False
 
     def validate(self) -> Study:
