@@ -49,8 +49,7 @@ def run_cells(
         folder.mkdir(parents=True, exist_ok=True)
     for cell in cells:
         path = results / f"{cell.name}.json"
-        late = minutes is not None and time.time() - began > 60 * minutes
-        if late or scored == most:
+        if scored == most or (minutes is not None and time.time() - began > 60 * minutes):
             break
         with contextlib.ExitStack() as stack:
             try:
@@ -59,10 +58,8 @@ def run_cells(
                 continue  # another process has it
             if path.exists():
                 continue
-            print(
-                f"motion study: {cell.row.name}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})",
-                file=sys.stderr,
-            )
+            place = f"{cells.index(cell) + 1} of {len(cells)}"
+            print(f"motion study: {cell.row.name}, seed {cell.seed} ({place})", file=sys.stderr)
             write_json(path, run_cell(cell, workdir.absolute()) | {"draws": DRAWS})
             scored += 1
     return scored

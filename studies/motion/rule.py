@@ -205,7 +205,6 @@ def _verdict(effects: tuple[Effect | None, ...], controls: bool, holds: bool | N
 def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None) -> dict:
     own, level = over_seeds(list(scores.values())), cells.mean(row.name, "psnr")
     shares = [share for seed in scores if (share := reach(cells, row.name, seed)) is not None]
-    away = max(abs(level - cells.mean(cells.plan.roles.baseline, "psnr")), 0.0)
     losses = [cells.get(row.name, seed, "curve.loss")[-2:] for seed in scores]
     still = float(np.mean([pair[0] / pair[-1] - 1 for pair in losses]))  # from the last score but one to the last
     secondary = {}
@@ -219,7 +218,7 @@ def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None)
         "interval": [own.low, own.high],
         "as_sampled": cells.mean(row.name, "generated.kept"),
         "psnr": level,
-        "far": bool(away > FAR),
+        "far": bool(abs(level - cells.mean(cells.plan.roles.baseline, "psnr")) > FAR),
         "difference": _tree(found),
         "share_of_steps": shares,
         "loss_still_falls": still,
