@@ -61,7 +61,7 @@ def table() -> list[tuple[str, int, int | None, str]]:
         ("commands of pv-vae", len(COMMANDS), 11, ", ".join(COMMANDS)),
     ]
     # As many as the same code took before it left the package.
-    for folder, bar in (("studies", 2_380), ("benchmarks", 2_896)):
+    for folder, bar in (("studies", 3_080), ("benchmarks", 2_896)):
         found = sources(folder)
         rows.append((f"lines of code in {folder}/", sum(map(code_lines, found.values())), bar, f"{len(found)} files"))
     return rows

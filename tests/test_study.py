@@ -158,6 +158,8 @@ def test_stored_cells_have_the_names_that_the_committed_studies_compute():
     """Days of training are found again by them."""
     checked = 0
     for path in sorted((ROOT / "experiments").glob("study_*.py")):
+        if path.stem == "study_motion":  # its cells are of `studies.motion`
+            continue
         study = load_study(path)
         stored = ROOT / "docs" / "results" / study.name
         if not stored.exists():

@@ -32,7 +32,7 @@ from pv_vae_jax.data.readers.frame_folders import FrameFolders
 from pv_vae_jax.data.readers.image_files import ImageFiles
 from pv_vae_jax.data.readers.video_files import VideoFiles
 from pv_vae_jax.data.skip_log import SkipLog
-from pv_vae_jax.data.synthetic import SyntheticVideos, families_of
+from pv_vae_jax.data.synthetic import SyntheticVideos, families_of, sprites_of
 
 __all__ = ["DATASETS", "NoVideosError", "VideoSource"]
 __all__ += ["class_names", "describe", "detect_format", "fingerprint", "list_clips", "list_dataset", "open_source"]
@@ -216,8 +216,8 @@ def open_source(
     """The source of clips that `source` names.
 
     Args:
-      source: `synthetic`, `synthetic:FAMILY,...` (see `synthetic.families_of`) or a folder of video files, of shards by
-        `pv-vae prepare`, or of a data set in its official layout.
+      source: `synthetic`, `plain`, `synthetic:FAMILY,...` (see `synthetic.families_of`) or a folder of video files, of
+        shards by `pv-vae prepare`, or of a data set in its official layout.
       frames, stride: frames of a clip, and the step in source frames between them; shorter videos are left out.
       size: frames are resized to it, see `FrameSize.of`.
       split: `train` or `test`.
@@ -240,10 +240,10 @@ def open_source(
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     size = FrameSize.of(size)
     if families := families_of(str(source)):
-        seed = 2 * seed + (split == "test")
+        seed, sprites = 2 * seed + (split == "test"), sprites_of(str(source))
         # Of a clip for images one frame is taken.
-        kept = dict(cache_bytes=cache_bytes, lazy=images, features=features)
-        return SyntheticVideos(clips, frames, size, seed, families=families, **kept)
+        kept = dict(cache_bytes=cache_bytes, lazy=images, textured=sprites > 1, features=features)
+        return SyntheticVideos(clips, frames, size, seed, sprites, families, **kept)
     if features:
         raise ValueError(f"features are those of the synthetic world, got source {str(source)!r}: leave them out")
     folder = Path(source)

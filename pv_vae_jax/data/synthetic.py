@@ -12,6 +12,9 @@ Two more are used only if named (`families_of`):
 
 * `walk`: a step of random size and direction in every frame, which cannot be predicted;
 * `still`: nothing moves.
+
+The world `plain` has the same motion and nothing else to look at: discs of one colour on grey, seen from so far that
+they stay in the picture. What moves there can be tracked exactly.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from pv_vae_jax.data.frame_size import FrameSize
 FAMILIES = ("bounce", "orbit", "fall", "swing")
 MORE_FAMILIES = ("walk", "still")
 SHAPES = ("disc", "square", "triangle")
-SPRITES = 2  # of a clip
+WORLDS = ("synthetic", "plain")
+ZOOM = 0.75  # of the plain world: whatever a sprite of the textured world does, it is then inside the picture
+CONTRAST = 0.3  # least difference of a plain sprite from the grey ground, in every channel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +71,20 @@ class Scene:
         return dataclasses.replace(self, sprites=tuple(sprites))
 
 
+def sprites_of(source: str) -> int:
+    """Sprites of a clip: one in the world `plain`, two otherwise."""
+    return 1 if source.partition(":")[0] == "plain" else 2
+
+
 def families_of(source: str) -> tuple[str, ...] | None:
-    """Families of a world: `synthetic` has `FAMILIES`, `synthetic:fall,walk` those two. None for any other source.
+    """Families of a world: `synthetic` has `FAMILIES`, `synthetic:fall,walk` those two, as have `plain` and
+    `plain:fall,walk`. None for any other source.
 
     Raises:
       ValueError: a family is unknown or named twice.
     """
     world, colon, names = source.partition(":")
-    if world != "synthetic":
+    if world not in WORLDS:
         return None
     families = tuple(names.split(",")) if colon else FAMILIES
     known = FAMILIES + MORE_FAMILIES
@@ -100,6 +111,19 @@ def simulate(
     return Scene(background, tuple(_sprite(rng, frames, families[label]) for _ in range(sprites)), label)
 
 
+def plain(scene: Scene) -> Scene:
+    """The same motion without texture, shape and spin: discs of one colour on grey, `ZOOM` of their size and way."""
+    grey = np.array([[0.5, 0.0, 0.0, 0.0, 0.0]] * 3)
+
+    def disc(sprite: Sprite) -> Sprite:
+        away = sprite.colours[0] - 0.5
+        colour = 0.5 + np.where(away < 0, -1, 1) * (CONTRAST + (0.5 - CONTRAST) * 2 * np.abs(away))
+        place, still = 0.5 + ZOOM * (sprite.position - 0.5), np.zeros_like(sprite.angle)
+        return Sprite("disc", ZOOM * sprite.radius, place, still, np.stack([colour, colour]), sprite.stripes)
+
+    return Scene(grey, tuple(map(disc, scene.sprites)), scene.label)
+
+
 def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
     t = np.arange(frames)
     radius = rng.uniform(0.12, 0.2)
@@ -107,17 +131,17 @@ def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
     if family == "bounce":
         heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.025, 0.06)
         velocity = speed * np.array([np.sin(heading), np.cos(heading)])
-        position = _reflect(rng.uniform(radius, 1 - radius, 2) + t[:, None] * velocity, radius)
+        position = reflect(rng.uniform(radius, 1 - radius, 2) + t[:, None] * velocity, radius)
     elif family == "orbit":
         reach = rng.uniform(0.15, 0.3)
         turn = rng.choice([-1, 1]) * rng.uniform(0.12, 0.3) * t + rng.uniform(0, 2 * np.pi)
         position = rng.uniform(0.4, 0.6, 2) + reach * np.stack([np.sin(turn), np.cos(turn)], axis=1)
         angle = angle + turn
     elif family == "fall":
-        position = np.stack([_drop(rng.uniform(0.15, 0.4), 1 - radius, t), np.full(frames, rng.uniform(0.15, 0.85))], 1)
+        position = np.stack([drop(rng.uniform(0.15, 0.4), 1 - radius, t), np.full(frames, rng.uniform(0.15, 0.85))], 1)
     elif family == "walk":
         steps = rng.normal(0, 0.05, (frames, 2))
-        position = _reflect(rng.uniform(radius, 1 - radius, 2) + np.cumsum(steps, axis=0), radius)
+        position = reflect(rng.uniform(radius, 1 - radius, 2) + np.cumsum(steps, axis=0), radius)
     elif family == "still":
         position = np.broadcast_to(rng.uniform(radius, 1 - radius, 2), (frames, 2))
     else:
@@ -129,14 +153,14 @@ def _sprite(rng: np.random.Generator, frames: int, family: str) -> Sprite:
     return Sprite(SHAPES[rng.integers(len(SHAPES))], radius, position, angle, colours, stripes)
 
 
-def _reflect(path: np.ndarray, radius: float) -> np.ndarray:
+def reflect(path: np.ndarray, radius: float) -> np.ndarray:
     """Fold a straight path into the box that the sprite's centre can reach."""
     room = 1 - 2 * radius
     folded = np.mod(path - radius, 2 * room)
     return radius + np.where(folded > room, 2 * room - folded, folded)
 
 
-def _drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> np.ndarray:
+def drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> np.ndarray:
     """Height of a body released at rest that bounces back to its start again and again."""
     down = np.sqrt(2 * (floor - start) / gravity)
     since = np.abs(np.mod(t + down, 2 * down) - down)
@@ -146,7 +170,7 @@ def _drop(start: float, floor: float, t: np.ndarray, gravity: float = 0.008) -> 
 def state_width(source: str) -> int:
     """Numbers of a frame in `state`, for a world as `families_of` takes it; 0 for any other source."""
     families = families_of(source)
-    return 4 * SPRITES + len(families) if families else 0
+    return 4 * sprites_of(source) + len(families) if families else 0
 
 
 def state(scene: Scene, classes: int) -> np.ndarray:
@@ -178,7 +202,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
 
 
 def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage `(t, h, w)` in [0, 1] and colour `(t, h, w, 3)` of one sprite."""
+    """Coverage `(t, h, w)` in [0, 1] and colour, `(t, h, w, 3)` or `(3,)`, of one sprite."""
     dy = (y - sprite.position[:, 0, None, None]).astype(np.float32)
     dx = (x - sprite.position[:, 1, None, None]).astype(np.float32)
     cos, sin = np.cos(sprite.angle)[:, None, None], np.sin(sprite.angle)[:, None, None]
@@ -190,6 +214,8 @@ def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.
     else:
         outside = np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.55
     cover = np.clip(0.5 - outside * sprite.radius * size, 0, 1).astype(np.float32)
+    if np.array_equal(*sprite.colours):  # no stripes to see; half the time
+        return cover, sprite.colours[0].astype(np.float32)
     frequency, direction, phase = sprite.stripes
     mix = 0.5 + 0.5 * np.sin(np.pi * frequency * (u * np.cos(direction) + v * np.sin(direction)) + phase)
     paint = sprite.colours[0] + mix[..., None] * (sprite.colours[1] - sprite.colours[0])
@@ -213,6 +239,7 @@ class SyntheticVideos:
         of small clips may take no longer.
       lazy: elements hold a `LazyClip`, of which the frames that are read are rendered and no others.
       features: elements hold the world's `state` as `features`.
+      textured: False is the world `plain`.
       class_names: the families.
     """
 
@@ -220,11 +247,12 @@ class SyntheticVideos:
     frames: int = 17
     size: int | tuple[int, int] | FrameSize = 32
     seed: int = 0
-    sprites: int = SPRITES
+    sprites: int = 2
     families: tuple[str, ...] = FAMILIES
     cache_bytes: int = 0
     lazy: bool = False
     features: bool = False
+    textured: bool = True
 
     def __post_init__(self):
         self.class_names = self.families
@@ -239,7 +267,8 @@ class SyntheticVideos:
         if not 0 <= index < self.clips:
             raise IndexError(index)
         label = int(index) % len(self.families)
-        return simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
+        scene = simulate(self.seed, int(index), self.frames, label, self.sprites, self.families)
+        return scene if self.textured else plain(scene)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`{"video": (t, H, W, 3) uint8 or a LazyClip, "label": int32}` of clip `index`, and its `features`."""

@@ -31,8 +31,9 @@ class DataConfig(Config):
     """Clips for training and evaluation.
 
     Attributes:
-      source: `synthetic`, or `synthetic:fall,walk` with the families of motion to draw from; or a folder of video files
-        (sub-folders are classes), of `pv-vae prepare`, or of a data set in its official layout.
+      source: `synthetic`, or `synthetic:fall,walk` with the families of motion to draw from, or `plain` likewise (one
+        disc on grey); or a folder of video files (sub-folders are classes), of `pv-vae prepare`, or of a data set in
+        its official layout.
       clips: number of training clips of the synthetic world; a folder has what it has.
       test_clips: largest number of clips held out for evaluation.
       frames: frames of a clip, `1 + n p_t`.

@@ -1,0 +1,66 @@
+"""Do predictive latents diffuse more easily? A world scored exactly, with controls and a rule; resumable by cell.
+
+  python -m studies.motion --workdir ~/motion --pilot                       # first: can this size tell?
+  python -m studies.motion --workdir ~/motion                               # every cell, and the verdict
+  python -m studies.motion --verdict                                        # from the stored cells; trains nothing
+  python -m studies.motion --workdir /tmp/m --results /tmp/m/results --tiny # the whole pipeline in minutes
+
+Each finished cell leaves one file in --results; the same command resumes with the others. Two processes with the same
+folders share the work, each on a core of its own: `taskset -c 0 python -m studies.motion ...` and `taskset -c 1 ...`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from pv_vae_jax.typing import ConfigError
+from studies.motion.plan import load_study
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of `python -m studies.motion`."""
+    flags.DEFINE_string("config", "study_motion", "study file with get_study()", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the runs; VAEs and latents stay there", flag_values=values)
+    flags.DEFINE_string("results", "docs/results/motion", "folder of study.json and cells/", flag_values=values)
+    flags.DEFINE_list("rows", [], "run only these rows, by name or as in file names", flag_values=values)
+    flags.DEFINE_list("seeds", [], "run only these seeds", flag_values=values)
+    flags.DEFINE_integer("cells", 0, "number of cells to run; 0 is all", lower_bound=0, flag_values=values)
+    flags.DEFINE_float(
+        "minutes", 0.0, "begin no cell later than this; 0 is no limit", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_bool("pilot", False, "baseline, method and controls, with seeds that do not count", flag_values=values)
+    flags.DEFINE_bool("tiny", False, "everything in seconds, to try the pipeline", flag_values=values)
+    flags.DEFINE_bool("verdict", False, "judge the stored cells, train nothing", flag_values=values)
+
+
+def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
+    """Run cells, and judge what is stored."""
+    if not values.workdir and not values.verdict:
+        raise ConfigError("set --workdir, or --verdict")
+    results = Path(values.results)
+    if (overrides or values.tiny) and values["results"].using_default_value:
+        own = Path(values.workdir or "runs") / "results"
+        raise ConfigError(f"scores of other settings must not mix with those in {results}: add --results={own}")
+    study = dataclasses.replace(load_study(values.config, overrides, values.tiny), pilot=values.pilot)
+    if values.pilot:
+        results = results / "pilot"
+    if not values.verdict:
+        from studies.motion.cells import run_cells
+
+        part = study.part(values.rows, values.seeds)
+        limits = {"most": values.cells or None, "minutes": values.minutes or None}
+        run_cells(study, Path(values.workdir), results / "cells", part=part, **limits)
+    from studies.motion.rule import write_verdict
+
+    tree = write_verdict(study, results)
+    print(f"{tree['verdict']} ({sum(len(row['seeds']) for row in tree['rows'])} cells; {results / 'study.json'})")
+
+
+if __name__ == "__main__":
+    from pv_vae_jax.cli.main import run_command
+
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.motion", sys.argv[1:]))

@@ -1,0 +1,248 @@
+"""What the stored cells say, by a rule that was written down before the first of them.
+
+The primary score of a cell is the share of generated clips that keep their law within a pixel. Rows differ in how well
+they reconstruct, so it is read at one PSNR, the baseline's mean: for a seed with several KL weights on the line between
+its points, for any other by the mean slope of those lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pv_vae_jax.storage import write_json
+from pv_vae_jax.typing import ConfigError
+from studies.ablation.results import Estimate, over_seeds, steps_to_reach
+from studies.motion.plan import Row, Study
+
+SHARE = 0.1  # an effect is at least this part of the distance between the baseline and real clips
+SIGNS = 7 / 8  # of the paired seeds must have its sign
+LEAST, PILOT = 8, 2  # pairs of seeds; fewer decide nothing
+FAR = 1.0  # dB; a row that is read farther from its own points is marked
+SECONDARY = {
+    "frames": "generated.frames",
+    "one_object": "generated.one_object",
+    "class": "generated.class",
+    "skill_energy": "skill.energy",
+    "skill_sliced_wasserstein": "skill.sliced_wasserstein",
+    "reconstructed": "reconstructed.kept",
+    "rate": "rate",
+}
+RULE = {
+    "primary": "share of generated clips with one object in all frames that keeps the law asked for within a pixel, at "
+    "the baseline's mean PSNR",
+    "effect": f"mean of paired differences at least {SHARE:.0%} of the distance between the baseline and real clips, "
+    f"of one sign in at least {SIGNS:.1%} of 8 or more paired seeds",
+    "controls": "latents aligned to the world's state win and rotated latents lose by the same rule; else no verdict",
+    "placebo": "in `walk` the 95 % interval of the difference holds 0, and the mean is below half the effect",
+}
+
+
+class Cells:
+    """Stored cells.
+
+    Attributes:
+      plan: the study.
+      trees: `(row, seed)` -> the cell's scores.
+    """
+
+    def __init__(self, study: Study, trees: dict[tuple[str, int], dict]):
+        self.plan, self.trees = study, trees
+
+    def seeds(self, row: str) -> list[int]:
+        """Seeds of which the row has a cell."""
+        return sorted(seed for name, seed in self.trees if name == row)
+
+    def get(self, row: str, seed: int, score: str) -> Any:
+        """A number of a cell by its path, `generated.kept`; None where the cell lacks it."""
+        tree: Any = self.trees[row, seed]
+        for part in score.split("."):
+            tree = tree.get(part) if isinstance(tree, dict) else None
+        return tree
+
+    def mean(self, row: str, score: str) -> float:
+        """Over the row's seeds."""
+        return float(np.mean([self.get(row, seed, score) for seed in self.seeds(row)]))
+
+    def points(self, row: Row, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """PSNR and primary score of a row and of its other KL weights, by rising PSNR."""
+        names = [row.name, *(other.name for other in self.plan.rows if other.curve == row.name)]
+        found = sorted(
+            (self.get(n, seed, "psnr"), self.get(n, seed, "generated.kept")) for n in names if (n, seed) in self.trees
+        )
+        return np.array([x for x, _ in found]), np.array([y for _, y in found])
+
+
+def read_cells(study: Study, folder: Path) -> Cells:
+    """The cells of `study` in `folder`; files of other settings are left alone.
+
+    Raises:
+      ConfigError: a file is damaged.
+    """
+    trees = {}
+    for cell in study.cells():
+        path = folder / f"{cell.name}.json"
+        if path.exists():
+            try:
+                trees[cell.row.name, cell.seed] = json.loads(path.read_text())
+            except ValueError as error:
+                raise ConfigError(f"{path} is damaged ({error}): remove it, and the study makes it again") from error
+    return Cells(study, trees)
+
+
+def slope(cells: Cells, row: Row) -> float:
+    """Change of the primary score with a dB of PSNR: mean over seeds of the least squares line through their points."""
+    lines = []
+    for seed in cells.seeds(row.name):
+        x, y = cells.points(row, seed)
+        if len(x) > 1 and np.ptp(x) > 0:
+            lines.append(np.polyfit(x, y, 1)[0])
+    return float(np.mean(lines)) if lines else 0.0
+
+
+def read_at(x: np.ndarray, y: np.ndarray, psnr: float, outside: float) -> float:
+    """The score at `psnr` of points `(x, y)` by rising `x`: between them on straight lines, outside by a slope."""
+    inside = float(np.clip(psnr, x[0], x[-1]))
+    return float(np.interp(inside, x, y) + outside * (psnr - inside))
+
+
+def at_psnr(cells: Cells, row: Row, psnr: float) -> dict[int, float]:
+    """Seed -> primary score of a row at `psnr`. A row without a curve of its own has the slope of the baseline's."""
+    own = any(other.curve == row.name for other in cells.plan.rows)
+    line = slope(cells, row if own else cells.plan.row(cells.plan.roles.baseline))
+    return {seed: read_at(*cells.points(row, seed), psnr, line) for seed in cells.seeds(row.name)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """Paired differences of a row from the baseline.
+
+    Attributes:
+      difference: over seeds.
+      distance: between the baseline and real clips.
+      same_sign: share of the seeds whose difference has the sign of the mean.
+      found: 1 or -1 if the rule calls it an effect of that sign, else 0.
+    """
+
+    difference: Estimate
+    distance: float
+    same_sign: float
+    found: int
+
+
+def effect(values: dict[int, float], baseline: dict[int, float], real: float, least: int = LEAST) -> Effect | None:
+    """By the rule; None without a pair."""
+    seeds = sorted(values.keys() & baseline.keys())
+    if not seeds:
+        return None
+    differences = np.array([values[seed] - baseline[seed] for seed in seeds])
+    found, distance = over_seeds(differences.tolist()), real - float(np.mean([baseline[seed] for seed in seeds]))
+    same = float(np.mean(np.sign(differences) == np.sign(found.mean)))
+    large = abs(found.mean) >= SHARE * distance and same >= SIGNS and len(seeds) >= least
+    return Effect(found, distance, same, int(np.sign(found.mean)) if large else 0)
+
+
+def judge(cells: Cells) -> dict:
+    """The tree of `study.json`."""
+    study, roles = cells.plan, cells.plan.roles
+    if not cells.seeds(roles.baseline):
+        raise ConfigError(f"there is no cell of the row {roles.baseline!r} yet: run the study first")
+    least = PILOT if study.pilot else LEAST
+    psnr, real = cells.mean(roles.baseline, "psnr"), cells.mean(roles.baseline, "real.kept")
+    walks = [row.name for row in study.rows if row.name in (roles.placebo_baseline, roles.placebo_method)]
+    placebo_psnr = cells.mean(roles.placebo_baseline, "psnr") if cells.seeds(roles.placebo_baseline) else psnr
+    scores = {row.name: at_psnr(cells, row, placebo_psnr if row.name in walks else psnr) for row in study.rows}
+    against = {row.name: roles.placebo_baseline if row.name in walks else roles.baseline for row in study.rows}
+    effects = {
+        name: effect(scores[name], scores[other], cells.mean(other, "real.kept"), least)
+        for name, other in against.items()
+        if name != other and cells.seeds(other)
+    }
+    positive, negative, method = (effects.get(name) for name in (roles.positive, roles.negative, roles.method))
+    won, lost = bool(positive and positive.found > 0), bool(negative and negative.found < 0)
+    placebo = effects.get(roles.placebo_method)
+    holds = None
+    if placebo and method:
+        still = placebo.difference.sign == 0 and placebo.difference.low is not None
+        holds = bool(still and abs(placebo.difference.mean) < abs(method.difference.mean) / 2)
+    return {
+        "rule": RULE,
+        "primary": {"psnr": psnr, "real": real, "shuffled": cells.mean(roles.baseline, "shuffled.kept")},
+        "rows": [_row(cells, row, scores[row.name], effects.get(row.name)) for row in study.rows if scores[row.name]],
+        "controls": {
+            "positive": {"row": roles.positive, "won": won, "effect": _tree(positive)},
+            "negative": {"row": roles.negative, "lost": lost, "effect": _tree(negative)},
+        },
+        "placebo": {"holds": holds, "effect": _tree(placebo)},
+        "effect": _tree(method),
+        "verdict": _verdict((positive, negative, method), won and lost, holds, least),
+    }
+
+
+def _verdict(effects: tuple[Effect | None, ...], controls: bool, holds: bool | None, least: int) -> str:
+    """A sentence; `effects` are of the positive control, the negative one, and the method."""
+    counts = [found.difference.count if found else 0 for found in effects]
+    if min(counts) < least:
+        return f"unfinished: the rule needs {least} pairs of both controls and the method, and there are {min(counts)}"
+    if not controls:
+        return "this size cannot tell: a control is not as it must be"
+    if least < LEAST:
+        return "the controls are as they must be: this size can tell"
+    method = effects[2]
+    if not method or not method.found:
+        return f"no effect of {SHARE:.0%} found, with working controls"
+    if holds is None:
+        return "unfinished: the placebo has no cells"
+    if not holds:
+        return "an effect, but in the placebo as well, or its interval is too wide: not claimed"
+    return f"prediction makes latents {'easier' if method.found > 0 else 'harder'} to diffuse"
+
+
+def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None) -> dict:
+    own, level = over_seeds(list(scores.values())), cells.mean(row.name, "psnr")
+    shares = [share for seed in scores if (share := reach(cells, row.name, seed)) is not None]
+    losses = [cells.get(row.name, seed, "curve.loss")[-2:] for seed in scores]
+    still = float(np.mean([pair[0] / pair[-1] - 1 for pair in losses]))  # from the last score but one to the last
+    secondary = {}
+    for name, path in SECONDARY.items():
+        values = [value for seed in scores if (value := cells.get(row.name, seed, path)) is not None]
+        secondary |= {name: float(np.mean(values))} if values else {}
+    return {
+        "name": row.name,
+        "seeds": sorted(scores),
+        "mean": own.mean,
+        "interval": [own.low, own.high],
+        "as_sampled": cells.mean(row.name, "generated.kept"),
+        "psnr": level,
+        "far": bool(abs(level - cells.mean(cells.plan.roles.baseline, "psnr")) > FAR),
+        "difference": _tree(found),
+        "share_of_steps": shares,
+        "loss_still_falls": still,
+        "secondary": secondary,
+        "velocity_loss": np.mean([cells.get(row.name, seed, "velocity_loss") for seed in scores], axis=0).tolist(),
+    }
+
+
+def reach(cells: Cells, row: str, seed: int) -> float | None:
+    """Share of its steps in which a row keeps as many laws as the baseline at its end; None if it never does."""
+    baseline = cells.plan.roles.baseline
+    if (baseline, seed) not in cells.trees:
+        return None
+    curve, end = cells.get(row, seed, "curve"), cells.get(baseline, seed, "curve.kept")[-1]
+    share = steps_to_reach(curve["step"], -np.array(curve["kept"]), -end) / curve["step"][-1]
+    return share if np.isfinite(share) else None
+
+
+def _tree(found: Effect | None) -> dict | None:
+    return None if found is None else dataclasses.asdict(found)
+
+
+def write_verdict(study: Study, results: Path) -> dict:
+    """Judge the cells in `results/cells`, and write `results/study.json`."""
+    tree = judge(read_cells(study, results / "cells"))
+    write_json(results / "study.json", tree)
+    return tree

@@ -1,0 +1,292 @@
+"""`python -m studies.motion`: tracks and laws are exact on known clips, the rule is right on cells made by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pv_vae_jax.cli.main import run_command
+from pv_vae_jax.data.sources import open_source
+from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
+from pv_vae_jax.losses import Objective
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.train.configs import Experiment
+from studies.ablation.results import read_results
+from studies.motion import __main__ as command
+from studies.motion.plan import Roles, Row, Study
+from studies.motion.rotation import RotatedLatte, rotation
+from studies.motion.rule import Cells, effect, judge, read_at
+from studies.motion.scores import score_clips, shuffled, walk_band
+from studies.motion.skill import latent_skill
+from studies.motion.tracking import GROUND, track
+from tests.conftest import perturbed
+
+N, SIZE = 32, 24
+LABELS = np.arange(N) % len(FAMILIES)
+WORLD = open_source("plain:" + ",".join(FAMILIES), frames=17, size=SIZE, clips=N, seed=5)
+# The study's file aligns latents in its positive control.
+needs_alignment = pytest.mark.skipif(not hasattr(Objective(), "alignment"), reason="no objective.alignment here")
+
+
+@pytest.fixture(scope="module")
+def clips() -> np.ndarray:
+    return np.stack([WORLD[i]["video"] for i in range(N)])
+
+
+@pytest.fixture(scope="module")
+def blurred(clips) -> np.ndarray:
+    """Clips as a VAE of 29 dB returns them."""
+    soft = ndimage.gaussian_filter(clips.astype(float), (0, 0, 0.6, 0.6, 0))
+    soft += np.random.default_rng(0).normal(0, 8, clips.shape)
+    found = np.clip(np.rint(soft), 0, 255).astype(np.uint8)
+    assert 10 * np.log10(255**2 / np.square(found.astype(float) - clips).mean()) < 29.5
+    return found
+
+
+def walks(clips: int, seed: int) -> np.ndarray:
+    source = open_source("plain:walk", frames=17, size=SIZE, clips=clips, seed=seed)
+    return np.stack([source[i]["video"] for i in range(clips)])
+
+
+# Tracks and laws.
+
+
+def test_the_plain_world_has_the_motion_of_the_textured_one_and_stays_in_the_picture():
+    textured = SyntheticVideos(N, 17, SIZE, seed=10, sprites=1, families=FAMILIES)
+    for i in range(N):
+        (disc,), (sprite,) = WORLD.scene(i).sprites, textured.scene(i).sprites
+        np.testing.assert_allclose(disc.position, 0.5 + 0.75 * (sprite.position - 0.5))
+        assert (disc.position > disc.radius).all() and (disc.position < 1 - disc.radius).all()
+    ground = WORLD[0]["video"][:, 0, 0]
+    assert (ground == GROUND).all()
+
+
+def test_tracks_are_the_true_ones_also_after_blur_and_noise(clips, blurred):
+    truth = np.stack([WORLD.scene(i).sprites[0].position for i in range(N)]) * SIZE
+    for video, far in ((clips, 0.1), (blurred, 0.25)):
+        found = track(video)
+        assert found.whole.all()
+        assert np.linalg.norm(found.place - truth, axis=-1).max() < far
+
+
+def test_objects_that_appear_and_vanish_are_counted(clips):
+    video = clips.copy()
+    video[0, 3] = GROUND
+    corner = video[1, :, :6, :6]
+    assert (corner == GROUND).all(), "choose a clip whose corner is empty"
+    corner[5:8] = 255
+    tracks = track(video)
+    assert tracks.objects[0, 3] == 0 and np.isnan(tracks.place[0, 3]).all()
+    assert (tracks.objects[1] == [1] * 5 + [2] * 3 + [1] * 9).all()
+    scores = score_clips(video, LABELS, FAMILIES)
+    assert scores["vanish"] == 1 / N and scores["appear"] == 3 / N and scores["one_object"] == 1 - 2 / N
+    assert scores["kept"] == 1 - 2 / N
+
+
+def test_real_clips_keep_their_laws_and_shuffled_ones_do_not(clips, blurred):
+    for video in (clips, blurred):
+        scores = score_clips(video, LABELS, FAMILIES)
+        assert scores["kept"] == scores["class"] == 1 and scores["frames"] == 17
+    floor = score_clips(shuffled(clips), LABELS, FAMILIES)
+    assert floor["kept"] == 0 and floor["frames"] < 4
+    other = score_clips(clips, (LABELS + 1) % len(FAMILIES), FAMILIES)
+    assert other["kept"] < 0.1 and other["class"] == 0, "a law is not kept by a clip of another"
+
+
+def test_a_law_that_breaks_is_kept_until_it_does(clips):
+    video = clips.copy()
+    video[:, 9:] = np.roll(video[:, 9:], 5, axis=3)
+    scores = score_clips(video, LABELS, FAMILIES)
+    assert scores["kept"] == 0 and 8.5 <= scores["frames"] <= 11
+
+
+def test_walks_are_told_by_their_steps(clips):
+    band = walk_band(walks(128, seed=1))
+    real = score_clips(walks(128, seed=2), np.zeros(128, int), ("walk",), band)
+    assert real["kept"] > 0.8 and real["steps"] < 0.1
+    for video in (clips, shuffled(walks(32, seed=2))):
+        other = score_clips(video, np.zeros(N, int), ("walk",), band)
+        assert other["kept"] < 0.2 and other["steps"] > 3 * real["steps"]
+
+
+# Latents.
+
+
+def test_skill_is_0_for_a_gaussian_of_equal_covariance_and_1_for_real_latents():
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((2, 2))
+    real = lambda n: (np.sign(rng.standard_normal((n, 2))) + 0.1 * rng.standard_normal((n, 2))) @ mix + 3  # noqa: E731
+    other = real(8_000)
+    gauss = rng.multivariate_normal(other.mean(0), np.cov(other.T), 2_000)
+    held_out = real(2_000)
+    for drawn, expected in ((real(2_000), 1), (gauss, 0)):
+        for skill in latent_skill(drawn, held_out, other).values():
+            assert abs(skill - expected) < 0.25
+    assert max(latent_skill(gauss + 2, held_out, other).values()) < -0.5
+
+
+def test_the_negative_control_is_latte_on_rotated_latents():
+    config = LatteConfig(latent_channels=2, depth=2, width=8, heads=2)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 2, 2, 2)), jnp.float32)
+    t = jnp.array([0.3, 0.7])
+    params = perturbed(jax.jit(Latte(config).init)(jax.random.key(0), x, t)["params"])
+    mix = rotation(8)
+    np.testing.assert_allclose(mix @ mix.T, np.eye(8), atol=1e-6)
+    turned = (x.reshape(2, 3, 8) @ mix).reshape(x.shape)
+    outside = (Latte(config).apply({"params": params}, turned, t).reshape(2, 3, 8) @ mix.T).reshape(x.shape)
+    inside = RotatedLatte(config).apply({"params": params}, x, t)
+    np.testing.assert_allclose(inside, outside, atol=1e-5)
+    assert np.abs(inside - Latte(config).apply({"params": params}, x, t)).max() > 0.1
+
+
+# The rule.
+
+ROLES = Roles()
+ROWS = (
+    *(Row(name, seeds=8) for name in (ROLES.baseline, ROLES.method, ROLES.positive, ROLES.negative)),
+    *(Row(f"{name}, {kl}", curve=name) for name in (ROLES.baseline, ROLES.method) for kl in ("less", "more")),
+    *(Row(name) for name in (ROLES.placebo_baseline, ROLES.placebo_method)),
+)
+
+
+def made_up(gains: dict[str, float], psnr: dict[str, float] | None = None, noise: float = 0.01) -> Cells:
+    """Cells whose score is 0.4, 0.05 more for each dB above 30, and a gain by row; the curve's rows are 2 dB away."""
+    rng, trees = np.random.default_rng(0), {}
+    for row in ROWS:
+        for seed in range(row.seeds):
+            name = row.curve or row.name
+            level = 30 + (psnr or {}).get(name, 0) + {"less": 2, "more": -2}.get(row.name.rpartition(", ")[2], 0)
+            kept = 0.4 + 0.05 * (level - 30) + gains.get(name, 0) + rng.normal(0, noise)
+            generated = {"kept": kept, "frames": 9.0, "one_object": 0.9, "class": 0.8}
+            trees[row.name, seed] = {
+                "psnr": level,
+                "generated": generated,
+                "real": {"kept": 1.0},
+                "shuffled": {"kept": 0.0},
+                "curve": {"step": [1, 2, 4], "kept": [kept / 4, kept / 2, kept], "loss": [3.0, 2.0, 1.9]},
+                "velocity_loss": [1.0, 2.0],
+            }
+    return Cells(Study(Experiment(), ROWS), trees)
+
+
+WORKING = {ROLES.positive: 0.2, ROLES.negative: -0.2}
+
+
+def test_a_planted_effect_is_claimed_in_either_direction():
+    for gain, word in ((0.12, "easier"), (-0.12, "harder")):
+        tree = judge(made_up(WORKING | {ROLES.method: gain}))
+        assert word in tree["verdict"] and tree["placebo"]["holds"]
+        assert tree["controls"]["positive"]["won"] and tree["controls"]["negative"]["lost"]
+        assert abs(tree["effect"]["difference"]["mean"] - gain) < 0.02
+        assert set(tree) >= {"rule", "primary", "rows", "controls", "placebo", "verdict"}
+        row = next(row for row in tree["rows"] if row["name"] == ROLES.method)
+        assert row["seeds"] == list(range(8)) and row["interval"][0] < row["mean"] < row["interval"][1]
+        json.dumps(tree)
+
+
+def test_no_effect_and_a_small_one_are_not_claimed():
+    for gain in (0.0, 0.04):
+        assert "no effect" in judge(made_up(WORKING | {ROLES.method: gain}))["verdict"]
+
+
+def test_seven_of_eight_seeds_must_agree():
+    baseline = dict.fromkeys(range(8), 0.4)
+    for gains, found in (
+        ([0.3] * 7 + [-0.1], 1),
+        ([-0.3] * 7 + [0.1], -1),
+        ([0.3] * 6 + [-0.1] * 2, 0),
+        ([0.05] * 8, 0),  # below a tenth of the way from 0.4 to 1
+        ([0.3] * 7, 0),  # too few
+    ):
+        got = effect({seed: 0.4 + gain for seed, gain in enumerate(gains)}, baseline, real=1.0)
+        assert got.found == found and abs(got.distance - 0.6) < 1e-9
+
+
+def test_broken_controls_forbid_a_verdict():
+    for broken in (ROLES.positive, ROLES.negative):
+        tree = judge(made_up(WORKING | {broken: 0.0, ROLES.method: 0.2}))
+        assert "cannot tell" in tree["verdict"]
+
+
+def test_a_gain_in_the_placebo_is_not_claimed():
+    tree = judge(made_up(WORKING | {ROLES.method: 0.12, ROLES.placebo_method: 0.12}))
+    assert not tree["placebo"]["holds"] and "placebo" in tree["verdict"]
+
+
+def test_a_gain_of_reconstruction_is_none_of_generation():
+    """The method is a dB better, and that is all there is."""
+    tree = judge(made_up(WORKING, {ROLES.method: 1.5}))
+    row = next(row for row in tree["rows"] if row["name"] == ROLES.method)
+    assert row["as_sampled"] > 0.45 and abs(tree["effect"]["difference"]["mean"]) < 0.02
+    assert "no effect" in tree["verdict"] and row["far"]
+
+
+def test_missing_rows_leave_the_study_unfinished():
+    cells = made_up(WORKING | {ROLES.method: 0.2})
+    for name, word in ((ROLES.positive, "unfinished"), (ROLES.placebo_method, "placebo has no cells")):
+        left = {key: tree for key, tree in cells.trees.items() if key[0] != name}
+        assert word in judge(Cells(cells.plan, left))["verdict"]
+    fewer = {key: tree for key, tree in cells.trees.items() if key[1] < 7}
+    assert "unfinished" in judge(Cells(cells.plan, fewer))["verdict"], "seven seeds are too few"
+
+
+def test_scores_are_read_between_points_and_beyond_them_by_the_slope():
+    x, y = np.array([28.0, 30, 34]), np.array([0.1, 0.3, 0.4])
+    read = [read_at(x, y, at, outside=0.05) for at in (29, 32, 34, 36, 26)]
+    np.testing.assert_allclose(read, [0.2, 0.35, 0.4, 0.5, 0.0])
+
+
+def test_the_verdict_is_no_study_of_ablations(tmp_path):
+    (tmp_path / "motion").mkdir()
+    (tmp_path / "motion" / "study.json").write_text(json.dumps(judge(made_up(WORKING))))
+    assert read_results(tmp_path) == []
+
+
+# The pipeline.
+
+
+@needs_alignment
+def test_rows_of_the_study_differ_by_their_settings_and_share_vaes():
+    from studies.motion.plan import load_study
+
+    study = load_study("study_motion")
+    roles = study.roles
+    cells = {name: study.cell(study.row(name), 0) for name in dataclasses.asdict(roles).values()}
+    assert cells[roles.negative].vae == cells[roles.baseline].vae and cells[roles.negative].row.rotated
+    assert len({cell.name for cell in study.cells()}) == len(list(study.cells()))
+    decoders = {json.dumps(dataclasses.asdict(cell.experiment.decoder)) for cell in study.cells()}
+    assert len(decoders) == 1, "decoders are tuned alike"
+    seeds = {row.name: row.seeds for row in study.rows}
+    assert min(seeds[name] for name in (roles.baseline, roles.method, roles.positive, roles.negative)) >= 8
+    pilot = list(dataclasses.replace(study, pilot=True).cells())
+    assert not {cell.seed for cell in pilot} & {cell.seed for cell in study.cells()}, "pilot seeds do not count"
+    assert study.experiment.vae.latent_frames(study.experiment.data.frames) >= 5
+
+
+@needs_alignment
+@pytest.mark.slow
+def test_the_whole_pipeline_runs_resumes_and_judges(tmp_path, capsys):
+    def run(*more: str) -> int:
+        folders = (f"--workdir={tmp_path / 'work'}", f"--results={tmp_path / 'results'}")
+        return run_command(command, "python -m studies.motion", [*folders, "--tiny", "--seeds=0", *more])
+
+    rows = "--rows=Baseline,Aligned to the state,Baseline rotated,Baseline walk"
+    assert run(rows, "--cells=1") == 0
+    assert run(rows) == 0
+    found = sorted(path.name for path in (tmp_path / "results" / "cells").iterdir())
+    assert len(found) == 4
+    vaes = [path for path in (tmp_path / "work").iterdir() if path.name.startswith("vae-")]
+    assert len(vaes) == 3 and all((path / "latents" / "manifest.json").exists() for path in vaes)
+    again = Path(tmp_path / "results" / "cells" / found[-1])
+    before = json.loads(again.read_text())
+    again.unlink()  # killed before its scores were written
+    assert run(rows) == 0
+    after = json.loads(again.read_text())
+    assert after["generated"] == before["generated"] and set(after["seconds"]) == {"scores"}, "nothing trained twice"
+    assert "unfinished" in json.loads((tmp_path / "results" / "study.json").read_text())["verdict"]
+    assert "unfinished" in capsys.readouterr().out
