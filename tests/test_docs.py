@@ -292,6 +292,7 @@ def workplace(tmp_path_factory) -> Path:
     np.savez(place / "samples.npz", video=videos[:, :17])
     np.save(place / "in.npy", videos[:, :17])
     np.save(place / "out.npy", videos[:, 1:18])
+    np.savez(place / "theirs.npz", mean=np.random.default_rng(0).normal(size=(8, 5, 4, 4, 8)))
     (place / "docs" / "images").mkdir(parents=True)
     with contextlib.chdir(place):
         run_command("pv-vae train --config experiments/demo.py --workdir runs/demo")

@@ -15,8 +15,9 @@ import pytest
 
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES
-from pv_vae_jax.evaluation.image_metrics import psnr, ssim
+from pv_vae_jax.evaluation.image_metrics import psnr, score_frames, ssim, summarize_frames
 from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
+from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.model import Diffusion, Model, init_latte, save
@@ -101,6 +102,31 @@ def test_ssim_says_that_pictures_are_too_small():
         ssim(A[:, :, :10], B[:, :, :10], 1.0)
 
 
+# Scores by frame
+
+
+def test_scores_by_frame_add_up_to_the_means():
+    scores = score_frames(A, B, 1.0, lambda a, b: np.abs(a - b).mean(axis=(1, 2, 3)))
+    assert {name: values.shape for name, values in scores.items()} == dict.fromkeys(
+        ("psnr", "ssim", "perceptual"), (2, 3)
+    )
+    assert scores["psnr"].mean() == pytest.approx(psnr(A, B, 1.0))
+    assert scores["ssim"][1, 2] == pytest.approx(ssim(A[1:, 2:], B[1:, 2:], 1.0))
+    assert scores["perceptual"][0, 1] == pytest.approx(np.abs(A[0, 1] - B[0, 1]).mean())
+    assert score_frames(A[:, :, :10], B[:, :, :10], 1.0).keys() == {"psnr"}  # too small for SSIM
+
+
+def test_summary_names_the_frames_of_clips_and_groups():
+    scores = {"psnr": np.array([[50.0, 30, 20, 31, 21, 32, 22], [50.0, 30, 20, 31, 21, 32, 22]])}
+    found = summarize_frames(scores, time_factor=2, observed=5)["psnr"]
+    assert found.pop("by_frame") == scores["psnr"][0].tolist()
+    names = {"mean": 206 / 7, "first": 50, "last": 22, "withheld": 27, "group_first": 31, "group_last": 21}
+    assert found == pytest.approx(names)
+    whole = summarize_frames(scores)["psnr"]
+    assert whole["withheld"] is None and whole["group_first"] is None and whole["last"] == 22
+    assert summarize_frames({"psnr": np.ones((2, 1))}, 2)["psnr"]["group_last"] is None  # single pictures
+
+
 # Reconstruction and prediction
 
 
@@ -111,7 +137,9 @@ def test_reconstruction_scores_every_clip_once(tiny, clips):
     assert decoded.shape == clips.shape and decoded.dtype == np.uint8
     assert score.psnr == pytest.approx(psnr(clips, decoded, 255.0))
     assert score.ssim == pytest.approx(ssim(clips, decoded, 255.0))
-    assert score.means.shape == (3, 4, 2, 2, 4)
+    assert score.means.shape == score.logvar.shape == (3, 4, 2, 2, 4)
+    for name, values in score_frames(clips, decoded, 255.0).items():
+        np.testing.assert_allclose(score.frames[name], values)
 
 
 def test_guesses_by_hand():
@@ -321,6 +349,7 @@ def test_report_escapes_what_comes_from_outside(tmp_path, clips):
     prediction |= {name: [None, 0.2] for name in ("predicted", "copying", "extrapolation")}
     prediction |= {"average_copying": 0.2, "average_extrapolation": 0.2, "against_copying": -0.43}
     stage = {"scored": "3 clips", "psnr_db": 20.0, "ssim": None, "steps": 10, "weights": "ab", "prediction": prediction}
+    stage["by_frame"] = {"reconstruction": summarize_frames({"psnr": np.arange(21.0).reshape(3, 7)}, 2)}
     metrics = {
         "experiment": HOSTILE,
         "model": "t2s8c4",
@@ -342,7 +371,7 @@ def test_report_escapes_what_comes_from_outside(tmp_path, clips):
     assert assert_stands_alone(page).count("video") == 1
     assert "<script" not in page and "&lt;script&gt;" in page
     assert 'src="data:video/mp4;base64,' in page and "playsinline" in page and "43% below" in page and "12,345" in page
-    assert "No samples" in page
+    assert "No samples" in page and "PSNR, dB, by frame" in page and "SSIM, by frame: no values" in page
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
@@ -364,7 +393,7 @@ def experiment_of(model, **data):
     )
 
 
-def test_evaluation_of_a_run(tiny, tmp_path, capsys):
+def test_evaluation_of_a_run(tiny, tmp_path, capsys, monkeypatch):
     model, params, _ = tiny
     run = open_run(experiment_of(model), tmp_path / "run")
     with pytest.raises(ConfigError, match="nothing to evaluate"):
@@ -375,7 +404,10 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys):
     save(run.folder("video") / "model", Model(model, params, meta={"stage": "video", "steps": 1}))
     save(run.folder("diffusion") / "model", Model(model, params, diffusion, {"stage": "video"}))
 
-    report = evaluate_run(run)
+    distance = lambda a, b: np.abs(a / 255 - b / 255).mean(axis=(1, 2, 3))  # noqa: E731
+    network = NetworkIdentity("lpips-alexnet", "ab", None, "as they are", {})
+    monkeypatch.setattr("pv_vae_jax.report.run_report.lpips_distance", lambda *files: (distance, network))
+    report = evaluate_run(run, lpips=("alexnet", tmp_path, tmp_path))
     printed = capsys.readouterr().out.strip().splitlines()
     assert report == run.workdir / "report" / "report.html" and printed[-1] == f"report: {report}"
     assert any("Stage decoder is not finished" in line for line in printed)
@@ -386,6 +418,15 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys):
     stage = metrics["stages"]["video"]
     assert stage["weights"] == weights_hash(params) and stage["psnr_db"] > 0 and 0 < stage["ssim"] < 1
     assert stage["prediction"]["observed_frames"] == [7, 5, 3, 1] and stage["prediction"]["predicted"][0] is None
+    assert stage["by_frame"].keys() == {"reconstruction", "prediction from 3 frames"}
+    whole, predicted = stage["by_frame"].values()
+    assert whole["psnr"]["mean"] == pytest.approx(stage["psnr_db"]) and len(whole["ssim"]["by_frame"]) == 7
+    assert whole["psnr"]["withheld"] is None
+    assert predicted["psnr"]["withheld"] == pytest.approx(np.mean(predicted["psnr"]["by_frame"][3:]))
+    assert predicted["psnr"]["first"] == pytest.approx(whole["psnr"]["first"], abs=0.1)  # seen by both
+    assert 0 < whole["perceptual"]["group_last"] < 1 and "features = lpips-alexnet" in metrics["protocol"]["perceptual"]
+    (row,) = [line for line in printed if line.startswith("stage video, prediction from 3 frames")]
+    assert row.split()[-2:] == [f"{predicted['psnr'][key]:.2f}" for key in ("withheld", "mean")]
     assert metrics["samples"]["clips"] == 5 and metrics["latents"]["ltd_curve"][-1] == pytest.approx(1)
     assert metrics["parameters"]["pad"] == 4
 

@@ -168,6 +168,7 @@ def test_pairs(arrays, tmp_path):
     both = open_set(real), open_set(tmp_path / "noisy.npy")
     pixels = compare_pairs(*both, SHORT)
     assert [s.name for s in pixels] == ["PSNR dB", "SSIM"] and 25 < pixels[0].value < 35
+    assert np.mean(pixels[0].card["by_frame"]) == pytest.approx(pixels[0].value)
     assert pixels[0].interval.low <= pixels[0].value <= pixels[0].interval.high
     same = compare_sets(both[0], both[0], NETWORK, SHORT, paired=True, resamples=0, labels=(None, None))
     assert abs(same[0].value) < 1e-6 and same[-1].name == "mean_paired_colours_sqdist" and same[-1].value == 0

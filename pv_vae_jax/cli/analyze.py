@@ -1,11 +1,14 @@
-"""Compare the latents of one or several VAEs on the same clips: colours, distance in time, spectra, prediction.
+"""Compare the latents of one or several VAEs: how easy to diffuse they are, colours, distance in time, spectra.
 
   pv-vae analyze tiny-synthetic
   pv-vae analyze runs/a runs/b --data folder --size=64 --clips=64 --out analysis
+  pv-vae analyze runs/a theirs.npz
 
-Models are shipped names, model folders or work directories. Clips come from the synthetic world, where motion is its
-exact flow, or from --data, a folder of videos or of folders of frames, or an array, where motion is the change of
-brightness. Writes `analysis.json` and `analysis.html` (one self-contained page).
+Models are shipped names, model folders (also those of `pv-vae convert`) or work directories, and all encode the same
+clips. Latents of other programs are .npz files, or a folder of them: `mean` (n, g, h, w, z), and if they are known
+`logvar` of that shape and `label` (n,). Clips come from the synthetic world, where motion is its exact flow, or from
+--data, a folder of videos or of folders of frames, or an array (.npz: with `label` if it is known), where motion is the
+change of brightness. Writes `analysis.json` and `analysis.html` (one self-contained page).
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ from pv_vae_jax.cli._shared import define_size_flags, frame_size
 from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
-from pv_vae_jax.evaluation.latent_analysis import LatentAnalysis, analyze_latents
+from pv_vae_jax.evaluation.latent_analysis import LatentAnalysis, analyze_given, analyze_latents
+from pv_vae_jax.evaluation.latent_sets import is_latents, read_latents
 from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
-from pv_vae_jax.report.latents_page import write_analysis
+from pv_vae_jax.report.latents_page import measure_rows, write_analysis
 from pv_vae_jax.report.page import aligned, cell, short_names
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.typing import ConfigError, check_clip_shape
 
+OF_CLIPS = ("data", "clips", "frames", "size", "fit", "batch_size")
 SEED = 20_000  # of the synthetic clips, which are then neither training nor test clips of a run
 
 
@@ -57,24 +62,31 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if reason := unavailable():
         raise ImportError(reason)
     out = make_writable(Path(values.out))
-    models = {label: load(name) for label, name in short_names(positional, "model").items()}
-    video, motion, source = _clips(values)
-    _, frames, height, width, _ = video.shape
-    for model in models.values():
-        check_clip_shape(frames, height, width, model.vae.config.time_factor, model.vae.config.space_factor)
-    analyses = [
-        analyze_latents(name, model.vae, model.vae_params, video, motion, batch_size=values.batch_size)
-        for name, model in models.items()
-    ]
-    facts = {"source": source, "clips": len(video), "frames": frames, "size": [height, width]}
-    write_json(out / "analysis.json", facts | {"models": {a.name: a.numbers for a in analyses}})
-    write_analysis(out / "analysis.html", facts, analyses, video)
-    print("\n".join(_table(analyses)))
+    named = short_names(positional, "model")
+    given = {label: read_latents(name) for label, name in named.items() if is_latents(name)}
+    models = {label: load(name) for label, name in named.items() if label not in given}
+    if not models and (idle := [name for name in OF_CLIPS if values[name].present]):
+        raise ConfigError(f"--{idle[0]} is for clips that a model encodes, and no model is named: leave it out")
+    analyses = {label: analyze_given(label, latents) for label, latents in given.items()}
+    video, facts = None, {"source": "given latents"}
+    if models:
+        video, motion, label, source = _clips(values)
+        _, frames, height, width, _ = video.shape
+        for model in models.values():
+            check_clip_shape(frames, height, width, model.vae.config.time_factor, model.vae.config.space_factor)
+        facts = {"source": source, "clips": len(video), "frames": frames, "size": [height, width]}
+        for name, model in models.items():
+            about = video, motion, label
+            analyses[name] = analyze_latents(name, model.vae, model.vae_params, *about, batch_size=values.batch_size)
+    ordered = [analyses[name] for name in named]
+    write_json(out / "analysis.json", facts | {"models": {a.name: a.numbers for a in ordered}})
+    write_analysis(out / "analysis.html", facts, ordered, video)
+    print("\n".join(_table(ordered)))
     print(f"analysis: {out / 'analysis.html'}")
 
 
-def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
-    """Clips `(n, t, h, w, 3)` uint8, motion between their frames `(n, t - 1, h, w)`, and a description of both."""
+def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
+    """Clips `(n, t, h, w, 3)` uint8, motion between their frames `(n, t - 1, h, w)`, labels `(n,)`, a description."""
     size = frame_size(values)
     if values.data == "synthetic":
         if not size or size.height != size.width:
@@ -84,18 +96,23 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, str]:
         source = SyntheticVideos(values.clips, values.frames, size.height, SEED)
         video = np.stack([source[i]["video"] for i in range(len(source))])
         flow = np.stack([exact_flow(source.scene(i), size.height)[0] for i in range(len(source))])
-        return video, np.linalg.norm(flow, axis=-1), "synthetic world; motion: length of exact flow, pixels"
+        label = np.array([source[i]["label"] for i in range(len(source))])
+        return video, np.linalg.norm(flow, axis=-1), label, "synthetic world; motion: length of exact flow, pixels"
     arrays = Path(values.data).suffix in (".npy", ".npz")
     if arrays and values["size"].present:
         raise ConfigError(f"--size applies to videos; leave it out, since the clips of {values.data} keep their size")
     clips = open_clips(values.data, Window(values.frames), size=None if arrays else size)
     video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
     grey = video.astype(np.float32).mean(axis=-1)
-    return video, np.abs(np.diff(grey, axis=1)), f"{values.data}; motion: change of brightness, of 255"
+    label = np.load(values.data).get("label") if values.data.endswith(".npz") else None
+    if label is not None and label.shape != (len(clips),):
+        raise ConfigError(f"expected label ({len(clips)},), one for each clip of {values.data}, got {label.shape}")
+    label = None if label is None else label[: len(video)]
+    return video, np.abs(np.diff(grey, axis=1)), label, f"{values.data}; motion: change of brightness, of 255"
 
 
 def _table(analyses: Sequence[LatentAnalysis]) -> list[str]:
-    heads = ("", "model", "PSNR dB", "LTD", "LTD/chance", "channels used", "motion corr.", "against copying")
+    heads = ("", "latents", "PSNR dB", "LTD", "LTD/chance", "channels used", "motion corr.", "against copying")
     keys = ("config", "psnr_db", "ltd_median", "ltd_over_chance", "effective_channels", "motion_correlation")
     rows = [(a.name, *(cell(a.numbers[key]) for key in (*keys, "against_copying"))) for a in analyses]
-    return aligned([heads, *rows])
+    return [*aligned([heads, *rows]), *aligned(measure_rows(analyses))]

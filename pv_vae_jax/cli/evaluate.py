@@ -7,7 +7,7 @@
 
 One run: writes `WORKDIR/report/report.html` (one self-contained page), `metrics.json` (the numbers with their protocol)
 and, with a finished diffusion stage, `samples.npz` (uint8 video, label). Stages that are not finished are listed and
-left out.
+left out. PSNR, SSIM and, with --lpips, LPIPS are scored frame by frame.
 
 Several runs: each must have been evaluated, which `pv-vae train` does at its end, and all must be of the same data. The
 page shows their scores beside the paper's, convergence and the same clips of all; its numbers go beside it as `.json`.
@@ -40,7 +40,7 @@ from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.train.run import reopen_run
 from pv_vae_jax.typing import ConfigError
 
-OF_ONE_RUN = {"workdir", "clips", "sample_clips"}
+OF_ONE_RUN = {"workdir", "clips", "sample_clips", "lpips", "lpips_weights", "lpips_heads"}
 OF_SEVERAL_RUNS = {"workdir", "out"}
 TEXTS = {
     "workdir": "folder of a run with a finished stage",
@@ -97,7 +97,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if not runs:
         _compare_sets(values)
     elif len(runs) == 1:
-        evaluate_run(reopen_run(runs[0]), values.clips, values.sample_clips)
+        evaluate_run(reopen_run(runs[0]), values.clips, values.sample_clips, lpips_files(values))
     else:
         compare_runs(runs, Path(values.out or "comparison.html"))
 
@@ -166,4 +166,7 @@ def _table(scores: list[Score]) -> list[str]:
     ]
     lines.append(f"protocol {protocol['name']}: {protocol['frames']} x {size[0]} x {size[1]}")
     spans = [s.interval and f"{s.interval.level:.0%} [{s.interval.low:.4g}, {s.interval.high:.4g}]" for s in scores]
-    return lines + aligned([(s.name, f"{s.value:.5g}", span or "") for s, span in zip(scores, spans, strict=True)])
+    lines += aligned([(s.name, f"{s.value:.5g}", span or "") for s, span in zip(scores, spans, strict=True)])
+    by_frame = {s.name: s.card["by_frame"] for s in scores if "by_frame" in s.card}
+    ends = [f"{name} {curve[0]:.4g}, {curve[-1]:.4g}" for name, curve in by_frame.items()]
+    return lines + ([f"first frame, last frame: {'; '.join(ends)}"] if ends else [])

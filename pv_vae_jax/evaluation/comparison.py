@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from pv_vae_jax.evaluation.distances import (
     score_interval,
 )
 from pv_vae_jax.evaluation.features import FeatureError
-from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
+from pv_vae_jax.evaluation.image_metrics import PerceptualDistance, join_frames, score_frames, summarize_frames
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.protocol import Digest, MetricProtocol, Score, card, name_of, set_card
@@ -101,11 +101,13 @@ def compare_pairs(
     fake: ClipSet,
     protocol: MetricProtocol,
     *,
-    perceptual: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    perceptual: PerceptualDistance | None = None,
     perceptual_network: NetworkIdentity | None = None,
     seed: int = 0,
 ) -> list[Score]:
     """PSNR, SSIM and, with a `perceptual` function of two clips `(t, h, w, 3)` uint8, its mean over frames.
+
+    The cards hold the means by frame as well.
 
     Raises:
       FeatureError: as `compare_sets`.
@@ -118,23 +120,21 @@ def compare_pairs(
     for a, b in zip(*streams, strict=True):
         if a.shape != b.shape:
             raise FeatureError(f"expected pairs of clips of one shape, got {a.shape} and {b.shape}")
-        similar = ssim(a[None], b[None], 255.0) if min(a.shape[1:3]) >= WINDOW else np.nan
-        looks = float(np.mean(perceptual(a, b))) if perceptual else np.nan
-        rows.append((psnr(a[None], b[None], 255.0), similar, looks))
-    columns = np.array(rows).T
+        rows.append(score_frames(a[None], b[None], 255.0, perceptual))
+    frames = join_frames(rows)
     cards = [set_card(clips, digest) for clips, digest in zip((real, fake), digests, strict=True)]
-    rules = (
-        ("PSNR dB", None, "per frame, at most 100 dB, mean over frames, then clips; uint8"),
-        ("SSIM", None, "11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB; uint8"),
-        (None, perceptual_network, "mean over frames, then clips; [-1, 1]"),
-    )
+    looks = name_of(perceptual_network.name, perceptual_network) if perceptual_network else ""
+    rules = {
+        "psnr": ("PSNR dB", "per frame, at most 100 dB, mean over frames, then clips; uint8", None),
+        "ssim": ("SSIM", "11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB; uint8", None),
+        "perceptual": (looks, "mean over frames, then clips; [-1, 1]", perceptual_network),
+    }
     scores = []
-    for (name, network, rule), values in zip(rules, columns, strict=True):
-        if np.isnan(values).any():
-            continue
+    for key, summary in summarize_frames(frames).items():
+        name, rule, network = rules[key]
+        values = frames[key].mean(axis=1)  # n
         interval = mean_interval(values, seed=seed) if len(values) > 1 else None
-        name = name or name_of(network.name, network)
-        made = card(protocol, network, *cards, seed, estimator=rule)
+        made = card(protocol, network, *cards, seed, estimator=rule, by_frame=summary["by_frame"])
         scores.append(Score(name, float(values.mean()), interval, made))
     return scores
 

@@ -1,10 +1,12 @@
-"""PSNR and SSIM of clips, in float64 on the host.
+"""PSNR and SSIM of clips, by frame or as means, in float64 on the host.
 
 Data outside the stated range raise an error: scoring [-1, 1] clips as if they were [0, 1] is the most common way to
 report a PSNR that is off by 6 dB.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.ndimage
@@ -18,6 +20,63 @@ SLACK = 1e-3  # by which rounding may leave the range
 Range = float | tuple[float, float]
 
 
+PerceptualDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of clips (t, h, w, 3) uint8 -> (t,)
+FrameScores = dict[str, np.ndarray]  # `psnr` and where there is one `ssim` and `perceptual` -> (n, t)
+
+
+def score_frames(
+    a: ArrayLike, b: ArrayLike, value_range: Range, perceptual: PerceptualDistance | None = None
+) -> FrameScores:
+    """PSNR, SSIM and LPIPS of every frame of clips.
+
+    Args:
+      a, b: clips `(n, t, h, w, 3)`.
+      value_range: `L` for data in [0, L], or `(low, high)`.
+      perceptual: distance of two clips, one number per frame, such as `perceptual.lpips_distance`, which wants uint8.
+
+    Returns:
+      Each `(n, t)`: `psnr` in dB, at most 100; `ssim`, unless frames are smaller than its window; and `perceptual`.
+
+    Raises:
+      ValueError: as `psnr`; `perceptual` may raise as well.
+    """
+    found = {"psnr": _by_frame(a, b, value_range, _psnr_frames)}
+    if min(np.shape(a)[2:4]) >= WINDOW:
+        found["ssim"] = _by_frame(a, b, value_range, _ssim_frames)
+    if perceptual:
+        found["perceptual"] = np.stack([perceptual(x, y) for x, y in zip(a, b, strict=True)])
+    return found
+
+
+def join_frames(parts: Sequence[FrameScores]) -> FrameScores:
+    """The scores of several sets of clips as those of one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def summarize_frames(scores: FrameScores, time_factor: int = 0, observed: int | None = None) -> dict[str, dict]:
+    """Means over clips, as a JSON tree: score -> `by_frame`, and its means over the frames that are named here.
+
+    Args:
+      scores: from `score_frames`.
+      time_factor: frames of a group, which is one latent frame, after frame 0; 0 if it is not known.
+      observed: frames that the encoder saw, from the first; None for all.
+
+    Returns:
+      Score -> `mean`, `first` and `last` of a clip, `group_first` and `group_last` over all groups, `withheld` after
+      the observed frames, None where there are no such frames; and `by_frame`.
+    """
+    tree = {}
+    for name, values in scores.items():
+        curve = values.mean(axis=0)  # t
+        groups = curve[1:].reshape(-1, time_factor) if time_factor else np.zeros((1, 0))
+        withheld = curve[len(curve) if observed is None else observed :]
+        parts = {"mean": curve, "first": curve[:1], "last": curve[-1:], "withheld": withheld}
+        parts |= {"group_first": groups[:, :1], "group_last": groups[:, -1:]}
+        tree[name] = {key: float(part.mean()) if part.size else None for key, part in parts.items()}
+        tree[name]["by_frame"] = curve.tolist()
+    return tree
+
+
 def psnr(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
     """Peak signal-to-noise ratio in dB: per frame, capped at 100, then averaged over frames and clips.
 
@@ -28,9 +87,7 @@ def psnr(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
     Raises:
       ValueError: the shapes differ, or values are outside the range.
     """
-    a, b, low, span = _checked(a, b, value_range)
-    scores = [_psnr_frames(_float(x, low), _float(y, low), span) for x, y in zip(a, b, strict=True)]
-    return float(np.mean(scores))
+    return float(_by_frame(a, b, value_range, _psnr_frames).mean())
 
 
 def ssim(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
@@ -46,11 +103,13 @@ def ssim(a: ArrayLike, b: ArrayLike, value_range: Range) -> float:
     Raises:
       ValueError: as `psnr`, or the pictures are smaller than the window.
     """
+    return float(_by_frame(a, b, value_range, _ssim_frames).mean())
+
+
+def _by_frame(a: ArrayLike, b: ArrayLike, value_range: Range, score: Callable[..., np.ndarray]) -> np.ndarray:
+    """`(n, t)`, clip by clip: they are float64, and so are the pictures that SSIM filters."""
     a, b, low, span = _checked(a, b, value_range)
-    if min(a.shape[2:4]) < WINDOW:
-        raise ValueError(f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, got {a.shape[2]} x {a.shape[3]}")
-    # Clip by clip: the five filtered pictures are float64.
-    return float(np.mean([_ssim_clip(_float(x, low), _float(y, low), span) for x, y in zip(a, b, strict=True)]))
+    return np.stack([score(_float(x, low), _float(y, low), span) for x, y in zip(a, b, strict=True)])
 
 
 def _checked(a: ArrayLike, b: ArrayLike, value_range: Range) -> tuple[np.ndarray, np.ndarray, float, float]:
@@ -84,14 +143,17 @@ def _psnr_frames(a: np.ndarray, b: np.ndarray, span: float) -> np.ndarray:
     return 10 * np.log10(span**2 / np.maximum(error, least))
 
 
-def _ssim_clip(a: np.ndarray, b: np.ndarray, span: float) -> float:
+def _ssim_frames(a: np.ndarray, b: np.ndarray, span: float) -> np.ndarray:
+    """`(t,)` of `(t, h, w, 3)`."""
+    if min(a.shape[1:3]) < WINDOW:
+        raise ValueError(f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, got {a.shape[1]} x {a.shape[2]}")
     c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
     mean_a, mean_b = _smooth(a), _smooth(b)
     var_a, var_b = _smooth(a * a) - mean_a**2, _smooth(b * b) - mean_b**2
     covariance = _smooth(a * b) - mean_a * mean_b
     light = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return float(np.mean(light * structure))
+    return np.mean(light * structure, axis=(1, 2, 3))
 
 
 def _smooth(x: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import scipy.stats
 
+from pv_vae_jax.evaluation.diffusability import channel_spectrum, measure_latents, standardized, without_first
 from pv_vae_jax.evaluation.prediction import predict_half, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.models.vae import VAE
@@ -45,7 +46,7 @@ def principal_colours(means: np.ndarray) -> PrincipalColours:
       means: `(n, g, h, w, z)`. With `z < 3` the colours that are left over stay 0.
     """
     means = np.asarray(means, np.float64)
-    tokens = _without_first(means).reshape(-1, means.shape[-1])
+    tokens = without_first(means).reshape(-1, means.shape[-1])
     centre = tokens.mean(axis=0)
     # The right singular vectors of the centred tokens, through their small (z, z) Gram matrix.
     variance, basis = np.linalg.eigh((tokens - centre).T @ (tokens - centre))
@@ -89,37 +90,13 @@ def temporal_distance(means: np.ndarray) -> TemporalDistance | None:
     """
     if means.shape[1] < 3:
         return None
-    z = np.asarray(_without_first(means), np.float64)
-    z = (z - z.mean(axis=(0, 1, 2, 3))) / np.maximum(z.std(axis=(0, 1, 2, 3)), 1e-12)
+    z = standardized(without_first(means))
     distance = lambda a, b: np.sqrt(np.mean((a - b) ** 2, axis=(2, 3, 4)))  # noqa: E731
     by_interval = np.stack([distance(z[:, d:], z[:, :-d]).mean(axis=1) for d in range(1, z.shape[1])], axis=1)
     moving = by_interval[by_interval[:, -1] > 0]  # a frozen clip has no curve
     curve = (moving / moving[:, -1:]).mean(axis=0) if len(moving) else np.zeros(by_interval.shape[1])
     chance = float(distance(z, np.roll(z, 1, axis=0)).mean()) if len(z) > 1 else None
     return TemporalDistance(by_interval[:, 0], curve, chance)
-
-
-@dataclasses.dataclass(frozen=True)
-class ChannelSpectrum:
-    """Eigenvalues of the channels' covariance.
-
-    Attributes:
-      shares: `(z,)` of the variance, descending.
-      effective: number of equal eigenvalues with the same `(sum)^2 / sum of squares`: 1 for one direction, z for all.
-    """
-
-    shares: np.ndarray
-    effective: float
-
-
-def channel_spectrum(means: np.ndarray) -> ChannelSpectrum:
-    """Spectrum over all places, times and clips. Latents that never vary have shares of 0."""
-    z = _without_first(np.asarray(means, np.float64)).reshape(-1, means.shape[-1])
-    values = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(z.T, ddof=0)))[::-1], 0)
-    total = values.sum()
-    if not total:
-        return ChannelSpectrum(np.zeros_like(values), 0.0)
-    return ChannelSpectrum(values / total, float(total**2 / np.sum(values**2)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +122,7 @@ def power_spectrum(means: np.ndarray) -> PowerSpectrum:
     The mean of each channel over the set is removed, so frequency 0 holds what differs between clips alone. No window
     is applied: the borders of a clip leak into high frequencies, in all VAEs alike.
     """
-    z = _without_first(np.asarray(means, np.float64))
-    z = (z - z.mean(axis=(0, 1, 2, 3))) / np.maximum(z.std(axis=(0, 1, 2, 3)), 1e-12)
+    z = standardized(without_first(means))
     g, h, w = z.shape[1:4]
     power = np.mean(np.abs(np.fft.fftn(z, axes=(1, 2, 3))) ** 2, axis=(0, 4)) / (g * h * w) ** 2
     frequency = [np.abs(np.fft.fftfreq(size)) for size in (g, h, w)]
@@ -186,7 +162,7 @@ def motion_correlation(means: np.ndarray, motion: np.ndarray) -> float:
     if len(motion) != n or steps % (g - 1) or height % h or width % w:
         raise ValueError(f"motion {motion.shape} does not fit latents {means.shape}")
     pooled = pool_motion(motion, (g, h, w))
-    moved = np.linalg.norm(np.diff(_without_first(np.asarray(means, np.float64)), axis=1), axis=-1)  # n g-2 h w
+    moved = np.linalg.norm(np.diff(without_first(np.asarray(means, np.float64)), axis=1), axis=-1)  # n g-2 h w
     return rank_correlation(moved, (pooled[:, 1:] + pooled[:, :-1]) / 2)
 
 
@@ -200,64 +176,40 @@ def pool_motion(motion: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     return motion.reshape(n, g - 1, steps // (g - 1), h, height // h, w, width // w).mean(axis=(2, 4, 6))
 
 
-def _without_first(means: np.ndarray) -> np.ndarray:
-    return means[:, 1:] if means.shape[1] > 1 else means
-
-
 @dataclasses.dataclass(frozen=True)
 class LatentAnalysis:
     """One VAE's latents on a set of clips.
 
     Attributes:
       name: label of the model.
-      numbers: a JSON tree; a number that these clips are too short for is None.
+      numbers: a JSON tree; a number that these clips are too short for, or that needs the VAE, is None.
       colours: `(s, g, h, w, 3)` uint8 principal components of the first clips.
-      motion: `(s, g, h, w, 3)` uint8, how much moved before each latent frame; black at frame 0.
+      motion: `(s, g, h, w, 3)` uint8, how much moved before each latent frame; black at frame 0. None if not known.
       reconstruction, prediction: `(s, t, h, w, 3)` uint8 of the first clips; the prediction was given about half of the
-        groups, and is None for clips of one group.
+        groups, and is None for clips of one group. Both are None without the VAE.
       observed: frames that the prediction was given.
     """
 
     name: str
     numbers: dict
     colours: np.ndarray
-    motion: np.ndarray
-    reconstruction: np.ndarray
-    prediction: np.ndarray | None
-    observed: int
+    motion: np.ndarray | None = None
+    reconstruction: np.ndarray | None = None
+    prediction: np.ndarray | None = None
+    observed: int = 0
 
 
-def analyze_latents(
-    name: str, model: VAE, params: Params, video: np.ndarray, motion: np.ndarray, *, batch_size: int = 8
-) -> LatentAnalysis:
-    """Encode, decode and predict `(n, t, h, w, 3)` uint8 clips, and measure the posterior means.
-
-    Args:
-      name: label of the model.
-      model, params: the VAE.
-      video: clips whose length and size the VAE takes.
-      motion: `(n, t - 1, h, w)`, how much moves from each frame to the next.
-      batch_size: clips per step.
-
-    Raises:
-      ShapeError: the VAE does not take clips of this length or size.
-    """
-    score = score_reconstruction(model, params, video, batch_size=batch_size, label=f"{name}: reconstruction")
-    means, shown = score.means, video[:SHOWN]
-    groups, grid = means.shape[1], means.shape[1:4]
+def analyze_given(name: str, latents: dict[str, np.ndarray]) -> LatentAnalysis:
+    """Measure latents whose VAE is not at hand, as `latent_sets.read_latents` gives them."""
+    means = latents["mean"]
     colours, distance = principal_colours(means), temporal_distance(means)
     channels, power = channel_spectrum(means), power_spectrum(means)
-    pooled, errors = np.zeros((len(video), 0, *grid[1:])), None
-    if groups > 1:
-        pooled = pool_motion(motion, grid)
-        errors = score_prediction(model, params, video, batch_size=batch_size, label=f"{name}: prediction")
-    later = _without_first(means)
-    energy = np.linalg.norm(later - later.mean(axis=(0, 1, 2, 3)), axis=-1)
+    of_vae = ("weights", "psnr_db", "ssim", "motion_correlation", "energy_motion_correlation", "prediction_mse")
     numbers = {
-        "config": model.config.name,
-        "weights": weights_hash(params),
-        "psnr_db": score.psnr,
-        "ssim": score.ssim,
+        "config": f"latents {' x '.join(map(str, means.shape[1:]))}",
+        **dict.fromkeys((*of_vae, "copying_mse", "against_copying")),
+        "clips": len(means),
+        "measures": measure_latents(latents),
         "ltd_median": distance.median if distance else None,
         "ltd_quartiles": np.percentile(distance.adjacent, (25, 75)).tolist() if distance else None,
         "ltd_by_clip": distance.adjacent.tolist() if distance else None,
@@ -268,17 +220,57 @@ def analyze_latents(
         "channel_shares": channels.shares.tolist(),
         "effective_channels": channels.effective,
         "power": {name: values.tolist() for name, values in dataclasses.asdict(power).items()},
-        "motion_correlation": finite(motion_correlation(means, motion)) if groups > 2 else None,
-        "energy_motion_correlation": finite(rank_correlation(energy, pooled)) if errors else None,
-        "prediction_mse": [finite(v) for v in errors.predicted] if errors else None,
-        "copying_mse": [finite(v) for v in errors.copying] if errors else None,
-        "against_copying": finite(errors.against_copying) if errors else None,
     }
+    return LatentAnalysis(name, numbers, colours.pictures[:SHOWN])
+
+
+def analyze_latents(
+    name: str,
+    model: VAE,
+    params: Params,
+    video: np.ndarray,
+    motion: np.ndarray,
+    label: np.ndarray | None = None,
+    *,
+    batch_size: int = 8,
+) -> LatentAnalysis:
+    """Encode, decode and predict `(n, t, h, w, 3)` uint8 clips, and measure the posterior.
+
+    Args:
+      name: label of the model.
+      model, params: the VAE.
+      video: clips whose length and size the VAE takes.
+      motion: `(n, t - 1, h, w)`, how much moves from each frame to the next.
+      label: `(n,)` class of each clip; None if it is not known.
+      batch_size: clips per step.
+
+    Raises:
+      ShapeError: the VAE does not take clips of this length or size.
+    """
+    score = score_reconstruction(model, params, video, batch_size=batch_size, label=f"{name}: reconstruction")
+    means, shown = score.means, video[:SHOWN]
+    labels = {} if label is None else {"label": label}
+    given = analyze_given(name, {"mean": means, "logvar": score.logvar} | labels)
+    numbers = given.numbers | {"config": model.config.name, "weights": weights_hash(params)}
+    numbers |= {"psnr_db": score.psnr, "ssim": score.ssim}
+    groups, grid = means.shape[1], means.shape[1:4]
+    pooled = pool_motion(motion, grid) if groups > 1 else np.zeros((len(video), 0, *grid[1:]))
+    if groups > 1:
+        errors = score_prediction(model, params, video, batch_size=batch_size, label=f"{name}: prediction")
+        later = without_first(means)
+        energy = np.linalg.norm(later - later.mean(axis=(0, 1, 2, 3)), axis=-1)
+        numbers["energy_motion_correlation"] = finite(rank_correlation(energy, pooled))
+        numbers["prediction_mse"], numbers["copying_mse"] = (
+            [finite(v) for v in row] for row in (errors.predicted, errors.copying)
+        )
+        numbers["against_copying"] = finite(errors.against_copying)
+    if groups > 2:
+        numbers["motion_correlation"] = finite(motion_correlation(means, motion))
     size = min(batch_size, len(shown))
     decoded = reconstruct(model, params, shown, batch_size=size)
     prediction, observed = predict_half(model, params, shown, batch_size=size)
     pictures = _motion_pictures(pooled)[:SHOWN]
-    return LatentAnalysis(name, numbers, colours.pictures[:SHOWN], pictures, decoded, prediction, observed)
+    return LatentAnalysis(name, numbers, given.colours, pictures, decoded, prediction, observed)
 
 
 def _motion_pictures(pooled: np.ndarray) -> np.ndarray:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.evaluation.image_metrics import PerceptualDistance
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity, identify
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.typing import ShapeError
-
-PerceptualDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def lpips_distance(backbone: str, weights: str | Path, heads: str | Path) -> tuple[PerceptualDistance, NetworkIdentity]:

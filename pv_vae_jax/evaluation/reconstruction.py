@@ -1,4 +1,4 @@
-"""Reconstruction quality: PSNR and SSIM of the decoded posterior mean.
+"""Reconstruction quality: PSNR, SSIM and LPIPS of the decoded posterior mean, frame by frame.
 
 Every score of this package is taken on the pixels that a viewer sees: clamped to [-1, 1] and rounded to uint8.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pv_vae_jax.batching import padded_batches
-from pv_vae_jax.evaluation.image_metrics import WINDOW, psnr, ssim
+from pv_vae_jax.evaluation.image_metrics import FrameScores, PerceptualDistance, join_frames, score_frames
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.typing import Array, Params
@@ -28,16 +28,25 @@ class Reconstruction:
     Attributes:
       psnr: dB, mean over frames and clips.
       ssim: mean over frames and clips; None where frames are smaller than its window.
-      means: `(n, g, h, w, z)` float32, the posterior means.
+      frames: scores of every frame, each `(n, t)`, see `score_frames`.
+      means, logvar: `(n, g, h, w, z)` float32, of the posteriors.
     """
 
     psnr: float
     ssim: float | None
+    frames: FrameScores
     means: np.ndarray
+    logvar: np.ndarray
 
 
 def score_reconstruction(
-    model: VAE, params: Params, video: np.ndarray, *, batch_size: int = 16, label: str = "reconstruction"
+    model: VAE,
+    params: Params,
+    video: np.ndarray,
+    *,
+    batch_size: int = 16,
+    perceptual: PerceptualDistance | None = None,
+    label: str = "reconstruction",
 ) -> Reconstruction:
     """Encode, decode the mean, and compare, batch by batch; the decoded clips are not kept.
 
@@ -46,21 +55,21 @@ def score_reconstruction(
       params: parameters of the VAE.
       video: `(n, 1 + T, H, W, 3)` uint8.
       batch_size: clips per batch.
+      perceptual: distance that is scored as well.
       label: label of the progress bar.
 
     Raises:
       ShapeError: the frame count or size does not fit the model.
     """
-    scores, means = [], []
+    scores, posteriors = [], []
     for start, batch, count in batches(video, batch_size, label):
-        decoded, mean = jax.device_get(_reconstruct(model, params, batch))
-        truth, decoded = video[start : start + count], decoded[:count]
-        similar = ssim(truth, decoded, 255.0) if min(video.shape[2:4]) >= WINDOW else np.nan
-        scores.append((psnr(truth, decoded, 255.0), similar))
-        means.append(mean[:count])
-    weights = [len(mean) for mean in means]
-    peak, similar = np.average(scores, axis=0, weights=weights)
-    return Reconstruction(float(peak), None if np.isnan(similar) else float(similar), np.concatenate(means))
+        decoded, *posterior = jax.device_get(_reconstruct(model, params, batch))
+        scores.append(score_frames(video[start : start + count], decoded[:count], 255.0, perceptual))
+        posteriors.append([array[:count] for array in posterior])
+    means, logvar = (np.concatenate(arrays) for arrays in zip(*posteriors, strict=True))
+    frames = join_frames(scores)
+    similar = float(frames["ssim"].mean()) if "ssim" in frames else None
+    return Reconstruction(float(frames["psnr"].mean()), similar, frames, means, logvar)
 
 
 def reconstruct(model: VAE, params: Params, video: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
@@ -81,6 +90,6 @@ def batches(video: np.ndarray, batch_size: int, label: str | None = None) -> Ite
 
 
 @functools.partial(jax.jit, static_argnums=0)  # at module level, so that all stages of a run share one program
-def _reconstruct(model: VAE, params: Params, video: Array) -> tuple[Array, Array]:
+def _reconstruct(model: VAE, params: Params, video: Array) -> tuple[Array, Array, Array]:
     decoded, posterior = model.apply({"params": params}, to_float(video))
-    return to_uint8(decoded), posterior.mean
+    return to_uint8(decoded), posterior.mean, posterior.logvar

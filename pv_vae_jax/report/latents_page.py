@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pv_vae_jax.evaluation.diffusability import MEASURES
 from pv_vae_jax.evaluation.latent_analysis import SHOWN, LatentAnalysis
 from pv_vae_jax.report.figures import Media, Series, fit, strip
 from pv_vae_jax.report.page import BUDGET, PANEL, chart, write_page
 
 
-def write_analysis(path: Path, facts: dict, analyses: Sequence[LatentAnalysis], video: np.ndarray) -> None:
-    """Write the page atomically: tables, curves of all models, pictures of the same clips.
+def write_analysis(path: Path, facts: dict, analyses: Sequence[LatentAnalysis], video: np.ndarray | None) -> None:
+    """Write the page atomically: tables, curves of all models, pictures of the same clips, if there are any.
 
     Raises:
       ImportError: the extra [report] is not installed.
@@ -23,6 +24,7 @@ def write_analysis(path: Path, facts: dict, analyses: Sequence[LatentAnalysis], 
         "latents.html",
         facts=facts,
         analyses=analyses,
+        measures=measure_rows(analyses),
         time=_time([a for a in analyses if a.numbers["ltd_curve"]]),
         spectra=_spectra([(a.name, a.numbers) for a in analyses]),
         prediction=_prediction([a for a in analyses if a.numbers["prediction_mse"]]),
@@ -30,12 +32,19 @@ def write_analysis(path: Path, facts: dict, analyses: Sequence[LatentAnalysis], 
     )
 
 
+def measure_rows(analyses: Sequence[LatentAnalysis]) -> list[tuple[str, ...]]:
+    """In words what was measured without training, and of each model the value with its interval, or what it needs."""
+    form = lambda m: m.get("left_out") or "{value:.3g} [{low:.3g}, {high:.3g}]".format(**m)  # noqa: E731
+    rows = [(words, *(form(a.numbers["measures"][name]) for a in analyses)) for name, (words, *_) in MEASURES.items()]
+    return [("without training, 95 % interval", *(a.name for a in analyses)), *rows]
+
+
 def _time(analyses: Sequence[LatentAnalysis]) -> list[dict]:
     if not analyses:
         return []
     curves = [Series(a.name, range(1, len(a.numbers["ltd_curve"]) + 1), a.numbers["ltd_curve"]) for a in analyses]
     values = [np.asarray(a.numbers["ltd_by_clip"]) for a in analyses]
-    edges = np.linspace(np.min(values), np.max(values) + 1e-9, 17)
+    edges = np.linspace(min(map(np.min, values)), max(map(np.max, values)) + 1e-9, 17)
     middles = (edges[1:] + edges[:-1]) / 2
     shares = [
         Series(a.name, middles, np.histogram(v, edges)[0] / len(v)) for a, v in zip(analyses, values, strict=True)
@@ -68,19 +77,22 @@ def _prediction(analyses: Sequence[LatentAnalysis]) -> list[dict]:
     return [chart("Squared error on dropped frames", series, x_label="dropped groups")]
 
 
-def _pictures(analyses: Sequence[LatentAnalysis], video: np.ndarray, media: Media) -> list[list[tuple[str, dict]]]:
+def _pictures(
+    analyses: Sequence[LatentAnalysis], video: np.ndarray | None, media: Media
+) -> list[list[tuple[str, dict]]]:
     """(name, pictures side by side) of each clip that is shown."""
-    shown, step = [], max((video.shape[1] - 1) // 8, 1)
-    for i, clip in enumerate(video[:SHOWN]):
-        rows, grids = [("frames", clip[::step])], set()
+    shown, step = [], 1 if video is None else max((video.shape[1] - 1) // 8, 1)
+    for i in range(SHOWN if video is None else min(len(video), SHOWN)):
+        rows, grids = [] if video is None else [("frames", video[i][::step])], set()
         for a in analyses:
-            if a.motion.shape not in grids:
+            if a.motion is not None and a.motion.shape not in grids:
                 # A property of the clips, on the grid of the latents: once for all models of one grid.
                 rows.append(("motion", a.motion[i]))
-            grids.add(a.motion.shape)
-            rows.append((f"{a.name}: components", a.colours[i]))
-            rows.append((f"{a.name}: reconstruction", a.reconstruction[i][::step]))
+                grids.add(a.motion.shape)
+            rows += [(f"{a.name}: components", clip) for clip in a.colours[i : i + 1]]
+            if a.reconstruction is not None:
+                rows.append((f"{a.name}: reconstruction", a.reconstruction[i][::step]))
             if a.prediction is not None:
                 rows.append((f"{a.name}: prediction from {a.observed} frames", a.prediction[i][::step]))
         shown.append([(name, media.picture(strip(fit(p, PANEL // 2)), f"clip {i}, {name}")) for name, p in rows])
-    return shown
+    return [rows for rows in shown if rows]

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, strip
-from pv_vae_jax.report.page import BUDGET, PANEL, Cell, chart, clip_row, stack, write_page
+from pv_vae_jax.report.page import BUDGET, PANEL, Cell, cell, chart, clip_row, stack, write_page
 
+# Frames of a clip that have a mean of their own, see `evaluation.image_metrics.summarize_frames`.
+FRAMES = {"first": "first", "last": "last", "first of groups": "group_first", "last of groups": "group_last"}
+FRAMES |= {"withheld": "withheld", "all": "mean"}
 STRIP_FRAMES = 17  # of a clip shown frame by frame
 
 # Curves that have a chart of their own: title, columns of the metrics file, whether the axis may be logarithmic. Every
@@ -69,6 +72,7 @@ def write_report(path: Path, metrics: dict, pictures: Pictures) -> None:
         metrics=metrics,
         stage_of_clips=pictures.clips_stage,
         **_clips(pictures, media),
+        **_frames(metrics),
         **_prediction(metrics),
         samples=_samples(pictures, media),
         **_latents(metrics["latents"], pictures, media),
@@ -92,6 +96,27 @@ def _clips(pictures: Pictures, media: Media) -> dict:
         if predicted:
             strips.append((name, stack([(label, strip(frame(shown, of, 3))) for label, shown, of in rows], media)))
     return {"stills": stills, "clips": clips, "strips": strips}
+
+
+def frame_lines(metrics: dict) -> list[tuple[str, list[str], dict]]:
+    """(name, PSNR in dB of `FRAMES`, all scores by frame) of what each stage that was trained on clips draws."""
+    return [
+        (f"stage {stage}, {what}", [cell(scores["psnr"][key], ".2f") for key in FRAMES.values()], scores)
+        for stage, numbers in metrics["stages"].items()
+        for what, scores in numbers["by_frame"].items()
+    ]
+
+
+def _frames(metrics: dict) -> dict:
+    """The lines, and charts of the scores over the frames of a clip."""
+    lines, titles = frame_lines(metrics), {"psnr": "PSNR, dB", "ssim": "SSIM"}
+    titles |= {"perceptual": metrics["protocol"]["perceptual"]} if "perceptual" in metrics["protocol"] else {}
+    charts = []
+    for key, title in titles.items():
+        curves = [(name, scores[key]["by_frame"]) for name, _, scores in lines if key in scores]
+        series = [Series(name, range(len(curve)), curve) for name, curve in curves]
+        charts.append(chart(f"{title}, by frame", series, x_label="frame"))
+    return {"frame_heads": FRAMES, "frame_lines": lines, "frame_charts": charts}
 
 
 def prediction_lines(metrics: dict) -> list[tuple[str, list[float | None], float, float | None]]:

@@ -21,14 +21,17 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
+from pv_vae_jax.evaluation.image_metrics import PerceptualDistance, score_frames, summarize_frames
 from pv_vae_jax.evaluation.latent_analysis import finite, principal_colours, temporal_distance
+from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
+from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
 from pv_vae_jax.model import load
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.page import aligned, cell, percent
-from pv_vae_jax.report.run_page import Pictures, prediction_lines, write_report
+from pv_vae_jax.report.run_page import FRAMES, Pictures, frame_lines, prediction_lines, write_report
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.storage import atomic, write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
@@ -42,13 +45,16 @@ SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 SHOWN_STILLS = 8
 
 
-def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None) -> Path:
+def evaluate_run(
+    run: Run, clips: int | None = None, sampled: int | None = None, lpips: tuple[str, Path, Path] | None = None
+) -> Path:
     """Measure every finished stage, print a table, write report, metrics and samples.
 
     Args:
       run: the run.
       clips: number of test clips to score, at most; None takes `data.test_clips`.
       sampled: number of clips to generate; None takes `sampling.clips`.
+      lpips: backbone, weights and heads of LPIPS, to score reconstructions with as well.
 
     Returns:
       The path of `report.html`.
@@ -66,14 +72,17 @@ def evaluate_run(run: Run, clips: int | None = None, sampled: int | None = None)
             f"no VAE stage of {run.workdir} is finished, so there is nothing to evaluate: rerun the command that "
             "started it, pv-vae train continues where it stopped"
         )
+    perceptual, network = lpips_distance(*lpips) if lpips else (None, None)
     video, names, facts, notes = read_test_clips(run, clips)
+    if network:
+        facts["perceptual"] = name_of(network.name, network)
     metrics = _describe(run, facts) | {"notes": notes, "stages": {}}
     unfinished = [stage for stage in STAGES if run.steps(stage) and not run.finished(stage)]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
     curves = {stage: run.folder(stage) / "metrics.jsonl" for stage in STAGES}
     shown: dict[str, Any] = {"curves": {stage: read_metrics(path) for stage, path in curves.items() if path.exists()}}
     for stage in vae_stages:
-        shown |= _score_stage(run, stage, video, names, metrics)
+        shown |= _score_stage(run, stage, video, names, metrics, perceptual)
     folder = _report_folder(run, len(video), clips, sampled)
     folder.mkdir(exist_ok=True)
     sampled = run.experiment.sampling.clips if sampled is None else sampled
@@ -198,13 +207,15 @@ def _describe(run: Run, clips: dict) -> dict:
     }
 
 
-def _score_stage(run: Run, stage: str, video: np.ndarray, names: Sequence[str], metrics: dict) -> dict:
+def _score_stage(
+    run: Run, stage: str, video: np.ndarray, names: Sequence[str], metrics: dict, perceptual: PerceptualDistance | None
+) -> dict:
     """Add the numbers of a VAE stage to `metrics`; returns what the page shows of it, as fields of `Pictures`."""
     model = load(run.folder(stage) / "model")
     vae, images, frames = (model.vae, model.vae_params), getattr(run.experiment, stage).images, video.shape[1]
     size = min(run.experiment.latents.batch_size, len(video))  # as many clips as the encoding of latents takes at once
     scored = video[:, frames // 2 : frames // 2 + 1] if images else video
-    score = score_reconstruction(*vae, scored, batch_size=size, label=f"{stage}: reconstruction")
+    score = score_reconstruction(*vae, scored, batch_size=size, perceptual=perceptual, label=f"{stage}: reconstruction")
     metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
     metrics["stages"][stage] = {
         "scored": f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames",
@@ -213,6 +224,7 @@ def _score_stage(run: Run, stage: str, video: np.ndarray, names: Sequence[str], 
         "psnr_db": score.psnr,
         "ssim": score.ssim,
         "prediction": None,
+        "by_frame": {},
     }
     decode = functools.partial(reconstruct, *vae, batch_size=size)
     if images:
@@ -220,7 +232,11 @@ def _score_stage(run: Run, stage: str, video: np.ndarray, names: Sequence[str], 
         return {"stills": (stills[:, 0], decode(stills)[:, 0])}
     p_t, groups = model.vae.config.time_factor, score.means.shape[1]
     seeded = {"seed": run.experiment.seed, "batch_size": size}
+    by_frame = metrics["stages"][stage]["by_frame"] = {"reconstruction": summarize_frames(score.frames, p_t)}
     if groups > 1:
+        seen = frames - groups // 2 * p_t
+        drawn = score_frames(video, predict(*vae, video, groups // 2, **seeded), 255.0, perceptual)
+        by_frame[f"prediction from {seen} frames"] = summarize_frames(drawn, p_t, seen)
         errors = score_prediction(*vae, video, **seeded, label=f"{stage}: prediction")
         metrics["stages"][stage]["prediction"] = _prediction_numbers(errors, [frames - k * p_t for k in range(groups)])
     colours, distance = principal_colours(score.means), temporal_distance(score.means)
@@ -312,6 +328,8 @@ def _summary(metrics: dict) -> list[str]:
         *metrics["missing"],
         *aligned(scores),
     ]
+    if frames := frame_lines(metrics):
+        lines += aligned([("PSNR dB by frame", *FRAMES), *((name, *psnr) for name, psnr, _ in frames)])
     if errors := prediction_lines(metrics):
         rows = [("dropped", *map(str, range(1, len(errors[0][1]))), "average", "against copying")]
         for name, values, average, against in errors:
