@@ -208,8 +208,8 @@ def test_a_prefix_that_only_some_names_have_is_named():
     vae, ema = ({prefix + name: value for name, value in tensors.items()} for prefix in ("vae.", "ema."))
     for mixed, prefixes, other in (
         (vae | {"dit.weight": tensors["quant_conv.bias"]}, "'vae.'", "dit.weight"),
-        (vae | ema, "'ema.' and 'vae.'", "vae."),
-        (ema | tensors, "'ema.'", "encoder."),
+        (vae | ema, "'ema.' and 'vae.'", "ema."),
+        (ema | tensors, "'ema.'", "decoder."),
     ):
         with pytest.raises(WeightsError, match=f"names begin {prefixes} beside others, such as {other}"):
             from_wan(mixed, wan_fixture.CONFIGS["wan21"])

@@ -37,9 +37,8 @@ def predictive(name: str) -> Model:
 # Out
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_pad_token_is_written_beside_and_comes_back(tmp_path, name):
-    model = predictive(name)
+def test_the_pad_token_is_written_beside_and_comes_back(tmp_path):
+    model = predictive("wan22")
     save(tmp_path / "model", model)
     status, out = convert("--to=diffusers", tmp_path / "model", tmp_path / "out")
     assert status == 0, out
@@ -49,7 +48,7 @@ def test_the_pad_token_is_written_beside_and_comes_back(tmp_path, name):
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     assert "pad.token" not in load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "pad_token.safetensors")["pad.token"], TOKEN)
-    status, out = convert(*flags_of(name), tmp_path / "out", tmp_path / "again")
+    status, out = convert(*flags_of("wan22"), tmp_path / "out", tmp_path / "again")
     assert status == 0, out
     again = load(tmp_path / "again")
     assert again.vae == model.vae and "latent_statistics" not in again.meta
@@ -95,12 +94,15 @@ def assert_equal(model: Model, theirs, clip: np.ndarray) -> None:
 
     import torch
 
-    seen = wan_fixture.run_diffusers(theirs, clip[:, :-4])[0]
-    padded = np.concatenate([seen, np.broadcast_to(model.vae_params["pad"]["token"], mean[:, -1:].shape)], axis=1)
+    token = np.broadcast_to(model.vae_params["pad"]["token"], mean[:, -1:].shape)
+    seen = wan_fixture.run_diffusers(theirs, clip[:, :-4])[0]  # (1, g - 1, h, w, z)
     with torch.no_grad():
-        foretold = theirs.decode(torch.from_numpy(padded).permute(0, 4, 1, 2, 3)).sample
-    ours = model.predict(clip, observed=clip.shape[1] - 4)
-    np.testing.assert_allclose(ours, foretold.permute(0, 2, 3, 4, 1).numpy(), atol=1e-5)
+        padded = torch.from_numpy(np.concatenate([seen, token], axis=1)).permute(0, 4, 1, 2, 3)
+        foretold = theirs.decode(padded).sample.permute(0, 2, 3, 4, 1).numpy()
+    # What `predict` decodes: by causality the posterior of a shorter clip is the beginning of this one's.
+    ours = model.decode(np.concatenate([posterior.mean[:, :-1], token], axis=1))
+    np.testing.assert_allclose(np.clip(ours, -1, 1), foretold, atol=1e-5)
+    assert np.abs(foretold - video).max() > 1e-3, "the token counts"
 
 
 def test_what_diffusers_cannot_build_is_refused(tmp_path):

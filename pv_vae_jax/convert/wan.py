@@ -80,13 +80,13 @@ def unwrap(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     if not wrapped:
         return tensors
     prefixes = sorted(name[: name.rindex("encoder.")] for name in wrapped)
-    other = next((name for name in tensors if not name.startswith(prefixes[0])), None)
+    other = next((name for name in tensors if not name.startswith(prefixes[-1])), None)
     if other is not None:
         raise WeightsError(
             f"expected one Wan VAE, got tensors whose names begin {' and '.join(map(repr, prefixes))} beside others, "
             f"such as {other}: save the tensors of the VAE alone"
         )
-    return {name.removeprefix(prefixes[0]): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(prefixes[-1]): tensor for name, tensor in tensors.items()}
 
 
 def detect_layout(names: Iterable[str]) -> Layout:
