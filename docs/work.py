@@ -57,7 +57,9 @@ def main(argv: Sequence[str]) -> None:
         if steps := getattr(experiment, name).steps:
             each = stage_flops(experiment, name)
             whole += each * steps
-            print(f"| {name} | {steps:,} | {each / 1e12:,.1f} | {each * steps / 1e18:,.1f} | {each * steps / rate:,.0f} |")
+            print(
+                f"| {name} | {steps:,} | {each / 1e12:,.1f} | {each * steps / 1e18:,.1f} | {each * steps / rate:,.0f} |"
+            )
             jax.clear_caches()
     print(f"| all | | | {whole / 1e18:,.1f} | {whole / rate:,.0f} |")
 
