@@ -1,6 +1,6 @@
 """Two decoders of the same latents side by side: size, operations, time, and PSNR frame by frame.
 
-  python docs/decoders.py TEACHER STUDENT [--clips=64]
+  python docs/decoders.py TEACHER STUDENT [--clips=64] [--dtype=float32]
 
 TEACHER is a model as `pv_vae_jax.load` takes it, STUDENT the work directory of a run such as that of
 `experiments/light_decoder.py`, whose held-out clips are decoded from the teacher's latents by both.
@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("teacher")
     parser.add_argument("student")
     parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", help="what both compute in")
     args = parser.parse_args(argv)
-    teacher, student = load(args.teacher), load(args.student)
+    teacher, student = (load(name, dtype=args.dtype) for name in (args.teacher, args.student))
     video, *_ = read_test_clips(reopen_run(args.student), args.clips)
     latents = np.concatenate([np.asarray(teacher.encode(clip[None])) for clip in video])  # (n, g, h, w, z)
     own = np.asarray(student.encode(video[:1]))

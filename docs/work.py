@@ -2,9 +2,9 @@
 
   python docs/work.py experiments/paper_vae.py [--config.video.sizes='((17,128),)' ...]
 
-Operations in matrix products and convolutions, as `mfu` counts them: without recomputation, averaged over `k` and over the
-steps before and after the GAN begins. Hours are for eight H200 (989 TFLOP/s each in bfloat16) at 40 % of that, a rate to
-divide by, not one that was measured.
+Operations in matrix products and convolutions, as `mfu` counts them: without recomputation, averaged over `k` and over
+the steps before and after the GAN begins. Hours are for eight H200 (989 TFLOP/s each in bfloat16) at 40 % of that, a
+rate to divide by, not one that was measured.
 """
 
 from __future__ import annotations
