@@ -76,17 +76,15 @@ def unwrap(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
       WeightsError: only some of the names begin so, or there are several Wan VAEs; the message names the prefixes.
     """
     stems = tuple(f".{MODULES[layout]['encoder/stem']}.weight" for layout in LAYOUTS)
-    wrapped = [name for name in tensors if name.endswith(stems)]
-    if not wrapped:
-        return tensors
-    prefixes = sorted(name[: name.rindex("encoder.")] for name in wrapped)
-    other = next((name for name in tensors if not name.startswith(prefixes[-1])), None)
+    prefixes = sorted(name[: name.rindex("encoder.")] for name in tensors if name.endswith(stems))
+    longest = prefixes[-1] if prefixes else ""
+    other = next((name for name in tensors if not name.startswith(longest)), None)
     if other is not None:
         raise WeightsError(
             f"expected one Wan VAE, got tensors whose names begin {' and '.join(map(repr, prefixes))} beside others, "
             f"such as {other}: save the tensors of the VAE alone"
         )
-    return {name.removeprefix(prefixes[-1]): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(longest): tensor for name, tensor in tensors.items()}
 
 
 def detect_layout(names: Iterable[str]) -> Layout:

@@ -14,14 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.params_io import (
-    STATE_MARK,
-    complete_states,
-    find_damage,
-    ignore_abandoned_reads,
-    one_line,
-    write_checksums,
-)
+from pv_vae_jax.params_io import complete_states, find_damage, ignore_abandoned_reads, one_line, write_checksums
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
 
 WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
@@ -72,7 +65,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
         for step in folder.glob("[0-9]*") if is_primary_process() else ():
-            if step.name.isdigit() and not (step / STATE_MARK).exists():
+            if step.name.isdigit() and step not in complete_states(folder):
                 shutil.rmtree(step, ignore_errors=True)  # an interrupted copy or deletion
         barrier(f"checkpoints of {folder} are clean")
         self._folder, self._saving = folder, -1
