@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pv_vae_jax.storage import atomic, file_hash
-from pv_vae_jax.typing import DTYPES, Params, WeightsError, tensor_faults
+from pv_vae_jax.storage import atomic, file_hash, write_json
+from pv_vae_jax.typing import DTYPES, Params, WeightsError, tensor_faults, unstorable
 
 # One sharding for all parameters, or a function from the tree of their shapes to a tree of shardings.
 Placement = Sharding | Callable[[Params], Any]
 
 STATE_MARK = "_CHECKPOINT_METADATA"  # Orbax writes it last
+CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
+UNCHECKED = {CHECKSUMS, STATE_MARK, "commit_success.txt"}  # written by Orbax after the files of a state
 
 
 def weights_hash(params: Params) -> str:
@@ -44,13 +48,8 @@ def check_storable(name: str, params: Params, dtype: str) -> None:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
-    faults = []
-    for parameter, value in flatten_dict(params, sep="/").items():
-        with np.errstate(over="ignore"):
-            stored = np.asarray(value).astype(dtype)
-        if not np.isfinite(stored).all():
-            reason = f"too large for {dtype}" if np.isfinite(value).all() else "not finite"
-            faults.append(f"{parameter} is {reason}")
+    found = {parameter: unstorable(value, dtype) for parameter, value in flatten_dict(params, sep="/").items()}
+    faults = [f"{parameter} is {fault}" for parameter, fault in found.items() if fault]
     if faults:
         advice = "train or load it again" if dtype == "float32" else "save it in float32 or bfloat16"
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -144,10 +143,44 @@ def complete_states(folder: Path) -> list[Path]:
     return sorted(states, key=lambda path: int(path.name))
 
 
+def write_checksums(folder: Path) -> None:
+    """Write `[size, CRC-32]` of every file below `folder` that holds part of a state, by its path in there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNCHECKED)
+    found = {path.relative_to(folder).as_posix(): [path.stat().st_size, _crc32(path)] for path in files}
+    write_json(folder / CHECKSUMS, found)
+
+
+def find_damage(folder: Path) -> str:
+    """A damaged file of a state and its fault; "" if none is damaged, or if the state was saved without checksums."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text())
+        for name, (size, crc) in expected.items():
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                return f"{name} is missing" if found is None else f"{name} has {found} bytes of {size}"
+            if _crc32(path) != crc:
+                return f"the CRC-32 of {name} has changed"
+    except FileNotFoundError:
+        return ""
+    except (ValueError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} is damaged: {error}"
+    return ""
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            value = zlib.crc32(part, value)
+    return value
+
+
 def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
     """The parameters of a training checkpoint (a folder `.../checkpoints/<step>`) that `shapes` names, as NumPy arrays.
 
-    Nothing else of it is read.
+    Nothing else of it is decoded. Its bytes are compared with `checksums.json` first: TensorStore itself would read
+    many a flipped one as another number.
 
     Args:
       folder: the checkpoint.
@@ -159,6 +192,8 @@ def restore_params(folder: Path, weights: str, shapes: Params) -> Params:
     """
     import orbax.checkpoint as ocp
 
+    if fault := find_damage(folder):
+        raise WeightsError(f"the training state {folder} is damaged: {fault}. Take another state, or copy it again")
     ignore_abandoned_reads()
     wanted: dict[str, Any] = flatten_dict(shapes, sep="/")
     item = {weights: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -113,6 +114,15 @@ def tensor_faults(
         for name in sorted(found.keys() & expected.keys())
         if found[name] != expected[name]
     ]
+
+
+def unstorable(value: Any, dtype: str) -> str:
+    """Why `dtype` cannot hold an array: it is `not finite`, or `too large for float16`; empty if it can."""
+    with np.errstate(over="ignore"):
+        stored = np.asarray(value).astype(dtype, copy=False)
+    if np.isfinite(stored).all():
+        return ""
+    return f"too large for {dtype}" if np.isfinite(value).all() else "not finite"
 
 
 def check_latent_shape(shape: tuple[int, ...], channels: int) -> None:

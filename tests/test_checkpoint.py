@@ -8,7 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from pv_vae_jax.train.checkpoint import WRITE_LIMIT, Checkpoints, find_damage
+from pv_vae_jax.params_io import find_damage
+from pv_vae_jax.train.checkpoint import WRITE_LIMIT, Checkpoints
 
 
 def test_states_are_renamed_and_have_an_hour_to_be_written(tmp_path):

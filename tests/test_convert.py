@@ -1,11 +1,13 @@
 """Published weights in and out: names, axes, types, faults, files that must not run, the command."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -34,6 +36,7 @@ from pv_vae_jax.convert.wan import (
     published_shapes,
     to_wan,
 )
+from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.typing import WeightsError
 from tests import torch_fixture, wan_fixture
@@ -163,15 +166,60 @@ def test_every_fault_is_named_at_once():
 def test_parameters_that_do_not_fit_are_named_at_once():
     config = wan_fixture.CONFIGS["wan21"]
     params = from_wan(wan_fixture.random_weights(wan_fixture.CONFIGS["wan21"]), config)
-    params["pad"] = {"token": np.zeros(4, np.float32)}
+    params["pad"] = {"token": np.zeros(4, np.float32)}  # of a config without one
     del params["encoder"]["norm"]
     with pytest.raises(WeightsError, match=r"(?s)2 faults.*missing encoder/norm/gamma.*left over pad/token"):
         to_wan(params, config, "original")
 
 
+def test_a_pad_token_is_not_made_up():
+    config = dataclasses.replace(wan_fixture.CONFIGS["wan21"], pad="learnable")
+    with pytest.raises(WeightsError, match=r"(?s)missing pad.token \(4,\).*convert with pad=gaussian"):
+        from_wan(wan_fixture.random_weights(config), config)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"), [(np.nan, "not finite"), (-np.inf, "not finite"), (1e39, "too large for float32")]
+)
+def test_numbers_that_float32_cannot_hold_are_named_and_nothing_is_written(tmp_path, value, fault):
+    tensors = {k: v.astype(np.float64) for k, v in wan_fixture.random_weights(wan_fixture.CONFIGS["wan21"]).items()}
+    for name in ("quant_conv.bias", "decoder.conv_in.weight"):
+        tensors[name].flat[1] = value
+    save_file(tensors, tmp_path / "a.safetensors")
+    status, out = convert(*flags_of("wan21"), tmp_path / "a.safetensors", tmp_path / "ours")
+    assert status == 1 and "2 faults" in out
+    assert f"quant_conv.bias is {fault}" in out and f"decoder.conv_in.weight is {fault}" in out
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "vae.", "model.", "module._orig_mod.first_stage.encoder."])
+def test_what_a_wrapper_put_before_every_name_is_taken_off(tmp_path, prefix, layout):
+    tensors = wan_fixture.random_weights(wan_fixture.CONFIGS["wan21"], layout)
+    wrapped = {prefix + name: value for name, value in tensors.items()}
+    chex.assert_trees_all_equal(*(from_wan(t, wan_fixture.CONFIGS["wan21"]) for t in (wrapped, tensors)))
+    save_file(wrapped, tmp_path / "a.safetensors")
+    status, out = convert(*flags_of("wan21"), tmp_path / "a.safetensors", tmp_path / "ours")
+    assert status == 0 and f"from the {layout} layout" in out, out
+
+
+def test_a_prefix_that_only_some_names_have_is_named():
+    tensors = wan_fixture.random_weights(wan_fixture.CONFIGS["wan21"])
+    vae, ema = ({prefix + name: value for name, value in tensors.items()} for prefix in ("vae.", "ema."))
+    for mixed, prefixes, other in (
+        (vae | {"dit.weight": tensors["quant_conv.bias"]}, "'vae.'", "dit.weight"),
+        (vae | ema, "'ema.' and 'vae.'", "ema."),
+        (ema | tensors, "'ema.'", "decoder."),
+    ):
+        with pytest.raises(WeightsError, match=f"names begin {prefixes} beside others, such as {other}"):
+            from_wan(mixed, wan_fixture.CONFIGS["wan21"])
+
+
 def test_a_network_that_is_no_wan_is_refused():
-    with pytest.raises(WeightsError, match=r"not a Wan network.*zero.*learned pad"):
+    with pytest.raises(WeightsError, match=r"not a Wan network.*zero.*interleave"):
         published_shapes(VAEConfig(), "original")
+    with pytest.raises(WeightsError, match="not a Wan network, which would be a CNN"):
+        published_shapes(TransformerVAEConfig(), "original")
     with pytest.raises(WeightsError, match="names of a Wan VAE.*got layer1.weight"):
         detect_layout({"layer1.weight": 0})
     with pytest.raises(ValueError, match="layout must be original or diffusers"):
@@ -312,6 +360,52 @@ def test_files_that_are_not_weights(tmp_path):
         read_tensors(tmp_path / "a.ckpt")
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_tensors(tmp_path / "b.pth")
+
+
+def in_shards(folder: Path, tensors: dict, suffix: str = ".safetensors") -> Path:
+    """`tensors` in two files of a folder, and the index that says which holds what."""
+    folder.mkdir()
+    names = sorted(tensors)
+    where = {name: f"model-{1 + i % 2}-of-2{suffix}" for i, name in enumerate(names)}
+    for file in set(where.values()):
+        save_file({name: tensors[name] for name in names if where[name] == file}, folder / file)
+    index = folder / f"model{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def test_shards_are_read_by_their_index_by_their_folder_and_without_an_index(tmp_path):
+    tensors = wan_fixture.random_weights(wan_fixture.CONFIGS["wan21"])
+    index = in_shards(tmp_path / "vae", tensors)
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    for source in (index, index.parent):
+        chex.assert_trees_all_equal(read_tensors(source), tensors)
+    save_file({"of another": np.zeros(1)}, tmp_path / "vae" / "other.safetensors")
+    assert read_tensors(index.parent).keys() == tensors.keys(), "the index decides"
+    assert convert(*flags_of("wan21"), index, tmp_path / "ours")[0] == 0
+    index.unlink()
+    assert read_tensors(index.parent).keys() == tensors.keys() | {"of another"}
+
+
+def test_shards_that_do_not_fit_together_are_refused(tmp_path):
+    tensors = wan_fixture.random_weights(wan_fixture.CONFIGS["wan21"])
+    index = in_shards(tmp_path / "vae", tensors)
+    good = index.read_text()
+    for damaged in ("{", "[]", '{"weight_map": 1}', '{"weight_map": {"a": 1}}', good.replace("model-1", "../model-1")):
+        index.write_text(damaged)
+        with pytest.raises(WeightsError, match=r"index.json does not say which files hold what"):
+            read_tensors(index)
+    index.write_text(good)
+    (tmp_path / "vae" / "model-2-of-2.safetensors").rename(tmp_path / "lost")
+    with pytest.raises(FileNotFoundError, match=r"no weights file .*model-2-of-2.safetensors"):
+        read_tensors(index)
+    (tmp_path / "vae" / "model-1-of-2.safetensors").rename(tmp_path / "vae" / "a.safetensors")
+    shutil.copy(tmp_path / "vae" / "a.safetensors", tmp_path / "vae" / "fp16.safetensors")
+    index.unlink()
+    with pytest.raises(WeightsError, match=r"fp16.safetensors holds .* again, as another file there does"):
+        read_tensors(tmp_path / "vae")
+    with pytest.raises(WeightsError, match="holds no weights"):
+        read_tensors(in_shards(tmp_path / "empty", {}).parent)
 
 
 def test_half_precision_survives_files(tmp_path):

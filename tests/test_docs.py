@@ -22,9 +22,10 @@ from absl import flags
 
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.train.config_files import load_experiment, override, parse_overrides
-from pv_vae_jax.train.configs import STAGES, Experiment
+from pv_vae_jax.train.configs import STAGES, DataConfig, Experiment, LatteConfig, VAEStageConfig
 from pv_vae_jax.typing import ShapeError
 from studies.ablation.plan import load_study
+from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "launch"))
@@ -257,6 +258,8 @@ ELSEWHERE = {
     "python -m studies.features": "training a feature network takes hours, and tests/test_protocol.py measures",
     "--topology": "needs libtpu: tests/test_topology.py",
     "experiments/paper_": "needs accelerators; checked at full size above",
+    "experiments/wan22_": "tests/test_wan_predictive.py runs them, on narrow networks",
+    "runs/light": "tests/test_wan_predictive.py trains a light decoder",
     "--coordinator": "tests/test_processes.py runs several processes",
     "runs/muon": "demo at other rates: nothing that the others do not run",
     "runs/adamw": "the same",
@@ -545,6 +548,20 @@ def test_the_papers_experiments_resolve_at_full_size(name):
         check_split(mesh, plan.state.params, plan.sharding.params)
         count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state.params))
         assert count == pytest.approx({"diffusion": 674e6}.get(stage, 661e6), rel=0.01)
+
+
+def test_the_work_of_a_stage_grows_with_its_pixels_and_shrinks_with_what_is_frozen():
+    flops = runpy.run_path(str(ROOT / "docs" / "work.py"))["stage_flops"]
+    vae = dataclasses.replace(TINY, mid_attention=False)  # whose work grows faster
+    data, latte = DataConfig(frames=5, size=32), LatteConfig(latent_channels=vae.latent_channels)
+    video = VAEStageConfig(steps=2, batch_size=2, drop_ratio=1.0)
+    whole = Experiment(data=data, vae=vae, latte=latte, video=video)
+    half = dataclasses.replace(whole, video=dataclasses.replace(video, sizes=((5, 16),)))
+    frozen = dataclasses.replace(whole, video=dataclasses.replace(video, frozen=("encoder",)))
+    undropped = dataclasses.replace(whole, video=dataclasses.replace(video, drop_ratio=0.0))
+    # Borders, which the kernels' gradients count, are a small part.
+    assert flops(whole, "video") == pytest.approx(4 * flops(half, "video"), rel=0.01)
+    assert flops(frozen, "video") < flops(whole, "video") < flops(undropped, "video")
 
 
 def test_the_papers_experiments_hold_the_papers_numbers():

@@ -20,10 +20,10 @@ from pv_vae_jax import model
 from pv_vae_jax.data import latents
 from pv_vae_jax.model import load
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
-from pv_vae_jax.params_io import write_params
+from pv_vae_jax.params_io import find_damage, write_params
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.train import stages, vae_stage
-from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, find_damage, ignore_abandoned_reads
+from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, ignore_abandoned_reads
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import check_mesh, sized_batches

@@ -186,6 +186,20 @@ def test_what_cannot_be_a_start_is_refused(other, tmp_path):
         begin(tmp_path / "g", init_from=str(state.parent / "1"))
 
 
+def test_a_flipped_byte_of_a_training_state_is_noticed(other, tmp_path):
+    """TensorStore reads some flipped bytes as other numbers; `checksums.json` of the state tells."""
+    run = tmp_path / "run"
+    shutil.copytree(other[0], run)
+    state = run / "video" / "checkpoints" / "2"
+    largest = max((path for path in state.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    flipped = bytearray(largest.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    largest.write_bytes(bytes(flipped))
+    for read in (lambda: begin(tmp_path, init_from=str(state)), lambda: load(state), lambda: load(run / "video")):
+        with pytest.raises(WeightsError, match=r"checkpoints/2 is damaged: the CRC-32 of .* has changed"):
+            read()
+
+
 PEAK = """
 import sys
 import jax

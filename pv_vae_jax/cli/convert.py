@@ -1,9 +1,11 @@
 """Published Wan VAE weights to a model folder of ours, and back.
 
   pv-vae convert Wan2.2_VAE.pth models/wan22
-  pv-vae convert --to=diffusers models/wan22 diffusion_pytorch_model.safetensors
+  pv-vae convert --to=diffusers models/wan22 wan22-diffusers
 
-Weights are .safetensors or .pth files, in the original or the diffusers layout, which is detected; a .pth runs no code.
+Weights are .safetensors or .pth files, a folder of such, or a *.index.json, in the original or the diffusers layout,
+which is detected; a .pth runs no code. `--to=diffusers` writes a folder for `AutoencoderKLWan.from_pretrained`, or the
+weights alone if TARGET is a .safetensors. A learned pad token goes into a file of its own, pad_token.safetensors.
 The network is Wan2.2 or Wan2.1 by the latent channels of the file, or the one that --architecture names; flags set what
 differs from it, `--config.encoder_widths=96,192,384,384`. If tensors are missing, left over or misshapen, all of them
 are reported and nothing is written. Existing files are never overwritten.
@@ -11,6 +13,7 @@ are reported and nothing is written. Existing files are never overwritten.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +21,10 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.convert import wan
-from pv_vae_jax.convert.files import read_tensors, write_tensors
+from pv_vae_jax.convert.files import TORCH_SUFFIXES, read_tensors, write_tensors
 from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
+from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import override
 from pv_vae_jax.typing import ConfigError
 
@@ -49,11 +53,12 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 def import_weights(source: Path, target: Path, architecture: str | None, overrides: dict[str, str]) -> None:
     """Published weights -> model folder."""
-    tensors = read_tensors(source)
+    tensors = wan.unwrap(read_tensors(source))
     layout = wan.detect_layout(tensors)
     architecture = architecture or wan.detect_architecture(tensors)
     preset: VAEConfig = getattr(VAEConfig, architecture)()
-    config: VAEConfig = override(preset, overrides)
+    trained = dataclasses.replace(preset, pad="learnable") if wan.PAD in tensors else preset
+    config: VAEConfig = override(trained, overrides)
     model = Model(VAE(config), wan.from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
     if config == preset:
         mean, std = wan.LATENT_STATISTICS[architecture]
@@ -64,12 +69,36 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
 
 def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
     """Model folder -> published layout."""
-    if target.suffix != ".safetensors":
-        raise ConfigError(f"published layouts are written as .safetensors, got {target}")
+    alone = target.suffix == ".safetensors"
+    if not alone and (layout == "original" or target.suffix in TORCH_SUFFIXES):
+        raise ConfigError(
+            f"published layouts are written as .safetensors, got {target}; --to=diffusers takes a folder as well"
+        )
+    weights = target if alone else target / "diffusion_pytorch_model.safetensors"
+    pad = weights.with_name("pad_token.safetensors")
     model = load(source)
-    tensors = wan.to_wan(model.vae_params, model.vae.config, layout)
-    write_tensors(target, tensors)
+    config = model.vae.config
+    tensors = wan.to_wan(model.vae_params, config, layout)
+    if config.pad == "learnable" and pad.exists():
+        raise ConfigError(f"{pad} exists, and the pad token goes there; name another folder, or remove it first")
+    described = None if alone else wan.diffusers_config(config, *_statistics(model))
+    write_tensors(weights, tensors)
+    if config.pad == "learnable":
+        write_tensors(pad, {wan.PAD: np.asarray(model.vae_params["pad"]["token"], np.float32)})
+        print(f"{pad}: the pad token, left out of the weights because the {layout} layout has no place for it")
+    if described:
+        write_json(target / "config.json", described)
     print(f"{target}: {len(tensors)} tensors, {_count(tensors)} parameters in the {layout} layout")
+
+
+def _statistics(model: Model) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the latents' channels, as far as the model knows them."""
+    if model.diffusion is not None:
+        return np.asarray(model.diffusion.mean).tolist(), np.asarray(model.diffusion.std).tolist()
+    if "latent_statistics" in model.meta:
+        return model.meta["latent_statistics"]["mean"], model.meta["latent_statistics"]["std"]
+    print("latents_mean and latents_std of config.json are 0 and 1: the model holds no statistics of its latents")
+    return [0.0] * model.vae.config.latent_channels, [1.0] * model.vae.config.latent_channels
 
 
 def _count(tensors: dict[str, np.ndarray]) -> str:

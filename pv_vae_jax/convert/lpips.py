@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from pv_vae_jax.convert.files import read_tensors
-from pv_vae_jax.convert.parameters import channels_first, channels_last, check_tensors, parameter_shapes, refuse
+from pv_vae_jax.convert.parameters import channels_first, channels_last, check_tensors, parameter_shapes
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.typing import Params, WeightsError
 
@@ -40,15 +40,11 @@ def lpips_params(backbone: str, tensors: Mapping[str, np.ndarray], heads: Mappin
         shapes[names[path]] = channels_first(shape)
     found = {name: value for name, value in tensors.items() if name.startswith("features.")}
     found |= {name.removeprefix(prefix): value.reshape(-1) for name, value in heads.items()}
-    what, faults = f"these are not the weights of LPIPS with {backbone}", []
-    check_tensors(what, found, shapes, strict=False)
+    what = f"these are not the weights of LPIPS with {backbone}"
+    lins = {name: value for name, value in found.items() if name.startswith("lin")}
+    negative = [f"{name} must not be negative" for name, value in lins.items() if (value < 0).any()]
+    check_tensors(what, found, shapes, strict=False, more=negative)
     params = {path: channels_last(np.asarray(found[name], np.float32)) for path, name in names.items()}
-    for path, value in params.items():
-        if not np.isfinite(value).all():
-            faults.append(f"{names[path]} is not finite")
-        elif path.startswith("head") and value.min() < 0:
-            faults.append(f"{names[path]} must not be negative")
-    refuse(what, faults)
     return unflatten_dict(params, sep="/")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from pv_vae_jax.typing import WeightsError, tensor_faults
+from pv_vae_jax.typing import WeightsError, tensor_faults, unstorable
 
 Shape = tuple[int, ...]
+Tensors = Mapping[str, np.ndarray]
 
 
 def parameter_shapes(network: nn.Module, *inputs: Shape) -> dict[str, Shape]:
@@ -33,23 +34,24 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def check_tensors(
-    what: str, tensors: Mapping[str, np.ndarray], expected: Mapping[str, Shape], *, strict: bool = True
+    what: str, tensors: Tensors, expected: Mapping[str, Shape], *, strict: bool = True, more: Iterable[str] = ()
 ) -> None:
     """Raise `WeightsError`, which names every fault, unless `tensors` are floats of the `expected` names and shapes.
+
+    Each number must be finite in float32, in which our parameters are kept: a folder with others would not load.
 
     Args:
       what: beginning of the message.
       tensors: the tensors by name.
       expected: their shapes.
       strict: whether other tensors than those are a fault.
+      more: other faults, found by the caller, to be named with these.
     """
     faults = tensor_faults({name: tuple(t.shape) for name, t in tensors.items()}, expected, strict=strict)
-    dtypes = {name: tensors[name].dtype for name in sorted(expected.keys() & tensors.keys())}
-    faults += [f"{n} holds {t}, expected floats" for n, t in dtypes.items() if not jnp.issubdtype(t, jnp.floating)]
-    refuse(what, faults)
-
-
-def refuse(what: str, faults: Sequence[str]) -> None:
-    """Raise `WeightsError`, which says `what` and lists the faults, if there are any."""
-    if faults:
+    for name in sorted(expected.keys() & tensors.keys()):
+        if not jnp.issubdtype(dtype := tensors[name].dtype, jnp.floating):
+            faults.append(f"{name} holds {dtype}, expected floats")
+        elif fault := unstorable(tensors[name], "float32"):
+            faults.append(f"{name} is {fault}")
+    if faults := [*faults, *more]:
         raise WeightsError(f"{what}, {len(faults)} faults:\n  " + "\n  ".join(faults))

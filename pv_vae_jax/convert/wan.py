@@ -7,9 +7,9 @@ each layout gives the names; the axes follow from the kind of layer.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -65,6 +65,28 @@ MIDDLE = {
 }
 
 
+# The token that fills dropped latent frames has no place in the published layouts; beside them it has this name.
+PAD = "pad.token"
+
+
+def unwrap(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Published tensors without the prefix that a wrapper gave all of them: `module.`, `_orig_mod.`, `vae.`, `model.`.
+
+    Raises:
+      WeightsError: only some of the names begin so, or there are several Wan VAEs; the message names the prefixes.
+    """
+    stems = tuple(f".{MODULES[layout]['encoder/stem']}.weight" for layout in LAYOUTS)
+    prefixes = sorted(name[: name.rindex("encoder.")] for name in tensors if name.endswith(stems))
+    longest = prefixes[-1] if prefixes else ""
+    other = next((name for name in tensors if not name.startswith(longest)), None)
+    if other is not None:
+        raise WeightsError(
+            f"expected one Wan VAE, got tensors whose names begin {' and '.join(map(repr, prefixes))} beside others, "
+            f"such as {other}: save the tensors of the VAE alone"
+        )
+    return {name.removeprefix(longest): tensor for name, tensor in tensors.items()}
+
+
 def detect_layout(names: Iterable[str]) -> Layout:
     """Layout of a file by the names of its tensors.
 
@@ -99,37 +121,85 @@ def detect_architecture(tensors: Mapping[str, np.ndarray]) -> str:
 def from_wan(tensors: Mapping[str, np.ndarray], config: VAEConfig) -> Params:
     """Our float32 parameters from published tensors of either layout and any float dtype.
 
+    With `pad="learnable"` they must hold `pad.token`, which the command writes beside what it exports.
+
     Raises:
-      WeightsError: tensors are missing, left over, misshapen or not floats (the message names all of them), the layout
-        is unknown, or `config` is not a Wan network.
+      WeightsError: tensors are missing, left over, misshapen, not floats or not finite in float32 (the message names
+        all of them), the layout is unknown, or `config` is not a Wan network.
     """
+    tensors = unwrap(tensors)
     layout = detect_layout(tensors)
     names, shapes = _names(config, layout), published_shapes(config, layout)
-    check_tensors(f"the weights do not fit the {layout} layout of {config.name}", tensors, shapes)
+    hint = "published weights have no pad token: convert with pad=gaussian, and let the run that predicts draw one"
+    if config.pad == "learnable":
+        shapes |= {PAD: (config.latent_channels,)}
+    more = [hint] if PAD in shapes and PAD not in tensors else []
+    check_tensors(f"the weights do not fit the {layout} layout of {config.name}", tensors, shapes, more=more)
     expected = _expected(config)
     params = {path: _from_published(tensors[names[path]], expected[path]) for path in expected}
     return unflatten_dict(params, sep="/")
 
 
 def to_wan(params: Params, config: VAEConfig, layout: Layout) -> dict[str, np.ndarray]:
-    """Published names and axes for our parameters, float32: the inverse of `from_wan`.
+    """Published names and axes for our parameters, float32: the inverse of `from_wan`, but for a pad token.
+
+    That has no published name and is left out: it is `params["pad"]["token"]`, `(z,)`.
 
     Raises:
-      WeightsError: parameters are missing, left over or misshapen (the message names all of them), or `config` is not
-        a Wan network.
+      WeightsError: parameters are missing, left over, misshapen or not finite (the message names all of them), or
+        `config` is not a Wan network.
     """
     names = _names(config, layout)
     flat = flatten_dict(params, sep="/")
     check_tensors(f"the parameters do not fit {config.name}", flat, _expected(config))
-    return {names[path]: _to_published(path, np.asarray(value, np.float32)) for path, value in flat.items()}
+    kept = {path: np.asarray(value, np.float32) for path, value in flat.items() if names[path] != PAD}
+    return {names[path]: _to_published(path, value) for path, value in kept.items()}
+
+
+def diffusers_config(config: VAEConfig, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """The `config.json` from which diffusers builds the `AutoencoderKLWan` that takes `to_wan(..., "diffusers")`.
+
+    Args:
+      config: the network.
+      mean, std: `(z,)` statistics of its latents, with which Wan's pipelines normalise.
+
+    Raises:
+      WeightsError: `config` is not a Wan network, or `AutoencoderKLWan` cannot have its widths.
+    """
+    _check_config(config)
+    both = (config.encoder_widths, config.decoder_widths)
+    multiples = [width // both[0][0] for width in both[0]]
+    if any(widths != tuple(widths[0] * multiple for multiple in multiples) for widths in both):
+        raise WeightsError(
+            "AutoencoderKLWan widens encoder and decoder by the same whole multiples of their first widths, got "
+            f"encoder_widths={both[0]} and decoder_widths={both[1]}: export with --to=original"
+        )
+    channels = 3 * config.patch**2
+    return {
+        "_class_name": "AutoencoderKLWan",
+        "base_dim": both[0][0],
+        "decoder_base_dim": both[1][0],
+        "z_dim": config.latent_channels,
+        "dim_mult": multiples,
+        "num_res_blocks": config.encoder_blocks,
+        "temperal_downsample": [factor == 2 for factor in config.time_factors],  # spelt so there
+        "is_residual": config.shortcuts,
+        "in_channels": channels,
+        "out_channels": channels,
+        "patch_size": config.patch if config.patch > 1 else None,
+        "scale_factor_temporal": config.time_factor,
+        "scale_factor_spatial": config.space_factor,
+        "latents_mean": [float(x) for x in mean],
+        "latents_std": [float(x) for x in std],
+    }
 
 
 def published_shapes(config: VAEConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the network in the given layout."""
+    """Name -> shape of every tensor of the network in the given layout, which has no pad token."""
     names = _names(config, layout)
     # An array of one number, broadcast: the axes are moved without memory for the values.
     empty = {path: np.broadcast_to(np.float32(0), shape) for path, shape in _expected(config).items()}
-    return {names[path]: _to_published(path, value).shape for path, value in empty.items()}
+    return {names[path]: _to_published(path, value).shape for path, value in empty.items() if names[path] != PAD}
 
 
 @functools.cache
@@ -147,7 +217,7 @@ def _names(config: VAEConfig, layout: Layout) -> dict[str, str]:
     names = {}
     for path in _expected(config):
         module, leaf = path.rsplit("/", 1)
-        names[path] = f"{modules[module]}.{'weight' if leaf == 'kernel' else leaf}"
+        names[path] = PAD if module == "pad" else f"{modules[module]}.{'weight' if leaf == 'kernel' else leaf}"
     return names
 
 
@@ -200,13 +270,16 @@ def _in_decoder(config: VAEConfig, layout: Layout, level: int, n: int) -> str:
 
 def _check_config(config: VAEConfig) -> None:
     """Refuse other networks: theirs are the same kinds of layers, so they would silently give useless weights."""
+    if not isinstance(config, VAEConfig):
+        raise WeightsError(f"{config.name} is not a Wan network, which would be a CNN, got a {type(config).__name__}")
     wrong = {
         "shortcuts and upsample_halves_channels: one of them, as in Wan2.2 and Wan2.1": config.shortcuts
         == config.upsample_halves_channels,
         "shortcut_pad='zero'": config.shortcuts and config.shortcut_pad != "zero",
+        "shortcut_time='interleave'": config.shortcuts and config.shortcut_time != "interleave",
+        "space_factors of 2": set(config.space_factors) != {2},
         "mid_attention=True": not config.mid_attention,
         "decoder_blocks = encoder_blocks + 1": config.decoder_blocks != config.encoder_blocks + 1,
-        "pad='gaussian' (the published layouts have no learned pad)": config.pad == "learnable",
     }
     missing = [what for what, bad in wrong.items() if bad]
     if missing:

@@ -43,7 +43,7 @@ class VAEPresets:
 
     All but the Wan networks compress time first, as the paper does, and have a learnable pad. Wan was not trained to
     predict: its configs pad with N(0, I), which has no parameter, so their counts are the published ones. Pass
-    `pad="learnable"` to train one predictively.
+    `pad="learnable"` to train one predictively: a stage that starts from a converted folder then draws the token.
     """
 
     @classmethod

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.params_io import STATE_MARK, complete_states, ignore_abandoned_reads, one_line
+from pv_vae_jax.params_io import complete_states, find_damage, ignore_abandoned_reads, one_line, write_checksums
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
-from pv_vae_jax.storage import write_json
 
-CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
 WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
-UNCHECKED = {CHECKSUMS, STATE_MARK, "commit_success.txt"}  # written by Orbax after the files of a state
 
 
 class CheckpointError(OSError):
@@ -70,7 +65,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
         for step in folder.glob("[0-9]*") if is_primary_process() else ():
-            if step.name.isdigit() and not (step / STATE_MARK).exists():
+            if step.name.isdigit() and step not in complete_states(folder):
                 shutil.rmtree(step, ignore_errors=True)  # an interrupted copy or deletion
         barrier(f"checkpoints of {folder} are clean")
         self._folder, self._saving = folder, -1
@@ -156,7 +151,7 @@ class Checkpoints:
             if not folder.is_dir():  # else Orbax writes in place
                 temporary = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
                 folder = max(temporary, key=lambda path: path.stat().st_mtime)  # older ones are of killed processes
-            write_json(folder / CHECKSUMS, checksums(folder))
+            write_checksums(folder)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -169,38 +164,6 @@ class Checkpoints:
                 f"a training state could not be written to {self._folder} ({one_line(error)}); {newest}. Make room, "
                 "then start the same command again"
             ) from error
-
-
-def checksums(folder: Path) -> dict[str, list[int]]:
-    """`[size, CRC-32]` of every file below `folder` that holds part of a state, by its path in there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNCHECKED)
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _crc32(path)] for path in files}
-
-
-def find_damage(folder: Path) -> str:
-    """A damaged file of a state and its fault; "" if none is damaged, or if the state was saved without checksums."""
-    try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
-        for name, (size, crc) in expected.items():
-            path = folder / name
-            found = path.stat().st_size if path.is_file() else None
-            if found != size:
-                return f"{name} is missing" if found is None else f"{name} has {found} bytes of {size}"
-            if _crc32(path) != crc:
-                return f"the CRC-32 of {name} has changed"
-    except FileNotFoundError:
-        return ""
-    except (ValueError, TypeError, AttributeError) as error:
-        return f"{CHECKSUMS} is damaged: {error}"
-    return ""
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            value = zlib.crc32(part, value)
-    return value
 
 
 def _is_news(record: logging.LogRecord) -> bool:
