@@ -23,7 +23,7 @@ from pv_vae_jax.data.sources import (
     list_dataset,
     open_source,
 )
-from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_container import BrokenVideoError
 from pv_vae_jax.evaluation.clip_sets import FolderClips, Window
 from pv_vae_jax.evaluation.features import FeatureError
 from tests.clips import clip_of

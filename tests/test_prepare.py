@@ -22,7 +22,8 @@ from pv_vae_jax.data.prepare.tasks import Task, finish, plan, run_task, unfinish
 from pv_vae_jax.data.readers.records import RecordReader, read_manifest, unpack
 from pv_vae_jax.data.shards import Shards, write_shard
 from pv_vae_jax.data.sources import list_dataset, open_source
-from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video
+from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
+from pv_vae_jax.data.video_reading import iterate_at_rate, read_video
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.storage import file_hash, locked, partial
 from tests.clips import clip_of

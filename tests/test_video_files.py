@@ -18,14 +18,8 @@ from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.transforms import RandomWindow
-from pv_vae_jax.data.video_reading import (
-    BrokenVideoError,
-    EncodedVideo,
-    count_frames,
-    iterate_video,
-    probe,
-    read_video,
-)
+from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
+from pv_vae_jax.data.video_reading import count_frames, iterate_video, read_video
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.report.run_report import left_out, read_every_clip
 from pv_vae_jax.train.configs import DataConfig, Experiment
@@ -498,7 +492,8 @@ def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_bef
 LEFT_EARLY = """
 import ctypes, gc, sys
 from pathlib import Path
-from pv_vae_jax.data.video_reading import EncodedVideo, iterate_video, read_video
+from pv_vae_jax.data.video_container import EncodedVideo
+from pv_vae_jax.data.video_reading import iterate_video, read_video
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "a b c d e f g used h i".split()]

@@ -44,7 +44,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         copy = video.copy()
         copy[observe:] = video[observe - 1]
         panels = np.concatenate([video, result, copy], axis=2)
-        write_video(target, panels, fps=file.fps, scale=scale_for(file.height))
+        write_video(target, panels, fps=file.fps, times=file.times, scale=scale_for(file.height))
         truth = to_float(video[observe:])
         error = np.mean((to_float(result[observe:]) - truth) ** 2)
         copied = np.mean((to_float(video[observe - 1]) - truth) ** 2)

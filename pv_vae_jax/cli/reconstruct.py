@@ -56,7 +56,7 @@ def _reconstruct(model: Model, file: VideoFile, target: Path, chunk: int) -> flo
             weights.append(len(video))
             yield from np.concatenate([video, result], axis=2)
 
-    write_video(target, side_by_side(), fps=file.fps, scale=scale_for(file.height))
+    write_video(target, side_by_side(), fps=file.fps, times=file.times, scale=scale_for(file.height))
     return float(np.average(scores, weights=weights))
 
 

@@ -94,7 +94,7 @@ class ResizeCrop(RandomMap):
         video, size = _video(element, self), FrameSize(self.height, self.width, self.fit)
         corner = rng.random(2) if self.random else None
         if size.scaled(*video.shape[1:3]) != video.shape[1:3]:
-            from pv_vae_jax.data.video_reading import resize
+            from pv_vae_jax.data.video_pixels import resize
 
             video = np.stack([resize(frame, size) for frame in video])  # (t, h, w, 3)
         return {**element, "video": size.cut(video, corner)}
