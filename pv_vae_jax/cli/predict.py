@@ -1,6 +1,8 @@
 """See the first frames of a video and draw the rest, beside the truth and beside copying the last frame seen.
 
 pv-vae predict --model tiny-synthetic --observe=9 --frames=17 --size=32 --out out clip.mp4
+
+The results have the frames' own times, and no sound.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
   pv-vae reconstruct --model tiny-synthetic --frames=17 --size=32 --out out clip.mp4
 
-A long video is read, coded and written chunk by chunk: memory does not grow with its length.
+The results have the frames' own times, and no sound. A long video is read, coded and written chunk by chunk: memory
+does not grow with its length.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.video_container import BrokenVideoError, import_av
 from pv_vae_jax.storage import atomic
 
+ENCODER = "libx264"
 TICKS = 90_000  # a second, for times of frames
 
 # swscale makes YUV of limited range by the matrix of BT.601 (SMPTE 170M, 6), whatever the size; players that are not
@@ -105,14 +106,7 @@ def _refused(name: str = "") -> Iterator[None]:
         raise BrokenVideoError(f"{name}cannot be encoded ({error})") from error
 
 
-def _encode(
-    file,
-    frames: Iterator[np.ndarray],
-    fps: float,
-    options: dict[str, str],
-    nothing: str,
-    times: np.ndarray | None = None,
-) -> None:
+def _encode(file, frames: Iterator[np.ndarray], fps: float, options: dict[str, str], nothing: str, times=None) -> None:
     av = import_av()
     first = next(frames, None)
     if first is None:
@@ -125,10 +119,10 @@ def _encode(
     layout = {"movflags": "+faststart"} if isinstance(file, str) else {}
     with av.open(file, "w", format="mp4", options=layout) as container:
         try:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+            stream = container.add_stream(ENCODER, rate=Fraction(fps).limit_denominator(1001), options=options)
         except av.codec.codec.UnknownCodecError as error:
             raise ImportError(
-                "this PyAV has no encoder for H.264 (libx264), as FFmpeg without its GPL parts: install its wheel with "
+                f"this PyAV has no encoder for H.264 ({ENCODER}), as its FFmpeg lacks GPL parts: install the wheel, "
                 "pip install --force-reinstall av"
             ) from error
         stream.height, stream.width = first.shape[:2]
