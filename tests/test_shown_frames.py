@@ -1,5 +1,6 @@
 """What a player shows is what is read: one table of files, read, counted and sought, beside FFmpeg's own filters."""
 
+import io
 import struct
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
 from pv_vae_jax.data.video_pixels import HLG, PQ, from_hdr
 from pv_vae_jax.data.video_reading import count_frames, frame_times, iterate_at_rate, iterate_video, read_video
-from tests.video_fixture import av, encode, waves
+from tests.video_fixture import av, encode, encode_sound, waves
 
 VARYING = np.cumsum(np.random.default_rng(0).integers(20, 47, 20))  # milliseconds, as browsers and phones record
 VARYING -= VARYING[0]
@@ -80,21 +81,42 @@ def turned(path, matrix, aspect=None):
     path.write_bytes(data)
 
 
+def add_cover(path):
+    """Put cover art, as taggers write it, in front of the tracks of an MP4 file whose index is at its end."""
+    from PIL import Image
+
+    def box(kind, content):
+        return struct.pack(">I4s", 8 + len(content), kind) + content
+
+    jpeg = io.BytesIO()
+    Image.fromarray(waves(1, 80, 80)[0]).save(jpeg, "JPEG")
+    cover = box(b"covr", box(b"data", struct.pack(">II", 13, 0) + jpeg.getvalue()))
+    handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    tags = box(b"udta", box(b"meta", bytes(4) + handler + box(b"ilst", cover)))
+    data = path.read_bytes().replace(b"udta", b"free")
+    at = data.index(b"moov") - 4
+    index = data[at + 8 : at + int.from_bytes(data[at : at + 4], "big")]
+    path.write_bytes(data[:at] + box(b"moov", tags + index) + data[at + 8 + len(index) :])
+
+
 def with_cover(path):
-    """Cover art in front of the film, and sound behind it."""
-    encode(path.with_name("film.mp4"), waves(8))
-    with av.open(str(path.with_name("film.mp4"))) as old, av.open(str(path), "w") as new:
-        cover = new.add_stream("mjpeg", rate=1)
-        cover.height, cover.width, cover.pix_fmt = 80, 80, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
-        film = new.add_stream_from_template(old.streams.video[0])
-        picture = av.VideoFrame.from_ndarray(waves(1, 80, 80)[0]).reformat(format="yuvj420p")
-        new.mux(cover.encode(picture))
-        new.mux(cover.encode())
-        for packet in old.demux(video=0):
-            if packet.size:
-                packet.stream = film
-                new.mux(packet)
+    encode(path, waves(8))
+    add_cover(path)
+
+
+def with_preview(path):
+    """A small stream in front of the film, which is marked as the one to show."""
+    with av.open(str(path), "w") as file:
+        preview, film = file.add_stream("mjpeg", rate=24), file.add_stream("libx264", rate=24)
+        preview.disposition = 0
+        film.disposition = av.stream.Disposition.default
+        preview.height, preview.width, preview.pix_fmt = 16, 24, "yuvj420p"
+        film.height, film.width, film.pix_fmt = 32, 48, "yuv420p"
+        for stream in (preview, film):
+            for picture in waves(8, stream.height, stream.width):
+                frame = av.VideoFrame.from_ndarray(picture).reformat(format=stream.pix_fmt)
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode())
 
 
 def fields(path, codec="libx264", pixels="yuv420p", height=32, width=48, **options):
@@ -173,11 +195,12 @@ TABLE = {
     "mirrored 270.mp4": Case(
         lambda p: turned(p, ((0, -1), (-1, 0))), 8, size=(48, 32), filters=[("transpose", "clock_flip")]
     ),
-    "cover.mkv": Case(with_cover, 8, stream=1),
+    "cover.mp4": Case(with_cover, 8, stream=1),
+    "preview.mkv": Case(with_preview, 8, stream=1),
     "fields.mp4": Case(lambda p: fields(p, g=5, **{"x264-params": "tff=1"}), 12, 25.0, filters=WOVEN),
     "fields.mkv": Case(lambda p: fields(p, g=5, bf=0, **{"x264-params": "tff=1"}), 12, 25.0, filters=WOVEN),
     "fields.mpg": Case(lambda p: fields(p, codec="mpeg2video", g=5), 12, 25.0, filters=WOVEN),
-    "fields.mov": Case(lambda p: fields(p, codec="ffv1", g=1), 12, 25.0, filters=WOVEN),
+    "fields of mpeg4.mkv": Case(lambda p: fields(p, codec="mpeg4", g=5), 12, 25.0, filters=WOVEN),
 }
 
 
@@ -206,7 +229,6 @@ def folder(tmp_path_factory):
         case.make(folder / name)
     for left in folder.glob("whole.*"):
         left.unlink()
-    (folder / "film.mp4").unlink()
     return folder
 
 
@@ -262,14 +284,10 @@ def probe_bytes(data):
 
 
 def test_a_song_with_a_cover_is_no_video(tmp_path):
-    with av.open(str(tmp_path / "song.mkv"), "w") as file:
-        cover = file.add_stream("mjpeg", rate=1)
-        cover.height, cover.width, cover.pix_fmt = 32, 32, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
-        file.mux(cover.encode(av.VideoFrame.from_ndarray(waves(1, 32, 32)[0]).reformat(format="yuvj420p")))
-        file.mux(cover.encode())
+    encode_sound(tmp_path / "song.mp4")
+    add_cover(tmp_path / "song.mp4")
     with pytest.raises(BrokenVideoError, match="no video stream but an attached picture"):
-        probe(tmp_path / "song.mkv")
+        probe(tmp_path / "song.mp4")
 
 
 @pytest.mark.parametrize(
@@ -319,18 +337,18 @@ def test_hdr_becomes_the_sdr_that_it_was_made_of(tmp_path, curve):
     white = float(pq(203 / 10_000)) if curve == PQ else 0.75
     assert 240 <= from_hdr(np.full((1, 3), round(65535 * white), np.uint16), curve).min()
     # Through a file of 10 bits.
-    transfer, y = ("smpte2084", "arib-std-b67")[curve == HLG], round((219 * white + 16) * 4)
-    with av.open(str(tmp_path / "hdr.mp4"), "w") as file:
-        tags = f"colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc:log-level=error"
-        stream = file.add_stream("libx265", rate=24, options={"x265-params": tags})
+    with av.open(str(tmp_path / "hdr.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=24)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p10le"
+        for name, value in (("color_trc", curve), ("color_primaries", 9), ("colorspace", 9), ("color_range", 1)):
+            setattr(stream.codec_context, name, value)
         for _ in range(4):
             frame = av.VideoFrame(48, 32, "yuv420p10le")
-            for plane, value in zip(frame.planes, (y, 512, 512), strict=True):
+            for plane, value in zip(frame.planes, (round((219 * white + 16) * 4), 512, 512), strict=True):
                 plane.update(np.full(plane.buffer_size // 2, value, "<u2").tobytes())
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    video = read_video(tmp_path / "hdr.mp4", short_side=16)
+    video = read_video(tmp_path / "hdr.mkv", short_side=16)
     assert video.shape == (4, 16, 24, 3) and 240 <= video.min() and np.ptp(video.astype(int)) <= 2
 
 
