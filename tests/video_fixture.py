@@ -1,5 +1,6 @@
 """Small videos for the tests of data: moving waves, any codec and container, sound alone."""
 
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -45,7 +46,7 @@ def encode_sound(path):
 
 def add_sound(source, target):
     """Copy a video, with a second of silence beside it."""
-    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+    with av.open(os.path.abspath(source)) as old, av.open(os.path.abspath(target), "w") as new:
         video = new.add_stream_from_template(old.streams.video[0])
         sound = new.add_stream("aac", rate=16_000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), format="fltp", layout="mono")
