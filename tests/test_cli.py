@@ -36,9 +36,10 @@ from pv_vae_jax.typing import ConfigError, NonFiniteError, WeightsError
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
 
-from pv_vae_jax.data.video_reading import read_video  # noqa: E402
+from pv_vae_jax.data.video_reading import frame_times, read_video  # noqa: E402
 from pv_vae_jax.data.video_writing import write_video  # noqa: E402
 from tests.test_video_files import lying_file, waves  # noqa: E402
+from tests.video_fixture import add_sound  # noqa: E402
 
 # Every stage in a few steps; one device, so that a batch of four needs no eight. The GAN starts within stage video.
 TINY_EXPERIMENT = """
@@ -662,12 +663,16 @@ def test_reconstruct_of_a_long_video_is_that_of_the_whole(trained, tmp_path):
     assert "33 of 35 frames from frame 0 on decode" in line and not files(tmp_path / "x"), "nothing half-written stays"
 
 
-def test_a_name_with_a_colon_is_a_name(trained, tmp_path, monkeypatch):
+def test_a_name_with_a_colon_is_a_name_and_frames_keep_their_times(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_video("a:b.mp4", waves(5, 16, 16), fps=12)
-    status, _, error = pv_vae("reconstruct", "--model", trained, "--out=c:d", "a:b.mp4")
-    assert status == 0, error
-    assert read_video("c:d/a:b_reconstruction.mp4").shape[0] == 5
+    times = np.array([0, 0.1, 0.5, 0.6, 1.0])
+    write_video("silent.mp4", waves(5, 16, 16), fps=4, times=times)
+    add_sound("silent.mp4", "a:b.mp4")
+    for command in ("reconstruct", "predict"):
+        status, out, error = pv_vae(command, "--model", trained, "--out=c:d", "a:b.mp4")
+        assert status == 0 and "a:b.mp4: its sound is left out of the result" in out, error
+    for result in ("c:d/a:b_reconstruction.mp4", "c:d/a:b_prediction.mp4"):
+        np.testing.assert_allclose(frame_times(result), times, atol=1e-4)  # each frame at its own time
 
 
 def test_a_smaller_report_does_not_take_the_place_of_a_larger(trained, tmp_path):

@@ -18,7 +18,7 @@ from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.readers.image_files import ImageFiles, read_image
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import class_names, detect_format, fingerprint, list_dataset, open_source
-from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_container import BrokenVideoError
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.stages import build_stage

@@ -23,7 +23,7 @@ from pv_vae_jax.data.sources import (
     list_dataset,
     open_source,
 )
-from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_container import BrokenVideoError, VideoInfo
 from pv_vae_jax.evaluation.clip_sets import FolderClips, Window
 from pv_vae_jax.evaluation.features import FeatureError
 from tests.clips import clip_of
@@ -73,7 +73,7 @@ def test_frames_are_read_exactly(tmp_path):
     np.testing.assert_array_equal(read_frames(folder, start=2, count=4, stride=3), video[2:12:3])
     small = [read_image(folder / name, short_side=16) for name in list_frames(folder)[4:6]]
     np.testing.assert_array_equal(read_frames(folder, resize=FrameSize(16, 16), start=4, count=2), small)
-    assert dataclasses.astuple(probe_frames(folder)) == (12, 25.0, 32, 48)
+    assert probe_frames(folder) == VideoInfo(12, 25.0, 32, 48)
     with pytest.raises(BrokenVideoError, match="a: 2 of 3 frames from frame 10 on exist"):
         read_frames(folder, start=10, count=3)
 

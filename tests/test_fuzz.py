@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from pv_vae_jax.data import video_reading
+from pv_vae_jax.data import video_container
 from pv_vae_jax.data.listing import SplitIndex, VideoEntry
 from pv_vae_jax.data.prepare import ClipSettings
 from pv_vae_jax.data.prepare.tasks import plan, run_task
 from pv_vae_jax.data.sources import open_source
-from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, probe, read_video
+from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
+from pv_vae_jax.data.video_reading import read_video
 from pv_vae_jax.data.video_writing import encode_video, write_video
 from tests.clips import clip_of
 from tests.video_fixture import encode, encode_sound, waves
@@ -117,7 +118,7 @@ def test_preparing_accounts_for_every_file(fuzzed, tmp_path):
 
 def test_pictures_too_large_to_decode_are_refused(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", waves(12))
-    monkeypatch.setattr(video_reading, "MAX_PIXELS", 32 * 48 - 1)
+    monkeypatch.setattr(video_container, "MAX_PIXELS", 32 * 48 - 1)
     for read in (probe, read_video):
         with pytest.raises(BrokenVideoError, match="a.mp4: frames of 32 x 48, more than 1535 pixels"):
             read(tmp_path / "a.mp4")

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.main import main
+from pv_vae_jax.data import sources
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, encoding, local, prepare_split
 from pv_vae_jax.data.prepare.tasks import Task, finish, plan, run_task, unfinished
 from pv_vae_jax.data.readers.records import RecordReader, read_manifest, unpack
 from pv_vae_jax.data.shards import Shards, write_shard
-from pv_vae_jax.data.sources import list_dataset, open_source
-from pv_vae_jax.data.video_reading import BrokenVideoError, EncodedVideo, iterate_at_rate, probe, read_video
+from pv_vae_jax.data.sources import fingerprint, list_dataset, open_source
+from pv_vae_jax.data.video_container import READING, BrokenVideoError, EncodedVideo, probe
+from pv_vae_jax.data.video_reading import iterate_at_rate, read_video
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.storage import file_hash, locked, partial
 from tests.clips import clip_of
@@ -458,6 +460,24 @@ def test_a_split_that_was_not_made_here_or_goes_with_another_is_refused(source, 
     key = json.loads((tmp_path / "test" / "key.json").read_text())
     (tmp_path / "test" / "key.json").write_text(json.dumps(key | {"settings": vars(other)}))
     assert plan(fewer, tmp_path / "test", other, files=2), "what was begun before goes on"
+
+
+def test_what_was_read_otherwise_is_read_but_not_added_to(source, tmp_path, monkeypatch):
+    """An earlier version shows some files otherwise: neither a shard nor the other split may mix in, nor latents."""
+    prepare_split(listing(source), tmp_path / "train", SETTINGS)
+    for name in ("key.json", "manifest.json"):  # those of an earlier version name no reading
+        made = json.loads((tmp_path / "train" / name).read_text())
+        assert made.pop("reading") == READING
+        (tmp_path / "train" / name).write_text(json.dumps(made))
+    for split in ("train", "test"):
+        with pytest.raises(
+            NoVideosError, match=rf"train was prepared differently \(reading: 1, now {READING}\): remove"
+        ):
+            plan(listing(source), tmp_path / split, SETTINGS)
+    assert len(open_source(tmp_path, frames=9, size=16)), "training takes it as it is"
+    before = fingerprint(str(source))
+    monkeypatch.setattr(sources, "READING", READING + 1)
+    assert fingerprint(str(source)) != before
 
 
 @pytest.mark.parametrize("fps", ["nan", "inf", "-inf", "-1"])

@@ -10,7 +10,7 @@ import pytest
 
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.convert.lpips import read_lpips
-from pv_vae_jax.data.video_reading import decoder_versions
+from pv_vae_jax.data.video_container import decoder_versions
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
 from pv_vae_jax.evaluation.comparison import check_sets, compare_pairs, compare_sets, score_inception

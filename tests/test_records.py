@@ -9,7 +9,8 @@ from pv_vae_jax.data.readers.records import RecordReader, pack, read_manifest, u
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import class_names, open_source
-from pv_vae_jax.data.video_reading import EncodedVideo, read_video
+from pv_vae_jax.data.video_container import EncodedVideo
+from pv_vae_jax.data.video_reading import read_video
 from pv_vae_jax.data.video_writing import encode_video, write_video
 from tests.clips import clip_of
 from tests.video_fixture import waves

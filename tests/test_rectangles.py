@@ -14,7 +14,9 @@ pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video
 from pv_vae_jax.cli._shared import define_size_flags, frame_size
 from pv_vae_jax.data.frame_size import FITS, FrameSize, nearest
 from pv_vae_jax.data.readers.image_files import read_image
-from pv_vae_jax.data.video_reading import iterate_at_rate, iterate_video, probe, read_video, resize
+from pv_vae_jax.data.video_container import probe
+from pv_vae_jax.data.video_pixels import resize
+from pv_vae_jax.data.video_reading import iterate_at_rate, iterate_video, read_video
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.dropping import SPATIAL
 from pv_vae_jax.evaluation.clip_sets import FolderClips, Window

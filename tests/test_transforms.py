@@ -19,7 +19,7 @@ from pv_vae_jax.data.transforms import (
     TransformError,
     clip_transforms,
 )
-from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_container import BrokenVideoError
 from pv_vae_jax.dropping import Dropping
 
 ELEMENT = {"video": np.random.default_rng(0).integers(0, 256, (20, 8, 12, 3), np.uint8), "label": 3, "name": "a"}

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import importlib.util
 import io
+import json
 import mmap
 import os
 import re
@@ -22,6 +23,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax.cli.main import advice_on, main
+from pv_vae_jax.data import video_writing
+from pv_vae_jax.data.listing import video_folder
+from pv_vae_jax.data.prepare.encoding import ClipSettings
+from pv_vae_jax.data.prepare.tasks import plan
 from pv_vae_jax.model import load
 from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.models.vae import VAEConfig
@@ -208,8 +213,6 @@ def without_jinja(tmp_path) -> str:
 
 
 def stale(tmp_path) -> str:
-    import json
-
     from pv_vae_jax.data.latents import LatentSource, StaleLatentsError
 
     manifest = {"records": 1, "key": {"encoder": "aa"}, "class_names": ["x"], "mean": [0.0], "std": [1.0]}
@@ -262,6 +265,26 @@ def without_pyav(tmp_path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "av", None)
         return says("reconstruct", "--frames=17", "--size=32", "--out", tmp_path / "out", tmp_path / "a.mp4")
+
+
+def without_encoder(tmp_path) -> str:
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_writing, "ENCODER", "none of this build")
+        return says("reconstruct", "--out", tmp_path / "out", tmp_path / "absent.mp4")
+
+
+def prepared_before(tmp_path) -> str:
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+    (tmp_path / "clips").mkdir()
+    for name in "ab":
+        (tmp_path / "clips" / f"{name}.mp4").write_bytes(b"not looked at")
+    listing = video_folder(tmp_path / "clips", "train")
+    plan(listing, tmp_path / "out" / "train", ClipSettings())
+    key = json.loads((tmp_path / "out" / "train" / "key.json").read_text())
+    del key["reading"]
+    (tmp_path / "out" / "train" / "key.json").write_text(json.dumps(key))
+    return says("prepare", tmp_path / "clips", "--out", tmp_path / "out")
 
 
 def unfinished(tmp_path) -> str:
@@ -355,6 +378,8 @@ PROVOKE = [
     too_many_open_files,
     lambda tmp_path: train_with(tmp_path, "data.source=program:mine"),
     without_pyav,
+    without_encoder,
+    prepared_before,
     lambda tmp_path: says("sample", "--model", tmp_path / "none", "--out", tmp_path),
     unfinished,
     misfit,

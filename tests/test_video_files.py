@@ -10,23 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pv_vae_jax.data import video_writing
 from pv_vae_jax.data.clips import ClipSource
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.pipeline import train_batches
-from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+from pv_vae_jax.data.prepare import ClipSettings, prepare_dataset, prepare_split
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.transforms import RandomWindow
-from pv_vae_jax.data.video_reading import (
-    BrokenVideoError,
-    EncodedVideo,
-    count_frames,
-    iterate_video,
-    probe,
-    read_video,
-)
-from pv_vae_jax.data.video_writing import write_video
+from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
+from pv_vae_jax.data.video_reading import count_frames, frame_times, iterate_video, read_video
+from pv_vae_jax.data.video_writing import check_encoder, write_video
 from pv_vae_jax.report.run_report import left_out, read_every_clip
 from pv_vae_jax.train.configs import DataConfig, Experiment
 from pv_vae_jax.train.run import Run
@@ -76,6 +71,43 @@ def test_frames_come_one_at_a_time(tmp_path):
     assert len([next(frames) for _ in range(12)]) == 12
     with pytest.raises(BrokenVideoError, match="12 of 13 frames"):
         next(frames)
+
+
+def test_frames_are_written_at_their_times_in_tagged_colours(tmp_path):
+    """A player finds each frame when it was shown, and need not guess the matrix, as it would from 720 lines on."""
+    path, times = tmp_path / "a.mp4", np.array([0, 0.5, 0.52, 0.5200001, 1.9])
+    write_video(path, waves(5), fps=3, times=times)
+    np.testing.assert_allclose(frame_times(path), times, atol=3e-5)
+    write_video(tmp_path / "even.mp4", waves(5), fps=24, times=np.round(np.arange(5) / 24, 3))  # as of Matroska
+    assert probe(tmp_path / "even.mp4").fps == 24 and len(read_video(path)) == 5
+    colours = np.zeros((2, 720, 64, 3), np.uint8)
+    colours[:, :360], colours[:, 360:] = (200, 40, 40), (30, 180, 60)
+    write_video(path, colours)
+    with av.open(str(path)) as file:
+        frame = next(file.decode(video=0))
+        y, u, v = (float(np.frombuffer(plane, np.uint8)[8]) for plane in frame.planes)
+    assert (frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc) == (6, 1, 1, 1)
+    y, u, v = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    red, blue = y + 2 * (1 - 0.299) * v, y + 2 * (1 - 0.114) * u  # by the matrix of the tag, BT.601
+    np.testing.assert_allclose(
+        [255 * red, 255 * (y - 0.299 * red - 0.114 * blue) / 0.587, 255 * blue], (200, 40, 40), atol=4
+    )
+
+
+def test_what_refuses_to_encode_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_writing, "ENCODER", "none of this build")
+    for write in (check_encoder, lambda: write_video(tmp_path / "a.mp4", waves(2))):
+        with pytest.raises(ImportError, match="no encoder for H.264 .*pip install"):
+            write()
+    (tmp_path / "clips").mkdir()
+    for name in "ab":
+        (tmp_path / "clips" / f"{name}.mp4").write_bytes(b"not looked at")
+    with pytest.raises(ImportError, match="no encoder"):
+        prepare_dataset(tmp_path / "clips", tmp_path / "out", lambda listing, folder: pytest.fail("work began"))
+    monkeypatch.undo()
+    with pytest.raises(BrokenVideoError, match="a.mp4 cannot be encoded"):
+        write_video(tmp_path / "a.mp4", waves(2), crf="fine")
+    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
 
 
 def test_nothing_half_written_stays(tmp_path):
@@ -498,7 +530,8 @@ def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_bef
 LEFT_EARLY = """
 import ctypes, gc, sys
 from pathlib import Path
-from pv_vae_jax.data.video_reading import EncodedVideo, iterate_video, read_video
+from pv_vae_jax.data.video_container import EncodedVideo
+from pv_vae_jax.data.video_reading import iterate_video, read_video
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "a b c d e f g used h i".split()]

@@ -1,5 +1,6 @@
 """Small videos for the tests of data: moving waves, any codec and container, sound alone."""
 
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -17,11 +18,13 @@ def waves(frames, height=32, width=48, seed=0):
     return (rng.uniform(110, 150, 3) + rng.uniform(60, 80, 3) * wave).round().astype(np.uint8)
 
 
-def encode(path, video, codec="libx264", rate=24, times=None, pixels="yuv420p", container=None, **options):
-    """Write a file with any codec, options and, in milliseconds, times."""
+def encode(path, video, codec="libx264", rate=24, times=None, pixels="yuv420p", container=None, aspect=None, **options):
+    """Write a file with any codec, options, width of a pixel and, in milliseconds, times."""
     with av.open(str(path), "w", options=container or {}) as file:
         stream = file.add_stream(codec, rate=rate, options={k: str(v) for k, v in options.items()})
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], pixels
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1_000)
         for i, picture in enumerate(video):
@@ -39,3 +42,17 @@ def encode_sound(path):
         frame.rate = 16_000
         file.mux(stream.encode(frame))
         file.mux(stream.encode())
+
+
+def add_sound(source, target):
+    """Copy a video, with a second of silence beside it."""
+    with av.open(os.path.abspath(source)) as old, av.open(os.path.abspath(target), "w") as new:
+        video = new.add_stream_from_template(old.streams.video[0])
+        sound = new.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), format="fltp", layout="mono")
+        frame.rate = 16_000
+        new.mux([*sound.encode(frame), *sound.encode()])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                new.mux(packet)

@@ -11,7 +11,9 @@ from absl import flags
 
 from pv_vae_jax.convert.lpips import HEAD_NAMES
 from pv_vae_jax.data.frame_size import FITS, FrameSize, nearest
-from pv_vae_jax.data.video_reading import count_frames, iterate_video, probe
+from pv_vae_jax.data.video_container import probe
+from pv_vae_jax.data.video_reading import frame_times, iterate_video
+from pv_vae_jax.data.video_writing import check_encoder
 from pv_vae_jax.model import Model
 from pv_vae_jax.typing import ConfigError, ShapeError, check_clip_shape
 
@@ -87,6 +89,7 @@ class VideoFile:
       height, width: size of the results: that of the frames without the bars of `--fit=pad`.
       pictures: `(h, w, 3)` uint8 each, decoded as they are asked for.
       fps: frames per second.
+      times: `(frames,)` seconds from the first frame at which each is shown.
     """
 
     path: Path
@@ -96,6 +99,7 @@ class VideoFile:
     width: int
     pictures: Iterator[np.ndarray]
     fps: float
+    times: np.ndarray
 
     def uncut(self, video: np.ndarray) -> np.ndarray:
         """Frames `(t, h, w, 3)` as the model sees or draws them, without bars."""
@@ -105,11 +109,13 @@ class VideoFile:
 def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) -> Iterator[VideoFile]:
     """Yield each file, ready to be read, and make the folder of the results.
 
-    Frames whose size does not fit the model are brought to the nearest that does; a line says so.
+    Frames whose size does not fit the model are brought to the nearest that does; a line says so. Another says that a
+    file has sound, since results have none.
 
     Raises:
       ConfigError: no file is named, or two have the same name, so that one result would replace the other; or `--size`
         is malformed.
+      ImportError: the encoder for the results is missing.
       BrokenVideoError: a file is not a video; or it has fewer frames than `--frames`, raised as its `pictures` end.
       ShapeError: the length or `--size` does not fit the model, and the message names the nearest that do; or frames
         are too small for it.
@@ -119,12 +125,14 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
     stems = [Path(path).stem for path in paths]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ConfigError(f"several files are called {', '.join(sorted(twice))}: give them in separate calls")
+    check_encoder()
     Path(values.out).mkdir(parents=True, exist_ok=True)
     config, wanted = model.vae.config, frame_size(values)
     for path in paths:
         info = probe(path)
-        # A header may be wrong about the length. Counting costs little beside the network, and finds out early.
-        frames = values.frames or count_frames(path)
+        # A header may be wrong about the length. Decoding costs little beside the network, and finds out early.
+        times = frame_times(path, values.frames or None)
+        frames = values.frames or len(times)
         own = next(iterate_video(path, count=1)).shape[:2]  # as it is shown: the header's may be rotated
         try:
             size = wanted or nearest(*own, config.space_factor, values.fit)
@@ -139,9 +147,12 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
         )
         if steps:
             print(f"{path}: {own[0]} x {own[1]} {' and '.join(steps)}")
+        if info.sound:
+            print(f"{path}: its sound is left out of the result")
         pictures = iterate_video(path, resize=size if scaled != own else None, count=frames)
         pictures = (size.cut(picture[None])[0] for picture in pictures)
-        yield VideoFile(Path(path), frames, size, *(scaled if size.fit == "pad" else final), pictures, info.fps)
+        shown = scaled if size.fit == "pad" else final
+        yield VideoFile(Path(path), frames, size, *shown, pictures, info.fps, times)
 
 
 def result_path(values: flags.FlagValues, path: Path, kind: str, inputs: Sequence[str]) -> Path:

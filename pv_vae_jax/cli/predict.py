@@ -1,6 +1,8 @@
 """See the first frames of a video and draw the rest, beside the truth and beside copying the last frame seen.
 
 pv-vae predict --model tiny-synthetic --observe=9 --frames=17 --size=32 --out out clip.mp4
+
+The results have the frames' own times, and no sound.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         copy = video.copy()
         copy[observe:] = video[observe - 1]
         panels = np.concatenate([video, result, copy], axis=2)
-        write_video(target, panels, fps=file.fps, scale=scale_for(file.height))
+        write_video(target, panels, fps=file.fps, times=file.times, scale=scale_for(file.height))
         truth = to_float(video[observe:])
         error = np.mean((to_float(result[observe:]) - truth) ** 2)
         copied = np.mean((to_float(video[observe - 1]) - truth) ** 2)

@@ -4,7 +4,7 @@
   pv-vae train --config experiments/demo.py --workdir runs/ucf --config.data.source data/ucf101
 
 SOURCE is a folder of videos or of folders of frames, or a data set in its official layout. After an interruption the
-same command continues. Skipped files and the reasons are listed in each split's `manifest.json`.
+same command continues. Sound is left out. Skipped files and the reasons are listed in each split's `manifest.json`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
   pv-vae reconstruct --model tiny-synthetic --frames=17 --size=32 --out out clip.mp4
 
-A long video is read, coded and written chunk by chunk: memory does not grow with its length.
+The results have the frames' own times, and no sound. A long video is read, coded and written chunk by chunk: memory
+does not grow with its length.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _reconstruct(model: Model, file: VideoFile, target: Path, chunk: int) -> flo
             weights.append(len(video))
             yield from np.concatenate([video, result], axis=2)
 
-    write_video(target, side_by_side(), fps=file.fps, scale=scale_for(file.height))
+    write_video(target, side_by_side(), fps=file.fps, times=file.times, scale=scale_for(file.height))
     return float(np.average(scores, weights=weights))
 
 

@@ -8,7 +8,6 @@ Writes `samples_<class>.mp4`, the clips of a class side by side, and `samples.np
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli._shared import define_model_flags, scale_for
-from pv_vae_jax.data.video_writing import write_video
+from pv_vae_jax.data.video_writing import check_encoder, write_video
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.model import load
 from pv_vae_jax.sampling import sample_clips
@@ -52,9 +51,13 @@ def run(values: flags.FlagValues) -> None:
         raise ConfigError(f"--guidance must be a finite number of at least 0, got {guidance}")
     wanted = [names.index(values.class_name)] if values.class_name else range(len(names))
     labels = np.resize(wanted, values.clips)
-    if no_video := importlib.util.find_spec("av") is None:
-        missing = "video files need PyAV: pip install av (the extra [video] holds it)"
-        print(f"pv-vae sample: samples.npz only, {missing}", file=sys.stderr)
+    try:
+        check_encoder()
+    except ImportError as error:
+        no_video = True
+        print(f"pv-vae sample: samples.npz only, {error}", file=sys.stderr)
+    else:
+        no_video = False
     video = sample_clips(
         model, labels, steps=values.steps, guidance=guidance, seed=values.seed, batch_size=values.batch_size
     )

@@ -15,20 +15,19 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.data.sources import open_source
     from pv_vae_jax.data.synthetic import SyntheticVideos
     from pv_vae_jax.data.transforms import DropFutureFrames, RandomFlip, RandomReverse, RandomWindow, ResizeCrop
+    from pv_vae_jax.data.video_container import BrokenVideoError, VideoInfo, probe
     from pv_vae_jax.data.video_reading import (
-        BrokenVideoError,
-        VideoInfo,
         count_frames,
+        frame_times,
         iterate_at_rate,
         iterate_video,
-        probe,
         read_video,
     )
     from pv_vae_jax.data.video_writing import write_video
 
 __all__ = [
     "BrokenVideoError", "DropFutureFrames", "FrameSize", "LatentSource", "LazyClip", "RandomFlip", "RandomReverse",
-    "RandomWindow", "ResizeCrop", "SyntheticVideos", "VideoInfo", "batched", "count_frames", "examples",
+    "RandomWindow", "ResizeCrop", "SyntheticVideos", "VideoInfo", "batched", "count_frames", "examples", "frame_times",
     "iterate_at_rate", "iterate_video", "mixed", "open_source", "probe", "read_video", "stream", "train_batches",
     "write_latents", "write_video",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.shards import BrokenRecordError
 from pv_vae_jax.data.skip_log import SkipLog
-from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_container import BrokenVideoError
 
 UNREADABLE = (BrokenVideoError, BrokenRecordError, OSError)
 

@@ -26,7 +26,7 @@ from pv_vae_jax.data.listing import (
     videos_below,
     videos_in,
 )
-from pv_vae_jax.data.video_reading import SUFFIXES
+from pv_vae_jax.data.video_container import SUFFIXES
 
 _SPLITS = ("train", "test")
 _DAVIS_SIZES = ("480p", "Full-Resolution")

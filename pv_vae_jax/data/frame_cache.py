@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pv_vae_jax.data.frame_size import FrameSize
-from pv_vae_jax.data.video_reading import BrokenVideoError
+from pv_vae_jax.data.video_container import BrokenVideoError
 
 if TYPE_CHECKING:
     from pv_vae_jax.data.clips import LazyClip

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from pv_vae_jax.data.video_reading import SUFFIXES, BrokenVideoError
+from pv_vae_jax.data.video_container import SUFFIXES, BrokenVideoError
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 

@@ -33,6 +33,7 @@ from pv_vae_jax.data.readers.image_files import ImageFiles
 from pv_vae_jax.data.readers.video_files import VideoFiles
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.synthetic import SyntheticVideos, families_of, sprites_of
+from pv_vae_jax.data.video_container import READING
 
 __all__ = ["DATASETS", "NoVideosError", "VideoSource"]
 __all__ += ["class_names", "describe", "detect_format", "fingerprint", "list_clips", "list_dataset", "open_source"]
@@ -177,8 +178,8 @@ def class_names(source: str, fold: int = 1) -> tuple[str, ...]:
 
 
 def fingerprint(source: str, fold: int = 1) -> str:
-    """A hash that changes with a folder's training clips, by names and sizes of files; "" for a synthetic world
-    and the clips of a program.
+    """A hash that changes with a folder's training clips, by names and sizes of files, and which `READING` shows them;
+    "" for a synthetic world and the clips of a program.
 
     Arguments and errors as for `open_source`.
     """
@@ -193,7 +194,8 @@ def _summarize(folder: Path, fold: int) -> tuple[tuple[str, ...], str]:
         return form.summary(folder)
     index = form.list(folder, "train", fold)
     lines = [f"{entry.name}\t{entry.label}\t{content_key(entry.path)}" for entry in index.items]
-    return index.class_names, hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
+    return index.class_names, f"{digest}, reading {READING}"
 
 
 def open_source(

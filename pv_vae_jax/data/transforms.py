@@ -110,7 +110,7 @@ class ResizeCrop(RandomMap):
         if self.random and "features" in element:
             raise TransformError("ResizeCrop: features do not follow a crop: set random=False (data.crop=centre)")
         if size.scaled(*video.shape[1:3]) != video.shape[1:3]:
-            from pv_vae_jax.data.video_reading import resize
+            from pv_vae_jax.data.video_pixels import resize
 
             video = np.stack([resize(frame, size) for frame in video])  # (t, h, w, 3)
         return {**element, "video": size.cut(video, corner)}

@@ -16,7 +16,8 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, list_frames
 from pv_vae_jax.data.readers.frame_folders import read_frames
 from pv_vae_jax.data.sources import list_clips
-from pv_vae_jax.data.video_reading import SUFFIXES, count_frames, read_video
+from pv_vae_jax.data.video_container import SUFFIXES
+from pv_vae_jax.data.video_reading import count_frames, read_video
 from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import SLACK
 

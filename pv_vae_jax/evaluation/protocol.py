@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from pv_vae_jax.data.video_reading import decoder_versions
+from pv_vae_jax.data.video_container import decoder_versions
 from pv_vae_jax.evaluation.clip_sets import ClipSet, Window
 from pv_vae_jax.evaluation.distances import Interval
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity

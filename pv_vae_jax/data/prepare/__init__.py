@@ -14,6 +14,7 @@ from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, sum
 from pv_vae_jax.data.prepare.encoding import ClipSettings
 from pv_vae_jax.data.prepare.local import prepare_split
 from pv_vae_jax.data.sources import DATASETS, detect_format, list_dataset
+from pv_vae_jax.data.video_writing import check_encoder
 
 __all__ = ["ClipSettings", "prepare_dataset", "prepare_split"]
 
@@ -43,6 +44,7 @@ def prepare_dataset(
     Raises:
       NoVideosError: the source is missing, prepared already, incomplete, or without videos for training, or `out` is in
         it.
+      ImportError: the encoder is missing.
     """
     check_folder(source)
     dataset = dataset or detect_format(source)
@@ -59,6 +61,7 @@ def prepare_dataset(
     for split, listing in listings.items():
         if listing.absent:
             print(f"{split}: {len(listing.absent)} files are missing: {summarize(listing.absent, 2)}", file=sys.stderr)
+    check_encoder()
     manifests = {}
     for split, listing in listings.items():
         if listing.items:

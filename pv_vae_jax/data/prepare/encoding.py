@@ -11,7 +11,9 @@ import numpy as np
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import VideoEntry
 from pv_vae_jax.data.readers import frame_folders, image_files, tfds
-from pv_vae_jax.data.video_reading import BrokenVideoError, iterate_at_rate, probe, resize
+from pv_vae_jax.data.video_container import BrokenVideoError, probe
+from pv_vae_jax.data.video_pixels import resize
+from pv_vae_jax.data.video_reading import iterate_at_rate
 from pv_vae_jax.data.video_writing import encode_video
 
 

@@ -22,7 +22,7 @@ from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry, conte
 from pv_vae_jax.data.prepare.encoding import ClipSettings, encode_clips
 from pv_vae_jax.data.readers.records import FORMAT, pack
 from pv_vae_jax.data.shards import write_shard
-from pv_vae_jax.data.video_reading import BrokenVideoError, decoder_versions
+from pv_vae_jax.data.video_container import READING, BrokenVideoError, decoder_versions
 from pv_vae_jax.storage import file_hash, locked, write_json
 
 
@@ -95,7 +95,7 @@ def plan(listing: SplitIndex, folder: Path, settings: ClipSettings, *, files: in
         "files_hash": hashlib.sha256(os.fsencode(sizes)).hexdigest()[:16],  # names, parts, labels, sizes
         "files_per_shard": files,
         "settings": dataclasses.asdict(settings),
-    }
+    } | ({} if listing.kind == "tfds" else {"reading": READING})
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "key.json").is_file():
         _check_key(folder / "key.json", key)
@@ -206,7 +206,7 @@ def finish(listing: SplitIndex, tasks: Sequence[Task]) -> dict:
 
 
 def _flat(key: dict) -> dict:
-    return {name: value for name, value in key.items() if name != "settings"} | key.get("settings", {})
+    return {"reading": 1} | {name: value for name, value in key.items() if name != "settings"} | key.get("settings", {})
 
 
 def _check_new(folder: Path, key: dict) -> None:
@@ -218,8 +218,9 @@ def _check_new(folder: Path, key: dict) -> None:
         )
     other = {"train": "test", "test": "train"}.get(folder.name)
     if other:  # otherwise a model could be scored on its training clips: folds of UCF101 share videos
-        same = ("dataset", "class_names", "settings")
-        _check_key(folder.parent / other / "key.json", {name: key[name] for name in same}, only=same)
+        same = ("dataset", "class_names", "settings", "reading")
+        same_key = {name: key[name] for name in same if name in key}
+        _check_key(folder.parent / other / "key.json", same_key, only=same)
 
 
 def _check_key(path: Path, key: dict, only: Sequence[str] = ()) -> None:
@@ -228,7 +229,7 @@ def _check_key(path: Path, key: dict, only: Sequence[str] = ()) -> None:
         return
     try:
         found = json.loads(path.read_text())
-        found = _flat({name: found.get(name, {}) for name in only or found})
+        found = _flat({name: value for name, value in found.items() if not only or name in only})
         key = _flat(key)
         names = sorted(name for name in found.keys() | key.keys() if found.get(name) != key.get(name))
     except (ValueError, AttributeError) as error:

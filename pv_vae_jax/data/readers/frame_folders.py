@@ -14,7 +14,7 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import list_frames
 from pv_vae_jax.data.readers.image_files import image_size, read_image
 from pv_vae_jax.data.readers.video_files import VideoFiles
-from pv_vae_jax.data.video_reading import BrokenVideoError, VideoInfo
+from pv_vae_jax.data.video_container import BrokenVideoError, VideoInfo
 
 FPS = 25.0  # images have no times; players show the clips made of them at this rate
 

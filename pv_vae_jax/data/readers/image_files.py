@@ -12,13 +12,14 @@ from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import SplitIndex
 from pv_vae_jax.data.skip_log import SkipLog
-from pv_vae_jax.data.video_reading import MAX_PIXELS, BrokenVideoError
+from pv_vae_jax.data.video_container import MAX_PIXELS, BrokenVideoError
+from pv_vae_jax.data.video_pixels import on_black
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # by content. Among the others that Pillow reads, EPS starts Ghostscript
 
 
 def read_image(path: str | Path, *, short_side: int | None = None, resize: FrameSize | None = None) -> np.ndarray:
-    """Read an image file, rotated by its EXIF tag and resized by area averaging.
+    """Read an image file, turned as its EXIF tag says, alpha on black, resized by area averaging.
 
     Args:
       path: image file.
@@ -48,7 +49,13 @@ def read_image(path: str | Path, *, short_side: int | None = None, resize: Frame
                     raise ValueError(f"{image.height} x {image.width} pixels, more than {MAX_PIXELS}")
                 if size:  # JPEG: decode at a fraction that is no smaller, whatever the rotation
                     image.draft("RGB", (max(size.height, size.width),) * 2)
-                image = ImageOps.exif_transpose(image).convert("RGB")
+                image = ImageOps.exif_transpose(image)
+                if image.mode[0] in "IF":  # grey of 16 bits, which Pillow would clip to 8
+                    grey = np.clip(np.asarray(image, np.float32) / 257, 0, 255)
+                    image = Image.fromarray(np.rint(grey).astype(np.uint8))
+                elif image.has_transparency_data:
+                    image = Image.fromarray(on_black(np.asarray(image.convert("RGBA"))))
+                image = image.convert("RGB")
                 if size:
                     height, width = size.scaled(image.height, image.width)
                     shrinks = height <= image.height and width <= image.width
@@ -64,12 +71,13 @@ def read_image(path: str | Path, *, short_side: int | None = None, resize: Frame
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image file from its header, before any rotation. Raises as `read_image`."""
+    """Height and width of an image file from its header, turned as its EXIF tag says. Raises as `read_image`."""
     try:
-        from PIL import Image
+        from PIL import ExifTags, Image
 
         with Image.open(path, formats=FORMATS) as image:
-            return image.height, image.width
+            size = image.height, image.width
+            return size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) > 4 else size
     except Exception:  # any, as in `read_image`, which says what is wrong
         return read_image(path).shape[:2]
 

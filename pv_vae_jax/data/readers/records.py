@@ -20,7 +20,8 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.shards import BrokenRecordError, Shards
 from pv_vae_jax.data.skip_log import SkipLog
-from pv_vae_jax.data.video_reading import EncodedVideo, read_video
+from pv_vae_jax.data.video_container import EncodedVideo
+from pv_vae_jax.data.video_reading import read_video
 
 FORMAT = "pv_vae_jax clips 1"
 MANIFEST_KEYS, SHARD_KEYS = {"class_names", "hash", "shards"}, {"name", "clips", "bytes", "lengths"}

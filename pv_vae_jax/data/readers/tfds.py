@@ -14,7 +14,8 @@ from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, VideoEntry
 from pv_vae_jax.data.skip_log import SkipLog
-from pv_vae_jax.data.video_reading import BrokenVideoError, resize
+from pv_vae_jax.data.video_container import BrokenVideoError
+from pv_vae_jax.data.video_pixels import resize
 
 
 class TFDSReader(Reader):

@@ -11,7 +11,8 @@ from pv_vae_jax.data.clips import LazyClip, Reader
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_uncut, summarize
 from pv_vae_jax.data.skip_log import SkipLog
-from pv_vae_jax.data.video_reading import SUFFIXES, BrokenVideoError, probe, read_video
+from pv_vae_jax.data.video_container import SUFFIXES, BrokenVideoError, probe
+from pv_vae_jax.data.video_reading import read_video
 
 
 class VideoFiles(Reader):
