@@ -57,7 +57,7 @@ def base() -> Experiment:
         latents=LatentsConfig(clips=8_192, batch_size=32),
         latte=LatteConfig(latent_channels=8, depth=6, width=64, heads=4),
         diffusion=DiffusionConfig(
-            steps=3_000,
+            steps=2_400,
             batch_size=32,
             optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, warmup_steps=50, final_fraction=0.03),
             ema_decay=0.995,
