@@ -123,38 +123,6 @@ def latent_terms(
     return _weighted_sum(objective, counted), terms
 
 
-def structure_terms(
-    objective: Objective,
-    latents: Float[Array, "b g h w z"],
-    video: Float[Array, "b t H W c"],
-    decode: Callable[[Array], Array],
-    observed: Shaped[Array, "b n *hw"],
-    kernel: Float[Array, "d f"] | None = None,
-    features: Shaped[Array, "b g *hw f"] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The terms that ask what can be done with latents: their weighted total, and each one unweighted. All are off by
-    default, and then this gives 0 and no term.
-
-    Args:
-      objective: the weights.
-      latents: the decoder's input, encoded or padded.
-      video: what it should decode to.
-      decode: latents of any size and length -> pixels.
-      observed: as for `kl_divergence`, of the latent frames that were encoded.
-      kernel, features: see `alignment_error`; needed if `objective.alignment` is positive.
-    """
-    terms = {}
-    if objective.scale_equivariance:
-        terms["scale_equivariance"] = squared_error(decode(halved(latents)), halved(video))
-    if objective.time_equivariance:
-        terms["time_equivariance"] = time_equivariance_error(decode, latents, video)
-    if objective.alignment:
-        assert kernel is not None and features is not None  # the training step has checked them
-        n = observed.shape[1]  # the truncated form has encoded fewer
-        terms["alignment"] = alignment_error(latents[:, :n], features[:, :n], kernel, observed)
-    return _weighted_sum(objective, terms) if terms else jnp.zeros(()), terms
-
-
 def _weighted_sum(objective: Objective, terms: Mapping[str, Array]) -> Array:
     return sum_of(objective.weights[name] * term for name, term in terms.items())
 
@@ -249,6 +217,38 @@ def _sum_over_pairs(v: Array, seen: Array) -> tuple[Array, Array]:
     total = jnp.square(add(v)).sum() - jnp.square(v).sum()  # |sum of v|^2 counts every pair twice, and each v alone
     count = jnp.square(add(seen)).sum() - seen.sum()
     return total / 2, count / 2
+
+
+def structure_terms(
+    objective: Objective,
+    latents: Float[Array, "b g h w z"],
+    video: Float[Array, "b t H W c"],
+    decode: Callable[[Array], Array],
+    observed: Shaped[Array, "b n *hw"],
+    kernel: Float[Array, "d f"] | None = None,
+    features: Shaped[Array, "b g *hw f"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The terms that ask what can be done with latents: their weighted total, and each one unweighted. All are off by
+    default, and then this gives 0 and no term.
+
+    Args:
+      objective: the weights.
+      latents: the decoder's input, encoded or padded.
+      video: what it should decode to.
+      decode: latents of any size and length -> pixels.
+      observed: as for `kl_divergence`, of the latent frames that were encoded.
+      kernel, features: see `alignment_error`; needed if `objective.alignment` is positive.
+    """
+    terms = {}
+    if objective.scale_equivariance:
+        terms["scale_equivariance"] = squared_error(decode(halved(latents)), halved(video))
+    if objective.time_equivariance:
+        terms["time_equivariance"] = time_equivariance_error(decode, latents, video)
+    if objective.alignment:
+        assert kernel is not None and features is not None  # the training step has checked them
+        n = observed.shape[1]  # the truncated form has encoded fewer
+        terms["alignment"] = alignment_error(latents[:, :n], features[:, :n], kernel, observed)
+    return _weighted_sum(objective, terms) if terms else jnp.zeros(()), terms
 
 
 def halved(x: Float[Array, "b t H W c"]) -> Float[Array, "b t h w c"]:
