@@ -45,6 +45,9 @@ class DataConfig(Config):
       fold: official split of UCF101, 1 to 3.
       crop: place of the crop of a training clip; `random` draws a new one each time.
       class_names: names of the classes, for clips that a program passes to `train` (`source=program:NAME`).
+      max_damaged_files: largest share of a folder's files that may be damaged, with others in their place; more end a
+        run. Files that are too short for a clip are no damage.
+      max_damaged_records: the same for the clips in shards of `pv-vae prepare`. Of cached latents none may be.
     """
 
     source: str = "synthetic"
@@ -60,6 +63,8 @@ class DataConfig(Config):
     crop: Literal["centre", "random"] = "centre"
     fold: Annotated[int, Range(1, 3, "between 1 and 3")] = 1
     class_names: tuple[str, ...] = ()
+    max_damaged_files: Fraction = 0.05
+    max_damaged_records: Fraction = 0.0
 
     @property
     def frame_size(self) -> FrameSize:
