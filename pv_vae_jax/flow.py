@@ -30,10 +30,10 @@ def sample_timesteps(key: PRNGKey, batch: int, distribution: TimeDistribution = 
     """
     if distribution == "uniform":
         # Stratified over the batch: still uniform, with less variance in the loss.
-        offsets = jax.random.uniform(key, (batch,))
-        return jax.random.permutation(jax.random.fold_in(key, 1), (jnp.arange(batch) + offsets) / batch)
+        places = jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key, (batch,), jnp.float32)
+        return jax.random.permutation(jax.random.fold_in(key, 1), places / batch)
     if distribution == "logit_normal":
-        return jax.nn.sigmoid(jax.random.normal(key, (batch,)))
+        return jax.nn.sigmoid(jax.random.normal(key, (batch,), jnp.float32))
     raise ValueError(f"distribution must be {' or '.join(map(repr, get_args(TimeDistribution)))}, got {distribution!r}")
 
 
@@ -88,7 +88,7 @@ def euler(velocity: Velocity, noise: Float[Array, "b *grid z"], steps: int) -> F
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    times = jnp.linspace(1.0, 0.0, steps + 1)
+    times = jnp.linspace(1.0, 0.0, steps + 1, dtype=jnp.float32)
 
     def step(x: Array, interval: tuple[Array, Array]):
         t, t_next = interval
@@ -103,9 +103,15 @@ def normalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Fl
 
     For a published VAE: `normalize_latents(posterior.mode, *WAN22_LATENTS)`.
     """
-    return (jnp.asarray(latents) - jnp.asarray(mean)) / jnp.asarray(std)
+    return (jnp.asarray(latents) - _for_all(mean, latents)) / _for_all(std, latents)
 
 
 def denormalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Float[Array, "*grid z"]:
     """Inverse of `normalize_latents`: latents in the decoder's scale."""
-    return jnp.asarray(latents) * jnp.asarray(std) + jnp.asarray(mean)
+    return jnp.asarray(latents) * _for_all(std, latents) + _for_all(mean, latents)
+
+
+def _for_all(statistic: ArrayLike, latents: ArrayLike) -> Array:
+    """A number for each channel `(z,)` in the shape of latents, float32 at least."""
+    dtype = jnp.promote_types(jnp.asarray(latents).dtype, jnp.float32)
+    return jnp.broadcast_to(jnp.asarray(statistic, dtype), jnp.shape(latents))
