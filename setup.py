@@ -44,7 +44,7 @@ EXTRAS = {
     ],
     "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7
     "types": ["pyright[nodejs]>=1.1.414"],
-    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "ruff>=0.17.6"],  # ruff: it formats signatures
     "benchmark": ["torch>=2.13.0", "diffusers>=0.42.1"],
 }
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["report"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]

@@ -38,11 +38,10 @@ def sample_timesteps(
     """
     if distribution == "uniform":
         # Stratified over the batch: still uniform, with less variance in the loss.
-        offsets = jax.random.uniform(key, (batch,))
-        t = jax.random.permutation(jax.random.fold_in(key, 1), (jnp.arange(batch) + offsets) / batch)
-        return shift_time(t, shift)
+        places = jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key, (batch,), jnp.float32)
+        return shift_time(jax.random.permutation(jax.random.fold_in(key, 1), places / batch), shift)
     if distribution == "logit_normal":
-        return shift_time(jax.nn.sigmoid(jax.random.normal(key, (batch,))), shift)
+        return shift_time(jax.nn.sigmoid(jax.random.normal(key, (batch,), jnp.float32)), shift)
     raise ValueError(f"distribution must be {' or '.join(map(repr, get_args(TimeDistribution)))}, got {distribution!r}")
 
 
@@ -106,7 +105,7 @@ def euler(velocity: Velocity, noise: Float[Array, "b *grid z"], steps: int) -> F
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    times = jnp.linspace(1.0, 0.0, steps + 1)
+    times = jnp.linspace(1.0, 0.0, steps + 1, dtype=jnp.float32)
 
     def step(x: Array, interval: tuple[Array, Array]):
         t, t_next = interval
@@ -121,9 +120,15 @@ def normalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Fl
 
     For a published VAE: `normalize_latents(posterior.mode, *WAN22_LATENTS)`.
     """
-    return (jnp.asarray(latents) - jnp.asarray(mean)) / jnp.asarray(std)
+    return (jnp.asarray(latents) - _for_all(mean, latents)) / _for_all(std, latents)
 
 
 def denormalize_latents(latents: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Float[Array, "*grid z"]:
     """Inverse of `normalize_latents`: latents in the decoder's scale."""
-    return jnp.asarray(latents) * jnp.asarray(std) + jnp.asarray(mean)
+    return jnp.asarray(latents) * _for_all(std, latents) + _for_all(mean, latents)
+
+
+def _for_all(statistic: ArrayLike, latents: ArrayLike) -> Array:
+    """A number for each channel `(z,)` in the shape of latents, float32 at least."""
+    dtype = jnp.promote_types(jnp.asarray(latents).dtype, jnp.float32)
+    return jnp.broadcast_to(jnp.asarray(statistic, dtype), jnp.shape(latents))

@@ -144,7 +144,7 @@ def motion_error(output: Float[Array, "b t H W c"], target: Float[Array, "b t H 
     A static background cancels, so copying it earns nothing.
     """
     if output.shape[1] == 1:
-        return jnp.zeros(())
+        return jnp.zeros((), jnp.float32)
     return squared_error(jnp.diff(output, axis=1), jnp.diff(target, axis=1))
 
 
@@ -192,8 +192,8 @@ def local_correlation(posterior: Posterior, observed: Shaped[Array, "b g *hw"]) 
     seen = observed.reshape(observed.shape + (1,) * (mean.ndim - observed.ndim))
     seen = jnp.broadcast_to(seen, (*mean.shape[:-1], 1)).astype(mean.dtype)  # (b, g, h, w, 1)
 
-    def average(x: Array) -> Array:  # over observed positions: (z,)
-        return jax.lax.stop_gradient((x * seen).sum((0, 1, 2, 3)) / seen.sum())
+    def average(x: Array) -> Array:  # over observed positions: (1, 1, 1, 1, z)
+        return jax.lax.stop_gradient((x * seen).sum((0, 1, 2, 3), keepdims=True) / seen.sum())
 
     centre = average(mean)
     std = jnp.sqrt(average(jnp.square(mean - centre)))

@@ -67,19 +67,19 @@ def _block(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
     duration_key, ratio_key, *start_keys = jax.random.split(key, 5)
     duration = k + _randint(duration_key, g - k + 1)
     area = k * h * w / jnp.maximum(duration, 1)
-    ratio = jnp.exp2(jax.random.uniform(ratio_key, minval=-1.0, maxval=1.0))
+    ratio = jnp.exp2(jax.random.uniform(ratio_key, (), jnp.float32, minval=-1.0, maxval=1.0))
     height = jnp.round(jnp.clip(jnp.sqrt(area * ratio), area / w, h)).clip(1, h).astype(int)
-    width = jnp.round(area / height).clip(1, w).astype(int)
+    width = jnp.round(area / height.astype(area.dtype)).clip(1, w).astype(int)
     time, row, column = (
         _span(_randint(start_key, size - length + 1), length, size)
         for start_key, length, size in zip(start_keys, (duration, height, width), shape, strict=True)
     )
-    return (k > 0) & time[:, None, None] & row[:, None] & column  # (g, h, w)
+    return (k > 0) & time[:, None, None] & row[None, :, None] & column[None, None]  # (g, h, w)
 
 
 def _tube(key: PRNGKey, k: Array, shape: tuple[int, int, int]) -> Array:
     g, h, w = shape
-    count = jnp.round(k * h * w / g)
+    count = jnp.round(k * h * w / g).astype(int)
     return jnp.broadcast_to(_choose(key, h * w, count).reshape(h, w), shape)
 
 
@@ -98,10 +98,11 @@ def _span(start: Array, length: Array, size: int) -> Array:
 
 def _randint(key: PRNGKey, count: Array) -> Array:
     """Uniform over `0 .. count - 1`, for a traced `count`."""
-    return jnp.minimum(jnp.floor(jax.random.uniform(key) * count).astype(int), count - 1)
+    place = jax.random.uniform(key, (), jnp.float32) * count.astype(jnp.float32)
+    return jnp.minimum(jnp.floor(place).astype(count.dtype), count - 1)
 
 
 def _choose(key: PRNGKey, size: int, count: Array) -> Array:
     """`(size,)` bool, true for `count` entries chosen at random."""
-    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, (size,))))
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, (size,), jnp.float32)))
     return rank < count

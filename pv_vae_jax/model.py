@@ -244,7 +244,7 @@ def _sample(
     guidance: Array,
 ) -> Array:
     transformer, variables = diffusion.model, {"params": diffusion.params}
-    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), diffusion.latent_shape))(index)
+    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), diffusion.latent_shape, "float32"))(index)
     if classes := transformer.config.classes:
         conditional = functools.partial(transformer.apply, variables)
         velocity = classifier_free_guidance(conditional, label, classes, guidance if guided else 1.0)
@@ -303,20 +303,20 @@ def _load(folder: Path, dtype: str | None, sharding: Placement | None) -> Model:
     diffusion = None
     with _damage(folder):
         config = read_model_config(folder)
-        vae, hashes = _vae(config["vae"], dtype), dict(config.get("sha256", {}))
-        shapes, meta = jax.eval_shape(lambda: _init_vae(vae)), Meta(config.get("meta", {}))
+        vae, hashes, meta = _vae(config["vae"], dtype), dict(config.get("sha256", {})), Meta(config.get("meta", {}))
         if "latte" in config:
             latte = Latte(_with_dtype(LatteConfig(**to_tuples(config["latte"])), dtype))
             facts = config["latents"]
             shape, names = tuple(facts["shape"]), tuple(facts["class_names"])
-            latte_shapes = jax.eval_shape(lambda: init_latte(latte, shape))
             mean, std = (np.asarray(facts[k], np.float32) for k in ("mean", "std"))
-            diffusion = Diffusion(latte, latte_shapes, mean, std, shape, names)
+            diffusion = Diffusion(latte, None, mean, std, shape, names)
             _check_diffusion(diffusion)
-    # Outside, since placing them may fail as well, which is no damage.
-    vae_params = read_params(folder / "vae.safetensors", shapes, hashes=hashes, sharding=sharding)
+    # Outside, since the settings of a program may keep a network from being built or placed, which is no damage.
+    vae_shapes = jax.eval_shape(lambda: _init_vae(vae))
+    vae_params = read_params(folder / "vae.safetensors", vae_shapes, hashes=hashes, sharding=sharding)
     if diffusion is not None:
-        params = read_params(folder / "latte.safetensors", diffusion.params, hashes=hashes, sharding=sharding)
+        shapes = jax.eval_shape(lambda: init_latte(diffusion.model, diffusion.latent_shape))
+        params = read_params(folder / "latte.safetensors", shapes, hashes=hashes, sharding=sharding)
         diffusion = diffusion.replace(params=cast_kernels(params, dtype))
     return Model(vae, cast_kernels(vae_params, dtype), diffusion, meta)
 
@@ -336,8 +336,10 @@ FLOAT32_LAYERS = {"dense1", "dense2", "output", "moments", "head"}
 
 
 def _check_diffusion(diffusion: Diffusion) -> None:
-    """Raise `ValueError` unless the statistics and the class names suit the transformer."""
-    config, names = diffusion.model.config, diffusion.class_names
+    """Raise `ValueError` unless shape, statistics and class names suit the transformer."""
+    config, names, shape = diffusion.model.config, diffusion.class_names, diffusion.latent_shape
+    if len(shape) != 4 or min(shape) < 1 or shape[-1] != config.latent_channels:
+        raise ValueError(f"diffusion.latent_shape must be (g, h, w, {config.latent_channels}), got {shape}")
     for name, least in (("mean", -np.inf), ("std", 0.0)):
         statistic = np.asarray(getattr(diffusion, name), np.float32)
         if statistic.shape != (config.latent_channels,):
@@ -359,9 +361,9 @@ def _load_state(state: Path, dtype: str | None, sharding: Placement | None) -> M
         )
     with _damage(state):
         config = read_model_config(workdir)
-        vae = _vae(config["vae"], dtype)
-        shapes, images = jax.eval_shape(lambda: _init_vae(vae)), config[stage]["images"]
+        vae, images = _vae(config["vae"], dtype), config[stage]["images"]
         meta = {"experiment": config["name"], "stage": stage, "images": images, "steps": int(state.name)}
+    shapes = jax.eval_shape(lambda: _init_vae(vae))
     params = restore_params(state, "ema", shapes)
     params = jax.device_put(params, sharding(shapes) if callable(sharding) else sharding)
     return Model(vae, cast_kernels(params, dtype), meta=meta)

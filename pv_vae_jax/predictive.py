@@ -81,7 +81,7 @@ def predict_truncated(
         shape = (latents.shape[0], dropped, *latents.shape[2:])
         pad = model.apply(variables, shape, _pad_key(key), method="pad_latents")
         latents = jnp.concatenate([latents, pad.astype(latents.dtype)], axis=1)  # (b, g, h, w, z)
-    return Prediction(latents, posterior, jnp.ones(posterior.mean.shape[:2]))
+    return Prediction(latents, posterior, jnp.ones(posterior.mean.shape[:2], jnp.float32))
 
 
 def predict_filled(
@@ -154,7 +154,7 @@ def _sample(posterior: Posterior, key: PRNGKey | None, groups: int) -> Array:
     if key is None:
         return posterior.mode
     b, n, h, w, z = posterior.mean.shape
-    noise = jax.random.normal(jax.random.fold_in(key, 0), (b, groups, h, w, z))[:, :n]
+    noise = jax.random.normal(jax.random.fold_in(key, 0), (b, groups, h, w, z), jnp.float32)[:, :n]
     return posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -12,6 +13,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# What mends an error of the system, by its number. Libraries in C++ may give the text of the number alone.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself the right to it, or use another folder"),
+    errno.EROFS: "mount the disk for writing, or use another folder",
+    errno.EFBIG: "allow larger files (ulimit -f), or use another file system",
+}
+
+
+def remedy(error: Exception) -> str | None:
+    """What to do about a file that cannot be read or written; None for what no change of disks or rights mends."""
+    number = getattr(error, "errno", None) or next((n for n in REMEDIES if os.strerror(n) in str(error)), None)
+    return REMEDIES.get(number)
 
 
 def partial(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
 import json
@@ -22,6 +23,7 @@ from pv_vae_jax.cli import sample
 from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.listing import NoVideosError
+from pv_vae_jax.data.shards import BrokenRecordError
 from pv_vae_jax.model import init_latte, save
 from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.models.latte import Latte
@@ -30,7 +32,7 @@ from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.report import run_report
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.run import open_run, reopen_run
-from pv_vae_jax.train.stages import check_stages
+from pv_vae_jax.train.stages import check_stages, train_stage
 from pv_vae_jax.train.writers import read_metrics
 from pv_vae_jax.typing import ConfigError, NonFiniteError, WeightsError
 
@@ -306,6 +308,7 @@ def test_the_decoder_is_tuned_while_the_transformer_trains(trained, tiny_experim
 
 def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_experiment):
     changes = [f"--config.data.source={clips}", "--config.image.steps=0", "--config.decoder.steps=0"]
+    changes += ["--config.data.max_damaged_files=0.2"]
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", *changes)
     status, _, error = pv_vae(*call, "--stage=video")
     assert status == 0, error
@@ -741,6 +744,73 @@ def test_wrong_shapes_name_the_right_ones(trained, clips, tmp_path):
     assert "File exists" in fails(*call, "--frames=5", "--out", tmp_path / "file")
 
 
+def test_what_is_passed_over_is_counted(clips, tmp_path, tiny_experiment):
+    shutil.copytree(clips, tmp_path / "clips")
+    for name in ("train/jump/a.ogv", "train/jump/b.OGV", "test/jump/c.flv", "train/run/.hidden.flv", "notes"):
+        (tmp_path / "clips" / name).touch()
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", "--stage=image")
+    _, _, error = pv_vae(*call, f"--config.data.source={tmp_path / 'clips'}", "--config.data.max_damaged_files=0.2")
+    line = next(line for line in error.splitlines() if line.startswith("data: "))
+    assert line.endswith(", 1 skipped, 4 other files passed over (2 .ogv, 1 without suffix, 1 .flv)"), line
+
+
+def test_too_many_damaged_files_end_a_run(clips, tmp_path, tiny_experiment):
+    call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "run", f"--config.data.source={clips}")
+    line = fails(*call, status=1)
+    assert "1 of the 10 files of " in line and "data.max_damaged_files=0.05 allows (bad.mp4: not readable as" in line
+    assert line.endswith("mend or remove them, or set --config.data.max_damaged_files=0.1")
+    # It changes no number, so a run that was refused goes on with another share.
+    assert pv_vae(*call, "--config.data.max_damaged_files=0.2", "--stage=image")[0] == 0
+
+
+def test_errors_of_the_system_say_what_mends_them(trained, tmp_path, monkeypatch):
+    def refuse(number):
+        def fail(*_, **__):
+            raise OSError(number, os.strerror(number), str(tmp_path / "lock"))
+
+        monkeypatch.setattr("pv_vae_jax.train.run.locked", fail)
+        return fails("encode", "--workdir", trained, status=1)
+
+    assert refuse(errno.EROFS).endswith("lock': mount the disk for writing, or use another folder")
+    assert refuse(errno.ENOSPC).endswith("lock': make room")
+    assert refuse(errno.EINVAL).endswith("lock'"), "room would not help"
+
+
+def test_a_file_whose_name_begins_with_a_dash_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("-clip.mp4", waves(5, 16, 16), fps=12)
+    line = fails("reconstruct", "--out=out", "-clip.mp4", status=2)
+    assert line.endswith("; write the file as ./-clip.mp4") and "write the file" not in fails("reconstruct", "-x.mp4")
+
+
+def test_programs_are_kept_at_home_if_there_is_one(monkeypatch):
+    old, found = jax.config.jax_compilation_cache_dir, []
+    monkeypatch.delenv("PV_VAE_CACHE", raising=False)
+    try:
+        for home in ("", "/", "/home/a"):
+            monkeypatch.setenv("HOME", home)
+            jax.config.update("jax_compilation_cache_dir", None)
+            cli_main.enable_compilation_cache()
+            found.append(jax.config.jax_compilation_cache_dir)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", old)
+    assert found == [None, None, "/home/a/.cache/pv_vae_jax"]
+
+
+def test_a_finished_cache_is_told_as_such(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    status, out, _ = pv_vae("encode", "--workdir", tmp_path / "run")
+    assert status == 0 and "is finished: nothing is encoded again" in out
+    (tmp_path / "run" / "latents" / "00000.array_record").unlink()
+    shutil.rmtree(tmp_path / "run" / "diffusion")
+    with pytest.raises(
+        BrokenRecordError, match="00000.array_record: 0 of 10 .*: pv-vae encode --workdir .*run encodes"
+    ):
+        train_stage(reopen_run(tmp_path / "run"), "diffusion")
+    assert pv_vae("encode", "--workdir", tmp_path / "run")[0] == 0
+    assert files(tmp_path / "run" / "latents")["manifest.json"] == files(trained / "latents")["manifest.json"]
+
+
 def test_inspect_shows_what_would_run(tiny_experiment):
     status, out, error = pv_vae("inspect", "--config", tiny_experiment, "--stage=diffusion", "--config.seed=9")
     assert status == 0, error
@@ -749,3 +819,7 @@ def test_inspect_shows_what_would_run(tiny_experiment):
     rest = out[end:]
     for word in ("parameters", "GFLOP", "MiB", "mesh {'data': 1, 'fsdp': 1, ", "stage diffusion", "pairs/"):
         assert word in rest
+    lines = pv_vae("inspect", "--config", tiny_experiment, "--stage=diffusion", "--config.seed=9", "--summary")[1]
+    assert lines.splitlines() == [
+        line for line in rest.splitlines() if line and "/" not in line and "moments" not in line
+    ]

@@ -17,7 +17,7 @@ from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.readers.image_files import ImageFiles, read_image
 from pv_vae_jax.data.skip_log import SkipLog
-from pv_vae_jax.data.sources import class_names, detect_format, fingerprint, list_dataset, open_source
+from pv_vae_jax.data.sources import class_names, describe, detect_format, fingerprint, list_dataset, open_source
 from pv_vae_jax.data.video_container import BrokenVideoError
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.train.config_files import load_experiment
@@ -102,6 +102,17 @@ def test_ucf101_says_what_is_missing(ucf):
         ucf101(ucf, "train")
 
 
+def test_ucf101_may_have_been_encoded_anew(ucf):
+    before = ucf101(ucf, "train")
+    for item in before.items[:4]:
+        item.path.rename(item.path.with_suffix(".mp4"))
+    after = ucf101(ucf, "train")
+    assert names(after) == names(before) and not after.absent
+    assert [item.path.suffix for item in after.items] == [".mp4"] * 4 + [".avi"] * 2
+    touch(before.items[0].path)  # beside the other: the list's own name wins
+    assert ucf101(ucf, "train").items[0].path.suffix == ".avi"
+
+
 def test_ucf101_trains_as_it_lies(ucf):
     for item in ucf101(ucf, "train").items:
         encode(item.path, waves(12), codec="mpeg4", rate=25, g=12)
@@ -182,6 +193,10 @@ def test_kinetics_says_what_is_missing(tmp_path):
     write(tmp_path / "annotations" / "train.csv", "youtube_id,time_start\nb,1\n")
     with pytest.raises(NoVideosError, match="line 2: expected columns label, youtube_id"):
         kinetics400(tmp_path, "train")
+    datasets._kinetics_rows.cache_clear()
+    write(tmp_path / "annotations" / "train.csv", "label,youtube_id,time_start,time_end,split\na,b,59.0,69.0,train\n")
+    with pytest.raises(NoVideosError, match="line 2: time_start is 59.0, but names of videos have whole seconds"):
+        kinetics400(tmp_path, "train")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path):
@@ -207,6 +222,17 @@ def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path):
 def camera_file(times):
     rows = [f"{t} 0.47 0.84 0.5 0.5 0.0 0.0 " + " ".join(f"{x:.9f}" for x in np.eye(3, 4).ravel() + t) for t in times]
     return "https://www.youtube.com/watch?v=9vpGX5_LMoo\n" + "\n".join(rows) + "\n"
+
+
+def test_realestate10k_knows_a_video_by_any_of_its_addresses(tmp_path):
+    touch(tmp_path / "videos" / "9vpGX5_LMoo.mp4")
+    plain = "https://www.youtube.com/watch?v=9vpGX5_LMoo"
+    forms = [plain, f"{plain}&t=4s", "https://youtube.com/watch?t=4s&v=9vpGX5_LMoo&list=x"]
+    forms += [f"https://{form}" for form in ("youtu.be/9vpGX5_LMoo?t=3", "www.youtube.com/embed/9vpGX5_LMoo/#a")]
+    for i, form in enumerate(forms):
+        write(tmp_path / "train" / f"{i}.txt", camera_file([0]).replace(plain, form))
+    listing = realestate10k(tmp_path, "train")
+    assert len(listing.items) == len(forms) and not listing.absent
 
 
 def test_realestate10k_cuts_its_sequences_from_whole_videos(tmp_path):
@@ -254,8 +280,11 @@ def pictures(tmp_path):
 
 def test_images_are_clips_of_one_frame(pictures):
     assert detect_format(pictures) == "imagenet"
+    for name in ("a.TIF", "b.tif", ".hidden.tif", "c"):
+        touch(pictures / "train" / "n01440764" / name)
     source = open_source(str(pictures), split="train", frames=17, size=16, images=True)
     assert isinstance(source.reader, ImageFiles) and len(source) == 5
+    assert describe(source, "all").endswith(", 3 other files passed over (2 .tif, 1 without suffix)")
     assert source.class_names == class_names(str(pictures)) == ("n01440764", "n02102040")
     for i, item in enumerate(source.reader.entries):
         clip = clip_of(source, i, rng(i), frames=1)
@@ -273,7 +302,7 @@ def test_broken_images_are_named_and_replaced(pictures, capsys, monkeypatch):
     (folder / "0.JPEG").write_bytes(whole[: len(whole) // 3])
     (folder / "9.JPEG").touch()
     write(folder / "8.png", "no picture")
-    log = SkipLog()
+    log = SkipLog(max_damaged_files=0.5)
     for size in (16, 8):
         source = open_source(str(pictures), split="train", frames=1, size=size, log=log)
         images = [clip_of(source, i, rng(i))["video"].shape for i in range(len(source))]

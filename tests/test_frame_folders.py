@@ -273,7 +273,7 @@ def test_a_damaged_frame_is_replaced_and_named_once(clips, capsys):
     bad.write_bytes(bad.read_bytes()[:60])
     write(clips / "train" / "c2", waves(1, 40, 40), first=3)
     write(clips / "train" / "c9", waves(3))
-    log = SkipLog()
+    log = SkipLog(max_damaged_files=0.5)
     for size, cache_bytes in ((16, 0), (16, 1 << 28), (32, 0)):
         settings = dict(frames=6, size=size, random=False, log=log, cache_bytes=cache_bytes)
         source = open_source(clips, split="train", **settings)

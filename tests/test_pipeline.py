@@ -19,6 +19,8 @@ from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.mixture import MixtureComponent, balanced_batch_sizes, mixed_batches
 from pv_vae_jax.data.pipeline import train_batches
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
+from pv_vae_jax.data.shards import BrokenRecordError
+from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import fingerprint, open_source
 from pv_vae_jax.data.transforms import DropFutureFrames, clip_transforms
 from pv_vae_jax.data.video_writing import write_video
@@ -56,7 +58,8 @@ def folders(tmp_path_factory):
 
 
 def source_of(folders, kind, **arguments):
-    return open_source(str(folders[kind]), split="train", **{"frames": 9, "size": 16, "crop": "random", **arguments})
+    settings = {"frames": 9, "size": 16, "crop": "random", "log": SkipLog(max_damaged_records=0.2), **arguments}
+    return open_source(str(folders[kind]), split="train", **settings)
 
 
 def transforms_of(size=16, frames=9, **arguments):
@@ -250,7 +253,8 @@ def run(tiny, folders, tmp_path):
     def make(data=None, **latents):
         config = LatentsConfig(**{"clips": 20, "batch_size": 1, **latents})
         data = data or DataConfig(source=str(folders["records"]), frames=7, size=16)
-        return Run(Experiment(vae=model.config, data=data, latents=config), tmp_path, make_mesh(1, 1))
+        experiment = Experiment(vae=model.config, data=data, latents=config)
+        return Run(experiment, tmp_path, make_mesh(1, 1), skips=SkipLog(max_damaged_records=0.2))
 
     return make
 
@@ -371,6 +375,28 @@ def test_a_cache_holds_several_clips_of_a_video_and_refuses_other_data(run, fold
     data[np.flatnonzero(np.frombuffer(bytes(data), np.uint8))[len(data) // 100]] ^= 1
     path.write_bytes(data)
     damaged = open_latents(cached, "video")
-    records = [damaged[i] for i in range(20)]
-    assert sum(np.array_equal(r["mean"], latents[i]["mean"]) for i, r in enumerate(records)) >= 19
-    assert len(damaged.skipped) <= 1
+    again = f"pv-vae encode --workdir {cached.workdir} encodes missing and short files again"
+    with pytest.raises(BrokenRecordError, match=f"record .* of {path}: .*remove this file; {again}"):
+        [damaged[i] for i in range(20)]
+
+
+@pytest.mark.parametrize("kept", [0.99, None], ids=["short", "gone"])
+def test_a_cache_that_lost_records_is_refused_and_encoded_again(run, monkeypatch, kept):
+    """Of five files the second is lost: no clip stands in for those, and encoding goes on with that file alone."""
+    monkeypatch.setattr(latents_file, "SHARD", 4)
+    cached = run()
+    encode_latents(cached, "video")
+    whole = [item["mean"] for item in map(open_latents(cached, "video").__getitem__, range(20))]
+    files = {path: path.read_bytes() for path in cached.folder("latents").iterdir()}
+    lost = cached.folder("latents") / "00001.array_record"
+    lost.unlink() if kept is None else lost.write_bytes(files[lost][: int(kept * len(files[lost]))])
+    with pytest.raises(BrokenRecordError, match="1 files of .* incomplete .*00001.array_record: 0 of 4 .*vae encode"):
+        open_latents(cached, "video")
+    encoded, real = [], latents_stage._batches
+    counted = lambda *given: encoded.extend(given[-1]) or real(*given)  # noqa: E731
+    monkeypatch.setattr(latents_stage, "_batches", counted)
+    encode_latents(cached, "video")
+    assert encoded == [range(4, 8)]
+    again = open_latents(cached, "video")
+    for i in range(20):
+        np.testing.assert_allclose(again[i]["mean"], whole[i], atol=1e-6)

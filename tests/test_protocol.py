@@ -259,15 +259,28 @@ def test_pairs_of_files_are_told_by_their_names(tmp_path):
         return FolderClips(tmp_path / name, Window(5))
 
     def check(a, b):
-        check_sets(a, b, dataclasses.replace(SHORT, clips=2), paired=True)
+        return [path.stem for path in check_sets(a, b, dataclasses.replace(SHORT, clips=2), paired=True).files]
 
     real = folder("real", c1=5, c2=5, c3=5)
     check(real, folder("same", c1=5, c2=5, c3=5))
     check(real, folder("reconstructed", c1_reconstruction=5, c2_reconstruction=5, c3_reconstruction=5))
+    many = {f"{i}": 5 for i in (1, 2, 10, 11)} | {"2_b": 5}  # sorted otherwise with a suffix than without
+    names = ["1_out", "10_out", "11_out", "2_out", "2_b_out"]
+    assert check(folder("many", **many), folder("outputs", **dict.fromkeys(names, 5))) == names
     with pytest.raises(FeatureError, match="1 videos too short .* shift the pairs"):
         check(real, folder("shorter", c1=5, c2=5, c25=3, c3=5))
-    with pytest.raises(FeatureError, match="got c1.mp4 and c02.mp4"):
+    with pytest.raises(FeatureError, match="c02.mp4 reconstructs no clip of .*/real: its name must"):
         check(real, folder("renamed", c02=5, c03=5, c1=5))
+    with pytest.raises(FeatureError, match="c22.mp4 reconstructs no clip"):
+        check(real, folder("longer", c1=5, c22=5, c3=5))
+    with pytest.raises(FeatureError, match="c1.mp4 has two, .*c1.mp4 and .*c1_out.mp4: its name"):
+        check(real, folder("twice", c1=5, c1_out=5, c3=5))
+    for part in ("a", "b"):  # one name in two folders, which tell them apart
+        for name in ("nested", "nested_out"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            folder(f"{name}/{part}", clip=5)
+    nested = [FolderClips(tmp_path / name, Window(5)) for name in ("nested", "nested_out")]
+    assert check(*nested) == ["clip", "clip"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pv_vae_jax.data.clips import DamagedDataError
 from pv_vae_jax.data.listing import NoVideosError, video_folder
 from pv_vae_jax.data.prepare import ClipSettings, prepare_split
 from pv_vae_jax.data.readers.records import RecordReader, pack, read_manifest, unpack
@@ -193,7 +194,11 @@ def test_broken_records_are_named_and_replaced(prepared, tmp_path, capsys):
     path = folder / "train" / "00001.array_record"
     used = np.flatnonzero(np.frombuffer(path.read_bytes(), np.uint8))
     damage(path, used[len(used) // 3])  # inside a record
-    log = SkipLog()
+    with pytest.raises(DamagedDataError, match="1 of the 16 clips .* data.max_damaged_records=0 .*_records=0.07$"):
+        strict = open_source(folder, **SHAPE)
+        [clip_of(strict, i, rng(i)) for i in range(len(strict))]
+    capsys.readouterr()
+    log = SkipLog(max_damaged_records=0.07)
     source = open_source(folder, **SHAPE, log=log)
     clips = [clip_of(source, i, rng(i)) for i in range(len(source))]
     same = [np.array_equal(a["video"], clip_of(good, i, rng(i))["video"]) for i, a in enumerate(clips)]
@@ -206,17 +211,20 @@ def test_broken_records_are_named_and_replaced(prepared, tmp_path, capsys):
     assert again.skipped.keys() == source.skipped.keys() and not capsys.readouterr().err, "nor by another of its run"
 
 
-def test_a_shard_that_is_gone_is_left_out(prepared, tmp_path):
+def test_a_shard_that_is_gone_is_missed_unless_asked_for_otherwise(prepared, tmp_path):
     folder = copy(prepared[0], tmp_path / "copy")
     (folder / "train" / "00000.array_record").unlink()
     damaged = folder / "train" / "00001.array_record"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    source = open_source(folder, **SHAPE)
+    both = "12 of the 16 clips .*00000.array_record: the file is missing; 00001.array_record: .* bytes instead of"
+    with pytest.raises(DamagedDataError, match=f"{both} .*: run the same pv-vae prepare again, which makes missing"):
+        open_source(folder, **SHAPE)
+    source = open_source(folder, **SHAPE, log=SkipLog(max_damaged_records=0.75))
     assert set(source.skipped) == {"00000.array_record", "00001.array_record"} and 0 < len(source) < 32
     assert all(clip_of(source, i, rng(i))["video"].shape == (9, 16, 16, 3) for i in range(len(source)))
     (folder / "train" / "00002.array_record").unlink()
     with pytest.raises(NoVideosError, match="no clip of .*00000.array_record: the file is missing"):
-        open_source(folder, **SHAPE)
+        open_source(folder, **SHAPE, log=SkipLog(max_damaged_records=1))
 
 
 def test_a_folder_that_is_not_finished_says_what_to_do(prepared, tmp_path):

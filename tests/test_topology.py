@@ -1,5 +1,6 @@
 """What a step costs, read from its trace and from compiled programs; TPU programs where libtpu is installed."""
 
+import math
 import os
 import runpy
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 
 from pv_vae_jax.sharding.hlo import Traffic, step_flops, traffic
 from pv_vae_jax.sharding.mesh import make_mesh
-from pv_vae_jax.sharding.topology import topology_devices
+from pv_vae_jax.sharding.rules import array_shardings
+from pv_vae_jax.sharding.topology import peak_bytes, topology_devices
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.configs import STAGES
+from pv_vae_jax.train.plan import plan_stage
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +51,65 @@ def test_traffic_of_a_program_on_eight_devices():
     # The result once; the matrix in the loop or before it, as the compiler likes.
     assert found["all-gather"].bytes - 16 * 64 * 4 in (64 * 64 * 4, 5 * 64 * 64 * 4)
     assert found.keys() == {"all-reduce", "all-gather"}
+
+
+SIDE = 512  # of a square matrix of 1 MiB
+
+
+def chain(w, x):
+    """Its gradient keeps four activations of 32 MiB each."""
+    for _ in range(4):
+        x = jnp.tanh(x @ w)
+    return x.sum()
+
+
+def test_peak_memory_is_what_a_process_takes():
+    """Arguments of 33 MiB, a result of 1 MiB, and the activations, beside what the system counts."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the system does not tell the peak since a moment")
+    code = f"""
+import re
+import jax, jax.numpy as jnp
+from pv_vae_jax.sharding.topology import peak_bytes
+from tests.test_topology import chain
+shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (({SIDE}, {SIDE}), (32 * {SIDE}, {SIDE}))]
+program = jax.jit(jax.grad(chain)).lower(*shapes).compile()
+held = lambda name: int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+jax.block_until_ready(jnp.zeros(8))
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before = held("VmRSS")
+jax.block_until_ready(program(*(jnp.ones(s.shape) for s in shapes)))
+print(peak_bytes(program) / 2**20, held("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told, taken = map(float, done.stdout.split())
+    assert told >= 33 + 1 + 4 * 32 and 0.75 * told < taken < 1.5 * told, (told, taken)
+
+
+def test_what_inspect_prints_is_what_a_step_has(tiny_experiment):  # noqa: F811
+    """The state against one that is drawn, the work and the memory against the compiler's own counts."""
+    experiment = load_experiment(tiny_experiment, {"diffusion.steps": "1"})
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    (plan,) = plan_stage(experiment, "diffusion", mesh)
+    with jax.set_mesh(mesh):
+        state = jax.jit(plan.stage.init_state, out_shardings=plan.sharding)({})
+        compiled = plan.trace().lower().compile()
+        flops = step_flops(plan.trace().jaxpr.jaxpr)
+        found = traffic(compiled.as_text())
+    rows = array_shardings(plan.state, plan.sharding)
+    leaves, parameters = jax.tree.leaves(state), sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sum(row.device_bytes for row in rows) == sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    memory = compiled.memory_analysis()
+    batch = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.batch)) // 2
+    state_bytes = sum(leaf.nbytes for leaf in leaves)
+    whole = pytest.approx(state_bytes + batch, rel=0.01)
+    assert memory.argument_size_in_bytes == whole, "data=2 holds the state whole and half of the batch"
+    assert peak_bytes(compiled) > state_bytes + batch + 4 * parameters, "gradients are held as well"
+    # The compiler counts every operation, but those of a loop's body once; there is one pair of blocks here.
+    assert 0.5 < flops / 2 / compiled.cost_analysis()["flops"] < 1
+    reduced = found["all-reduce"].bytes
+    assert 4 * parameters <= reduced < 4.2 * parameters, "the gradients, and a few sums"
 
 
 TEXT = """HloModule m

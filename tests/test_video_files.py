@@ -362,7 +362,7 @@ def test_broken_files_are_skipped_by_name_and_counted(tmp_path, one_video, capsy
     fill(tmp_path, good, one_video)
     seen, skipped = set(), set()
     for split in ("train", "test"):
-        source = open_source(tmp_path, split=split, **SHAPE)
+        source = open_source(tmp_path, split=split, log=SkipLog(0.6), **SHAPE)
         error = capsys.readouterr().err
         for path, why in source.skipped.items():
             assert reasons[path.name] in why and f"skipped {path}: {why}" in error
@@ -380,7 +380,7 @@ def test_a_run_names_a_broken_file_once_whatever_sizes_and_stages_open_it(tmp_pa
     lying_file(tmp_path / "clips" / "train" / "lying.mp4")
     (tmp_path / "clips" / "test").mkdir()
     data = DataConfig(source=str(tmp_path / "clips"), frames=9, size=16)
-    run = Run(Experiment(data=data), tmp_path, None)
+    run = Run(Experiment(data=data), tmp_path, None, skips=SkipLog(0.9))
     small, large = FrameSize(8, 8), FrameSize(16, 16)
     kinds = [SizedBatch(2, 9, large), SizedBatch(2, 9, small), SizedBatch(8, 1, large, images=True)]
     kinds += [SizedBatch(2, 13, large)]
@@ -393,7 +393,7 @@ def test_a_run_names_a_broken_file_once_whatever_sizes_and_stages_open_it(tmp_pa
         assert error.count(f"train/{name}: ") == 1, name
     assert error.count("5 of 8 files skipped") == 1 and "(6 so far)" in error and "(7 so far)" not in error
     assert all(len(s.skipped) == 6 for s in sources), "each knows all of them"
-    Run(run.experiment, tmp_path, None).source("train", random=True)
+    Run(run.experiment, tmp_path, None, skips=SkipLog(0.9)).source("train", random=True)
     assert capsys.readouterr().err.count("skipped /") == 5, "another run tells them anew"
 
 
@@ -422,10 +422,10 @@ def test_a_file_that_breaks_off_is_replaced_while_reading(tmp_path, one_video, c
     fill(tmp_path / "train", ["b.mp4", "c.mp4"], one_video)
     fill(tmp_path / "test", ["t.mp4"], one_video)
     lying_file(tmp_path / "train" / "a.mp4")
-    source = open_source(tmp_path, **SHAPE)
+    source = open_source(tmp_path, log=SkipLog(1), **SHAPE)
     assert len(source.reader.paths) == 3 and not source.skipped
     lying = [i for i, (_, file) in enumerate(source.windows) if file == 0]
-    other = clip_of(open_source(tmp_path, **SHAPE), source.windows.index((0, 1)), rng(4))
+    other = clip_of(open_source(tmp_path, log=SkipLog(1), **SHAPE), source.windows.index((0, 1)), rng(4))
     np.testing.assert_array_equal(clip_of(source, lying[0], rng(4))["video"], other["video"])
     for i in range(len(source)):
         assert clip_of(source, i, rng(i))["video"].shape == (9, 16, 16, 3)
@@ -435,7 +435,7 @@ def test_a_file_that_breaks_off_is_replaced_while_reading(tmp_path, one_video, c
     assert "no frame decodes" in source.skipped[skipped]
     assert capsys.readouterr().err.count("skipped ") == 1, "told once"
     (tmp_path / "train" / "b.mp4").unlink()  # while training runs
-    fresh = open_source(tmp_path, **SHAPE)
+    fresh = open_source(tmp_path, log=SkipLog(1), **SHAPE)
     (tmp_path / "train" / "c.mp4").unlink()
     with pytest.raises(NoVideosError, match="none of the 2 files .* a.mp4: no frame decodes.*; c.mp4: no video file"):
         clip_of(fresh, 0, rng())
@@ -453,7 +453,7 @@ def test_an_evaluation_leaves_out_what_it_cannot_read(tmp_path):
             write_video(tmp_path / split / f"{name}.mp4", waves(frames, 32, 32, seed=ord(name)))
     path = tmp_path / "test" / "a.mp4"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    whole = open_source(tmp_path, split="test", random=False, **SHAPE)
+    whole = open_source(tmp_path, split="test", random=False, log=SkipLog(0.5), **SHAPE)
     video, _ = read_every_clip(whole, 64)
     assert len(whole) == 7 and whole.replaced and len(video) == 7 - len(whole.replaced)
     assert len({clip.tobytes() for clip in video}) == len(video) >= 4
@@ -514,7 +514,7 @@ def test_a_long_video_that_breaks_off_gives_the_same_clips_whatever_was_read_bef
     fill(tmp_path / "train", ["b.mp4"], one_video)
     fill(tmp_path / "test", ["t.mp4"], one_video)
     lying_file(tmp_path / "train" / "a.mp4", frames=80)
-    arguments = dict(cache_bytes=1_000, **SHAPE)
+    arguments = dict(cache_bytes=1_000, log=SkipLog(1), **SHAPE)
     source = open_source(tmp_path, **arguments)
     asked = [(i, seed) for i in range(len(source)) for seed in range(3)]
     first = [clip_of(source, i, rng(3 * i + seed))["video"] for i, seed in asked]
@@ -604,7 +604,7 @@ def test_clips_of_a_damaged_file_do_not_depend_on_memory(tmp_path, one_video):
     write_video(path, waves(90, 32, 32), fps=8)
     data = path.read_bytes()
     path.write_bytes(damaged(data, 3, len(data) // 5))
-    kept, read = (open_source(tmp_path, **SHAPE, cache_bytes=n) for n in (1 << 30, 0))
+    kept, read = (open_source(tmp_path, **SHAPE, cache_bytes=n, log=SkipLog(0.5)) for n in (1 << 30, 0))
     for seed in range(3):
         for i in range(len(kept)):
             np.testing.assert_array_equal(clip_of(kept, i, rng(seed))["video"], clip_of(read, i, rng(seed))["video"])

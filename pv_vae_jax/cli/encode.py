@@ -21,6 +21,8 @@ def run(values: flags.FlagValues) -> None:
     """Encode the clips, or continue encoding."""
     run = reopen_run(values.workdir)
     stage = run.last_vae_stage()
+    if run.finished("latents"):
+        print(f"{run.folder('latents')} is finished: nothing is encoded again unless files of it are missing or short")
     with run.lock("latents"):
         encode_latents(run, stage)
     cache = open_latents(run, stage)

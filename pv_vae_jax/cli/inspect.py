@@ -33,6 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Flags of `pv-vae inspect`."""
     flags.DEFINE_string("config", None, CONFIG, flag_values=values)
     flags.DEFINE_enum("stage", "video", TRAINED, "stage whose step to compile", flag_values=values)
+    flags.DEFINE_bool("summary", False, "leave out the configuration and the list of parameters", flag_values=values)
     flags.DEFINE_string("topology", "", "TPU to compile for, such as v5e:4x4 or v5p:4x4x4", flag_values=values)
     flags.mark_flag_as_required("config", flag_values=values)
 
@@ -40,13 +41,14 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Print everything and exit."""
     experiment = load_experiment(values.config, overrides)
-    print(json.dumps(to_dict(experiment), indent=1))
+    if not values.summary:
+        print(json.dumps(to_dict(experiment), indent=1))
     perceptual = load_perceptual(experiment)
     try:
         devices = topology_devices(values.topology) if values.topology else None
         mesh = make_mesh(**dataclasses.asdict(experiment.mesh), devices=devices)
         plans = plan_stage(experiment, values.stage, mesh, perceptual and perceptual[0])
-        print_state(plans[0])
+        print_state(plans[0], values.summary)
         check_split(mesh, plans[0].state.params, plans[0].sharding.params)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -78,12 +80,13 @@ def print_step(plan: Plan, mesh: Mesh) -> None:
         print("  nothing is sent between devices")
 
 
-def print_state(plan: Plan) -> None:
-    """Print every parameter with its sharding, then the bytes a device holds of each part of the state."""
+def print_state(plan: Plan, summary: bool) -> None:
+    """Print every parameter with its sharding, unless for a `summary`, then the bytes a device holds of each part."""
     rows = array_shardings(plan.state, plan.sharding)
-    shown = [row for row in rows if row.path.startswith(("params/", "discriminator/params/"))]
-    width = max(len(row.path) for row in shown)
-    print("moments and moving averages are sharded like their parameters:")
+    shown = [row for row in rows if not summary and row.path.startswith(("params/", "discriminator/params/"))]
+    width = max((len(row.path) for row in shown), default=0)
+    if shown:
+        print("moments and moving averages are sharded like their parameters:")
     for row in shown:
         place = ", ".join("-" if axis is None else str(axis) for axis in row.spec) or "replicated"
         print(f"  {row.path:{width}}  {'x'.join(map(str, row.shape)):>20}  {row.device_bytes:>12,} B  {place}")

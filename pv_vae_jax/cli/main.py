@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 
 from pv_vae_jax.messages import did_you_mean
+from pv_vae_jax.storage import remedy
 from pv_vae_jax.versions import installed_version
 
 COMMANDS = {
@@ -98,7 +99,9 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], one
                 check_local(f"--{folder}", values[folder].value)
     except (flags.Error, ConfigError) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
-        print(f"{program}: {f'needs --{missing[1]}: {values[missing[1]].help}' if missing else error}", file=sys.stderr)
+        dashed = "".join(f"; write the file as ./{name}" for name in argv if name[:1] == "-" and os.path.exists(name))
+        told = f"needs --{missing[1]}: {values[missing[1]].help}" if missing else f"{error}{dashed}"
+        print(f"{program}: {told}", file=sys.stderr)
         return 2
     try:
         configure_cpu(onednn)
@@ -129,7 +132,8 @@ def advice_on(error: Exception) -> str | None:
     text = str(error).strip()
     # The error classes of this library are made for users, and their messages say what to do.
     if isinstance(error, (OSError, ImportError)) or type(error).__module__.startswith("pv_vae_jax."):
-        return str(error)
+        bare = type(error).__module__ == "builtins" and str(error).startswith("[Errno")  # Python's own, without advice
+        return f"{error}: {mend}" if bare and (mend := remedy(error)) else str(error)
     if not isinstance(error, (RuntimeError, AssertionError)):  # JAX raises these
         return None
     wanted = os.environ.get("JAX_PLATFORMS", "")
@@ -174,10 +178,14 @@ def configure_cpu(onednn: bool = True) -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between processes (`PV_VAE_CACHE`, default `~/.cache/pv_vae_jax`); empty turns it off."""
+    """Keep compiled programs between processes (`PV_VAE_CACHE`, default `~/.cache/pv_vae_jax`); empty turns it off.
+
+    So does a home that is none, as in some containers.
+    """
     import jax
 
-    folder = os.environ.get("PV_VAE_CACHE", os.path.expanduser("~/.cache/pv_vae_jax"))
+    home = os.path.expanduser("~").strip("/")
+    folder = os.environ.get("PV_VAE_CACHE", home and os.path.expanduser("~/.cache/pv_vae_jax"))
     if folder and jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

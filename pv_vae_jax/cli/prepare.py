@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from pv_vae_jax.data.listing import SplitIndex
+from pv_vae_jax.data.listing import SplitIndex, summarize
 from pv_vae_jax.data.prepare import ClipSettings, prepare_dataset, prepare_split
 from pv_vae_jax.data.sources import DATASETS
 from pv_vae_jax.typing import ConfigError
@@ -71,7 +71,8 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
             manifest = prepare_with_beam(listing, folder, settings, files=values.shard_files, options=options)
         else:
             manifest = _prepare_here(listing, folder, settings, values.shard_files, values.workers)
-        skipped = f", {len(manifest['skipped'])} files skipped" if manifest["skipped"] else ""
+        lost = manifest["skipped"]
+        skipped = f", {len(lost)} files skipped ({summarize(lost, 3)})" if lost else ""
         size = f"{manifest['clips']} clips, {manifest['frames']} frames, {manifest['bytes'] / 1e6:.1f} MB"
         print(f"{folder}: {size}{skipped}")
         return manifest

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.video_container import BrokenVideoError
 
 UNREADABLE = (BrokenVideoError, BrokenRecordError, OSError)
+
+
+class TooShortError(BrokenVideoError):
+    """A video that is whole, and has fewer frames than a clip."""
+
+
+class DamagedDataError(ValueError):
+    """So much of a data set is damaged that a run on the rest would not be the one that was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +73,7 @@ def read_window(
         try:
             last = clip.length - span  # start of the last window
             if last < 0:
-                raise BrokenVideoError(f"{clip.length} frames, but a clip spans {span}")
+                raise TooShortError(f"{clip.length} frames, but a clip spans {span}")
             return clip.read(start=min(start(clip.length), last), count=frames, stride=stride), element
         except UNREADABLE as error:
             if clip.instead is None:
@@ -81,19 +90,27 @@ class Reader:
       size: frames are resized to `size.scaled(...)`, and cut by whoever reads them.
       lengths: `(n,)` frames of each video; None if a video must be opened to tell, and then each has one window.
       skipped: file or record -> why it, or a window of it, could not be used.
+      damaged: those of `skipped` that are not just too short -> number of videos that each holds.
+      listed: number of videos with those that could not be opened; 0 if they are not opened beforehand.
       absent: name -> expected path, for files that an official list names but that are missing.
+      passed_over: suffix -> number of files that were not looked at, as in `SplitIndex`.
       images: whether the videos are single images, from which no clip can be cut.
       cached: whether decoded videos are worth caching: windows of the same video are read repeatedly, at some cost.
+      allowed: name of the setting for the largest share of damaged videos.
+      remedy: what to do when it is exceeded.
     """
 
     unit = "videos"
+    allowed, remedy, listed = "max_damaged_files", "mend or remove them", 0
     lengths: np.ndarray | None = None
     images, cached = False, False
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], size: FrameSize, log: SkipLog | None = None):
         self.folder, self.class_names, self.size = folder, tuple(class_names), size
         self.skipped: dict[Path | str, str] = {}
+        self.damaged: dict[Path | str, int] = {}
         self.absent: dict[str, str] = {}
+        self.passed_over: dict[str, int] = {}
         self.log = log or SkipLog()
 
     def __len__(self) -> int:
@@ -107,8 +124,8 @@ class Reader:
         """Path of video `index`, or its name within `folder`."""
         raise NotImplementedError
 
-    def skip(self, name: Path | str, reason: object) -> None:
-        """Note and log that `name` could not be used; only the first reason counts.
+    def skip(self, name: Path | str, reason: object, videos: int = 1) -> None:
+        """Note and log that `name`, which holds `videos`, could not be used; only the first reason counts.
 
         Raises:
           ExhaustedError: the machine lacks threads, memory or open files, and the video may be intact.
@@ -119,6 +136,19 @@ class Reader:
             shown = name if isinstance(name, Path) else f"{self.folder} {name}"
             self.skipped[name] = str(reason).removeprefix(f"{shown}: ")
             self.log.skip(shown, self.skipped[name])
+            if not isinstance(reason, TooShortError):
+                self.damaged[name] = videos
+
+    def check_damage(self) -> None:
+        """Raise DamagedDataError if more videos are damaged than the log allows."""
+        share, lost, total = getattr(self.log, self.allowed), sum(self.damaged.values()), self.listed or len(self)
+        if lost > share * total:
+            reasons = summarize({name: self.skipped[name] for name in self.damaged})
+            raise DamagedDataError(
+                f"{lost} of the {total} {self.unit} of {self.folder} are damaged, more than the share that "
+                f"data.{self.allowed}={share:g} allows ({reasons}): {self.remedy}, or set "
+                f"--config.data.{self.allowed}={math.ceil(100 * lost / total) / 100:g}"
+            )
 
 
 class ClipSource:
@@ -159,6 +189,7 @@ class ClipSource:
 
         Raises:
           NoVideosError: no video can be read.
+          DamagedDataError: too many are damaged, see `SkipLog`.
         """
         return self._element(self.windows[index][1], 0)
 
@@ -172,7 +203,7 @@ class ClipSource:
             try:
                 clip, label = reader.open(i)
             except UNREADABLE as error:
-                reader.skip(reader.name(i), error)
+                self._skip(i, error)
                 continue
             read = clip.read if self.cache is None else functools.partial(self.cache.read, i, clip)
             instead = functools.partial(self._instead, video, step)
@@ -184,8 +215,12 @@ class ClipSource:
 
     def _instead(self, video: int, step: int, error: Exception) -> dict[str, Any]:
         """What takes the place of `video` after the one `step` behind it could not be read."""
-        self.reader.skip(self.reader.name((video + step) % len(self.reader)), error)
+        self._skip((video + step) % len(self.reader), error)
         return self._element(video, step + 1)
+
+    def _skip(self, video: int, error: Exception) -> None:
+        self.reader.skip(self.reader.name(video), error)
+        self.reader.check_damage()
 
 
 class WindowSource(ClipSource):

@@ -5,6 +5,7 @@ Nothing is downloaded. Each function takes the user's folder and a split, `train
 
 from __future__ import annotations
 
+import collections
 import csv
 import functools
 import itertools
@@ -35,6 +36,8 @@ _DAVIS_SIZES = ("480p", "Full-Resolution")
 def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> SplitIndex:
     """UCF101 (Soomro et al. 2012): `UCF-101/CLASS/v_CLASS_gXX_cYY.avi` and the lists of `ucfTrainTestlist/`.
 
+    Videos may have been written anew with another suffix, such as `.mp4`.
+
     Args:
       folder: folder that holds both.
       split: `train` or `test`.
@@ -53,12 +56,16 @@ def ucf101(folder: str | Path, split: str, *, fold: int = 1) -> SplitIndex:
             raise NoVideosError(f"{lists / 'classInd.txt'}, line {number}: expected '{number} CLASS', got {line!r}")
         class_names.append(name)
     labels = {name: label for label, name in enumerate(class_names)}
+    on_disk = set(videos_below(folder / "UCF-101"))
+    stems = {path.with_suffix(""): path for path in sorted(on_disk, reverse=True)}
     wanted = []
     for line in _lines(lists / f"{split}list0{fold}.txt", "UCF101"):
         name = line.split(" ")[0]  # the training lists add the number of the class
         if name.split("/")[0] not in labels:
             raise NoVideosError(f"{lists / f'{split}list0{fold}.txt'}: the class of {line!r} is not in classInd.txt")
-        wanted.append(VideoEntry(folder / "UCF-101" / name, name, labels[name.split("/")[0]]))
+        path = folder / "UCF-101" / name
+        path = path if path in on_disk else stems.get(path.with_suffix(""), path)
+        wanted.append(VideoEntry(path, name, labels[name.split("/")[0]]))
     name = "UCF101" if fold == 1 else f"UCF101 split {fold}"  # as in the key of shards prepared from split 1
     return _present(name, class_names, wanted, "UCF101 keeps its videos in UCF-101/CLASS/v_CLASS_gXX_cYY.avi")
 
@@ -114,7 +121,8 @@ def realestate10k(folder: str | Path, split: str) -> SplitIndex:
         except NoVideosError as error:
             broken[f"{split}/{path.stem}"] = str(error)
             continue
-        identity = re.split(r"[=/]", url)[-1]
+        # `watch?v=ID&t=4s`, `youtu.be/ID?t=3`, `embed/ID#start`: without what is not `v`, the identity comes last.
+        identity = re.split(r"[=/]", re.sub(r"[?&#](?!v=)[^?&#]*", "", url).rstrip("/"))[-1]
         video = on_disk.get(identity, folder / "videos" / f"{identity}.mp4")
         # The last frame is part of the sequence; one more millisecond keeps rounding from losing it.
         wanted.append(VideoEntry(video, f"{split}/{path.stem}", 0, times[0] / 1e6, times[-1] / 1e6 + 1e-3))
@@ -162,15 +170,17 @@ def imagenet(folder: str | Path, split: str) -> SplitIndex:
         raise NoVideosError(
             f"{folder / name} holds {len(flat)} images directly: sort them into CLASS/ like those of train"
         )
+    found = [(p, label) for label, c in enumerate(class_names) for p in sorted((folder / name / c).glob("[!.]*"))]
+    found = [(path, path.suffix.lower(), label) for path, label in found if path.is_file()]
+    passed = dict(collections.Counter(suffix for _, suffix, _ in found if suffix not in IMAGE_SUFFIXES).most_common())
     items = [
         VideoEntry(path, path.relative_to(folder).as_posix(), label)
-        for label, c in enumerate(class_names)
-        for path in sorted((folder / name / c).glob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        for path, suffix, label in found
+        if suffix in IMAGE_SUFFIXES
     ]
     if not items:
         raise NoVideosError(f"{folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)}) in sub-folders of classes")
-    return SplitIndex("ImageNet", tuple(class_names), tuple(items), kind="image")
+    return SplitIndex("ImageNet", tuple(class_names), tuple(items), kind="image", passed_over=passed)
 
 
 def davis(folder: str | Path, split: str) -> SplitIndex:
@@ -293,8 +303,10 @@ def _kinetics_rows(path: Path) -> list[dict]:
     columns = ("label", "youtube_id", "time_start", "time_end")
     rows = list(csv.DictReader(_lines(path, "Kinetics-400")))
     for number, row in enumerate(rows, 2):
-        if not all(row.get(c) for c in columns) or not (row["time_start"] + row["time_end"]).isdigit():
+        if not all(row.get(c) for c in columns):
             raise NoVideosError(f"{path}, line {number}: expected columns {', '.join(columns)}, got {row}")
+        if wrong := [f"{column} is {row[column]}" for column in columns[2:] if not row[column].isdecimal()]:
+            raise NoVideosError(f"{path}, line {number}: {wrong[0]}, but names of videos have whole seconds: mend it")
     return rows
 
 

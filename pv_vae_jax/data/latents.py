@@ -17,13 +17,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pv_vae_jax.data.clips import UNREADABLE
-from pv_vae_jax.data.exhaustion import raise_if_exhausted
+from pv_vae_jax.data.listing import summarize
 from pv_vae_jax.data.shards import BrokenRecordError, Shards, write_shard
-from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.storage import write_json
 
 SHARD = 256  # records per file
+AGAIN = "pv-vae encode --workdir {} encodes missing and short files again"
 
 
 class StaleLatentsError(ValueError):
@@ -58,6 +57,11 @@ def cache_shards(folder: Path, total: int) -> dict[Path, range]:
     """Files of a cache of `total` records -> indices of their records. They may be written in any order."""
     starts = range(0, total, SHARD)
     return {folder / f"{i:05d}.array_record": range(a, min(a + SHARD, total)) for i, a in enumerate(starts)}
+
+
+def incomplete_shards(folder: Path, total: int) -> dict[Path, str]:
+    """Files of a cache of `total` records that are missing or short -> what is wrong with each."""
+    return _open(folder, total).incomplete()
 
 
 def write_latents_shard(path: Path, records: Iterable[dict]) -> None:
@@ -133,16 +137,16 @@ def read_manifest(folder: Path, key: dict | None = None) -> dict:
 
 
 class LatentSource:
-    """A finished cache as a random-access source. A record that cannot be read is replaced by the next that can.
+    """A finished cache as a random-access source. It was written whole, so nothing stands in for a lost record.
 
     Attributes:
       source, transforms: what batches are made of: itself, as it is.
       class_names: class names in label order.
       statistics: `(mean, std)` of samples of the posteriors over all records and positions, each `(z,)` float32.
-      skipped: index of a record -> why it could not be read.
 
     Raises:
       FileNotFoundError, StaleLatentsError: as `read_manifest`.
+      BrokenRecordError: files are missing or short; all are named.
     """
 
     transforms = ()
@@ -152,8 +156,10 @@ class LatentSource:
         self.folder, self._length = folder, manifest["records"]
         self.class_names = tuple(manifest["class_names"])
         self.statistics = manifest["statistics"]
-        self.skipped: dict[int, str] = {}
-        self._records, self._log = _open(folder, self._length), SkipLog()
+        if lost := incomplete_shards(folder, self._length):
+            again = AGAIN.format(folder.parent)
+            raise BrokenRecordError(f"{len(lost)} files of {folder} are incomplete ({summarize(lost)}): {again}")
+        self._records = _open(folder, self._length)
 
     def __len__(self) -> int:
         return self._length
@@ -172,26 +178,14 @@ class LatentSource:
         """Record `index`: `mean`, `logvar` `(g, h, w, z)` float32 and `label` int32.
 
         Raises:
-          BrokenRecordError: no record can be read any more.
+          BrokenRecordError: it is damaged.
+          ExhaustedError: the machine lacks threads, memory or open files.
         """
-        for step in range(self._length):
-            i = (index + step) % self._length
-            try:
-                return self._load(i)
-            except UNREADABLE as error:
-                raise_if_exhausted(error, self.folder)
-                self._skip(i, error)
-        raise BrokenRecordError(f"none of the {self._length} latents in {self.folder} can be read: encode them again")
-
-    def _load(self, index: int) -> dict:
         try:
             return load(self._records[index])
-        except SafetensorError as error:
-            raise BrokenRecordError(str(error)) from error
-
-    def _skip(self, index: int, error: Exception) -> None:
-        self.skipped.setdefault(index, str(error))
-        self._log.skip(f"latent {index}", error)
+        except (BrokenRecordError, SafetensorError) as error:
+            again = AGAIN.format(self.folder.parent)
+            raise BrokenRecordError(f"damaged latents ({error}): remove this file; {again}") from error
 
 
 def _check_key(folder: Path, found: dict, expected: dict) -> None:

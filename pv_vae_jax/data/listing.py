@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import functools
@@ -11,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pv_vae_jax.data.video_container import SUFFIXES, BrokenVideoError
 
@@ -58,6 +59,7 @@ class SplitIndex:
       items: files on disk.
       absent: name -> expected path, for files that the official lists name and that are missing.
       kind: what the items are: video files, folders of frames, image files, or examples of a TensorFlow dataset.
+      passed_over: suffix -> number of other files that a plain folder holds, in both splits, hidden ones left out.
     """
 
     dataset: str
@@ -65,6 +67,7 @@ class SplitIndex:
     items: tuple[VideoEntry, ...]
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
     kind: Literal["video", "frames", "image", "tfds"] = "video"
+    passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def video_folder(folder: str | Path, split: str) -> SplitIndex:
@@ -112,7 +115,7 @@ def _plain_folder(folder: Path, split: str, kind: Literal["video", "frames"]) ->
             "expected in train/CLASS/ and val/CLASS/. In any other folder the held-out part is called test, and "
             "train and test are its only sub-folders"
         )
-    all_clips_below(folder)  # which refuses two kinds of clips, and images that are not frames
+    passed = all_clips_below(folder).passed_over  # and two kinds of clips, or images that are no frames, are refused
     base = folder / split if fixed else folder
     # Classes are those of the training split, so that both splits number them alike.
     training = folder / "train" if fixed else folder
@@ -123,7 +126,7 @@ def _plain_folder(folder: Path, split: str, kind: Literal["video", "frames"]) ->
         if (fixed and kind == "video") or any(clip != p for clip in clips_below(p))
     ]
     if classes and base.is_dir():
-        stray = videos_in(base) if kind == "video" else [path for path, _, frames in [next(_walk(base))] if frames]
+        stray = videos_in(base) if kind == "video" else [f.path for f in [next(_walk(base))] if f.holds_frames]
         stray += [c for p in _subfolders(base) for c in clips_below(p) if c == p or p.name not in classes]
         if stray:
             what = "every video" if kind == "video" else "every folder of frames"
@@ -137,7 +140,7 @@ def _plain_folder(folder: Path, split: str, kind: Literal["video", "frames"]) ->
         paths = clips_below(class_folder) if class_folder.is_dir() else []
         paths = paths if fixed else _hold_out(paths, folder, split)
         items += [VideoEntry(path, path.relative_to(folder).as_posix(), label) for path in paths]
-    return SplitIndex("folder" if kind == "video" else "frames", tuple(folders), tuple(items), kind=kind)
+    return SplitIndex("folder" if kind == "video" else kind, tuple(folders), tuple(items), {}, kind, passed)
 
 
 def all_clips_below(folder: Path) -> SplitIndex:
@@ -148,7 +151,7 @@ def all_clips_below(folder: Path) -> SplitIndex:
         alone that are not numbered like frames.
     """
     found, reason = list(_walk(folder)), None
-    videos, folders = _videos(found), sorted(path for path, _, holds_frames in found if holds_frames)
+    videos, folders = _videos(found), sorted(f.path for f in found if f.holds_frames)
     frames = None  # the first folder that is a clip beyond doubt; thumbnails beside videos are none
     for path in folders:
         try:
@@ -166,7 +169,8 @@ def all_clips_below(folder: Path) -> SplitIndex:
         raise NoVideosError(f"{folder} holds no video files, and its images are not the frames of clips: {reason}")
     paths, kind = (folders, "frames") if frames else (videos, "video")
     items = tuple(VideoEntry(path, path.relative_to(folder).as_posix()) for path in paths)
-    return SplitIndex("folder" if kind == "video" else "frames", (folder.name,), items, kind=kind)
+    passed = dict(collections.Counter(suffix for f in found for suffix in f.others).most_common())
+    return SplitIndex("folder" if kind == "video" else kind, (folder.name,), items, {}, kind, passed)
 
 
 def check_uncut(folder: Path, index: SplitIndex) -> None:
@@ -204,16 +208,25 @@ def frame_folders_below(folder: Path) -> list[Path]:
     Such a folder has images and no videos. A folder that has sub-folders as well counts only if an image is numbered,
     so that the cover of a class does not make the class a clip. Whether the names fit together, `list_frames` says.
     """
-    return sorted(path for path, _, frames in _walk(folder) if frames)
+    return sorted(f.path for f in _walk(folder) if f.holds_frames)
 
 
-def _videos(found: Iterable[tuple[Path, list[str], bool]]) -> list[Path]:
-    paths = (path / name for path, videos, _ in found for name in videos)
+class _Folder(NamedTuple):
+    """What a folder holds directly: the names of its videos, frames or not, and the suffixes of all other files."""
+
+    path: Path
+    videos: list[str]
+    holds_frames: bool
+    others: list[str]
+
+
+def _videos(found: Iterable[_Folder]) -> list[Path]:
+    paths = (f.path / name for f in found for name in f.videos)
     return sorted(path for path in paths if path.is_file())
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str], bool]]:
-    """Of `folder` and each folder below it, the path, the names of its videos, and whether it holds frames."""
+def _walk(folder: Path) -> Iterator[_Folder]:
+    """`folder` and each folder below it."""
     top, seen = os.path.realpath(folder), set()
     for path, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
@@ -227,7 +240,9 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], bool]]:
         files = [name for name in files if not name.startswith(".")]
         videos = [name for name in files if name.lower().endswith(SUFFIXES)]
         images = [] if videos else [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
-        yield Path(path), videos, bool(images) and (not folders or any(map(_number, images)))
+        frames = bool(images) and (not folders or any(map(_number, images)))
+        taken = {*videos, *(images if frames else ())}
+        yield _Folder(Path(path), videos, frames, [Path(name).suffix.lower() for name in files if name not in taken])
 
 
 def _number(name: str) -> re.Match | None:
@@ -278,7 +293,7 @@ def is_frames(folder: Path, below: set[str]) -> bool:
     """Whether the first folders with images below `folder` are folders of frames; images alone are in train and val."""
     if "val" in below:
         return False
-    first = (path for path, _, frames in _walk(folder) if frames)
+    first = (f.path for f in _walk(folder) if f.holds_frames)
     try:
         lengths = [len(list_frames(path)) for path in itertools.islice(first, 5)]
     except BrokenVideoError:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pv_vae_jax.data.exhaustion import raise_if_exhausted
-from pv_vae_jax.storage import atomic
+from pv_vae_jax.storage import atomic, remedy
 
 OPEN = 128  # maximum number of files held open
 
@@ -53,7 +53,8 @@ def _system_errors(path: Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).split("; writing")[0]
-        raise OSError(f"cannot write {path} ({reason}): free some space and run the same command again") from error
+        mend = remedy(error) or "find what the system objects to"
+        raise OSError(f"cannot write {path} ({reason}): {mend}, and run the same command again") from error
 
 
 def remove_partial_shards(folder: Path) -> None:
@@ -102,6 +103,12 @@ class Shards:
             raise_if_exhausted(error, self.paths[file])
             reason = str(error).split("; reading")[0][:200]
             raise BrokenRecordError(f"record {place} of {self.paths[file]}: {reason}") from error
+
+    def incomplete(self) -> dict[Path, str]:
+        """Files that are missing, or do not hold as many records as they should -> what is wrong with each."""
+        found = [self._reader(path)[0].num_records() if path.is_file() else 0 for path in self.paths]
+        whole = zip(self.paths, found, self._counts, strict=True)
+        return {path: f"{n} of {count} records can be read" for path, n, count in whole if n != count}
 
     def __reduce__(self) -> tuple:
         return Shards, (self.paths, self._counts)  # a worker process opens readers of its own

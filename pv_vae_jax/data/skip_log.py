@@ -1,4 +1,4 @@
-"""What was left out of a data set, named once."""
+"""What was left out of a data set, named once, and how much of it may be."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ class SkipLog:
 
     A run opens its data several times, for every stage and size, and all of them meet the same broken file; so do its
     worker processes, which share the log through empty files in a temporary folder.
+
+    Args:
+      max_damaged_files: largest share of a folder's files, and of the examples of a TensorFlow dataset, that may be
+        damaged; others stand in for them.
+      max_damaged_records: the same for the clips in shards of `pv-vae prepare`, which made them whole.
     """
 
-    def __init__(self):
+    def __init__(self, max_damaged_files: float = 0.05, max_damaged_records: float = 0.0):
+        self.max_damaged_files, self.max_damaged_records = max_damaged_files, max_damaged_records
         self._names: set[str] = set()
         self._lines: set[str] = set()
         self._lock = threading.Lock()
@@ -61,7 +67,7 @@ class SkipLog:
                 weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
                 for name in self._names:
                     self._claim(name)
-        return {"_names": self._names, "_lines": self._lines, "_folder": self._folder}
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()

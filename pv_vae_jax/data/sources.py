@@ -231,12 +231,13 @@ def open_source(
       cache_bytes: memory for decoded videos or rendered clips.
       crop: `centre`, or `random` if transforms will crop at random: then the cache keeps what is around the centre.
       fold: official split of UCF101, 1 to 3; 1 for anything else.
-      log: where skipped files are logged; sources that share it log each file only once.
+      log: where skipped files are logged, and how many may be damaged; sources that share it log each file only once.
       features: elements hold the state of the synthetic world as `features`; for no other source.
 
     Raises:
       NoVideosError: the folder is missing, empty or incomplete, nothing in it can be read, it holds images and clips
         are needed, or `fold` does not apply.
+      DamagedDataError: too many files are damaged, here or when an element is read.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -273,6 +274,9 @@ def describe(source: VideoSource, name: str, held_out: VideoSource | None = None
     reader = source.reader
     lost = f", {len(reader.skipped)} skipped" if reader.skipped else ""
     lost += f", {len(reader.absent)} of its listed files missing" if reader.absent else ""
+    if reader.passed_over:
+        kinds = ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in list(reader.passed_over.items())[:5])
+        lost += f", {sum(reader.passed_over.values()):,} other files passed over ({kinds})"
     if reader.lengths is None:
         return f"{name}: {len(source):,} clips of {classes}{lost}"
     both = (source, held_out)

@@ -6,8 +6,10 @@ others would show in every distance.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +187,17 @@ class FolderClips(ClipSet):
 
     def name(self, index: int) -> Path:
         return self.files[index]
+
+    def pair_name(self, index: int) -> Path:
+        """Path of clip `index` below the folder, without the suffix of a video."""
+        path = self.files[index].relative_to(self.path)
+        return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+
+    def in_order(self, order: Sequence[int]) -> FolderClips:
+        """The same clips, of which number `order[i]` comes at place `i`."""
+        new = copy.copy(self)
+        new.files, new.lengths = ([values[i] for i in order] for values in (self.files, self.lengths))
+        return new
 
 
 def open_clips(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,11 +20,12 @@ from pv_vae_jax.evaluation.distances import (
 )
 from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import PerceptualDistance, join_frames, score_frames, summarize_frames
-from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract
+from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract, own_network
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.protocol import Digest, MetricProtocol, Score, card, name_of, set_card
 
 EXTRAPOLATED_FROM = 64  # clips; fewer do not determine a line
+LEAST_CLIPS = 8  # of each set that `own_distances` compares
 
 
 def compare_sets(
@@ -60,7 +61,7 @@ def compare_sets(
         raise FeatureError(
             f"{network.name} needs clips of at least {network.least_frames} frames, got {protocol.frames}"
         )
-    check_sets(real, fake, protocol, paired)
+    fake = check_sets(real, fake, protocol, paired)
     features, cards = [], []
     for number, (clips, label) in enumerate(zip((real, fake), labels, strict=True)):
         index = choose(len(clips), protocol.clips, paired, [seed, number])
@@ -112,7 +113,7 @@ def compare_pairs(
     Raises:
       FeatureError: as `compare_sets`.
     """
-    check_sets(real, fake, protocol, True)
+    fake = check_sets(real, fake, protocol, True)
     index = choose(len(real), protocol.clips, True, [seed])
     digests = Digest(), Digest()
     streams = [d.watch(read_clips(c, index)) for d, c in zip(digests, (real, fake), strict=True)]
@@ -137,6 +138,26 @@ def compare_pairs(
         made = card(protocol, network, *cards, seed, estimator=rule, by_frame=summary["by_frame"])
         scores.append(Score(name, float(values.mean()), interval, made))
     return scores
+
+
+def own_distances(real: np.ndarray, sets: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Distances of sets of clips from `real`, all `(n, t, h, w, 3)` uint8, by the network that ships with the library.
+
+    Equally many of each count, the first ones, so that the numbers compare.
+
+    Returns:
+      Set -> name of a score -> its value; nothing if there are fewer than `LEAST_CLIPS`, or too few frames.
+    """
+    network, count = own_network(), min([len(real), *map(len, sets.values())])
+    if not sets or count < LEAST_CLIPS or real.shape[1] < network.least_frames:
+        return {}
+    features = {name: extract(network, clips[:count], count=count, label=name) for name, clips in sets.items()}
+    expected = extract(network, real[:count], count=count, label="test clips")
+    distances = {"frechet": frechet_distance, "kernel": kernel_distance}
+    return {
+        name: {name_of(metric, network): float(of(expected, found)) for metric, of in distances.items()}
+        for name, found in features.items()
+    }
 
 
 def score_inception(
@@ -172,22 +193,34 @@ def _features(
     return extract(network, stream, count=len(index), batch_size=batch_size, label=label), set_card(clips, digest)
 
 
-def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: bool) -> None:
-    """Raise `FeatureError` unless both sets have as many clips as the protocol asks for, of one size."""
+def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: bool) -> ClipSet:
+    """`fake`, in the order of `real` if `paired`.
+
+    Raises:
+      FeatureError: a set has fewer clips than the protocol asks for, they are of two sizes, or are no pairs.
+    """
     for clips, name in ((real, "real"), (fake, "fake")):
         _enough(clips, protocol, name)
     if paired:
-        _check_pairs(real, fake)
+        fake = in_pairs(real, fake)
     if tuple(real.size) != tuple(fake.size):
         sizes = " and ".join(" x ".join(map(str, c.size)) for c in (real, fake))
         raise FeatureError(
             f"expected real and generated clips of one size, got {sizes}: resizing one of them would be part of "
             "the distance. Resize both to one size first (--size=N for folders of videos)"
         )
+    return fake
 
 
-def _check_pairs(real: ClipSet, fake: ClipSet) -> None:
-    """Raise `FeatureError` unless clip `i` of one set belongs to clip `i` of the other; file names show it."""
+def in_pairs(real: ClipSet, fake: ClipSet) -> ClipSet:
+    """`fake` with clip `i` the partner of clip `i` of `real`.
+
+    Of two folders, partners have one name, or that of the reconstruction goes on after a separator, as
+    `bird_out.mp4` does after `bird.mp4`. Clips of arrays are paired by their places.
+
+    Raises:
+      FeatureError: a clip has no partner, or several.
+    """
     for clips in (real, fake):
         if clips.short:
             raise FeatureError(
@@ -196,13 +229,24 @@ def _check_pairs(real: ClipSet, fake: ClipSet) -> None:
             )
     if len(real) != len(fake):
         raise FeatureError(f"--paired needs two sets of equal length, got {len(real)} and {len(fake)} clips")
-    if isinstance(real, FolderClips) and isinstance(fake, FolderClips):
-        for a, b in zip(real.files, fake.files, strict=True):
-            if not b.stem.startswith(a.stem):
-                raise FeatureError(
-                    f"expected pairs of files with one name, got {a.name} and {b.name}: the name of a "
-                    "reconstruction must begin with that of its video"
-                )
+    if not (isinstance(real, FolderClips) and isinstance(fake, FolderClips)):
+        return fake
+    paths = [[clips.pair_name(i) for i in range(len(clips))] for clips in (real, fake)]
+    names = [[path.name for path in part] for part in paths]
+    if any(len(set(part)) < len(part) for part in names):  # then folders tell them apart
+        names = [[path.as_posix() for path in part] for part in paths]
+    place, partner = {name: i for i, name in enumerate(names[0])}, dict[int, int]()
+    rule = "its name must be that of a video, or go on after it with a separator, as bird_out.mp4 does after bird.mp4"
+    for i, name in enumerate(names[1]):
+        # The longest name that fits: of a.mp4 and a_2.mp4, a_2_out.mp4 belongs to the latter.
+        ends = (n for n in range(len(name), 0, -1) if n == len(name) or not name[n].isalnum())
+        owner = next((place[name[:n]] for n in ends if name[:n] in place), None)
+        if owner is None:
+            raise FeatureError(f"{fake.name(i)} reconstructs no clip of {real.path}: {rule}")
+        if owner in partner:
+            raise FeatureError(f"{real.name(owner)} has two, {fake.name(partner[owner])} and {fake.name(i)}: {rule}")
+        partner[owner] = i
+    return fake.in_order([partner[i] for i in range(len(real))])
 
 
 def choose(available: int, count: int, paired: bool, seed: Sequence[int]) -> np.ndarray:

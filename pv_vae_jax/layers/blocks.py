@@ -24,7 +24,7 @@ def rms_norm(x: Array, gamma: Array) -> Array:
     square = jnp.sum(x32 * x32, axis=-1, keepdims=True)
     # maximum() before the root: its gradient at zero input is zero instead of 0 * inf.
     scale = jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * x.shape[-1] ** 0.5
-    return (x32 * scale * gamma.astype(jnp.float32)).astype(x.dtype)
+    return (x32 * scale * jnp.broadcast_to(gamma.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return rms_norm(x, self.param("gamma", nn.initializers.ones, (x.shape[-1],)))
+        return rms_norm(x, self.param("gamma", nn.initializers.ones, (x.shape[-1],), jnp.float32))
 
 
 class ResidualBlock(nn.Module):

@@ -73,7 +73,7 @@ def causal_conv3d(
         if lowering == "auto":
             lowering = default_lowering(ci, co, jax.default_backend(), x.shape[2] * x.shape[3])
         y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel, context)
-    return y if bias is None else y + bias
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
 def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: Any = "SAME") -> Array:
@@ -103,7 +103,7 @@ def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 
     batch, frames = lead[0] if lead else 1, math.prod(lead[1:])
     y: Any = run(x.reshape(batch, frames, *x.shape[-3:]), kernel, stride, padding)  # (b, t, h', w', co)
     y = y.reshape(lead + y.shape[2:])
-    return y if bias is None else y + bias
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
 def _delay(x: Array, frames: int, context: Array | None = None) -> Array:
@@ -189,8 +189,8 @@ class CausalConv3D(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.zeros if self.zero_init else last_tap_init(lecun_normal)
-        kernel = self.param("kernel", init, self.kernel_size + (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
+        kernel = self.param("kernel", init, (*self.kernel_size, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         context = left_context(self, x, self.kernel_size[0] - 1)
         if x.shape[1] == 1 and context is None:
@@ -210,7 +210,7 @@ class Conv2D(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", lecun_normal, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         kernel, bias = gather_weights(kernel), gather_weights(bias)
         return conv2d(x, kernel, bias, stride=self.stride, padding=self.padding)

@@ -42,7 +42,7 @@ def rotary_angles(groups: Array, height: int, width: int, head_width: int) -> Ar
 
     def angles(position: Array, count: int) -> Array:
         frequency = 10_000.0 ** -(jnp.arange(count, dtype=jnp.float32) / count)
-        return position.astype(jnp.float32)[..., None] * frequency
+        return position.astype(jnp.float32)[:, None] * frequency[None]
 
     time = angles(groups, pairs - 2 * space)[:, None, None]
     row = angles(jnp.arange(height), space)[None, :, None]
@@ -54,7 +54,7 @@ def rotary_angles(groups: Array, height: int, width: int, head_width: int) -> Ar
 
 def rotate(x: Array, angles: Array) -> Array:
     """Turn channel pairs `(i, i + d/2)` of `x (b, n, heads, d)` by `angles (n, d/2)`; in float32, back in `x.dtype`."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
@@ -64,7 +64,7 @@ def timestep_features(t: Array, width: int) -> Array:
     half = width // 2
     # Float32 as in Latte, and in NumPy: at time 1000 the last bit of a frequency, which devices round apart, shows.
     frequency = np.exp(np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half))
-    angle = t.astype(jnp.float32)[:, None] * frequency
+    angle = t.astype(jnp.float32)[:, None] * frequency[None]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -88,7 +88,7 @@ class ClassEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label: Array) -> Array:
-        table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.features))
+        table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.features), jnp.float32)
         # A product: the gradient of a gather is a scatter, which XLA for TPUs summed wrongly over the parts of a batch
         # (openxla/xla#49143, seen with libtpu 0.0.48). The highest precision picks a row without rounding.
         rows = jax.nn.one_hot(label, self.classes + 1, dtype=table.dtype)  # (b, classes + 1)

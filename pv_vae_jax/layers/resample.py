@@ -85,7 +85,7 @@ class TimeDown(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = x.shape[-1]
         kernel = gather_weights(self.param("kernel", identity_tap_init(), (3, 1, 1, c, c)).astype(self.dtype))
-        bias = gather_weights(self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype))
+        bias = gather_weights(self.param("bias", nn.initializers.zeros, (c,), jnp.float32).astype(self.dtype))
         context = left_context(self, x, 1)
         if context is not None:
             x = jnp.concatenate([context, x], axis=1)
@@ -93,7 +93,7 @@ class TimeDown(nn.Module):
             return x
         n = (x.shape[1] - 1) // 2
         # Strides by slicing frames: a strided 3-D convolution has a 10-20 times slower gradient on CPU.
-        later = sum(x[:, i : i + 2 * n - 1 : 2] @ kernel[i, 0, 0] for i in range(3)) + bias  # (b, n, h, w, c)
+        later = sum(x[:, i : i + 2 * n - 1 : 2] @ kernel[i, 0, 0] for i in range(3)) + bias[None, None, None, None]
         return jnp.concatenate([x[:, :1], later], axis=1) if context is None else later
 
 
@@ -109,7 +109,7 @@ class TimeUp(nn.Module):
         kernel = gather_weights(
             self.param("kernel", identity_tap_init(copies=2), (3, 1, 1, c, 2 * c)).astype(self.dtype)
         )
-        bias = gather_weights(self.param("bias", nn.initializers.zeros, (2 * c,)).astype(self.dtype))
+        bias = gather_weights(self.param("bias", nn.initializers.zeros, (2 * c,), jnp.float32).astype(self.dtype))
         # The convolution does not see frame 0, as in Wan: its left context starts with zeros.
         first, later = (x[:, :0], x) if continues(self) else (x[:, :1], x[:, 1:])
         context = left_context(self, later, 2)

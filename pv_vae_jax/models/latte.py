@@ -161,7 +161,7 @@ class Latte(nn.Module):
             raise ValueError(f"height and width of latents must be multiples of the patch {p}, got {h} x {w}")
         x = rearrange(latents, "b g (h p) (w q) z -> b g (h w) (p q z)", p=p, q=p).astype(c.dtype)
         x = nn.Dense(c.width, dtype=c.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")(x)
-        x = x + jnp.asarray(sincos_2d(c.width, h // p, w // p), c.dtype)
+        x = x + jnp.asarray(sincos_2d(c.width, h // p, w // p), c.dtype)[None, None]
 
         condition = TimestepEmbedding(c.width, name="time")(1000.0 * t)  # (b, d)
         if c.classes:

@@ -68,7 +68,7 @@ class LPIPS(nn.Module):
     def setup(self):
         self.features = ImageBackbone(BACKBONES[self.backbone])
         widths = [before[1] for before, after in zip(self.layers, self.layers[1:], strict=False) if after == "tap"]
-        self.heads = [self.param(f"head{i}", nn.initializers.ones, (w,)) for i, w in enumerate(widths)]
+        self.heads = [self.param(f"head{i}", nn.initializers.ones, (w,), jnp.float32) for i, w in enumerate(widths)]
 
     @property
     def layers(self) -> Layers:
@@ -81,7 +81,8 @@ class LPIPS(nn.Module):
     def by_layer(self, a: Array, b: Array) -> Array:
         """The part `(n, taps)` of the distance that each depth contributes."""
         n = len(a)
-        x = (jnp.concatenate([a, b]) - jnp.asarray(SHIFT)) / jnp.asarray(SCALE)
+        shift, scale = (jnp.asarray(channels, a.dtype)[None, None, None] for channels in (SHIFT, SCALE))
+        x = (jnp.concatenate([a, b]) - shift) / scale
         terms = []
         for tap, head in zip(self.features(x), self.heads, strict=True):
             # The constant goes under the root: the norm of dead features has no gradient, and must not give NaN.

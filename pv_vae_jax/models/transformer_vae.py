@@ -201,8 +201,8 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        kernel = self.param("kernel", self.kernel_init, (self.inputs, self.outputs))
-        return kernel, self.param("bias", nn.initializers.zeros, (self.outputs,))
+        kernel = self.param("kernel", self.kernel_init, (self.inputs, self.outputs), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.outputs,), jnp.float32)
 
 
 class PatchEmbedding(nn.Module):
@@ -225,11 +225,11 @@ class PatchEmbedding(nn.Module):
         video = video.astype(c.dtype)
         if begins:
             patches = rearrange(video[:, :1], "b g (h p) (w q) c -> b g h w (p q c)", p=p, q=p)
-            parts.append(patches @ first + first_bias)
+            parts.append(patches @ first + first_bias[None, None, None, None])
         if video.shape[1] > begins:
             patches = video[:, int(begins) :]
             patches = rearrange(patches, "b (g f) (h p) (w q) c -> b g h w (f p q c)", f=f, p=p, q=p)
-            parts.append(patches @ later + later_bias)
+            parts.append(patches @ later + later_bias[None, None, None, None])
         return jnp.concatenate(parts, axis=1)  # (b, g, h, w, d)
 
 
@@ -248,13 +248,14 @@ class PixelShuffle(nn.Module):
         p, f, parts = c.space_factor, c.time_factor, []
         frame = 3 * p * p  # columns of one frame
         kernel = self.param("kernel", _first_columns(frame), (c.width, (1 + f) * frame))
-        bias = self.param("bias", nn.initializers.zeros, ((1 + f) * frame,))
+        bias = self.param("bias", nn.initializers.zeros, ((1 + f) * frame,), jnp.float32)[None, None, None, None]
         if begins:
-            y = x[:, :1] @ kernel[:, :frame].astype(c.dtype) + bias[:frame].astype(c.dtype)
+            y = x[:, :1] @ kernel[:, :frame].astype(c.dtype) + bias[..., :frame].astype(c.dtype)
             parts.append(rearrange(y, "b g h w (p q c) -> b g (h p) (w q) c", p=p, q=p))
         if x.shape[1] > begins:
             later = kernel[:, frame:] + jnp.tile(kernel[:, :frame], (1, f))
-            y = x[:, int(begins) :] @ later.astype(c.dtype) + (bias[frame:] + jnp.tile(bias[:frame], f)).astype(c.dtype)
+            later_bias = (bias[..., frame:] + jnp.tile(bias[..., :frame], f)).astype(c.dtype)
+            y = x[:, int(begins) :] @ later.astype(c.dtype) + later_bias
             parts.append(rearrange(y, "b g h w (f p q c) -> b (g f) (h p) (w q) c", f=f, p=p, q=p))
         return jnp.concatenate(parts, axis=1)  # (b, 1 + T, H, W, 3)
 

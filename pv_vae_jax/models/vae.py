@@ -166,7 +166,7 @@ class PadToken(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("token", nn.initializers.normal(1.0), (self.channels,))
+        return self.param("token", nn.initializers.normal(1.0), (self.channels,), jnp.float32)
 
 
 class VAE(nn.Module):
@@ -224,7 +224,7 @@ class VAE(nn.Module):
             return jnp.broadcast_to(self.pad(), shape)
         if key is None:
             raise ValueError("key must be given for gaussian padding, got None")
-        return jax.random.normal(key, shape)
+        return jax.random.normal(key, shape, jnp.float32)
 
     def __call__(self, video: Array, key: PRNGKey | None = None) -> tuple[Array, Posterior]:
         """Reconstruct a clip from a posterior sample; without `key`, from the posterior mean."""

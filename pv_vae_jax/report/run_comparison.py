@@ -17,12 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.frame_size import FrameSize
+from pv_vae_jax.evaluation.comparison import own_distances
 from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps_to_target
-from pv_vae_jax.evaluation.distances import frechet_distance, kernel_distance
 from pv_vae_jax.evaluation.latent_analysis import rank_correlation
-from pv_vae_jax.evaluation.networks.extract import extract, own_network
 from pv_vae_jax.evaluation.prediction import predict_half
-from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import reconstruct
 from pv_vae_jax.model import load
 from pv_vae_jax.report import paper_table, unavailable
@@ -36,7 +34,6 @@ from pv_vae_jax.train.writers import read_metrics
 from pv_vae_jax.typing import ConfigError
 
 SAME = ("source", "frames", "size", "stride")  # of the data; runs that differ in them are not compared
-LEAST_CLIPS = 8  # in each set of generated clips that is scored
 
 Scores = dict[tuple[str, str], float]  # (name of a score, what it was measured on) -> value
 # Stage -> the curve by which runs are compared.
@@ -102,7 +99,8 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     for name, tree in metrics.items():
         if not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict) or "model" not in tree:
             raise ConfigError(f"the report of {name} holds no scores by name: evaluate the run again")
-    samples = {name: _read_samples(run.workdir / "report" / "samples.npz") for name, run in runs.items()}
+    files = {name: run.workdir / "report" / "samples.npz" for name, run in runs.items()}
+    samples = {name: _read_samples(path, expected=bool(metrics[name].get("samples"))) for name, path in files.items()}
     scores = {name: stored_scores(run.workdir / "report") for name, run in runs.items()}
     count = _score_generated(scores, {name: clips for name, (clips, _) in samples.items() if len(clips)}, video)
     compared = []
@@ -178,21 +176,15 @@ def scores_by_name(runs: Sequence[Scores]) -> list[dict[str, float]]:
 
 def _score_generated(scores: dict[str, Scores], samples: dict[str, np.ndarray], video: np.ndarray) -> int:
     """Add the distances of generated clips from `video` to `scores`; returns the number of clips of each set."""
-    network = own_network()
-    count = min([len(video), *map(len, samples.values())])
-    if not samples or count < LEAST_CLIPS or video.shape[1] < network.least_frames:
-        return 0
-    real = extract(network, video[:count], count=count, label="test clips")
-    for name, clips in samples.items():
-        fake = extract(network, clips[:count], count=count, label=name)
-        for metric, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
-            scores[name][name_of(metric, network), f"{count} test clips"] = float(distance(real, fake))
-    return count
+    found, count = own_distances(video, samples), min([len(video), *map(len, samples.values())])
+    for name, distances in found.items():
+        scores[name] |= {(score, f"{count} test clips"): value for score, value in distances.items()}
+    return count if found else 0
 
 
-def _read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Generated clips and their labels, none without a file."""
-    if not path.exists():
+def _read_samples(path: Path, expected: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Generated clips and their labels, none without a file unless the run's report speaks of them."""
+    if not expected and not path.exists():
         return np.zeros(0, np.uint8), np.zeros(0, int)
     with _damaged(path), np.load(path, allow_pickle=False) as arrays:
         return arrays["video"], arrays["label"]

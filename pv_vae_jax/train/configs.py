@@ -48,6 +48,9 @@ class DataConfig(Config):
       class_names: names of the classes, for clips that a program passes to `train` (`source=program:NAME`).
       features: numbers that every frame of a clip comes with, for stages with `objective.alignment`: the state of the
         synthetic world (`synthetic.state`), or the `features (t, f)` of a program's clips. 0 for none.
+      max_damaged_files: largest share of a folder's files that may be damaged, with others in their place; more end a
+        run. Files that are too short for a clip are no damage.
+      max_damaged_records: the same for the clips in shards of `pv-vae prepare`. Of cached latents none may be.
     """
 
     source: str = "synthetic"
@@ -64,6 +67,8 @@ class DataConfig(Config):
     fold: Annotated[int, Range(1, 3, "between 1 and 3")] = 1
     class_names: tuple[str, ...] = ()
     features: Steps = 0
+    max_damaged_files: Fraction = 0.05
+    max_damaged_records: Fraction = 0.0
 
     @property
     def frame_size(self) -> FrameSize:

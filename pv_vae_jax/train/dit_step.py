@@ -63,9 +63,9 @@ class DiTStep:
         """Loss of rectified flow, and its gradient."""
         k_sample, k_noise, k_time, k_label = jax.random.split(key, 4)
         std = jnp.exp(0.5 * batch["logvar"])
-        latents = batch["mean"] + std * jax.random.normal(k_sample, batch["mean"].shape)
+        latents = batch["mean"] + std * jax.random.normal(k_sample, batch["mean"].shape, jnp.float32)
         data = normalize_latents(latents, self.mean, self.std)  # (b, g, h, w, z)
-        noise = jax.random.normal(k_noise, data.shape)
+        noise = jax.random.normal(k_noise, data.shape, jnp.float32)
         t = sample_timesteps(k_time, data.shape[0], self.time_distribution, self.time_shift)  # (b,)
         label = label_dropout(k_label, batch["label"], self.model.config.classes, self.label_dropout)
 

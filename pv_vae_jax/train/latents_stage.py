@@ -71,10 +71,10 @@ def encode_latents(run: Run, vae_stage: str) -> None:
 
 
 def encode_shards(run: Run, vae_stage: str, source: VideoSource, process: int, processes: int) -> None:
-    """Write the missing files among this process's share of the cache."""
+    """Write the missing and short files among this process's share of the cache."""
     shards = cache.cache_shards(run.folder("latents"), run.experiment.latents.clips)
-    mine = itertools.islice(shards.items(), process, None, processes)
-    missing = {path: rows for path, rows in mine if not path.exists()}
+    lost = cache.incomplete_shards(run.folder("latents"), run.experiment.latents.clips)
+    missing = {path: rows for path, rows in itertools.islice(shards.items(), process, None, processes) if path in lost}
     with contextlib.closing(_encoded_clips(run, vae_stage, source, list(missing.values()))) as records:
         for path, rows in missing.items():
             cache.write_latents_shard(path, itertools.islice(records, len(rows)))

@@ -117,5 +117,6 @@ def accumulate_grads(gradients: Callable[[Any, Array], Any], batch: dict, key: P
 
 def ema_update(ema: Params, params: Params, step: Array, decay: float) -> Params:
     """Exponential moving average; in the first steps `s` the decay is lower, `(1 + s) / (10 + s)`."""
+    step = step.astype(jnp.float32)
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: e + (1.0 - now) * (p - e), ema, params)

@@ -27,7 +27,7 @@ from pv_vae_jax.typing import ConfigError, InUseError, check_local
 
 # What may change between two starts of one run without changing its numbers.
 FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "sampling.")
-FREE_KEYS += ("data.threads", "data.workers", "data.cache_bytes")
+FREE_KEYS += ("data.threads", "data.workers", "data.cache_bytes", "data.max_damaged")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,8 @@ def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, An
         raise ConfigError(
             f"process {jax.process_index()} cannot see {path}: all processes must share one work directory"
         )
-    return Run(experiment, workdir, mesh, clips or {})
+    data = experiment.data
+    return Run(experiment, workdir, mesh, clips or {}, SkipLog(data.max_damaged_files, data.max_damaged_records))
 
 
 def begun_stages(workdir: Path) -> list[str]:

@@ -151,7 +151,7 @@ class VAEStep:
             gan_loss, d_gan = jax.value_and_grad(
                 lambda y: losses.generator_hinge(discriminator.apply({"params": networks.params}, y))
             )(output)
-            weight = jnp.asarray(self.objective.gan)
+            weight = jnp.asarray(self.objective.gan, jnp.float32)
             if self.objective.gan_adaptive:
                 last = lambda cotangent: pull_pixels(cotangent)[0]["decoder"]["head"]["kernel"]  # noqa: E731
                 weight = weight * losses.adaptive_gan_weight(last(d_output), last(d_gan))

@@ -95,7 +95,7 @@ class ImageFiles(Reader):
         self, folder: Path, split: str, index: SplitIndex, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         super().__init__(folder, index.class_names, size, log)
-        self.entries = index.items
+        self.entries, self.passed_over = index.items, index.passed_over
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -95,9 +95,11 @@ class RecordReader(Reader):
 
     Raises:
       NoVideosError: the split is missing, unfinished or damaged.
+      DamagedDataError: shards are missing or short.
     """
 
-    unit = "clips"
+    unit, allowed = "clips", "max_damaged_records"
+    remedy = "run the same pv-vae prepare again, which makes missing and short shards anew (remove other damaged ones)"
 
     def __init__(
         self,
@@ -122,14 +124,16 @@ class RecordReader(Reader):
         self.shards = Shards([folder / shard["name"] for shard in shards], [shard["clips"] for shard in shards])
         lengths = []
         for shard, path in zip(shards, self.shards.paths, strict=True):
-            intact = self._intact(path, shard["bytes"])
+            intact = self._intact(path, shard)
             lengths += [n if intact else 0 for n in shard["lengths"]]
         self.lengths = np.asarray(lengths)
+        self.check_damage()
 
-    def _intact(self, path: Path, size: int) -> bool:
-        found = path.stat().st_size if path.is_file() else None
+    def _intact(self, path: Path, shard: dict) -> bool:
+        found, size = path.stat().st_size if path.is_file() else None, shard["bytes"]
         if found != size:
-            self.skip(path.name, "the file is missing" if found is None else f"{found} bytes instead of {size}")
+            reason = "the file is missing" if found is None else f"{found} bytes instead of {size}"
+            self.skip(path.name, reason, videos=shard["clips"])
         return found == size
 
     def __len__(self) -> int:

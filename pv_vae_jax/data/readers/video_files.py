@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.data.clips import LazyClip, Reader
+from pv_vae_jax.data.clips import LazyClip, Reader, TooShortError
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_uncut, summarize
 from pv_vae_jax.data.skip_log import SkipLog
@@ -31,6 +31,7 @@ class VideoFiles(Reader):
 
     Raises:
       NoVideosError: no file can be used, or the entries are parts of files.
+      DamagedDataError: too many files are damaged.
     """
 
     unit, cached = "files", True
@@ -41,7 +42,7 @@ class VideoFiles(Reader):
     ):
         super().__init__(folder, index.class_names, size, log)
         check_uncut(folder, index)
-        self.absent = index.absent
+        self.absent, self.passed_over, self.listed = index.absent, index.passed_over, len(index.items)
         self.paths: list[Path] = []
         labels, lengths, self.rates, small, longest = [], [], [], 0, 0
         for entry in index.items:
@@ -49,7 +50,7 @@ class VideoFiles(Reader):
                 info = self.probe(entry.path)
                 longest = max(longest, info.frames)
                 if info.frames < span:
-                    raise BrokenVideoError(f"{entry.path}: {info.frames} frames, but a clip spans {span}")
+                    raise TooShortError(f"{entry.path}: {info.frames} frames, but a clip spans {span}")
             except (BrokenVideoError, OSError) as error:
                 self.skip(entry.path, error)
                 continue
@@ -60,6 +61,7 @@ class VideoFiles(Reader):
             small += size.enlarges(info.height, info.width)
         if not self.paths:
             raise NoVideosError(self._no_videos(split, len(index.items)), longest)
+        self.check_damage()
         self.labels, self.lengths = np.asarray(labels, np.int32), np.asarray(lengths)
         if self.skipped:
             self.log.say(f"{folder}: {len(self.skipped)} of {len(index.items)} {self.unit} skipped")

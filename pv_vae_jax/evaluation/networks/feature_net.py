@@ -95,7 +95,7 @@ class TimeConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3 * x.shape[-1], self.features))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3 * x.shape[-1], self.features), jnp.float32)
         before = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
         after = jnp.concatenate([x[:, 1:], x[:, -1:]], axis=1)
         return jnp.concatenate([before, x, after], axis=-1) @ kernel
