@@ -248,7 +248,7 @@ def structure_terms(
         assert kernel is not None and features is not None  # the training step has checked them
         n = observed.shape[1]  # the truncated form has encoded fewer
         terms["alignment"] = alignment_error(latents[:, :n], features[:, :n], kernel, observed)
-    return _weighted_sum(objective, terms) if terms else jnp.zeros(()), terms
+    return _weighted_sum(objective, terms) if terms else jnp.zeros((), jnp.float32), terms
 
 
 def halved(x: Float[Array, "b t H W c"]) -> Float[Array, "b t h w c"]:
@@ -270,7 +270,7 @@ def time_equivariance_error(
     at the end are left out. 0 for clips of fewer than three latent frames, which have none to skip.
     """
     if latents.shape[1] < 3:
-        return jnp.zeros(())
+        return jnp.zeros((), jnp.float32)
     output = decode(latents[:, ::2])
     return squared_error(output, video[:, ::2][:, : output.shape[1]])
 
@@ -278,7 +278,7 @@ def time_equivariance_error(
 def alignment_head(latents: Sequence[int], features: Sequence[int]) -> dict[str, Float[Array, "d f"]]:
     """The `kernel` of `alignment_error` before training, zeros, for the shapes of latents and features."""
     inputs = math.prod(latents[2:]) if len(features) == 3 else latents[-1]
-    return {"kernel": jnp.zeros((inputs, features[-1]))}
+    return {"kernel": jnp.zeros((inputs, features[-1]), jnp.float32)}
 
 
 def alignment_error(
