@@ -44,7 +44,7 @@ def score_frames(
     if min(np.shape(a)[2:4]) >= WINDOW:
         found["ssim"] = _by_frame(a, b, value_range, _ssim_frames)
     if perceptual:
-        found["perceptual"] = np.stack([perceptual(x, y) for x, y in zip(a, b, strict=True)])
+        found["perceptual"] = np.stack([perceptual(x, y) for x, y in zip(np.asarray(a), np.asarray(b), strict=True)])
     return found
 
 
