@@ -71,6 +71,18 @@ def hidden(path):
     remux(path.with_name("whole.webm"), path, lambda packet: True, hide)
 
 
+def dropped(path):
+    """AVI in which three frames were not recorded: empty packets hold their places."""
+    encode(path.with_name("whole.avi"), waves(12), codec="mpeg4", bf=0)
+
+    def later(packet):
+        if packet.dts >= 6:
+            packet.pts += 3
+            packet.dts += 3
+
+    remux(path.with_name("whole.avi"), path, lambda packet: True, later)
+
+
 def turned(path, matrix, aspect=None):
     """A file whose track has a display matrix of 2 x 2."""
     encode(path, waves(8), aspect=aspect)
@@ -176,6 +188,7 @@ TABLE = {
     "trimmed.mp4": Case(trimmed, 10),
     "open.mkv": Case(opened, 20),
     "hidden.webm": Case(hidden, 14, None, times=np.delete(np.arange(16), (5, 9)) / 24),
+    "dropped.avi": Case(dropped, 12, times=np.append(np.arange(6), np.arange(9, 15)) / 24),
     "wide.mp4": Case(lambda p: encode(p, waves(8), aspect=WIDE), 8, size=(32, 70), filters=SQUARE),
     "wide.mkv": Case(lambda p: encode(p, waves(8), aspect=WIDE), 8, size=(32, 70), filters=SQUARE),
     "narrow.avi": Case(
@@ -200,6 +213,13 @@ TABLE = {
     "fields.mp4": Case(lambda p: fields(p, g=5, **{"x264-params": "tff=1"}), 12, 25.0, filters=WOVEN),
     "fields.mkv": Case(lambda p: fields(p, g=5, bf=0, **{"x264-params": "tff=1"}), 12, 25.0, filters=WOVEN),
     "fields.mpg": Case(lambda p: fields(p, codec="mpeg2video", g=5), 12, 25.0, filters=WOVEN),
+    "dvd.mpg": Case(
+        lambda p: fields(p, codec="mpeg2video", g=5, bf=2, aspect=Fraction(8, 9)),
+        12,
+        25.0,
+        (32, 43),
+        [*WOVEN, ("scale", "43:32:flags=area")],
+    ),
     "fields of mpeg4.mkv": Case(lambda p: fields(p, codec="mpeg4", g=5), 12, 25.0, filters=WOVEN),
 }
 

@@ -214,8 +214,9 @@ class VideoStream:
 
     @functools.cached_property
     def keeps_times(self) -> bool:
-        """Whether frames have times of their own. In AVI they follow each other evenly, unless some are left out."""
-        return self.container.format.name != "avi" or any(not e.size for e in self.stream.index_entries)
+        """Whether frames have times of their own. In AVI they follow each other evenly, unless some were left out."""
+        ticks = [entry.timestamp for entry in self.stream.index_entries]
+        return self.container.format.name != "avi" or bool(ticks) and ticks[-1] - ticks[0] >= len(ticks)
 
     def decoded(self) -> Iterator[tuple]:
         """The frames of `container.decode(stream)`, and whether each is intact.
