@@ -25,15 +25,18 @@ def find_model(name_or_path: str | Path) -> Path:
     """
     path, shipped = Path(name_or_path), shipped_models()
     own = [path, path / "model"] + [path / stage / "model" for stage in STAGE_ORDER]
-    found = [folder for folder in own if (folder / "config.json").exists() and (folder / "vae.safetensors").exists()]
     if str(name_or_path) in shipped:
         if path.is_dir():
             raise ConfigError(
                 f"{path} is a shipped model and a folder here: write ./{path} for the folder, or rename it"
             )
         return SHIPPED / path
-    if found:
-        return found[0]
+    for folder in own:
+        config, weights = ((folder / name).exists() for name in ("config.json", "vae.safetensors"))
+        if config and weights:
+            return folder
+        if config and folder.name == "model":  # written last: the model was whole, and no earlier one stands in for it
+            raise WeightsError(f"the model in {folder} is damaged: vae.safetensors is missing. Copy the model again")
     for state in filter(None, (find_checkpoint(path / stage) for stage in reversed(VAE_STAGES))):
         raise FileNotFoundError(
             f"no model at {path}: its stage {state.parents[1].name} is not finished. The command that began it goes on "

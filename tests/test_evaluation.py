@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import html
 import io
 import json
 import re
@@ -28,6 +29,7 @@ from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, line_chart, p
 from pv_vae_jax.report.page import cell, chart, environment
 from pv_vae_jax.report.run_page import Pictures, curve_charts, write_report
 from pv_vae_jax.report.run_report import evaluate_run
+from pv_vae_jax.train.config_files import from_dict
 from pv_vae_jax.train.configs import (
     DataConfig,
     DiffusionConfig,
@@ -239,6 +241,18 @@ def test_axes_enclose_the_values():
         assert x[0] < x[1] <= 400 and max(points) < legend < height and "e+" not in svg
 
 
+def test_labels_of_an_axis_are_not_cut():
+    """Drawn to the left from where they end; widths are those of DejaVu Sans, wider than the fonts of browsers."""
+    textpath, fonts = pytest.importorskip("matplotlib.textpath"), pytest.importorskip("matplotlib.font_manager")
+    font = fonts.FontProperties(family="DejaVu Sans")
+    for low, high in ((1.1e-4, 1.6e-4), (2e-7, 9e-7), (0.012, 0.0174), (1e5, 1.6e5), (12.4, 12.65), (1.0e7, 1.4e7)):
+        svg = line_chart("t", [Series("a", [10, 20], [low, high])], x_label="x")
+        labels = re.findall(r'text-anchor: end;[^>]*x="([^"]*)"[^>]*>([^<]*)<', svg)
+        assert len(labels) > 1
+        for end, label in labels:
+            assert textpath.TextPath((0, 0), label, size=12, prop=font).get_extents().width < float(end), label
+
+
 def test_charts_survive_gaps_and_single_points():
     with pytest.raises(ValueError, match="no values"):
         line_chart("t", [Series("a", [1.0], [np.nan])], x_label="x")
@@ -361,6 +375,8 @@ def test_report_escapes_what_comes_from_outside(tmp_path, clips):
         "stages": {"video": stage},
         "latents": None,
         "samples": None,
+        "command": f"pv-vae evaluate --workdir {HOSTILE}",
+        "configuration": {"name": HOSTILE},
         "notes": [HOSTILE],
         "missing": [],
     }
@@ -435,6 +451,17 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys, monkeypatch):
     elements = assert_stands_alone(report.read_text())
     assert "svg" in elements and "img" in elements
     assert sorted(p.name for p in report.parent.iterdir()) == ["metrics.json", "report.html", "samples.npz"]
+    page = html.unescape(report.read_text())
+    assert "Distances need 16 test clips and 8 generated ones" in page and metrics["samples"]["distances"] == {}
+    assert f"<code>pv-vae evaluate --workdir {run.workdir}</code>" in page
+    assert from_dict(Experiment, json.loads(page.split("<pre>")[1].split("</pre>")[0])) == run.experiment
+
+    page, printed = html.unescape(evaluate_run(run, clips=16, sampled=8).read_text()), capsys.readouterr().out
+    found = json.loads((report.parent / "metrics.json").read_text())["samples"]
+    assert found["scored"] == 8 and list(found["distances"]) == ["generated clips", "other test clips"]
+    for score, value in found["distances"]["generated clips"].items():
+        assert value > 2 * found["distances"]["other test clips"][score], "an untrained network is no match for clips"
+        assert score in page and f"<td>{cell(value)}</td>" in page and f"{score} {cell(value)}" in printed
 
 
 def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path, capsys):

@@ -348,6 +348,16 @@ def test_what_cannot_be_saved_leaves_the_model_that_was_there(model, tmp_path, m
     assert set(held()) == {"config.json", "vae.safetensors"}
 
 
+def test_an_earlier_stage_stands_in_for_no_model_that_lost_a_file(model, tmp_path):
+    for stage in ("video", "diffusion"):
+        save(tmp_path / stage / "model", model)
+    (tmp_path / "diffusion" / "model" / "vae.safetensors").unlink()
+    with pytest.raises(WeightsError, match="diffusion/model is damaged: vae.safetensors is missing. Copy the model"):
+        load(tmp_path)
+    (tmp_path / "diffusion" / "model" / "config.json").unlink()  # then it was never finished
+    assert load(tmp_path).vae == model.vae
+
+
 def test_damage_to_a_model_folder_is_named(model, tmp_path):
     save(tmp_path, model)
     path = tmp_path / "config.json"
@@ -357,6 +367,7 @@ def test_damage_to_a_model_folder_is_named(model, tmp_path):
         ({"mean": [0.0] * 3}, "diffusion.mean must have 4 numbers"),
         ({"class_names": ["left"]}, "diffusion.class_names must name the 3 classes"),
         ({"class_names": [1, 2, 3]}, "diffusion.class_names must name the 3 classes"),
+        ({"shape": [3, 2, 2]}, r"diffusion.latent_shape must be \(g, h, w, 4\), got \(3, 2, 2\)"),
     ):
         path.write_text(json.dumps(config | {"latents": config["latents"] | change}))
         with pytest.raises(WeightsError, match=f"is damaged: .*{words}.*Copy the model again"):

@@ -123,8 +123,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     ("mode", "work", "config"),
     [
         *((mode, use, CONV) for mode in MODES),
-        ("x64", train, CONV),
-        *(slow(mode, train, CONV) for mode in MODES if mode != "x64"),
+        *(slow(mode, train, CONV) for mode in MODES),
         *(slow(mode, work, TOKENS) for mode in MODES for work in (use, train)),
     ],
 )

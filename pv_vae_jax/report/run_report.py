@@ -7,6 +7,7 @@ import datetime
 import functools
 import json
 import platform
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
+from pv_vae_jax.evaluation.comparison import own_distances
 from pv_vae_jax.evaluation.image_metrics import PerceptualDistance, score_frames, summarize_frames
 from pv_vae_jax.evaluation.latent_analysis import finite, principal_colours, temporal_distance
 from pv_vae_jax.evaluation.perceptual import lpips_distance
@@ -34,6 +36,7 @@ from pv_vae_jax.report.page import aligned, cell, percent
 from pv_vae_jax.report.run_page import FRAMES, Pictures, frame_lines, prediction_lines, write_report
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.storage import atomic, write_json
+from pv_vae_jax.train.config_files import to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.writers import read_metrics
@@ -204,6 +207,8 @@ def _describe(run: Run, clips: dict) -> dict:
         },
         "latents": None,
         "samples": None,
+        "command": f"pv-vae evaluate --workdir {shlex.quote(str(run.workdir))}",
+        "configuration": to_dict(experiment),
     }
 
 
@@ -288,6 +293,7 @@ def _sample(
     with atomic(folder / "samples.npz") as temporary:
         np.savez_compressed(temporary, video=video, label=labels)
     metrics["parameters"]["transformer"] = _count(diffusion.params)
+    half = min(len(video), len(real) // 2)
     metrics["samples"] = {
         "clips": count,
         "steps": sampling.steps,
@@ -299,6 +305,9 @@ def _sample(
         "training_steps": model.meta.get("diffusion_steps"),
         "class_names": list(classes),
         "file": "samples.npz",
+        "scored": half,
+        # Beside them real clips, which no model need beat: the other half of the same test clips.
+        "distances": own_distances(real[:half], {"generated clips": video[:half], "other test clips": real[half:]}),
     }
     if not classes:
         return {"all clips": (video[:SHOWN_PER_CLASS], real[:SHOWN_PER_CLASS])}
@@ -335,4 +344,6 @@ def _summary(metrics: dict) -> list[str]:
         for name, values, average, against in errors:
             rows.append((name, *(cell(v, ".4f") for v in (*values[1:], average)), percent(against)))
         lines += ["squared error on dropped frames, range [-1, 1]", *aligned(rows)]
+    for name, found in ((metrics["samples"] or {}).get("distances") or {}).items():
+        lines.append(f"{name}: " + ", ".join(f"{score} {cell(value)}" for score, value in found.items()))
     return lines
