@@ -81,6 +81,9 @@ class Objective:
         }
 
 
+Decoder = Callable[[Array], Array]  # latents (b, g, h, w, z) -> pixels (b, t, H, W, 3)
+
+
 class Perceptual(Protocol):
     """LPIPS or any other distance of frames `(n, H, W, 3)` in [-1, 1]; the result is `(n,)`."""
 
@@ -220,24 +223,18 @@ def _sum_over_pairs(v: Array, seen: Array) -> tuple[Array, Array]:
 
 
 def structure_terms(
-    objective: Objective,
-    latents: Float[Array, "b g h w z"],
-    video: Float[Array, "b t H W c"],
-    decode: Callable[[Array], Array],
-    observed: Shaped[Array, "b n *hw"],
-    kernel: Float[Array, "d f"] | None = None,
-    features: Shaped[Array, "b g *hw f"] | None = None,
+    objective: Objective, latents: Array, video: Array, decode: Decoder, observed: Array, *aligned: Array
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The terms that ask what can be done with latents: their weighted total, and each one unweighted. All are off by
     default, and then this gives 0 and no term.
 
     Args:
       objective: the weights.
-      latents: the decoder's input, encoded or padded.
-      video: what it should decode to.
+      latents: the decoder's input `(b, g, h, w, z)`, encoded or padded.
+      video: what it should decode to, `(b, t, H, W, c)`.
       decode: latents of any size and length -> pixels.
       observed: as for `kl_divergence`, of the latent frames that were encoded.
-      kernel, features: see `alignment_error`; needed if `objective.alignment` is positive.
+      aligned: features and kernel, see `alignment_error`, if `objective.alignment` is positive.
     """
     terms = {}
     if objective.scale_equivariance:
@@ -245,8 +242,7 @@ def structure_terms(
     if objective.time_equivariance:
         terms["time_equivariance"] = time_equivariance_error(decode, latents, video)
     if objective.alignment:
-        assert kernel is not None and features is not None  # the training step has checked them
-        n = observed.shape[1]  # the truncated form has encoded fewer
+        (features, kernel), n = aligned, observed.shape[1]  # the truncated form has encoded fewer
         terms["alignment"] = alignment_error(latents[:, :n], features[:, :n], kernel, observed)
     return _weighted_sum(objective, terms) if terms else jnp.zeros((), jnp.float32), terms
 
@@ -261,7 +257,7 @@ def halved(x: Float[Array, "b t H W c"]) -> Float[Array, "b t h w c"]:
 
 
 def time_equivariance_error(
-    decode: Callable[[Array], Array], latents: Float[Array, "b g h w z"], video: Float[Array, "b t H W c"]
+    decode: Decoder, latents: Float[Array, "b g h w z"], video: Float[Array, "b t H W c"]
 ) -> Float[Array, ""]:
     """Squared error of the clip that every second latent frame decodes to, against every second frame (ours).
 
@@ -281,12 +277,7 @@ def alignment_head(latents: Sequence[int], features: Sequence[int]) -> dict[str,
     return {"kernel": jnp.zeros((inputs, features[-1]), jnp.float32)}
 
 
-def alignment_error(
-    latents: Float[Array, "b g h w z"],
-    features: Shaped[Array, "b g *hw f"],
-    kernel: Float[Array, "d f"],
-    observed: Shaped[Array, "b g *place"],
-) -> Float[Array, ""]:
+def alignment_error(latents: Array, features: Array, kernel: Array, observed: Array) -> Float[Array, ""]:
     """The share of the features' variance that a linear map of the latents leaves unexplained: 1 tells nothing of them.
 
     A linear projection that is trained along, as in VA-VAE (arXiv 2501.01423), for features that need not be pictures:
@@ -298,10 +289,10 @@ def alignment_error(
     the error is 0 for any latents as soon as `d` is as large as the batch has positions, which it nearly always is.
 
     Args:
-      latents: samples, not means: what is hidden in the noise of the posterior does not help diffusion.
+      latents: samples `(b, g, h, w, z)`, not means: what is hidden in the noise of the posterior does not help diffusion.
       features: `(b, g, f)`, for which `d = h w z` and a latent frame counts if all of it was observed; or
         `(b, g, h, w, f)`, for which `d = z`. No gradient flows into them.
-      kernel: see `alignment_head`.
+      kernel: `(d, f)`, see `alignment_head`.
       observed: as for `kl_divergence`.
     """
     features = jax.lax.stop_gradient(features.astype(jnp.float32))

@@ -258,7 +258,7 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         (
             {"video.objective.scale_equivariance": "1", "data.size": "48"},
             ConfigError,
-            "config.video.objective.scale_equivariance halves the latents: set config.data.size .* multiples of 32",
+            "config.video.objective.scale_equivariance needs sizes that are multiples of 32: set config.data.size",
         ),
         (
             {"video.objective.time_equivariance": "1", "data.frames": "5"},
@@ -299,7 +299,7 @@ def test_a_wrong_override_says_what_would_be_right(key, text, says):
         (
             {"data.features": "12", "video.objective.alignment": "1", "video.flip": "0", "video.reverse": "0.5"},
             ConfigError,
-            "hold velocities, which reversing frames does not turn: set config.video.reverse=0",
+            "hold velocities, which do not turn: set config.video.reverse=0",
         ),
         ({"diffusion.time_shift": "0"}, ConfigError, "config.diffusion.time_shift must be above 0, got 0"),
         ({"video.batch_multiple": "4"}, ConfigError, "config.video.batch_multiple needs sizes"),

@@ -47,8 +47,8 @@ def mirrored(latents):
     return enlarge(latents.reshape(b, g, h // 2, 2, w, z)[:, :, :, ::-1].reshape(latents.shape))
 
 
-def term(name, decode, latents, video, **settings):
-    total, terms = structure_terms(Objective(**{name: 2.0}), latents, video, decode, SEEN, **settings)
+def term(name, decode, latents, video):
+    total, terms = structure_terms(Objective(**{name: 2.0}), latents, video, decode, SEEN)
     assert set(terms) == {name} and float(total) == pytest.approx(2.0 * float(terms[name]))
     return float(terms[name])
 
@@ -291,7 +291,7 @@ def test_features_of_a_stage_are_of_one_kind_and_fit(tiny_experiment, tmp_path):
     run = open_run(experiment, tmp_path / "run", {"train": [{"video": video, "features": given}, {"video": video}]})
     source = run.source("train", random=True, features=3)
     assert source[0]["features"].dtype == np.float32 and "features" not in run.source("train", random=True)[0]
-    with pytest.raises(ValueError, match=r"clip 1: expected features \(t, 3\), as data.features says, got \(0,\)"):
+    with pytest.raises(ValueError, match=r"clip 1: expected features \(t, 3\), got \(0,\): see data.features"):
         source[1]
     with pytest.raises(ConfigError, match="needs features of one kind, got both: set config.data.features"):
         VAEStage(experiment, "video", features=lambda video: video)
@@ -299,14 +299,14 @@ def test_features_of_a_stage_are_of_one_kind_and_fit(tiny_experiment, tmp_path):
     with pytest.raises(ConfigError, match="needs features of one kind, got none"):
         VAEStage(free, "video")
     with pytest.raises(
-        ConfigError, match=r"features must give \(4, 3, f\) or \(4, 3, 4, 4, f\) for clips .*, got \(4, 5, 16"
+        ConfigError, match=r"features must be \(4, 3, 'f'\) or \(4, 3, 4, 4, 'f'\) for .*, got \(4, 5, 16"
     ):
         VAEStage(free, "video", features=lambda video: video[:, :, 0]).alignment.head(sized_batches(free, "video"))
     with pytest.raises(ConfigError, match="features are for objective.alignment: give it a weight"):
         train(load_experiment(tiny_experiment), tmp_path / "none", features=lambda video: video)
     sizes = load_experiment(tiny_experiment, ALIGNED | {"data.features": "0", "video.sizes": "((5,16),(5,8))"})
     mean = lambda video: video[:, ::2].mean((2, 3))  # noqa: E731
-    with pytest.raises(ConfigError, match="needs pictures of one size"):
+    with pytest.raises(ConfigError, match="needs sizes that differ in their frames only"):
         VAEStage(sizes, "video", features=mean).alignment.head(sized_batches(sizes, "video"))
 
 

@@ -50,8 +50,7 @@ class GivenClips:
         features = np.asarray(element.get("features", ()), np.float32)
         if features.shape[1:] != (self.features,):
             raise ValueError(
-                f"clip {index}: expected features (t, {self.features}), as data.features says, got {features.shape}: "
-                "give every clip its own"
+                f"clip {index}: expected features (t, {self.features}), got {features.shape}: see data.features"
             )
         return clip | {"features": features}
 

@@ -70,12 +70,11 @@ class RandomWindow(RandomMap):
         """The features of the window's frames, if there are any."""
         if "features" not in element:
             return {}
-        features = element["features"]
-        if len(features) != length:
+        if (n := len(element["features"])) != length:
             raise TransformError(
-                f"RandomWindow: expected features of {length} frames, got {len(features)}: give every frame its own"
+                f"RandomWindow: expected features of {length} frames, got {n}: give every frame its own"
             )
-        return {"features": features[start : start + self.span : self.stride]}
+        return {"features": element["features"][start : start + self.span : self.stride]}
 
 
 @dataclasses.dataclass(frozen=True)

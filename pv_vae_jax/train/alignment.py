@@ -42,11 +42,10 @@ class Alignment:
             )
         self.width = width if self._aligns else 0
 
-    def _grid(self, size: SizedBatch) -> tuple[int, int, int, int]:
+    def _grid(self, size: SizedBatch) -> tuple[int, ...]:
         """`(b, g, h, w)` of a batch's latents."""
-        b, frames, height, width, _ = size.shape
-        vae = self._vae
-        return b, vae.latent_frames(frames), height // vae.space_factor, width // vae.space_factor
+        (b, frames, *sides, _), vae = size.shape, self._vae
+        return b, vae.latent_frames(frames), *(side // vae.space_factor for side in sides)
 
     def head(self, sizes: Sequence[SizedBatch]) -> Params | None:
         """A new head, for batches of all `sizes`; None if the stage aligns nothing. It is no part of the model.
@@ -56,25 +55,22 @@ class Alignment:
         """
         heads = {}
         for size in sizes if self._aligns else ():
-            grid = self._grid(size)
-            shape = (*grid[:2], self.width)
-            if self._function is not None:
-                shape = jax.eval_shape(self._function, jax.ShapeDtypeStruct(size.shape, jnp.float32)).shape
+            grid, shape = self._grid(size), self.example(size)["features"].shape
             if shape[:-1] not in (grid, grid[:2]):
-                wanted = " or ".join(f"({', '.join(map(str, places))}, f)" for places in (grid[:2], grid))
-                raise ConfigError(f"features must give {wanted} for clips {size.shape}, got {shape}")
+                raise ConfigError(
+                    f"features must be {(*grid[:2], 'f')} or {(*grid, 'f')} for {size.shape}, got {shape}"
+                )
             head = alignment_head((*grid, self._vae.latent_channels), shape)
             heads[head["kernel"].shape] = head
         if len(heads) > 1:
-            raise ConfigError(
-                "objective.alignment to features (b, g, f) needs pictures of one size: let sizes differ in frames, "
-                "or give a function for features (b, g, h, w, f)"
-            )
+            raise ConfigError("objective.alignment to features (b, g, f) needs sizes that differ in their frames only")
         return next(iter(heads.values()), None)
 
-    def example(self, size: SizedBatch) -> dict:
-        """What `prepare` leaves in a batch, as shapes."""
-        return {"features": jax.ShapeDtypeStruct((*self._grid(size)[:2], self.width), np.float32)} if self.width else {}
+    def example(self, size: SizedBatch) -> dict[str, jax.ShapeDtypeStruct]:
+        """The features of a batch of latent frames, as shapes."""
+        if self._function is None:
+            return {"features": jax.ShapeDtypeStruct((*self._grid(size)[:2], self.width), np.float32)}
+        return {"features": jax.eval_shape(self._function, jax.ShapeDtypeStruct(size.shape, np.float32))}
 
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Features of frames `(b, 1 + T, f)` become those of latent frames `(b, g, f)`: means over their frames."""

@@ -142,9 +142,7 @@ def _check_features(experiment: Experiment, name: str) -> None:
     if data.features and stage.flip:
         raise ConfigError(f"config.data.features are not mirrored with their frames: set config.{name}.flip=0")
     if data.features and stage.reverse and not program_name(data.source):
-        raise ConfigError(
-            f"config.data.features hold velocities, which reversing frames does not turn: set config.{name}.reverse=0"
-        )
+        raise ConfigError(f"config.data.features hold velocities, which do not turn: set config.{name}.reverse=0")
 
 
 def _check_clips(experiment: Experiment, name: str) -> None:
@@ -177,8 +175,8 @@ def _check_clips(experiment: Experiment, name: str) -> None:
         )
     if stage.objective.scale_equivariance and any(n // vae.space_factor % 2 for side in sides for n in side):
         raise ConfigError(
-            f"config.{name}.objective.scale_equivariance halves the latents: set config.data.size (or sizes) to "
-            f"multiples of {2 * vae.space_factor}"
+            f"config.{name}.objective.scale_equivariance needs sizes that are multiples of {2 * vae.space_factor}: set "
+            "config.data.size"
         )
     if stage.objective.time_equivariance and (groups < 3 or stage.images):
         raise ConfigError(

@@ -127,16 +127,10 @@ def perceptual_term(run: Run) -> Perceptual | None:
 
 
 def build_stage(
-    experiment: Experiment,
-    name: str,
-    perceptual: Perceptual | None = None,
-    latents: Latents | None = None,
-    features: Features | None = None,
+    experiment: Experiment, name: str, perceptual: Perceptual | None = None, latents: Latents | None = None
 ) -> Stage:
     """The stage called `name`, any but `latents`. Without `latents`, a diffusion stage can be inspected but not run."""
-    if name in VAE_STAGES:
-        return VAEStage(experiment, name, perceptual, features)
-    return DiffusionStage(experiment, latents)
+    return VAEStage(experiment, name, perceptual) if name in VAE_STAGES else DiffusionStage(experiment, latents)
 
 
 def train_stage(run: Run, name: str, perceptual: Perceptual | None = None, features: Features | None = None) -> None:
@@ -157,8 +151,10 @@ def train_stage(run: Run, name: str, perceptual: Perceptual | None = None, featu
         encode_latents(run, run.last_vae_stage())
         return
     check_mesh(run.mesh, run.experiment, name)
-    latents = open_latents(run, run.last_vae_stage()) if name == "diffusion" else None
-    stage = build_stage(run.experiment, name, perceptual, latents, features)
+    if name in VAE_STAGES:
+        stage = VAEStage(run.experiment, name, perceptual, features)
+    else:
+        stage = DiffusionStage(run.experiment, open_latents(run, run.last_vae_stage()))
     stage.save_model(run, run_stage(stage, run))
     if name in VAE_STAGES and run.finished("diffusion"):  # it trained before or beside this stage
         renew_vae(run)

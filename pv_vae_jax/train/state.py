@@ -39,16 +39,11 @@ class TrainState:
     head: ParamsAndOpt | None = None
 
 
-def create_state(
-    params: Params,
-    opt_state: optax.OptState,
-    discriminator: ParamsAndOpt | None = None,
-    head: ParamsAndOpt | None = None,
-) -> TrainState:
+def create_state(params: Params, opt_state: optax.OptState, discriminator: ParamsAndOpt | None = None) -> TrainState:
     """State before the first step; the moving average begins as a copy of the parameters."""
     # A separate buffer: the step donates both trees, and one buffer cannot be donated twice.
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema, discriminator, head)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema, discriminator)
 
 
 def stage_key(seed: int, name: str) -> PRNGKey:

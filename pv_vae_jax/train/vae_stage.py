@@ -124,7 +124,7 @@ class VAEStage(Stage):
         dropped = lambda size: (size.batch_size,) if self.config.drop_per_example else ()  # noqa: E731
         return [
             {"video": jax.ShapeDtypeStruct(size.shape, np.uint8), "dropped": np.zeros(dropped(size), np.int32)}
-            | self.alignment.example(size)
+            | (self.alignment.example(size) if self.alignment.width else {})
             for size in self.sizes
         ]
 

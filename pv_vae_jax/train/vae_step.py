@@ -77,8 +77,8 @@ class VAEStep:
             if discriminator_params is None or self.discriminator_optimizer is None:
                 raise ValueError("this stage has a discriminator: give its parameters and its optimizer")
             networks = ParamsAndOpt(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
-        projection = None if head is None else ParamsAndOpt(head, self.optimizer.init(head))
-        return create_state(params, self.optimizer.init(trained), networks, projection)
+        state = create_state(params, self.optimizer.init(trained), networks)
+        return state if head is None else state.replace(head=ParamsAndOpt(head, self.optimizer.init(head)))
 
     def __call__(
         self, state: TrainState, batch: dict, *, dropped: int | None = 0, gan: bool = False
@@ -178,13 +178,13 @@ def _latents(
     prediction = _predict(step, params, video, batch["dropped"] if dropped is None else dropped, key)
     latents, observed = prediction.latents, prediction.observed
     total, terms = losses.latent_terms(objective, prediction.posterior, observed)
-    kernel = features = None
+    aligned = ()
     if objective.alignment:
         if step.features is None and "features" not in batch:
             raise ValueError("objective.alignment needs features: put them into the batch, or give the step a function")
-        kernel, features = params[HEAD]["kernel"], step.features(video) if step.features else batch["features"]
+        aligned = step.features(video) if step.features else batch["features"], params[HEAD]["kernel"]
     decode = lambda z: step.model.apply({"params": params}, z, method="decode")  # noqa: E731
-    more, more_terms = losses.structure_terms(objective, latents, video, decode, observed, kernel, features)
+    more, more_terms = losses.structure_terms(objective, latents, video, decode, observed, *aligned)
     if objective.latent_noise:
         noise = jax.random.normal(jax.random.fold_in(key, 3), latents.shape, latents.dtype)
         latents = latents + objective.latent_noise * noise
