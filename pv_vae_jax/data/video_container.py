@@ -222,7 +222,6 @@ class VideoStream:
         """The frames of `container.decode(stream)`, and whether each is intact.
 
         Decoders fill damaged parts from their surroundings, and later frames refer to them, up to the next key frame.
-
         PyAV's own generator leaks 150 bytes each time it is left before its end, as every window does, because it does
         not close its generator of packets.
         """
