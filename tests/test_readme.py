@@ -63,7 +63,7 @@ def test_the_table_of_the_study_is_that_of_the_results():
         (line,) = (line for line in gains.splitlines() if line.startswith(f"| {name} |"))
         assert set(cells.split(" | ")) <= set(line.strip("| ").split(" | ")), name
     told = re.search(
-        r"in (\d+ %) of its steps (\[.*?\]) by the kernel\s+distance, in (\d+ % \[.*?\]) by the Frechet", text
+        r"after (\d+ %) of the steps (\[.*?\]) by\s+the kernel\s+distance and (\d+ % \[.*?\]) by the Frechet", text
     )
     for distance, share in (("kernel", " ".join(told.groups()[:2])), ("Frechet", told.group(3))):
         (line,) = (x for x in study.splitlines() if x.startswith(f"| + Decoder Fine-tuning | {distance}, own | "))

@@ -24,9 +24,11 @@ from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax.cli.main import advice_on, main
 from pv_vae_jax.data import video_writing
+from pv_vae_jax.data.latents import LatentSource, write_latents
 from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.prepare.encoding import ClipSettings
 from pv_vae_jax.data.prepare.tasks import plan
+from pv_vae_jax.data.shards import BrokenRecordError
 from pv_vae_jax.model import load
 from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.models.vae import VAEConfig
@@ -222,6 +224,16 @@ def stale(tmp_path) -> str:
     return str(caught.value)
 
 
+def lost_latents(tmp_path) -> str:
+    folder = tmp_path / "run" / "latents"
+    records = [{"mean": np.zeros((1, 1, 1, 1)), "logvar": np.zeros((1, 1, 1, 1)), "label": np.int32(0)}]
+    write_latents(folder, records, key={}, total=1, class_names=("a",))
+    (folder / "00000.array_record").unlink()
+    with pytest.raises(BrokenRecordError) as caught:
+        LatentSource(folder)
+    return str(caught.value)
+
+
 def not_finite(tmp_path) -> str:
     from pv_vae_jax.train.nan_check import NonFiniteError, check_finite
 
@@ -244,6 +256,16 @@ def broken_video(tmp_path) -> str:
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "broken.mp4").write_bytes(b"no video at all")
+    return train_with(tmp_path, f"data.source={tmp_path / 'clips'}")
+
+
+def one_broken_video(tmp_path) -> str:
+    av = pytest.importorskip("pv_vae_jax.data.video_writing", reason="PyAV is not installed")
+    (tmp_path / "clips" / "train").mkdir(parents=True)
+    (tmp_path / "clips" / "test").mkdir()
+    for name in ("train/a.mp4", "train/b.mp4", "test/c.mp4"):
+        av.write_video(tmp_path / "clips" / name, np.zeros((17, 32, 32, 3), np.uint8))
+    (tmp_path / "clips" / "train" / "broken.mp4").write_bytes(b"no video at all")
     return train_with(tmp_path, f"data.source={tmp_path / 'clips'}")
 
 
@@ -370,11 +392,13 @@ PROVOKE = [
     full_disk,
     not_finite,
     stale,
+    lost_latents,
     other_draws,
     without_jinja,
     no_folder,
     no_videos,
     broken_video,
+    one_broken_video,
     too_many_open_files,
     lambda tmp_path: train_with(tmp_path, "data.source=program:mine"),
     without_pyav,

@@ -16,12 +16,13 @@ import orbax.checkpoint as ocp
 
 from pv_vae_jax.params_io import complete_states, find_damage, ignore_abandoned_reads, one_line, write_checksums
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
+from pv_vae_jax.storage import remedy
 
 WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
 
 
 class CheckpointError(OSError):
-    """A state could not be written, most often because the disk is full, or none of the saved ones can be read."""
+    """A state could not be written, as on a full disk, or none of the saved ones can be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +162,8 @@ class Checkpoints:
             complete = complete_states(self._folder)
             newest = f"the state of step {complete[-1].name} is complete" if complete else "no earlier state exists"
             raise CheckpointError(
-                f"a training state could not be written to {self._folder} ({one_line(error)}); {newest}. Make room, "
-                "then start the same command again"
+                f"a training state could not be written to {self._folder} ({one_line(error)}); {newest}. To go on, "
+                f"{remedy(error) or 'find what the system objects to'}, then start the same command again"
             ) from error
 
 
