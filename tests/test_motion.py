@@ -16,7 +16,6 @@ from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
 from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.train.configs import Experiment
-from studies.ablation.results import read_results
 from studies.motion import __main__ as command
 from studies.motion.plan import Roles, Row, Study
 from studies.motion.rotation import RotatedLatte, rotation
@@ -239,12 +238,6 @@ def test_scores_are_read_between_points_and_beyond_them_by_the_slope():
     x, y = np.array([28.0, 30, 34]), np.array([0.1, 0.3, 0.4])
     read = [read_at(x, y, at, outside=0.05) for at in (29, 32, 34, 36, 26)]
     np.testing.assert_allclose(read, [0.2, 0.35, 0.4, 0.5, 0.0])
-
-
-def test_the_verdict_is_no_study_of_ablations(tmp_path):
-    (tmp_path / "motion").mkdir()
-    (tmp_path / "motion" / "study.json").write_text(json.dumps(judge(made_up(WORKING))))
-    assert read_results(tmp_path) == []
 
 
 # The pipeline.
