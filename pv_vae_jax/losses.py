@@ -242,7 +242,7 @@ def structure_terms(
     if objective.time_equivariance:
         terms["time_equivariance"] = time_equivariance_error(decode, latents, video)
     if objective.alignment:
-        (features, kernel), n = aligned, observed.shape[1]  # the truncated form has encoded fewer
+        (features, kernel), n = aligned, observed.shape[1]  # the truncated form has encoded n < g
         terms["alignment"] = alignment_error(latents[:, :n], features[:, :n], kernel, observed)
     return _weighted_sum(objective, terms) if terms else jnp.zeros((), jnp.float32), terms
 
@@ -289,7 +289,7 @@ def alignment_error(latents: Array, features: Array, kernel: Array, observed: Ar
     the error is 0 for any latents as soon as `d` is as large as the batch has positions, which it nearly always is.
 
     Args:
-      latents: samples `(b, g, h, w, z)`, not means: what is hidden in the noise of the posterior does not help diffusion.
+      latents: samples `(b, g, h, w, z)`, not means: what hides in the noise of the posterior does not help diffusion.
       features: `(b, g, f)`, for which `d = h w z` and a latent frame counts if all of it was observed; or
         `(b, g, h, w, f)`, for which `d = z`. No gradient flows into them.
       kernel: `(d, f)`, see `alignment_head`.
