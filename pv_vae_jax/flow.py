@@ -25,13 +25,9 @@ TimeDistribution = Literal["uniform", "logit_normal"]
 def sample_timesteps(
     key: PRNGKey, batch: int, distribution: TimeDistribution = "uniform", shift: float = 1.0
 ) -> Float[Array, " b"]:
-    """Draw times in (0, 1) for training. The paper does not name its distribution; `logit_normal` favours the middle.
+    """Draw times in (0, 1) for training, moved by `shift_time`.
 
-    Args:
-      key: draws them.
-      batch: their number.
-      distribution: see `TimeDistribution`.
-      shift: see `shift_time`; 1 changes nothing.
+    The paper does not name its distribution; `logit_normal` favours the middle.
 
     Raises:
       ValueError: the distribution is unknown.

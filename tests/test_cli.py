@@ -491,7 +491,7 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     other = f"{study} does not define get_config() but get_study(): use python -m studies.ablation --config {study} "
     assert other + "--workdir runs/mine" in fails("train", *call, status=2)
     call = ("--config", "dmo", "--workdir", tmp_path / "x")
-    assert "paper_vae; did you mean 'demo'?" in fails("train", *call, status=2)
+    assert "wan22_predictive; did you mean 'demo'?" in fails("train", *call, status=2)
     assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "x")
     assert "did you mean 'steps'?" in fails(*call, "--config.video.stepz=3")

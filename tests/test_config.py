@@ -376,7 +376,8 @@ BOUNDED = {
     f"{cls}.{name}"
     for cls, names in {
         "Experiment": "seed log_every checkpoint_every checkpoints_kept",
-        "DataConfig": "clips test_clips stride threads workers cache_bytes fold features",
+        "DataConfig": "clips test_clips stride threads workers cache_bytes fold features "
+        "max_damaged_files max_damaged_records",
         "OptimizerConfig": "learning_rate warmup_steps final_fraction weight_decay b1 b2 clip_norm",
         "VAEStageConfig": "steps batch_size drop_ratio reverse flip ema_decay grad_accum_steps batch_multiple "
         "drop_ratio_start drop_ramp",

@@ -452,7 +452,7 @@ def test_the_class_probe_reads_what_the_latents_hold(monkeypatch):
 def test_weights_that_cannot_score_are_told_before_training(stages, tmp_path):
     for published, says in (
         (measure.Published(i3d=tmp_path / "none.pt"), "none.pt"),
-        (measure.Published(lpips=("alexnet", tmp_path, tmp_path)), "no weights file"),
+        (measure.Published(lpips=("alexnet", tmp_path / "none.pth", tmp_path)), "no weights file"),
         (measure.Published(lpips=seeded_lpips(tmp_path)), "at least 32 pixels, got data.size=16"),
     ):
         with pytest.raises((OSError, ConfigError), match=says):

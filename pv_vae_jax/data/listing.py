@@ -333,7 +333,9 @@ def _subfolders(folder: Path) -> list[Path]:
 def summarize(skipped: dict, shown: int = 5) -> str:
     """The first entries of `name -> reason` on one line, for messages."""
     lines = [f"{getattr(path, 'name', path)}: {why}" for path, why in list(skipped.items())[:shown]]
-    return "; ".join(lines) + (f"; and {len(skipped) - shown} more" if len(skipped) > shown else "")
+    # Names need not be UTF-8, and a terminal takes nothing else.
+    text = "; ".join(lines).encode("utf-8", "backslashreplace").decode()
+    return text + (f"; and {len(skipped) - shown} more" if len(skipped) > shown else "")
 
 
 def _hold_out(paths: list[Path], folder: Path, split: str) -> list[Path]:

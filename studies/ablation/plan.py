@@ -20,7 +20,10 @@ RECIPE = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
 CHECKPOINTS = ("checkpoint_every", "checkpoints_kept")  # fields of an experiment that decide no number
 
 # Fields that are younger than stored cells, whose names do not hold them: left out as long as they are off.
-NEWER = (("data", "features"), ("diffusion", "time_shift"))
+NEWER = (
+    *(("data", name) for name in ("features", "max_damaged_files", "max_damaged_records")),
+    ("diffusion", "time_shift"),
+)
 NEWER_TERMS = ("scale_equivariance", "time_equivariance", "alignment", "latent_noise")
 
 
