@@ -16,8 +16,10 @@ from pv_vae_jax.data.video_container import BrokenVideoError, import_av, turns
 PQ, HLG = 16, 18  # transfer curves of HDR, as FFmpeg numbers them (ITU-R BT.2100)
 WHITE = 203.0  # cd/m2 of white in HDR (ITU-R BT.2408): it becomes that of SDR
 KNEE = 0.8  # of white: what is brighter is compressed, and what is not stays as it is
-BT2020_LUMA = (0.2627, 0.6780, 0.0593)
-BT2020_TO_BT709 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187))  # BT.2087
+BT2020_LUMA = np.array((0.2627, 0.6780, 0.0593), np.float32)
+BT2020_TO_BT709 = np.array(  # of linear light (ITU-R BT.2087)
+    ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)), np.float32
+)
 
 
 def resize(frame: np.ndarray, size: int | FrameSize) -> np.ndarray:
@@ -100,8 +102,8 @@ def from_hdr(picture: np.ndarray, curve: int) -> np.ndarray:
     """
     light = _light(curve)[picture]  # (..., 3) float32, 1 is white
     if curve == HLG:  # from the light of the scene to that of the display
-        light *= 1000 / WHITE * (light @ np.float32(BT2020_LUMA))[..., None] ** 0.2
-    light = np.maximum(light @ np.float32(BT2020_TO_BT709).T, 0)
+        light *= 1000 / WHITE * (light @ BT2020_LUMA)[..., None] ** 0.2
+    light = np.maximum(light @ BT2020_TO_BT709.T, 0)
     peak = light.max(-1, keepdims=True)
     excess = np.maximum(peak - KNEE, 0) / (1 - KNEE)
     light *= np.where(peak > KNEE, KNEE - (1 - KNEE) * np.expm1(-excess), peak) / np.maximum(peak, 1e-6)
@@ -115,9 +117,9 @@ def _light(curve: int) -> np.ndarray:
     if curve == PQ:
         root = signal ** (1 / 78.84375)
         light = (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (1 / 0.1593017578125)
-        return np.float32(10_000 / WHITE * light)
+        return (10_000 / WHITE * light).astype(np.float32)
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    return np.float32(np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12))
+    return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
 
 
 def deinterlaced(frames: Iterator[tuple], name: object) -> Iterator[tuple]:

@@ -208,8 +208,9 @@ def _decode(
             else:
                 expected, alone = max(position + 1, start), position < 0 and video.interlaced
                 position = len(times) if frame.pts is None else int(np.searchsorted(times, frame.pts))
-                # Frames before the first key frame after a seek may refer to frames that were not decoded.
-                trusted = trusted or frame.key_frame
+                # Frames before the first key frame after a seek may refer to frames that were not decoded. It may be
+                # hidden itself, before the first frame of all.
+                trusted = trusted or frame.key_frame or position == 0
                 known = position < len(times) and times[position] == frame.pts
                 if not known or position > expected or (position >= start and (alone or not trusted)):
                     return None
