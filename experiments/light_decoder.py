@@ -3,8 +3,8 @@
   pv-vae train --config experiments/light_decoder.py --workdir runs/light
   python docs/decoders.py tiny-synthetic runs/light
 
-Takes two and a half minutes on two cores. Expected, on 64 held-out clips: 27.2 dB where the teacher has 28.7, in a third
-of its time, with a fifth of its operations; docs/recipes.md has it frame by frame.
+Takes two and a half minutes on two cores. Expected, on 64 held-out clips: 27.2 dB where the teacher has 28.7, in a
+third of its time, with a fifth of its operations; docs/recipes.md has it frame by frame.
 
 The encoder and the pad token are the teacher's and frozen, so latents, and any diffusion model trained on them, stay
 valid; only the decoder is drawn and trained. What it is shown are clips, not what the teacher decodes: the target is
