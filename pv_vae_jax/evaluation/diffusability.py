@@ -151,7 +151,7 @@ def high_frequency_share(means: np.ndarray, axis: str = "space", *, above: float
     frequency = np.sum(np.indices(z.shape[1:4])[np.array(axes) - 1], axis=0)  # g h w
     if not frequency.any():
         raise ValueError(f"needs several latents in {axis}")
-    energy = np.sum(scipy.fft.dctn(z, axes=axes, norm="ortho") ** 2, axis=-1)  # n g h w
+    energy = np.sum(np.asarray(scipy.fft.dctn(z, axes=axes, norm="ortho")) ** 2, axis=-1)  # n g h w
     high = energy[:, frequency > above * frequency.max()].sum(axis=1)
     return high / np.maximum(energy.sum(axis=(1, 2, 3)), 1e-30)
 
