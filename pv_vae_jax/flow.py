@@ -27,11 +27,7 @@ def sample_timesteps(
 ) -> Float[Array, " b"]:
     """Draw times in (0, 1) for training. The paper does not name its distribution; `logit_normal` favours the middle.
 
-    Args:
-      key: draws them.
-      batch: their number.
-      distribution: see `TimeDistribution`.
-      shift: see `shift_time`; 1 changes nothing.
+    `shift` moves them, see `shift_time`; 1 does not.
 
     Raises:
       ValueError: the distribution is unknown.

@@ -205,8 +205,8 @@ def test_train_goes_through_the_stages_that_have_steps(monkeypatch, tmp_path):
     experiment = Experiment(image=VAEStageConfig(images=True, steps=1), video=VAEStageConfig(steps=1))
     began = []
 
-    def finish(run, stage, perceptual):
-        assert perceptual is None
+    def finish(run, stage, perceptual, features):
+        assert perceptual is None and features is None
         began.append(stage)
         run.result(stage).parent.mkdir(parents=True)
         run.result(stage).touch()
