@@ -81,9 +81,6 @@ class Objective:
         }
 
 
-Decoder = Callable[[Array], Array]  # latents (b, g, h, w, z) -> pixels (b, t, H, W, 3)
-
-
 class Perceptual(Protocol):
     """LPIPS or any other distance of frames `(n, H, W, 3)` in [-1, 1]; the result is `(n,)`."""
 
@@ -220,6 +217,9 @@ def _sum_over_pairs(v: Array, seen: Array) -> tuple[Array, Array]:
     total = jnp.square(add(v)).sum() - jnp.square(v).sum()  # |sum of v|^2 counts every pair twice, and each v alone
     count = jnp.square(add(seen)).sum() - seen.sum()
     return total / 2, count / 2
+
+
+Decoder = Callable[[Array], Array]  # latents (b, g, h, w, z) -> pixels (b, t, H, W, 3)
 
 
 def structure_terms(
