@@ -263,7 +263,6 @@ ELSEWHERE = {
     "--coordinator": "tests/test_processes.py runs several processes",
     "runs/muon": "demo at other rates: nothing that the others do not run",
     "runs/adamw": "the same",
-    "runs/aligned": "tests/test_regularisers.py trains a run that is aligned",
     "runs/paper": "needs the paper's run",
     "images/unwell": "of runs with other settings, drawn as the curves of the demo are",
     "runs/gan": "the settings of a run that is unwell",
