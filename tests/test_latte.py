@@ -176,6 +176,27 @@ def test_a_mask_is_an_array_or_a_function(qkv):
     np.testing.assert_allclose(dot_product_attention(*qkv), naive(*qkv, True), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 40.0])  # at 40, exponentials of the logits overflow unless they are shifted
+@pytest.mark.parametrize("mask", [None, banded], ids=["all", "banded"])
+def test_the_gradient_on_a_cpu_is_the_derivative(qkv, mask, scale):
+    """Our backward pass against JAX's own differentiation, and forward over reverse."""
+    q, k, v = (x[:, :12] for x in qkv)
+    index = np.arange(12)
+    dense = True if mask is None else mask(index[:, None], index[None])
+
+    def attend(q, k, v):
+        return dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+    def gradients(f):
+        return jax.value_and_grad(lambda *x: jnp.sum(f(*x) ** 2), (0, 1, 2))(scale * q, scale * k, v)
+
+    expected = gradients(lambda q, k, v: naive(q, k, v, dense))
+    chex.assert_trees_all_close(gradients(attend), expected, atol=1e-4 * scale, rtol=1e-4)
+    if mask is None and scale == 1.0:
+        second = lambda f: jax.hessian(lambda x: jnp.sum(f(x, k[:1], v[:1]) ** 2))(q[:1, :3])  # noqa: E731
+        chex.assert_trees_all_close(second(attend), second(lambda q, k, v: naive(q, k, v, True)), atol=1e-5)
+
+
 def test_splash_equals_xla(qkv):
     """In the interpreter: a TPU kernel's numbers, without its speed. Values and gradients, under a mask."""
     target = jax.random.normal(jax.random.key(4), qkv[0].shape)
@@ -229,6 +250,7 @@ def test_kernels_that_cannot_run_say_what_can(qkv, monkeypatch):
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda q, *_, implementation, **__: chosen.append(implementation)
     )
+    monkeypatch.setattr(attention, "_with_own_gradient", lambda *_: chosen.append("xla"))
     dot_product_attention(*low)
     dot_product_attention(*(x[:, :5] for x in low))  # the frames of one place: too short to gain by a fused kernel
     dot_product_attention(*qkv)

