@@ -46,8 +46,7 @@ def run(settings: Settings) -> dict:
     for name in harness.names(settings.networks, NETWORKS, "network"):
         speed[name] = compare(name, settings)
         for ratio in speed[name]["ratios"].values():
-            what = f"feature network {name}: frames a second / of PyTorch's"
-            aims.append(harness.aim(what, 1 / ratio, least=1.0))
+            aims.append(harness.aim(f"feature network {name}: ours / PyTorch", ratio, most=1.0))
     memory = []
     for count in sorted(settings.counts):
         memory.append(harness.in_process("feature_network", "measure_memory", count, settings.side))

@@ -71,7 +71,7 @@ def run(settings: Settings) -> dict:
         results[size] = {}
         for part in harness.names(settings.parts, PARTS, "part"):
             found = results[size][part] = bench.time(part)
-            most = 0.9 if on_cpu else None
+            most = 0.8 if on_cpu else None
             if part == "train" and found["ratio"] is not None and most:
                 aims.append(harness.aim(f"DiT-{size} training step: ours / PyTorch", found["ratio"], most=most))
             device_peak = peak(jax.devices()[0].device_kind)

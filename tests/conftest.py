@@ -48,6 +48,13 @@ TWO_LEVELS = dataclasses.replace(
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Give slow tests four times the time limit of the others."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1_200))
+
+
 def perturbed(params, scale=0.1):
     """Parameters moved off their special starting values (zeros, identities), so that no path is silent."""
     leaves, tree = jax.tree.flatten(params)
