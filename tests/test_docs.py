@@ -49,7 +49,7 @@ COMMAND_LINES = [
     for line in lines_of(block)
 ]
 # Commands of this repository beside `pv-vae`, run with `python -m`.
-LAB = ("studies", "studies.ablation", "studies.probes", "studies.features", "benchmarks")
+LAB = ("studies", "studies.ablation", "studies.probes", "studies.features", "studies.motion", "studies.arena", "benchmarks")
 # Commands within a sentence; words in capitals stand for something.
 SENTENCE = r"`(pv-vae [a-z]+ -[^`]*|python -m (?:studies|benchmarks)[.a-z]* -[^`]*|python launch [^`]*)`"
 INLINE = sorted({code for page in PAGES for code in re.findall(SENTENCE, page.read_text())})
@@ -272,6 +272,7 @@ ELSEWHERE = {
     "runs/large": "the same",
     "python -m benchmarks": "tests/test_bench.py runs them at their smallest",
     "python -m studies.ablation": "tests/test_study.py trains a cell",
+    "python -m studies.arena": "tests/test_arena.py takes every step",
     "runs/demo --stage": "tests/test_cli.py tunes a decoder beside diffusion",
 }
 

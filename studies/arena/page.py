@@ -1,0 +1,105 @@
+"""docs/arena.md: the table and the chart of all stored entries, and the check that a new one must pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from pv_vae_jax.storage import write_text
+from pv_vae_jax.typing import ConfigError
+from studies.ablation.tables import markdown
+from studies.arena.protocol import TRACKS, VERSION
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "arena.md"
+RESULTS = ROOT / "docs" / "results" / "arena"
+BEGIN, END = "<!-- entries: python -m studies.arena page -->", "<!-- end of entries -->"
+
+
+def check_entry(tree: dict) -> None:
+    """Refuse an entry that cannot stand beside the others.
+
+    Raises:
+      ConfigError: it is of another protocol, or its settings, seeds or clips are not those of its track.
+    """
+    name, track = tree.get("name"), tree.get("track")
+    if tree.get("protocol") != VERSION or track not in TRACKS:
+        raise ConfigError(f"{name}: expected protocol {VERSION} and a track of {', '.join(TRACKS)}")
+    settings = json.loads(json.dumps(dataclasses.asdict(TRACKS[track])))
+    if tree["settings"] != settings or [seed["seed"] for seed in tree["seeds"]] != settings["seeds"]:
+        raise ConfigError(f"{name}: settings or seeds are not those of track {track}: score it again")
+
+
+def read_entries(folder: Path = RESULTS) -> list[dict]:
+    """The stored entries, those that keep most laws first.
+
+    Raises:
+      ConfigError: as `check_entry`; or two of one track were not given the same clips.
+    """
+    trees = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    hashes: dict[str, str] = {}
+    for tree in trees:
+        check_entry(tree)
+        if hashes.setdefault(tree["track"], tree["clips"]["hash"]) != tree["clips"]["hash"]:
+            raise ConfigError(f"{tree['name']}: encoded clips {tree['clips']['hash']}, others {hashes[tree['track']]}")
+    return sorted(trees, key=lambda tree: (tree["track"], -tree["kept"]["mean"]))
+
+
+def table(trees: list[dict]) -> str:
+    """One line an entry."""
+    if not trees:
+        return "No entry is stored yet."
+    head = ("entry", "track", "latents of a clip", "PSNR, dB", "laws kept", "95 %", "skill", "rate, nats")
+    rows = []
+    for tree in trees:
+        kept, rate = tree["kept"], tree["measures"]["rate_nats"].get("value")
+        rows.append(
+            (
+                tree["name"],
+                tree["track"],
+                " x ".join(map(str, tree["latents"]["shape"])),
+                f"{tree['reconstruction']['psnr']['mean']:.2f}",
+                f"{kept['mean']:.3f}",
+                f"{kept['low']:.3f} to {kept['high']:.3f}",
+                f"{tree['skill']['mean']:.2f}",
+                "-" if rate is None else f"{rate:.0f}",
+            )
+        )
+    ends = trees[0]["ends"]
+    return f"{markdown(head, rows)}\n\nReal clips keep {ends['real']:.3f}, with shuffled frames {ends['shuffled']:.3f}."
+
+
+def write_page() -> Path:
+    """Put the entries into docs/arena.md, leave the rest of it as it is, and draw the chart."""
+    trees, text = read_entries(), DOCUMENT.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has lost its marks, {BEGIN} and {END}")
+    if trees:
+        draw_chart(trees, DOCUMENT.parent / "images" / "arena.svg")
+    chart = "![Laws kept over PSNR](images/arena.svg)\n\n" if trees else ""
+    write_text(DOCUMENT, f"{head}{BEGIN}\n{chart}{table(trees)}\n{END}{tail}")
+    return DOCUMENT
+
+
+def draw_chart(trees: list[dict], path: Path) -> None:
+    """Generation over reconstruction, a point with its interval for each entry."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "arena", "svg.fonttype": "none"})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for tree in trees:
+        x, kept = tree["reconstruction"]["psnr"]["mean"], tree["kept"]
+        low, high = kept["mean"] - kept["low"], kept["high"] - kept["mean"]
+        axes.errorbar(x, kept["mean"], yerr=[[low], [high]], fmt="o", capsize=3)
+        axes.annotate(tree["name"], (x, kept["mean"]), xytext=(6, 4), textcoords="offset points")
+    axes.set_xlabel("PSNR of held-out clips, dB")
+    axes.set_ylabel("share of generated clips that keep their law")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,99 @@
+"""The transformer of the arena on an entry's latents: one for each seed, and latents that it draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import trange
+
+from pv_vae_jax.flow import denormalize_latents, normalize_latents
+from pv_vae_jax.model import init_latte
+from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.storage import atomic
+from pv_vae_jax.train.configs import OptimizerConfig
+from pv_vae_jax.train.dit_step import DiTStep
+from pv_vae_jax.train.nan_check import check_finite_params
+from pv_vae_jax.train.optim import optimizer
+from pv_vae_jax.train.state import TrainState
+from studies.arena.protocol import TRACKS, Clips, array_hash, load_latents
+from studies.motion.measure import draw_latents, velocity_loss
+from studies.motion.rotation import RotatedLatte
+
+
+def train(path: Path, clips: Clips, track: str, rotated: bool = False) -> list[Path]:
+    """Write `sampled-SEED.npz` beside the latents `path`, for every seed of the track that has none of these latents.
+
+    A file holds `latents (n, g, h, w, z)` to decode, in the units of the encoder; `label (n,)`, the law that each was
+    asked for; `loss (10,)`, held-out loss by time; and the hash of the latents that were trained on.
+
+    Args:
+      path: the entry's latents of all clips.
+      clips: the clips that they were encoded from.
+      track: name of the track.
+      rotated: train on latents under a fixed random rotation, the negative control.
+    """
+    latents, settings = load_latents(path, clips), TRACKS[track]
+    key, written = array_hash(*latents.values(), clips.label), []
+    for seed in settings.seeds:
+        out = path.with_name(f"sampled-{seed}.npz")
+        written.append(out)
+        if out.exists() and str(np.load(out)["key"]) == f"{key}-{track}-{rotated}":
+            continue
+        model, state, (mean, std) = _fit(latents, clips, track, seed, rotated)
+        label = np.arange(settings.samples, dtype=np.int32) % len(clips.manifest["names"])
+        drawn = draw_latents(model, state.ema, latents["mean"].shape[1:], label, settings.sampling_steps, seed)
+        held_out = sample_posterior({name: array[clips.test] for name, array in latents.items()})
+        loss = velocity_loss(model, state.ema, normalize_latents(held_out, mean, std), clips.label[clips.test])
+        arrays = {"latents": np.asarray(denormalize_latents(drawn, mean, std)), "label": label, "loss": loss}
+        with atomic(out) as partial, open(partial, "wb") as file:
+            np.savez(file, key=f"{key}-{track}-{rotated}", statistics=np.stack([mean, std]), **arrays)
+    return written
+
+
+def sample_posterior(latents: dict[str, np.ndarray]) -> np.ndarray:
+    """One sample of every posterior, always the same."""
+    noise = np.random.default_rng(0).standard_normal(latents["mean"].shape, np.float32)
+    return latents["mean"] + np.exp(0.5 * latents["logvar"]) * noise
+
+
+def statistics(latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `(z,)` of samples of the posteriors; a dead channel has deviation 1."""
+    places = (0, 1, 2, 3)
+    variance = latents["mean"].var(axis=places) + np.exp(latents["logvar"]).mean(axis=places)
+    return latents["mean"].mean(axis=places), np.where(variance > 1e-12, np.sqrt(variance), 1.0).astype(np.float32)
+
+
+def _fit(
+    latents: dict[str, np.ndarray], clips: Clips, track: str, seed: int, rotated: bool
+) -> tuple[Latte, TrainState, tuple[np.ndarray, np.ndarray]]:
+    settings, names = TRACKS[track], clips.manifest["names"]
+    data = {name: array[clips.train] for name, array in latents.items()} | {"label": clips.label[clips.train]}
+    mean, std = statistics({name: data[name] for name in latents})
+    config = LatteConfig(
+        latent_channels=data["mean"].shape[-1],
+        depth=settings.depth,
+        width=settings.width,
+        heads=settings.heads,
+        classes=len(names) if len(names) > 1 else 0,
+    )
+    rule = OptimizerConfig(name="muon", learning_rate=settings.learning_rate, warmup_steps=50, final_fraction=0.03)
+    step = DiTStep(
+        model=(RotatedLatte if rotated else Latte)(config),
+        optimizer=optimizer(rule, settings.steps),
+        mean=mean,
+        std=std,
+        ema_decay=0.995,
+        seed=seed,
+    )
+    state = step.create(init_latte(step.model, data["mean"].shape[1:], jax.random.key(seed)))
+    update, order, count = jax.jit(step, donate_argnums=0), np.zeros(0, int), len(data["mean"])
+    rng = np.random.default_rng(seed)
+    for _ in trange(settings.steps, desc=f"transformer, seed {seed}", mininterval=20):
+        while len(order) < settings.batch_size:
+            order = np.concatenate([order, rng.permutation(count)])
+        rows, order = order[: settings.batch_size], order[settings.batch_size :]
+        state, _ = update(state, {name: array[rows] for name, array in data.items()})
+    check_finite_params("diffusion", settings.steps, state.params)
+    return step.model, state, (mean, std)
