@@ -384,7 +384,7 @@ def test_report_escapes_what_comes_from_outside(tmp_path, clips):
     pictures = Pictures(clips=[(HOSTILE, cells)], clips_stage="video", curves={"video": [{"step": 1, HOSTILE: 2.0}]})
     write_report(tmp_path / "report.html", metrics, pictures)
     page = (tmp_path / "report.html").read_text()
-    assert assert_stands_alone(page).count("video") == 1
+    assert assert_stands_alone(page).count("video") == 2  # at the top, and with all predictions
     assert "<script" not in page and "&lt;script&gt;" in page
     assert 'src="data:video/mp4;base64,' in page and "playsinline" in page and "43% below" in page and "12,345" in page
     assert "No samples" in page and "PSNR, dB, by frame" in page and "SSIM, by frame: no values" in page

@@ -99,6 +99,14 @@ def temporal_distance(means: np.ndarray) -> TemporalDistance | None:
     return TemporalDistance(by_interval[:, 0], curve, chance)
 
 
+def distance_numbers(means: np.ndarray) -> dict:
+    """The numbers of `temporal_distance` as JSON; None where there are fewer than three latent frames."""
+    distance = temporal_distance(means)
+    if distance is None:
+        return dict.fromkeys(("ltd_median", "ltd_curve", "ltd_chance"))
+    return {"ltd_median": distance.median, "ltd_curve": distance.curve.tolist(), "ltd_chance": distance.chance}
+
+
 @dataclasses.dataclass(frozen=True)
 class PowerSpectrum:
     """Variance per latent value by frequency, channels standardised: all entries of `power` add up to 1.
@@ -210,11 +218,9 @@ def analyze_given(name: str, latents: dict[str, np.ndarray]) -> LatentAnalysis:
         **dict.fromkeys((*of_vae, "copying_mse", "against_copying")),
         "clips": len(means),
         "measures": measure_latents(latents),
-        "ltd_median": distance.median if distance else None,
+        **distance_numbers(means),
         "ltd_quartiles": np.percentile(distance.adjacent, (25, 75)).tolist() if distance else None,
         "ltd_by_clip": distance.adjacent.tolist() if distance else None,
-        "ltd_curve": distance.curve.tolist() if distance else None,
-        "ltd_chance": distance.chance if distance else None,
         "ltd_over_chance": distance.median / distance.chance if distance and distance.chance else None,
         "explained_by_3_components": float(colours.explained.sum()),
         "channel_shares": channels.shares.tolist(),

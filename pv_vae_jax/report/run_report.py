@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -22,25 +23,27 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
-from pv_vae_jax.evaluation.comparison import own_distances
+from pv_vae_jax.evaluation.comparison import LEAST_CLIPS, own_distances
 from pv_vae_jax.evaluation.image_metrics import PerceptualDistance, score_frames, summarize_frames
-from pv_vae_jax.evaluation.latent_analysis import finite, principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import distance_numbers, finite, principal_colours
 from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.protocol import name_of
-from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import load
+from pv_vae_jax.evaluation.reconstruction import Reconstruction, reconstruct, score_reconstruction
+from pv_vae_jax.model import Model, load
+from pv_vae_jax.model_folder import shipped_models
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
+from pv_vae_jax.report.ending import ending
 from pv_vae_jax.report.page import aligned, cell, percent
-from pv_vae_jax.report.run_page import FRAMES, Pictures, frame_lines, prediction_lines, write_report
+from pv_vae_jax.report.run_page import FRAMES, EvaluatedRun, Pictures, frame_lines, prediction_lines, write_report
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.storage import atomic, write_json
 from pv_vae_jax.train.config_files import to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.writers import read_metrics
-from pv_vae_jax.typing import ConfigError, NonFiniteError
+from pv_vae_jax.typing import ConfigError, NonFiniteError, ShapeError, check_clip_shape
 from pv_vae_jax.versions import versions
 
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and as latents
@@ -82,8 +85,8 @@ def evaluate_run(
     metrics = _describe(run, facts) | {"notes": notes, "stages": {}}
     unfinished = [stage for stage in STAGES if run.steps(stage) and not run.finished(stage)]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
-    curves = {stage: run.folder(stage) / "metrics.jsonl" for stage in STAGES}
-    shown: dict[str, Any] = {"curves": {stage: read_metrics(path) for stage, path in curves.items() if path.exists()}}
+    shown: dict[str, Any] = {"curves": read_curves(run)}
+    metrics["baselines"] = _score_shipped(run, video)
     for stage in vae_stages:
         shown |= _score_stage(run, stage, video, names, metrics, perceptual)
     folder = _report_folder(run, len(video), clips, sampled)
@@ -100,12 +103,17 @@ def evaluate_run(
         (folder / "samples.npz").unlink(missing_ok=True)
     write_json(folder / "metrics.json", metrics)
     print("\n".join(_summary(metrics)))
-    if no_page:
-        print(f"scores: {folder / 'metrics.json'}", flush=True)
-        return folder / "metrics.json"
-    write_report(folder / "report.html", metrics, Pictures(**shown))
-    print(f"report: {folder / 'report.html'}", flush=True)
-    return folder / "report.html"
+    page = folder / ("metrics.json" if no_page else "report.html")
+    if not no_page:
+        write_report(page, metrics, Pictures(**shown))
+    print("\n".join(ending(run, metrics, page)), flush=True)
+    return page
+
+
+def read_curves(run: Run) -> dict[str, list[dict]]:
+    """Stage -> rows of its metrics file, of the stages that have any."""
+    curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
+    return {stage: rows for stage, rows in curves.items() if rows}
 
 
 def _report_folder(run: Run, count: int, clips: int | None, sampled: int | None) -> Path:
@@ -212,47 +220,65 @@ def _describe(run: Run, clips: dict) -> dict:
     }
 
 
-def _score_stage(
-    run: Run, stage: str, video: np.ndarray, names: Sequence[str], metrics: dict, perceptual: PerceptualDistance | None
-) -> dict:
-    """Add the numbers of a VAE stage to `metrics`; returns what the page shows of it, as fields of `Pictures`."""
-    model = load(run.folder(stage) / "model")
-    vae, images, frames = (model.vae, model.vae_params), getattr(run.experiment, stage).images, video.shape[1]
+def _score_vae(
+    run: Run, model: Model, video: np.ndarray, label: str, perceptual: PerceptualDistance | None, images: bool = False
+) -> tuple[dict, Reconstruction]:
+    """Numbers of a VAE on clips, or on their middle frames, and its reconstruction."""
+    vae, frames = (model.vae, model.vae_params), video.shape[1]
     size = min(run.experiment.latents.batch_size, len(video))  # as many clips as the encoding of latents takes at once
+    seeded = {"seed": run.experiment.seed, "batch_size": size}
     scored = video[:, frames // 2 : frames // 2 + 1] if images else video
-    score = score_reconstruction(*vae, scored, batch_size=size, perceptual=perceptual, label=f"{stage}: reconstruction")
-    metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
-    metrics["stages"][stage] = {
+    score = score_reconstruction(*vae, scored, batch_size=size, perceptual=perceptual, label=f"{label}: reconstruction")
+    numbers = {
         "scored": f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames",
-        "steps": model.meta.get("steps", run.steps(stage)),
+        "steps": model.meta.get("steps"),
         "weights": weights_hash(model.vae_params),
         "psnr_db": score.psnr,
         "ssim": score.ssim,
         "prediction": None,
         "by_frame": {},
     }
-    decode = functools.partial(reconstruct, *vae, batch_size=size)
     if images:
-        stills = scored[:SHOWN_STILLS]
-        return {"stills": (stills[:, 0], decode(stills)[:, 0])}
+        return numbers, score
     p_t, groups = model.vae.config.time_factor, score.means.shape[1]
-    seeded = {"seed": run.experiment.seed, "batch_size": size}
-    by_frame = metrics["stages"][stage]["by_frame"] = {"reconstruction": summarize_frames(score.frames, p_t)}
+    numbers["by_frame"]["reconstruction"] = summarize_frames(score.frames, p_t)
     if groups > 1:
         seen = frames - groups // 2 * p_t
         drawn = score_frames(video, predict(*vae, video, groups // 2, **seeded), 255.0, perceptual)
-        by_frame[f"prediction from {seen} frames"] = summarize_frames(drawn, p_t, seen)
-        errors = score_prediction(*vae, video, **seeded, label=f"{stage}: prediction")
-        metrics["stages"][stage]["prediction"] = _prediction_numbers(errors, [frames - k * p_t for k in range(groups)])
-    colours, distance = principal_colours(score.means), temporal_distance(score.means)
-    metrics["latents"] = {
-        "stage": stage,
-        "clips": len(video),
-        "explained": colours.explained.tolist(),
-        "ltd_median": distance.median if distance else None,
-        "ltd_curve": distance.curve.tolist() if distance else None,
-        "ltd_chance": distance.chance if distance else None,
-    }
+        numbers["by_frame"][f"prediction from {seen} frames"] = summarize_frames(drawn, p_t, seen)
+        errors = score_prediction(*vae, video, **seeded, label=f"{label}: prediction")
+        numbers["prediction"] = _prediction_numbers(errors, [frames - k * p_t for k in range(groups)])
+    return numbers, score
+
+
+def _score_shipped(run: Run, video: np.ndarray) -> dict[str, dict]:
+    """Numbers of every shipped model that takes these clips, which a run should beat; none on too few clips."""
+    found = {}
+    for name in shipped_models() if len(video) >= LEAST_CLIPS else ():
+        model = load(name)
+        with contextlib.suppress(ShapeError):
+            check_clip_shape(*video.shape[1:4], model.vae.config.time_factor, model.vae.config.space_factor)
+            found[name], _ = _score_vae(run, model, video, name, None)
+    return found
+
+
+def _score_stage(
+    run: Run, stage: str, video: np.ndarray, names: Sequence[str], metrics: dict, perceptual: PerceptualDistance | None
+) -> dict:
+    """Add the numbers of a VAE stage to `metrics`; returns what the page shows of it, as fields of `Pictures`."""
+    model, images = load(run.folder(stage) / "model"), getattr(run.experiment, stage).images
+    numbers, score = _score_vae(run, model, video, stage, perceptual, images)
+    metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
+    metrics["stages"][stage] = numbers | {"steps": numbers["steps"] or run.steps(stage)}
+    vae, frames, p_t = (model.vae, model.vae_params), video.shape[1], model.vae.config.time_factor
+    seeded = {"seed": run.experiment.seed, "batch_size": min(run.experiment.latents.batch_size, len(video))}
+    decode = functools.partial(reconstruct, *vae, batch_size=seeded["batch_size"])
+    if images:
+        stills = video[:SHOWN_STILLS, frames // 2 : frames // 2 + 1]
+        return {"stills": (stills[:, 0], decode(stills)[:, 0])}
+    groups, colours, distance = score.means.shape[1], principal_colours(score.means), distance_numbers(score.means)
+    explained = {"explained": colours.explained.tolist()}
+    metrics["latents"] = {"stage": stage, "clips": len(video)} | explained | distance
     shown = video[:SHOWN_CLIPS]
     drops = sorted({int(k) for k in np.linspace(1, groups - 1, 4).round()}) if groups > 1 else []
     rows = [("Original", shown, None), ("Reconstruction", decode(shown), frames)]
@@ -339,7 +365,7 @@ def _summary(metrics: dict) -> list[str]:
     ]
     if frames := frame_lines(metrics):
         lines += aligned([("PSNR dB by frame", *FRAMES), *((name, *psnr) for name, psnr, _ in frames)])
-    if errors := prediction_lines(metrics):
+    if errors := prediction_lines([EvaluatedRun("", metrics, Pictures())]):
         rows = [("dropped", *map(str, range(1, len(errors[0][1]))), "average", "against copying")]
         for name, values, average, against in errors:
             rows.append((name, *(cell(v, ".4f") for v in (*values[1:], average)), percent(against)))
