@@ -11,8 +11,6 @@ that the steps take and return (`layers.cache`). The first chunk holds frame 0, 
 gradient of a convolution within a scan is more than twenty times slower than outside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

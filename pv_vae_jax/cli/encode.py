@@ -3,8 +3,6 @@
 pv-vae encode --workdir runs/demo
 """
 
-from __future__ import annotations
-
 from absl import flags
 
 from pv_vae_jax.train.latents_stage import encode_latents, open_latents

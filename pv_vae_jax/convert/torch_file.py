@@ -5,8 +5,6 @@ bytes of each storage. Older ones, such as the published AlexNet, VGG and LPIPS,
 storages. `pickles` reads both; the names that rebuild a tensor get immutable stand-ins.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zipfile

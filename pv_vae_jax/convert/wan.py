@@ -4,8 +4,6 @@ All three hold the same numbers under different names, with the axes of each arr
 each layout gives the names; the axes follow from the kind of layer.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

@@ -4,8 +4,6 @@ Coordinates are pixels of the frame, x to the right and y down; the centre of pi
 (j + 0.5, i + 0.5), as in TAP-Vid.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Reading video files with PyAV (extra `video`): windows of frames, and frames at a given rate."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import sys

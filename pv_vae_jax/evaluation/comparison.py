@@ -1,7 +1,5 @@
 """Compare two sets of clips: distances of features, and scores of pairs for reconstructions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ All take posterior means `(n, g, h, w, z)` of a set of clips. Latent frame 0 sta
 for `p_t` each, so its statistics are its own: it is left out wherever directions or distances are fitted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """Attention through one entry point: plain XLA, or the fused kernels of cuDNN and of TPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 

@@ -9,8 +9,6 @@ On CPU the gradient of XLA's direct 3-D convolution is 2-4 times slower than eag
 form is slower than 2-D ones (`python -m benchmarks lowerings` measures them all; docs/performance.md has the tables).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, get_args
 

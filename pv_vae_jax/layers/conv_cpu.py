@@ -4,8 +4,6 @@ XLA computes the kernel's gradient as a convolution whose window is the picture,
 matrix product (`python -m benchmarks lowerings`; docs/performance.md has the table).
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache, partial
 from typing import Any

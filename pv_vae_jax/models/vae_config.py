@@ -1,7 +1,5 @@
 """Configuration of the CNN VAE, with its presets: ours, and the published Wan networks as configs of the same class."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any, Literal, Self

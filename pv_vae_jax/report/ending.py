@@ -1,7 +1,5 @@
 """The last lines of an evaluation: what came out, where it lies, and what to do next."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The page that puts the latents of several VAEs side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

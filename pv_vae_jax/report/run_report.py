@@ -1,7 +1,5 @@
 """Measures a run and writes its report: `report.html`, `metrics.json` and, with a transformer, `samples.npz`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

@@ -1,7 +1,5 @@
 """The diffusion stage: the transformer on latents, cached or encoded on the way."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Model FLOP utilisation, and a breakdown of the time of training steps."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

@@ -1,7 +1,5 @@
 """How long the stage that is training still takes, and the run."""
 
-from __future__ import annotations
-
 import math
 
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment

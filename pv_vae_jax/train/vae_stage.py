@@ -1,7 +1,5 @@
 """The three VAE stages: `image`, `video` and `decoder`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

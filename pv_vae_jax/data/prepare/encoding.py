@@ -1,7 +1,5 @@
 """How a video becomes encoded clips."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator

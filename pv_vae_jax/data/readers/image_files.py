@@ -1,7 +1,5 @@
 """Image files as videos of one frame, for training on images (extra `video`: Pillow)."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -5,8 +5,6 @@ labels, and what was skipped). `manifest.json` sums the shards up and is written
 unfinished. A record is a safetensors blob of `video`, an H.264 MP4 file with frequent key frames, and `label`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Videos or images of a prepared TensorFlow dataset in ArrayRecord, read without TensorFlow (extra `tfds`)."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Sequence

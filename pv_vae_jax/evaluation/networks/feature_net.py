@@ -5,8 +5,6 @@ sees, and how much that changes over one, two and four frames, is averaged over 
 It is no I3D, and its distances are no FVD.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

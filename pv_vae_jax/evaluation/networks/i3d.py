@@ -9,8 +9,6 @@ checkpoint that TF-Hub's FVD module holds) and those of the PyTorch port that Vi
 (`Mixed_3b.b1a.conv3d.weight`).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -5,8 +5,6 @@ blob SHA-1 or by SHA-256; where only a prefix of the digest has been published (
 file names), the prefix is compared.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path
