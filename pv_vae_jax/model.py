@@ -7,8 +7,6 @@ the SHA-256 of both, so that damage is noticed; older folders, without hashes, l
 The training state of a VAE stage is read as a model too, so that one can look at a stage before it is finished.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Several evaluated runs side by side: their scores, convergence and clips, as a page and as numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import zipfile

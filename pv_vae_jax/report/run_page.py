@@ -4,8 +4,6 @@ All numbers are those of `metrics.json`; a section without results says so. The 
 runs are a reference, not rivals: data, size and training length differ.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
