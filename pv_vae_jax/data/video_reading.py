@@ -178,12 +178,7 @@ def _frames(video: VideoStream, count: int | None, gap: float = MAX_PAUSE) -> It
 
 
 def _decode(
-    path: str | Path | EncodedVideo,
-    target: FrameSize | None,
-    start: int,
-    count: int | None,
-    stride: int,
-    seek: bool,
+    path: str | Path | EncodedVideo, target: FrameSize | None, start: int, count: int | None, stride: int, seek: bool
 ) -> list[np.ndarray] | None:
     """Frames of `read_video`, as many as decode; None if it could not `seek` by the frames' times."""
     wanted = range(start, sys.maxsize if count is None else start + count * stride, stride)

@@ -72,15 +72,15 @@ class I3D(nn.Module):
                 f"{video.shape[2]} x {video.shape[3]}"
             )
         x = _Unit(64, (7, 7, 7), 2, self.epsilon, name="Conv3d_1a_7x7")(video)
-        x = _max_pool(x, (1, 3, 3), (1, 2, 2))
+        x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), "SAME")
         x = _Unit(64, (1, 1, 1), 1, self.epsilon, name="Conv3d_2b_1x1")(x)
         x = _Unit(192, (3, 3, 3), 1, self.epsilon, name="Conv3d_2c_3x3")(x)
-        x = _max_pool(x, (1, 3, 3), (1, 2, 2))
+        x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), "SAME")
         for name, widths in MIXED.items():
             if name == "Mixed_4b":
-                x = _max_pool(x, (3, 3, 3), (2, 2, 2))
+                x = nn.max_pool(x, (3, 3, 3), (2, 2, 2), "SAME")
             if name == "Mixed_5b":
-                x = _max_pool(x, (2, 2, 2), (2, 2, 2))
+                x = nn.max_pool(x, (2, 2, 2), (2, 2, 2), "SAME")
             x = _Mixed(widths, self.epsilon, name=name)(x)
         pooled = nn.avg_pool(x, (2, 7, 7), (1, 1, 1), "VALID")[:, :, 0, 0]  # b s d
         steps = nn.Dense(CLASSES, precision="highest", name="Logits")(pooled)
@@ -121,13 +121,9 @@ class _Mixed(nn.Module):
             unit(a, 1, "branch0")(x),
             unit(b2, 3, "branch1b")(unit(b1, 1, "branch1a")(x)),
             unit(c2, 3, "branch2b")(unit(c1, 1, "branch2a")(x)),
-            unit(d, 1, "branch3")(_max_pool(x, (3, 3, 3), (1, 1, 1))),
+            unit(d, 1, "branch3")(nn.max_pool(x, (3, 3, 3), (1, 1, 1), "SAME")),
         )
         return jnp.concatenate(branches, axis=-1)
-
-
-def _max_pool(x: Array, window: tuple[int, int, int], stride: tuple[int, int, int]) -> Array:
-    return nn.max_pool(x, window, stride, "SAME")
 
 
 def _conv_same(x: Array, kernel: Array, stride: int) -> Array:
