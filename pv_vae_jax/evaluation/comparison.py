@@ -57,33 +57,27 @@ def compare_sets(
         features.append(found)
         cards.append(described)
     a, b = features
-    made = lambda **more: card(protocol, network, *cards, seed, **more)  # noqa: E731
-    interval = (
-        distances.frechet_interval(a, b, ddof=protocol.ddof, resamples=resamples, seed=seed) if resamples else None
-    )
-    scores = [
-        Score(
-            name_of("frechet", network),
-            distances.frechet_distance(a, b, ddof=protocol.ddof),
-            interval,
-            made(estimator="Gaussians, symmetric eigendecomposition, float64", dimension=a.shape[1]),
-        ),
-        Score(
-            name_of("kernel", network),
-            distances.kernel_distance(a, b),
-            distances.kernel_interval(a, b, seed=seed) if resamples else None,
-            made(estimator="unbiased MMD^2, (x.y/d + 1)^3, float64, not scaled", dimension=a.shape[1]),
-        ),
+    scores, seeded = [], {"ddof": protocol.ddof, "seed": seed}
+
+    def add(name: str, value: float, estimator: str, interval: distances.Interval | None = None, **more: int) -> None:
+        made = card(protocol, network, *cards, seed, estimator=estimator, **more)
+        scores.append(Score(name, value, interval, made))
+
+    spans = [
+        distances.frechet_interval(a, b, resamples=resamples, **seeded) if resamples else None,
+        distances.kernel_interval(a, b, seed=seed) if resamples else None,
     ]
+    frechet, dimension = distances.frechet_distance(a, b, ddof=protocol.ddof), {"dimension": a.shape[1]}
+    gaussians = "Gaussians, symmetric eigendecomposition, float64"
+    add(name_of("frechet", network), frechet, gaussians, spans[0], **dimension)
+    estimator = "unbiased MMD^2, (x.y/d + 1)^3, float64, not scaled"
+    add(name_of("kernel", network), distances.kernel_distance(a, b), estimator, spans[1], **dimension)
     if min(len(a), len(b)) >= EXTRAPOLATED_FROM and not paired:
-        limit = distances.frechet_limit(a, b, ddof=protocol.ddof, seed=seed)
-        scores.append(
-            Score(name_of("frechet limit", network), limit, None, made(estimator="line in 1/n through 10 subset sizes"))
-        )
+        limit = distances.frechet_limit(a, b, **seeded)
+        add(name_of("frechet limit", network), limit, "line in 1/n through 10 subset sizes")
     if paired:
-        squared = distances.paired_squared_distance(a, b)
-        name = f"mean_paired_{network.name}_sqdist"
-        scores.append(Score(name, squared, None, made(estimator="mean |f(x) - f(x')|^2, not a distance of sets")))
+        squared, estimator = distances.paired_squared_distance(a, b), "mean |f(x) - f(x')|^2, not a distance of sets"
+        add(f"mean_paired_{network.name}_sqdist", squared, estimator)
     return scores
 
 

@@ -51,8 +51,7 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     for name, tree in metrics.items():
         if not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict) or "model" not in tree:
             raise ConfigError(f"the report of {name} holds no scores by name: evaluate the run again")
-    files = {name: run.workdir / "report" / "samples.npz" for name, run in runs.items()}
-    samples = {name: _read_samples(path, expected=bool(metrics[name].get("samples"))) for name, path in files.items()}
+    samples = {name: _read_samples(run, bool(metrics[name].get("samples"))) for name, run in runs.items()}
     scores = {name: stored_scores(run.workdir / "report") for name, run in runs.items()}
     count = _score_generated(scores, {name: clips for name, (clips, _) in samples.items() if len(clips)}, video)
     compared = []
@@ -146,8 +145,9 @@ def _score_generated(scores: dict[str, Scores], samples: dict[str, np.ndarray], 
     return count if found else 0
 
 
-def _read_samples(path: Path, expected: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_samples(run: Run, expected: bool) -> tuple[np.ndarray, np.ndarray]:
     """Generated clips and their labels, none without a file unless the run's report speaks of them."""
+    path = run.workdir / "report" / "samples.npz"
     if not expected and not path.exists():
         return np.zeros(0, np.uint8), np.zeros(0, int)
     with _damaged(path), np.load(path, allow_pickle=False) as arrays:

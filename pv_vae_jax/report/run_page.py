@@ -5,7 +5,6 @@ runs are a reference, not rivals: data, size and training length differ.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -228,8 +227,8 @@ def convergence(runs: Sequence[EvaluatedRun], stage: str) -> tuple[dict, dict[st
     """The chart of a stage's curves as running means, and the `arrivals`; None if no run has the curve."""
     what = "squared error" if CONVERGENCE[stage] == "mse" else CONVERGENCE[stage]
     series = [Series(name, steps, running_mean(values)) for name, (steps, values) in curves_of(runs, stage).items()]
-    drawn = functools.partial(chart, f"Stage {stage}: {what}", series, x_label="step", log=True, ends=True)
-    return (drawn(), arrivals(runs, stage)) if series else None
+    drawn = chart(f"Stage {stage}: {what}", series, x_label="step", log=True, ends=True)
+    return (drawn, arrivals(runs, stage)) if series else None
 
 
 def curve_charts(rows: Sequence[dict]) -> list[dict]:

@@ -47,6 +47,7 @@ from pv_vae_jax.versions import versions
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and as latents
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 SHOWN_STILLS = 8
+DRAWN = "gaussian padding and posterior sample drawn with the seed"
 
 
 def evaluate_run(
@@ -187,32 +188,24 @@ def left_out(source: VideoSource) -> list[str]:
 def _describe(run: Run, clips: dict) -> dict:
     """What was measured, how and where."""
     experiment, data = run.experiment, run.experiment.data
-    synthetic = families_of(data.source) is not None
+    synthetic, gaussian = families_of(data.source) is not None, experiment.vae.pad == "gaussian"
     kinds = Counter(device.device_kind for device in jax.devices())
-    return {
-        "experiment": experiment.name,
-        "model": experiment.vae.name,
+    protocol = {key: getattr(data, key) for key in ("source", "frames", "size", "stride")} | clips
+    protocol |= {
+        "crop": "none, drawn at this size" if synthetic else data.frame_size.description,
+        "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
+        "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
+        "reconstruction": "decoded posterior mean",
+        "prediction": DRAWN if gaussian else "posterior mean, learned padding",
+        "psnr": "per frame, at most 100 dB, mean over frames, then clips",
+        "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
+    }
+    facts = dict(experiment=experiment.name, model=experiment.vae.name, parameters={}, latents=None, samples=None)
+    return facts | {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "devices": [f"{count} x {kind}" for kind, count in kinds.items()],
         "versions": versions() | {"python": platform.python_version()},
-        "parameters": {},
-        "protocol": {
-            **{key: getattr(data, key) for key in ("source", "frames", "size", "stride")},
-            **clips,
-            "crop": "none, drawn at this size" if synthetic else data.frame_size.description,
-            "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
-            "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
-            "reconstruction": "decoded posterior mean",
-            "prediction": "gaussian padding and posterior sample drawn with the seed"
-            if experiment.vae.pad == "gaussian"
-            else "posterior mean, learned padding",
-            "psnr": "per frame, at most 100 dB, mean over frames, then clips",
-            "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
-            "precision": experiment.vae.dtype,
-            "seed": experiment.seed,
-        },
-        "latents": None,
-        "samples": None,
+        "protocol": protocol | {"precision": experiment.vae.dtype, "seed": experiment.seed},
         "command": f"pv-vae evaluate --workdir {shlex.quote(str(run.workdir))}",
         "configuration": to_dict(experiment),
     }
@@ -227,15 +220,9 @@ def _score_vae(
     seeded = {"seed": run.experiment.seed, "batch_size": size}
     scored = video[:, frames // 2 : frames // 2 + 1] if images else video
     score = score_reconstruction(*vae, scored, batch_size=size, perceptual=perceptual, label=f"{label}: reconstruction")
-    numbers = {
-        "scored": f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames",
-        "steps": model.meta.get("steps"),
-        "weights": weights_hash(model.vae_params),
-        "psnr_db": score.psnr,
-        "ssim": score.ssim,
-        "prediction": None,
-        "by_frame": {},
-    }
+    clips = f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames"
+    numbers = {"scored": clips, "steps": model.meta.get("steps"), "weights": weights_hash(model.vae_params)}
+    numbers |= {"psnr_db": score.psnr, "ssim": score.ssim, "prediction": None, "by_frame": {}}
     if images:
         return numbers, score
     p_t, groups = model.vae.config.time_factor, score.means.shape[1]
@@ -293,14 +280,8 @@ def _score_stage(
 def _prediction_numbers(errors: PredictionErrors, observed: list[int]) -> dict:
     numbers = {name: [finite(v) for v in values] for name, values in dataclasses.asdict(errors).items()}
     averages = {f"average_{name}": errors.average(name) for name in ("copying", "extrapolation")}
-    return {
-        "dropped": list(range(len(observed))),
-        "observed_frames": observed,
-        **numbers,
-        "average": errors.average(),
-        **averages,
-        "against_copying": finite(errors.against_copying),
-    }
+    averages |= {"average": errors.average(), "against_copying": finite(errors.against_copying)}
+    return {"dropped": list(range(len(observed))), "observed_frames": observed} | numbers | averages
 
 
 def _sample(
@@ -318,18 +299,12 @@ def _sample(
         np.savez_compressed(temporary, video=video, label=labels)
     metrics["parameters"]["transformer"] = _count(diffusion.params)
     half = min(len(video), len(real) // 2)
-    metrics["samples"] = {
-        "clips": count,
-        "steps": sampling.steps,
-        "guidance": guidance,
-        "seed": seed,
-        "weights": weights_hash(diffusion.params),
-        "vae_stage": model.meta.get("stage", "unknown"),
-        "vae_weights": weights_hash(model.vae_params),
+    facts = dict(clips=count, steps=sampling.steps, guidance=guidance, seed=seed, file="samples.npz", scored=half)
+    facts |= dict(class_names=list(classes), vae_stage=model.meta.get("stage", "unknown"))
+    metrics["samples"] = facts | {
         "training_steps": model.meta.get("diffusion_steps"),
-        "class_names": list(classes),
-        "file": "samples.npz",
-        "scored": half,
+        "weights": weights_hash(diffusion.params),
+        "vae_weights": weights_hash(model.vae_params),
         # Beside them real clips, which no model need beat: the other half of the same test clips.
         "distances": own_distances(real[:half], {"generated clips": video[:half], "other test clips": real[half:]}),
     }
