@@ -456,7 +456,16 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys, monkeypatch):
     assert f"<code>pv-vae evaluate --workdir {run.workdir}</code>" in page
     assert from_dict(Experiment, json.loads(page.split("<pre>")[1].split("</pre>")[0])) == run.experiment
 
+    shipped = run.folder("video") / "model"  # as if this model shipped: a rival to the run that made it
+    monkeypatch.setattr("pv_vae_jax.report.run_report.shipped_models", lambda: [str(shipped)])
     page, printed = html.unescape(evaluate_run(run, clips=16, sampled=8).read_text()), capsys.readouterr().out
+    metrics = json.loads((report.parent / "metrics.json").read_text())
+    (rival,), same = metrics["baselines"].values(), metrics["stages"]["video"]
+    assert {k: v for k, v in rival.items() if k != "steps"} == {k: v for k, v in same.items() if k != "steps"}
+    assert f"shipped {shipped}" in page and "copying" in page
+    result, samples, _, after, last = printed.strip().splitlines()[-5:]
+    assert result.startswith(f"result: stage video reconstructs at {same['psnr_db']:.2f} dB") and "8 clips" in samples
+    assert after.startswith("next: Stage decoder is not finished") and last == f"report: {report}"
     found = json.loads((report.parent / "metrics.json").read_text())["samples"]
     assert found["scored"] == 8 and list(found["distances"]) == ["generated clips", "other test clips"]
     for score, value in found["distances"]["generated clips"].items():
