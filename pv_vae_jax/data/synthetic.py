@@ -17,11 +17,9 @@ The world `plain` has the same motion and nothing else to look at: discs of one 
 they stay in the picture. What moves there can be tracked exactly.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -65,7 +63,7 @@ class Scene:
     sprites: tuple[Sprite, ...]
     label: int
 
-    def part(self, frames: slice) -> Scene:
+    def part(self, frames: slice) -> Self:
         """The scene in some of its frames."""
         sprites = (dataclasses.replace(s, position=s.position[frames], angle=s.angle[frames]) for s in self.sprites)
         return dataclasses.replace(self, sprites=tuple(sprites))

@@ -131,11 +131,8 @@ def _direct(x: Array, kernel: Array, context: Array | None) -> Array:
     if context is not None:
         x, left = jnp.concatenate([context, x], axis=1), 0
     padding = ((left, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
-    run = (
-        conv_cpu.convolve3d_with_own_gradient
-        if jax.device_count() == 1 and conv_cpu.has_onednn()
-        else conv_cpu.convolve3d
-    )
+    own_gradient = jax.device_count() == 1 and conv_cpu.has_onednn()
+    run = conv_cpu.convolve3d_with_own_gradient if own_gradient else conv_cpu.convolve3d
     return run(x, kernel, padding)
 
 

@@ -3,23 +3,18 @@
 A page holds all it shows, so it opens without network. The templates escape all text.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, line_chart, strip
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
-
-if TYPE_CHECKING:
-    import jinja2
 
 BUDGET = 12 << 20  # characters of clips and pictures: the page stays below 15 MB with some room
 PANEL = 128  # pixels a side at which a small clip is easy to see
@@ -38,8 +33,8 @@ def unavailable() -> str | None:
     return f"reports need {', '.join(missing)}: pip install {' '.join(missing)} (the extra [report] holds them)"
 
 
-def environment() -> jinja2.Environment:
-    """The templates, with the filters `cell` and `percent`.
+def environment() -> Any:
+    """Jinja2's environment of the templates, with the filters `cell` and `percent`.
 
     Raises:
       ImportError: Jinja2 is not installed.
