@@ -185,8 +185,11 @@ def test_the_same_clips_open_the_page_in_a_row_for_one_run_and_in_a_row_for_each
 
 
 def test_verdicts_name_what_a_stage_should_beat():
-    metrics = evaluated("a").metrics | {"baselines": {"small": {"psnr_db": 20.0}, "large": {"psnr_db": 31.0}}}
-    assert verdicts(metrics)["video"] == "reconstructs at 25.50 dB PSNR, shipped large 31.00"
+    rivals = {name: {"psnr_db": psnr, "scored": "4 clips"} for name, psnr in (("small", 20.0), ("large", 31.0))}
+    metrics = evaluated("a").metrics | {"baselines": rivals}
+    assert verdicts(metrics)["video"] == "reconstructs at 25.50 dB PSNR, shipped large at 31.00"
+    images = {"image": metrics["stages"]["video"] | {"scored": "the middle frame of 4 clips"}}
+    assert verdicts(metrics | {"stages": images})["image"] == "reconstructs at 25.50 dB PSNR"
     guesses = {"average_copying": 0.2, "average_extrapolation": 0.1}
     for error, against, word in ((0.05, -0.75, "predicts motion"), (0.15, -0.25, "does not beat both guesses yet")):
         metrics["stages"]["video"]["prediction"] = {"average": error, "against_copying": against} | guesses

@@ -126,10 +126,11 @@ def verdicts(metrics: dict) -> dict[str, str]:
     """One line a stage: what it came to, beside what it should beat."""
     rivals = metrics.get("baselines") or {}
     best = max(rivals, key=lambda name: rivals[name]["psnr_db"], default=None)
-    beside = f", shipped {best} {cell(rivals[best]['psnr_db'], '.2f')}" if best else ""
     found = {}
     for name, stage in metrics["stages"].items():
-        line = f"reconstructs at {cell(stage['psnr_db'], '.2f')} dB PSNR{beside}"
+        line = f"reconstructs at {cell(stage['psnr_db'], '.2f')} dB PSNR"
+        if best and rivals[best]["scored"] == stage["scored"]:  # not single frames beside clips
+            line += f", shipped {best} at {cell(rivals[best]['psnr_db'], '.2f')}"
         if p := stage["prediction"]:
             wins = [guess for guess in GUESSES if p["average"] < p[f"average_{guess}"]]
             line += f"; draws what it did not see with an error {percent(p['against_copying'])} that of copying, "
@@ -140,7 +141,7 @@ def verdicts(metrics: dict) -> dict[str, str]:
         sets = samples["distances"]
         for score, value in list(sets.get("generated clips", {}).items())[:1]:
             other = sets["other test clips"][score]
-            found["diffusion"] += f", {cell(value)} away from test clips, which are {cell(other)} from each other"
+            found["diffusion"] += f" at a {score.split(' (')[0]} of {cell(value)}, other test clips at {cell(other)}"
     return found
 
 
@@ -158,7 +159,7 @@ def side_by_side(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[tuple[str
             generated = run.pictures.samples.get(name, next(iter(run.pictures.samples.values()), ((),)))[0]
             shown = {
                 "Reconstruction": reconstruction,
-                "Prediction": predicted[len(predicted) // 2] if predicted else None,
+                "Prediction": predicted[(len(predicted) - 1) // 2] if predicted else None,
             }
             shown["Sample"] = ("", generated[i % len(generated)], None) if len(generated) else None
             for kind, (_, clip, seen) in ((kind, each) for kind, each in shown.items() if each):
