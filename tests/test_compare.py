@@ -177,10 +177,10 @@ def test_what_does_not_compare_is_refused(runs, tmp_path, capsys):
 def test_the_same_clips_open_the_page_in_a_row_for_one_run_and_in_a_row_for_each_kind_of_several():
     ((name, rows),) = side_by_side([evaluated("a")])
     assert name == "jump" and [kind for kind, _ in rows] == ["Clip"]
-    assert [cell[0] for cell in rows[0][1]] == ["Truth", "Reconstruction", "Prediction, saw 3 frames", "Sample"]
+    assert [cell[0] for cell in rows[0][1]] == ["Truth", "Reconstruction", "Prediction from 3 frames", "Sample"]
     ((_, rows),) = side_by_side([evaluated("a"), evaluated("b")])
     assert [kind for kind, _ in rows] == ["Reconstruction", "Prediction", "Sample"]
-    assert [cell[0] for cell in rows[1][1]] == ["Truth", "a, saw 3 frames", "b, saw 3 frames"]
+    assert [cell[0] for cell in rows[1][1]] == ["Truth", "a from 3 frames", "b from 3 frames"]
     assert side_by_side([EvaluatedRun("a", evaluated("a").metrics, Pictures())]) == []
 
 

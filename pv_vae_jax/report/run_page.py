@@ -163,7 +163,7 @@ def side_by_side(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[tuple[str
             }
             shown["Sample"] = ("", generated[i % len(generated)], None) if len(generated) else None
             for kind, (_, clip, seen) in ((kind, each) for kind, each in shown.items() if each):
-                saw = f", saw {seen} frames" if kind == "Prediction" else ""
+                saw = f" from {seen} frames" if kind == "Prediction" else ""
                 kinds[kind].append(((run.name if several else kind) + saw, clip, seen))
         truth, rows = ("Truth", *truth[1:]), [(kind, cells) for kind, cells in kinds.items() if cells]
         joined = [("Clip", [each for _, cells in rows for each in cells])]
