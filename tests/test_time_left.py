@@ -24,10 +24,10 @@ def test_stages_to_come_cost_as_much_for_a_pixel_and_others_are_named(tmp_path):
     )
     run = open_run(experiment, tmp_path / "run")
     # 600 steps of 2 s are left of images; 120 steps of clips are of five times as many pixels.
-    assert time_left(run, "image", 0, 2.0) == "20 min left, 40 min with video, then latents and diffusion"
+    assert time_left(run, "image", 600, 2.0) == "20 min left, 40 min with video, then latents and diffusion"
     assert time_left(run, "image", 300, 2.0).startswith("10 min left, 30 min with video")
     assert time_left(run, "video", 60, 60.0) == "1 h 0 min left, then latents and diffusion"
-    assert time_left(run, "diffusion", 4, 10.0) == "60 s left"
+    assert time_left(run, "diffusion", 6, 10.0) == "60 s left"
     # Batches of several sizes cost the same, by the number of clips in each.
     sizes = ((5, 16), (1, 16, 3))
     mixed = dataclasses.replace(experiment.video, sizes=sizes)

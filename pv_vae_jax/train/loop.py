@@ -169,7 +169,7 @@ class Curves:
             seconds = elapsed * (shares["compute"] + shares["data"])
             rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
             speed += f", {rates['mfu']:.1%} of peak"
-        speed += f", {time_left(self._run, self._name, step, elapsed / max(len(rows), 1))}"
+        speed += f", {time_left(self._run, self._name, self._bar.total - step, elapsed / max(len(rows), 1))}"
         self._writer.write(step, means | rates)
         self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {speed}", refresh=False)
         self._units, self._flops = 0, 0.0

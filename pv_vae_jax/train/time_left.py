@@ -7,13 +7,13 @@ from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import sized_batches
 
 
-def time_left(run: Run, stage: str, step: int, seconds: float) -> str:
-    """`9 min left, 25 min with decoder, then latents and diffusion` at `step` of a stage of `seconds` a step.
+def time_left(run: Run, stage: str, steps: int, seconds: float) -> str:
+    """`9 min left, 25 min with decoder, then latents and diffusion` with `steps` of `seconds` each to go in `stage`.
 
     VAE stages still to come are taken to cost as much for each pixel; of any other stage nothing is known before it
     begins, so it is named alone.
     """
-    left = (run.steps(stage) - step) * seconds
+    left = steps * seconds
     text = f"{duration(left)} left"
     later = [name for name in STAGES[STAGES.index(stage) + 1 :] if run.steps(name) and not run.finished(name)]
     alike = [name for name in later if {name, stage} <= set(VAE_STAGES)]
