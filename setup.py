@@ -91,6 +91,8 @@ setup(
             "py.typed",
             "weights/**/*.safetensors",
             "weights/**/*.json",
+            "convert/*.json",
+            "evaluation/networks/*.json",
             "report/*.json",
             "report/templates/*.html",
         ]

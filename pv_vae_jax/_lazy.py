@@ -5,8 +5,6 @@ imports in a package's `__init__` are under `TYPE_CHECKING`, where type checkers
 run time when a name is first asked for. `etils.epy.lazy_api_imports` does the same; this needs no dependency.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

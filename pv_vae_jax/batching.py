@@ -1,7 +1,5 @@
 """Rows in batches of one size, so that a compiled program meets one shape."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

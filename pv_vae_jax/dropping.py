@@ -5,8 +5,6 @@
 A batch carries it as `batch["dropped"]`, int32: `()` if the whole batch shares it, `(b,)` if each example has its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal

@@ -4,8 +4,6 @@ Plain functions of a `velocity(x, t)` callable. Diffusion runs on normalised lat
 scale in which its encoder made them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, get_args
 

@@ -5,8 +5,6 @@ Every term is a scalar mean. To add one, write its function here, give it a weig
 charts use the name.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence

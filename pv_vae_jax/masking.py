@@ -10,8 +10,6 @@ withhold as much for the same `k`, namely `k` groups' worth of latent positions,
 * `random`: positions chosen at random one by one (MAE; SSVAE's latent masked reconstruction, arXiv 2512.05394).
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -7,8 +7,6 @@ the SHA-256 of both, so that damage is noticed; older folders, without hashes, l
 The training state of a VAE stage is read as a model too, so that one can look at a stage before it is finished.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -25,28 +23,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
+from pv_vae_jax import model_inputs, params_io
 from pv_vae_jax.flow import classifier_free_guidance, denormalize_latents, euler
 from pv_vae_jax.model_folder import find_model, read_model_config, shipped_models
-from pv_vae_jax.model_inputs import (
-    checked_count,
-    checked_guidance,
-    checked_index,
-    checked_labels,
-    checked_latents,
-    checked_video,
-)
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.registry import build_vae, to_tuples, vae_config_of
 from pv_vae_jax.models.vae import VAE, Posterior
-from pv_vae_jax.params_io import (
-    Placement,
-    check_placement,
-    check_storable,
-    find_checkpoint,
-    read_params,
-    restore_params,
-    write_params,
-)
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_truncated
 from pv_vae_jax.storage import atomic
@@ -123,7 +105,7 @@ class Model:
 
     def posterior(self, video: Video, *, chunk: int | None = None) -> Posterior:
         """The Gaussian over latents, `mean` and `logvar`; `chunk` as for `encode`."""
-        return _posterior(self.vae, _chunk(chunk), self.vae_params, checked_video(self.vae, video))
+        return _posterior(self.vae, _chunk(chunk), self.vae_params, model_inputs.checked_video(self.vae, video))
 
     def encode(
         self, video: Video, key: PRNGKey | None = None, *, chunk: int | None = None
@@ -136,15 +118,15 @@ class Model:
           chunk: latent frames to encode at a time. The numbers stay the same to rounding, and memory does not grow with
             the length of the clip. None encodes the clip in one pass.
         """
-        return _encode(self.vae, _chunk(chunk), self.vae_params, checked_video(self.vae, video), key)
+        return _encode(self.vae, _chunk(chunk), self.vae_params, model_inputs.checked_video(self.vae, video), key)
 
     def decode(self, latents: Latents, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
         """Latents `(b, g, h, w, z)` to float32 video, roughly in [-1, 1] but not clamped; `chunk` as for `encode`."""
-        return _decode(self.vae, _chunk(chunk), self.vae_params, checked_latents(self.vae, latents))
+        return _decode(self.vae, _chunk(chunk), self.vae_params, model_inputs.checked_latents(self.vae, latents))
 
     def reconstruct(self, video: Video, *, chunk: int | None = None) -> Float[Array, "b t H W 3"]:
         """Encode to the posterior's mean, decode: the video's shape, float32 clamped to [-1, 1]."""
-        return _reconstruct(self.vae, _chunk(chunk), self.vae_params, checked_video(self.vae, video))
+        return _reconstruct(self.vae, _chunk(chunk), self.vae_params, model_inputs.checked_video(self.vae, video))
 
     def predict(self, video: Video, observed: int = 9, key: PRNGKey | None = None) -> Float[Array, "b t H W 3"]:
         """See the first `observed` frames and draw all: the video's shape, float32 clamped to [-1, 1].
@@ -154,7 +136,7 @@ class Model:
           observed: number of frames to see, `1 + n p_t`.
           key: draws a sample of the posterior, and gaussian padding, which needs one; None takes the posterior's mean.
         """
-        video, observed = checked_video(self.vae, video), checked_count("observed", observed)
+        video, observed = model_inputs.checked_video(self.vae, video), model_inputs.checked_count("observed", observed)
         frames, p_t = video.shape[1], self.vae.config.time_factor
         if (observed - 1) % p_t or not 1 <= observed <= frames:
             nearest = sorted(range(1, frames + 1, p_t), key=lambda n: abs(n - observed))[:2]
@@ -181,15 +163,15 @@ class Model:
         Returns:
           Video clamped to [-1, 1]; NaN where a pixel is not finite.
         """
-        labels = checked_labels(self.diffusion and self.diffusion.model, labels, guidance)
-        index, steps = checked_index(index, len(labels)), checked_count("steps", steps)
-        guidance = checked_guidance(guidance)
+        labels = model_inputs.checked_labels(self.diffusion and self.diffusion.model, labels, guidance)
+        index, steps = model_inputs.checked_index(index, len(labels)), model_inputs.checked_count("steps", steps)
+        guidance = model_inputs.checked_guidance(guidance)
         guided = isinstance(guidance, jax.core.Tracer) or guidance != 1.0  # two networks, another program
         return _sample(self.vae, steps, guided, self.vae_params, self.diffusion, key, index, labels, guidance)
 
 
 def _chunk(chunk: int | None) -> int | None:
-    return None if chunk is None else checked_count("chunk", chunk)
+    return None if chunk is None else model_inputs.checked_count("chunk", chunk)
 
 
 def _program(*static: int) -> Callable:
@@ -255,7 +237,7 @@ def _sample(
     return jnp.where(jnp.isfinite(video), jnp.clip(video, -1.0, 1.0), jnp.nan)
 
 
-def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placement | None = None) -> Model:
+def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: params_io.Placement | None = None) -> Model:
     """Load a shipped model by name, a model folder, or the newest finished model of a work directory or a stage.
 
     A training state, such as `runs/a/video/checkpoints/9000`, or the folder of an unfinished VAE stage, which stands
@@ -278,11 +260,11 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be {' or '.join(map(repr, DTYPES))}, got {dtype!r}")
-    check_placement(sharding)
+    params_io.check_placement(sharding)
     if not str(name_or_path):
         raise ConfigError(f"the name of the model is empty: name a folder, or one of {', '.join(shipped_models())}")
     path = Path(name_or_path)
-    state = None if (path / "model" / "config.json").exists() else find_checkpoint(path)
+    state = None if (path / "model" / "config.json").exists() else params_io.find_checkpoint(path)
     return _load_state(state, dtype, sharding) if state else _load(find_model(name_or_path), dtype, sharding)
 
 
@@ -299,7 +281,7 @@ def _damage(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _load(folder: Path, dtype: str | None, sharding: Placement | None) -> Model:
+def _load(folder: Path, dtype: str | None, sharding: params_io.Placement | None) -> Model:
     diffusion = None
     with _damage(folder):
         config = read_model_config(folder)
@@ -313,10 +295,10 @@ def _load(folder: Path, dtype: str | None, sharding: Placement | None) -> Model:
             _check_diffusion(diffusion)
     # Outside, since the settings of a program may keep a network from being built or placed, which is no damage.
     vae_shapes = jax.eval_shape(lambda: _init_vae(vae))
-    vae_params = read_params(folder / "vae.safetensors", vae_shapes, hashes=hashes, sharding=sharding)
+    vae_params = params_io.read_params(folder / "vae.safetensors", vae_shapes, hashes=hashes, sharding=sharding)
     if diffusion is not None:
         shapes = jax.eval_shape(lambda: init_latte(diffusion.model, diffusion.latent_shape))
-        params = read_params(folder / "latte.safetensors", shapes, hashes=hashes, sharding=sharding)
+        params = params_io.read_params(folder / "latte.safetensors", shapes, hashes=hashes, sharding=sharding)
         diffusion = diffusion.replace(params=cast_kernels(params, dtype))
     return Model(vae, cast_kernels(vae_params, dtype), diffusion, meta)
 
@@ -352,7 +334,7 @@ def _check_diffusion(diffusion: Diffusion) -> None:
         )
 
 
-def _load_state(state: Path, dtype: str | None, sharding: Placement | None) -> Model:
+def _load_state(state: Path, dtype: str | None, sharding: params_io.Placement | None) -> Model:
     """The VAE in `<workdir>/<stage>/checkpoints/<step>`."""
     stage, workdir = state.absolute().parents[1].name, state.absolute().parents[2]
     if stage not in VAE_STAGES:
@@ -364,7 +346,7 @@ def _load_state(state: Path, dtype: str | None, sharding: Placement | None) -> M
         vae, images = _vae(config["vae"], dtype), config[stage]["images"]
         meta = {"experiment": config["name"], "stage": stage, "images": images, "steps": int(state.name)}
     shapes = jax.eval_shape(lambda: _init_vae(vae))
-    params = restore_params(state, "ema", shapes)
+    params = params_io.restore_params(state, "ema", shapes)
     params = jax.device_put(params, sharding(shapes) if callable(sharding) else sharding)
     return Model(vae, cast_kernels(params, dtype), meta=meta)
 
@@ -398,7 +380,7 @@ def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
         }
         tensors["latte.safetensors"] = d.params
     for file, params in tensors.items():
-        check_storable(file, params, dtype)
+        params_io.check_storable(file, params, dtype)
     try:
         json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -408,7 +390,7 @@ def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
     with contextlib.ExitStack() as files:  # which puts them in place last first: config.json after the tensors
         record = files.enter_context(atomic(folder / "config.json"))
         for file, params in tensors.items():
-            config["sha256"][file] = write_params(files.enter_context(atomic(folder / file)), params, dtype)
+            config["sha256"][file] = params_io.write_params(files.enter_context(atomic(folder / file)), params, dtype)
         record.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (folder / "config.json").unlink(missing_ok=True)
         if model.diffusion is None:

@@ -1,7 +1,5 @@
 """Checks of what users pass to the methods of a `Model`. Shapes are checked always, values unless they are traced."""
 
-from __future__ import annotations
-
 import math
 import operator
 import os

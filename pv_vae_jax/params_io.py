@@ -1,7 +1,5 @@
 """Parameters on disk: safetensors checked by name, shape and hash, and parameters out of a training checkpoint."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

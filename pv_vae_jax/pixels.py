@@ -3,8 +3,6 @@
 Both functions take NumPy or JAX arrays of any shape and return the same kind.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 Pixels = TypeVar("Pixels", bound=Any)

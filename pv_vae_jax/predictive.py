@@ -15,8 +15,6 @@ All three take a `key`. With one, latents are a sample of the posterior; with `N
 random. Gaussian padding is always drawn, so it needs a key.
 """
 
-from __future__ import annotations
-
 import flax.struct
 import jax
 import jax.core

@@ -1,7 +1,5 @@
 """Many clips from a trained model, batch by batch, as pixels on the host."""
 
-from __future__ import annotations
-
 import sys
 
 import jax

@@ -11,8 +11,7 @@ that the steps take and return (`layers.cache`). The first chunk holds frame 0, 
 gradient of a convolution within a scan is more than twenty times slower than outside.
 """
 
-from __future__ import annotations
-
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -112,10 +111,7 @@ def encode_chunks(model: VAE, params: Params, video: Float[Array, "b t H W 3"], 
     _, frames, height, width, _ = video.shape
     check_clip_shape(frames, height, width, config.time_factor, config.space_factor)
     first, *later = chunk_sizes(config.latent_frames(frames), chunk)
-
-    def step(cache, frames):
-        return encode_step(model, params, cache, frames)
-
+    step = functools.partial(encode_step, model, params)
     return _scan(step, video, config.frames(first), len(later), takes=chunk * config.time_factor, gives=chunk)
 
 
@@ -129,10 +125,7 @@ def decode_chunks(
     """
     check_latent_shape(latents.shape, model.config.latent_channels)
     first, *later = chunk_sizes(latents.shape[1], chunk)
-
-    def step(cache, latents):
-        return decode_step(model, params, cache, latents)
-
+    step = functools.partial(decode_step, model, params)
     return _scan(step, latents, first, len(later), takes=chunk, gives=chunk * model.config.time_factor)
 
 

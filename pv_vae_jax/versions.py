@@ -1,7 +1,5 @@
 """Versions of packages, for the records of what was measured."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("pv_vae_jax", "jax", "flax", "numpy")

@@ -9,7 +9,6 @@ from pv_vae_jax.cli.main import main
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow, visible_layer
 from pv_vae_jax.evaluation.latent_analysis import (
-    LatentAnalysis,
     analyze_latents,
     channel_spectrum,
     motion_correlation,
@@ -17,7 +16,8 @@ from pv_vae_jax.evaluation.latent_analysis import (
     rank_correlation,
 )
 from pv_vae_jax.model import Model, save
-from pv_vae_jax.report.latents_page import _prediction, write_analysis
+from pv_vae_jax.report.latents_page import write_analysis
+from pv_vae_jax.report.page import chart
 from tests.motion_fixture import tracks
 
 RNG = np.random.default_rng(0)
@@ -146,14 +146,8 @@ def test_analysis_of_a_model(tiny, tmp_path):
 
 def test_vaes_whose_groups_differ_share_a_chart():
     """Clips of 17 frames are five groups of one VAE and nine of another."""
-    none = np.zeros(0)
-    errors = lambda groups: [None, *[0.1] * (groups - 1)]  # noqa: E731
-    found = [
-        LatentAnalysis(name, {"prediction_mse": errors(n), "copying_mse": errors(n)}, none, none, none, none, 9)
-        for name, n in (("four", 5), ("two", 9))
-    ]
-    (chart,) = _prediction(found)
-    svg = chart["svg"]
+    curves = [("four", [0.1] * 4), ("two", [0.1] * 8), ("copying", [0.1] * 4)]
+    svg = chart("errors", curves, 1, x_label="k")["svg"]
     # A marker for each value, and one for each VAE in the legend.
     assert svg.count("<use") == 4 + 8 + 2 and "copying ends at 0.1" in svg
 

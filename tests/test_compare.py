@@ -9,13 +9,14 @@ import pytest
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.evaluation.convergence import running_mean, steps_to_target
 from pv_vae_jax.report import paper_table
-from pv_vae_jax.report.run_comparison import (
-    SAME,
+from pv_vae_jax.report.run_comparison import SAME, runs_in, scores_by_name, stored_scores
+from pv_vae_jax.report.run_page import (
     EvaluatedRun,
+    Pictures,
     accuracy_and_generation,
-    scores_by_name,
-    stored_scores,
-    write_comparison,
+    side_by_side,
+    verdicts,
+    write_runs,
 )
 from studies.probes import __main__ as probes
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
@@ -43,7 +44,7 @@ def test_running_means_look_back_only():
     np.testing.assert_allclose(running_mean([3.0, 1.0], share=1.0), [3, 2])
 
 
-def evaluated(name, **more):
+def evaluated(name):
     rng = np.random.default_rng(0)
     stage = {"psnr_db": 25.5, "ssim": 0.8, "scored": "4 clips", "prediction": None, "steps": 3}
     metrics = {
@@ -54,21 +55,22 @@ def evaluated(name, **more):
     }
     curves = {"video": [{"step": i, "mse": 1 / (i + 1), "frames_per_second": 100.0} for i in range(5)]}
     clip = rng.integers(0, 256, (1, 5, 16, 16, 3), dtype=np.uint8)
-    samples = {"jump": rng.integers(0, 256, (2, 5, 16, 16, 3), dtype=np.uint8)}
-    return EvaluatedRun(name, metrics, curves, {"Frechet distance (x)": 12.25}, clip, clip, 3, samples, **more)
+    samples = {"jump": (rng.integers(0, 256, (2, 5, 16, 16, 3), dtype=np.uint8), ())}
+    cells = [("Original", clip[0], None), ("Reconstruction", clip[0], 5), ("saw 3 of 5", clip[0], 3)]
+    pictures = Pictures(curves, [("jump", cells)], samples=samples)
+    return EvaluatedRun(name, metrics, pictures, {"Frechet distance (x)": 12.25})
 
 
 def test_page_holds_tables_curves_and_clips_of_all_runs(tmp_path):
     runs = [evaluated("<b>a"), evaluated("b"), evaluated("c")]
-    video = np.zeros((1, 5, 16, 16, 3), np.uint8)
-    write_comparison(tmp_path / "page.html", runs, video, "noise")
+    write_runs(tmp_path / "page.html", runs, "noise")
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;a" in page and "<b>a" not in page
     for part in ("generation", "reconstruction", "cost"):
         for name in paper_table()[part]:
             assert f"{name} (paper)" in page
     assert "146.4" in page and "12.25" in page and "25.5" in page and page.count(" reaches the end of ") == 6
-    assert page.count("<svg") == 1 and page.count("<video") == 2 + 2 or "PyAV" in page
+    assert page.count("<svg") == 1 + 3 * 2 and page.count("<video") == 3 + 3 or "PyAV" in page
     assert "http" not in page.split("<body>")[0] and 'src="http' not in page
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
@@ -170,3 +172,31 @@ def test_what_does_not_compare_is_refused(runs, tmp_path, capsys):
     assert "pv-vae evaluate --workdir" in fails("evaluate", runs / "a", runs / "b")
     report.with_suffix(".aside").rename(report)
     assert set(SAME) == {"source", "frames", "size", "stride"}
+
+
+def test_the_same_clips_open_the_page_in_a_row_for_one_run_and_in_a_row_for_each_kind_of_several():
+    ((name, rows),) = side_by_side([evaluated("a")])
+    assert name == "jump" and [kind for kind, _ in rows] == ["Clip"]
+    assert [cell[0] for cell in rows[0][1]] == ["Truth", "Reconstruction", "Prediction from 3 frames", "Sample"]
+    ((_, rows),) = side_by_side([evaluated("a"), evaluated("b")])
+    assert [kind for kind, _ in rows] == ["Reconstruction", "Prediction", "Sample"]
+    assert [cell[0] for cell in rows[1][1]] == ["Truth", "a from 3 frames", "b from 3 frames"]
+    assert side_by_side([EvaluatedRun("a", evaluated("a").metrics, Pictures())]) == []
+
+
+def test_verdicts_name_what_a_stage_should_beat():
+    rivals = {name: {"psnr_db": psnr, "scored": "4 clips"} for name, psnr in (("small", 20.0), ("large", 31.0))}
+    metrics = evaluated("a").metrics | {"baselines": rivals}
+    assert verdicts(metrics)["video"] == "reconstructs at 25.50 dB PSNR, shipped large at 31.00"
+    images = {"image": metrics["stages"]["video"] | {"scored": "the middle frame of 4 clips"}}
+    assert verdicts(metrics | {"stages": images})["image"] == "reconstructs at 25.50 dB PSNR"
+    guesses = {"average_copying": 0.2, "average_extrapolation": 0.1}
+    for error, against, word in ((0.05, -0.75, "predicts motion"), (0.15, -0.25, "does not beat both guesses yet")):
+        metrics["stages"]["video"]["prediction"] = {"average": error, "against_copying": against} | guesses
+        line = verdicts(metrics)["video"]
+        assert line.endswith(word) and f"{-against:.0%} below that of copying" in line
+
+
+def test_a_folder_of_runs_stands_for_those_that_are_evaluated(runs):
+    assert runs_in([str(runs)]) == [str(runs / "a"), str(runs / "b")]
+    assert runs_in([str(runs / "a"), "none"]) == [str(runs / "a"), "none"]

@@ -384,7 +384,7 @@ def test_report_escapes_what_comes_from_outside(tmp_path, clips):
     pictures = Pictures(clips=[(HOSTILE, cells)], clips_stage="video", curves={"video": [{"step": 1, HOSTILE: 2.0}]})
     write_report(tmp_path / "report.html", metrics, pictures)
     page = (tmp_path / "report.html").read_text()
-    assert assert_stands_alone(page).count("video") == 1
+    assert assert_stands_alone(page).count("video") == 2  # at the top, and with all predictions
     assert "<script" not in page and "&lt;script&gt;" in page
     assert 'src="data:video/mp4;base64,' in page and "playsinline" in page and "43% below" in page and "12,345" in page
     assert "No samples" in page and "PSNR, dB, by frame" in page and "SSIM, by frame: no values" in page
@@ -456,7 +456,16 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys, monkeypatch):
     assert f"<code>pv-vae evaluate --workdir {run.workdir}</code>" in page
     assert from_dict(Experiment, json.loads(page.split("<pre>")[1].split("</pre>")[0])) == run.experiment
 
+    shipped = run.folder("video") / "model"  # as if this model shipped: a rival to the run that made it
+    monkeypatch.setattr("pv_vae_jax.report.run_report.shipped_models", lambda: [str(shipped)])
     page, printed = html.unescape(evaluate_run(run, clips=16, sampled=8).read_text()), capsys.readouterr().out
+    metrics = json.loads((report.parent / "metrics.json").read_text())
+    (rival,), same = metrics["baselines"].values(), metrics["stages"]["video"]
+    assert {k: v for k, v in rival.items() if k != "steps"} == {k: v for k, v in same.items() if k != "steps"}
+    assert f"shipped {shipped}" in page and "copying" in page
+    result, samples, _, after, last = printed.strip().splitlines()[-5:]
+    assert result.startswith(f"result: stage video reconstructs at {same['psnr_db']:.2f} dB") and "8 clips" in samples
+    assert after.startswith("next: Stage decoder is not finished") and last == f"report: {report}"
     found = json.loads((report.parent / "metrics.json").read_text())["samples"]
     assert found["scored"] == 8 and list(found["distances"]) == ["generated clips", "other test clips"]
     for score, value in found["distances"]["generated clips"].items():

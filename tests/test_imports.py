@@ -49,7 +49,7 @@ ALLOWED = {
     "evaluation": METHOD | DISK | {"convert", "data", "model", "model_folder", "sampling"},
     "train": METHOD | DISK | {"convert", "data", "model", "model_folder", "sampling", "evaluation"},
     # A report opens the folder of a run, so it is above train; training itself never imports it.
-    "report": METHOD | DISK | {"convert", "data", "model", "sampling", "evaluation", "train"},
+    "report": METHOD | DISK | {"convert", "data", "model", "model_folder", "sampling", "evaluation", "train"},
     "": METHOD | DISK | {"model", "sampling"},
 }
 ALLOWED["cli"] = set(ALLOWED)

@@ -81,11 +81,9 @@ def test_wheel_says_that_it_is_typed(built):
     assert (built / "pv_vae_jax" / "py.typed").exists()
 
 
-def test_wheel_has_what_reports_are_made_of(built):
-    for name in ("paper.json", "templates/page.html"):
-        assert (built / "pv_vae_jax" / "report" / name).read_text() == (
-            ROOT / "pv_vae_jax" / "report" / name
-        ).read_text()
+def test_wheel_has_tables_and_templates(built):
+    for name in ("report/paper.json", "report/templates/page.html", "convert/wan.json", "evaluation/networks/i3d.json"):
+        assert (built / "pv_vae_jax" / name).read_text() == (ROOT / "pv_vae_jax" / name).read_text()
 
 
 def test_entry_point_exists():

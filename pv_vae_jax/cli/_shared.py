@@ -1,7 +1,5 @@
 """What several commands share: flags, and videos from files with the paths of their results."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -11,8 +11,6 @@ clips. Latents of other programs are .npz files, or a folder of them: `mean` (n,
 change of brightness. Writes `analysis.json` and `analysis.html` (one self-contained page).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

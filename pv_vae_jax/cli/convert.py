@@ -11,8 +11,6 @@ differs from it, `--config.encoder_widths=96,192,384,384`. If tensors are missin
 are reported and nothing is written. Existing files are never overwritten.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 pv-vae encode --workdir runs/demo
 """
 
-from __future__ import annotations
-
 from absl import flags
 
 from pv_vae_jax.train.latents_stage import encode_latents, open_latents
@@ -27,10 +25,7 @@ def run(values: flags.FlagValues) -> None:
         encode_latents(run, stage)
     cache = open_latents(run, stage)
     mean, std = cache.statistics
-    what = (
-        "statistics for online encoding"
-        if run.experiment.latents.online
-        else f"{run.experiment.latents.clips} posteriors"
-    )
+    latents = run.experiment.latents
+    what = "statistics for online encoding" if latents.online else f"{latents.clips} posteriors"
     print(f"{run.folder('latents')}: {what} of {', '.join(cache.class_names)}")
     print(f"channel means {mean.min():.3f} to {mean.max():.3f}, standard deviations {std.min():.3f} to {std.max():.3f}")

@@ -9,10 +9,10 @@ One run: writes `WORKDIR/report/report.html` (one self-contained page), `metrics
 and, with a finished diffusion stage, `samples.npz` (uint8 video, label). Stages that are not finished are listed and
 left out. PSNR, SSIM and, with --lpips, LPIPS are scored frame by frame.
 
-Several runs: each must have been evaluated, which `pv-vae train` does at its end, and all must be of the same data. The
-page shows their scores beside the paper's, convergence and the same clips of all; its numbers go beside it as `.json`.
-Generated clips of all runs are compared with the first run's test clips, equally many of each. Scores that were written
-with `--real --fake --out RUN/report/NAME.json` are included.
+Several runs, or a folder of them, such as that of a study: each must have been evaluated, which `pv-vae train` does at
+its end, and all must be of the same data. The page shows their scores beside the paper's, convergence and the same
+clips of all; its numbers go beside it as `.json`. Generated clips are compared with the first run's test clips,
+equally many of each. Scores that were written with `--real --fake --out RUN/report/NAME.json` are included.
 
 Two sets: distances of the sets by a feature network, and with --paired PSNR and SSIM. A number is called FVD, IS or
 LPIPS only if the published weights made it; any other carries the name and hash of its features. Each comes with its
@@ -34,7 +34,7 @@ from pv_vae_jax.evaluation.networks.extract import c3d_network, i3d_network, own
 from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, Score
 from pv_vae_jax.report.page import aligned
-from pv_vae_jax.report.run_comparison import compare_runs
+from pv_vae_jax.report.run_comparison import compare_runs, runs_in
 from pv_vae_jax.report.run_report import evaluate_run
 from pv_vae_jax.storage import make_writable, write_json
 from pv_vae_jax.train.run import reopen_run
@@ -80,7 +80,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     """Evaluate one run, compare several, or compare the sets of `--real` and `--fake`."""
     if overrides:
         raise ConfigError("pv-vae evaluate takes no --config overrides: each run keeps its own configuration")
-    runs = [*([values.workdir] if values.workdir else []), *positional]
+    runs = [*([values.workdir] if values.workdir else []), *runs_in(positional)]
     given = {name for name in values if values[name].present}
     if bool(runs) == bool(values.real or values.fake):
         raise ConfigError(

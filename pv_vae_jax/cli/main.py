@@ -1,7 +1,5 @@
 """`pv-vae COMMAND ...`: picks the sub-command, turns expected errors into one clear line."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

@@ -5,8 +5,6 @@ pv-vae predict --model tiny-synthetic --observe=9 --frames=17 --size=32 --out ou
 The results have the frames' own times, and no sound.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

@@ -7,8 +7,6 @@ SOURCE is a folder of videos or of folders of frames, or a data set in its offic
 same command continues. Sound is left out. Skipped files and the reasons are listed in each split's `manifest.json`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

@@ -6,8 +6,6 @@ The results have the frames' own times, and no sound. A long video is read, code
 does not grow with its length.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import sys

@@ -1,7 +1,5 @@
 """Weights files: reading takes tensors only, writing is atomic."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

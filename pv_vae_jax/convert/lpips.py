@@ -1,7 +1,5 @@
 """Published AlexNet and VGG16 (torchvision) with LPIPS's heads, to parameters of our `LPIPS`."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What readers of published weights share: shapes of our parameters, the order of axes, one error for all faults."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import flax.linen as nn

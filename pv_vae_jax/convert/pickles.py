@@ -5,8 +5,6 @@ format needs have recipes of ours, any other name is refused. `torch_file` reads
 `torch.load(weights_only=True)` would do it for those, but converting weights once is no reason to install PyTorch.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO

@@ -5,8 +5,6 @@ bytes of each storage. Older ones, such as the published AlexNet, VGG and LPIPS,
 storages. `pickles` reads both; the names that rebuild a tensor get immutable stand-ins.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zipfile
@@ -21,16 +19,12 @@ from pv_vae_jax.convert.pickles import Recipe, UnsafePickleError, load_pickle
 from pv_vae_jax.typing import WeightsError
 
 DTYPES = {
-    "torch.DoubleStorage": np.float64,
-    "torch.FloatStorage": np.float32,
-    "torch.HalfStorage": np.float16,
-    "torch.BFloat16Storage": jnp.bfloat16,
-    "torch.LongStorage": np.int64,
-    "torch.IntStorage": np.int32,
-    "torch.ShortStorage": np.int16,
-    "torch.CharStorage": np.int8,
-    "torch.ByteStorage": np.uint8,
-    "torch.BoolStorage": np.bool_,
+    f"torch.{name}Storage": dtype
+    for name, dtype in (
+        *(("Double", np.float64), ("Float", np.float32), ("Half", np.float16), ("BFloat16", jnp.bfloat16)),
+        *(("Long", np.int64), ("Int", np.int32), ("Short", np.int16), ("Char", np.int8)),
+        *(("Byte", np.uint8), ("Bool", np.bool_)),
+    )
 }
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 

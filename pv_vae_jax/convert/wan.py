@@ -4,10 +4,11 @@ All three hold the same numbers under different names, with the axes of each arr
 each layout gives the names; the axes follow from the kind of layer.
 """
 
-from __future__ import annotations
-
 import functools
+import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -21,49 +22,10 @@ from pv_vae_jax.typing import Params, WeightsError
 Layout = Literal["original", "diffusers"]
 LAYOUTS = ("original", "diffusers")
 
-# Our names -> theirs, within a residual block.
-BLOCK = {
-    "original": {
-        "norm1": "residual.0",
-        "conv1": "residual.2",
-        "norm2": "residual.3",
-        "conv2": "residual.6",
-        "shortcut": "shortcut",
-    },
-    "diffusers": {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "conv_shortcut"},
-}
-# Our names -> theirs, outside the levels; `middle/block0` and the like are prefixes of residual blocks.
-MODULES = {
-    "original": {
-        "encoder/stem": "encoder.conv1",
-        "encoder/norm": "encoder.head.0",
-        "encoder/head": "encoder.head.2",
-        "encoder/moments": "conv1",
-        "decoder/latents": "conv2",
-        "decoder/stem": "decoder.conv1",
-        "decoder/norm": "decoder.head.0",
-        "decoder/head": "decoder.head.2",
-    },
-    "diffusers": {
-        "encoder/stem": "encoder.conv_in",
-        "encoder/norm": "encoder.norm_out",
-        "encoder/head": "encoder.conv_out",
-        "encoder/moments": "quant_conv",
-        "decoder/latents": "post_quant_conv",
-        "decoder/stem": "decoder.conv_in",
-        "decoder/norm": "decoder.norm_out",
-        "decoder/head": "decoder.conv_out",
-    },
-}
-MIDDLE = {
-    "original": {"block0": "middle.0", "attention": "middle.1", "block1": "middle.2"},
-    "diffusers": {
-        "block0": "mid_block.resnets.0",
-        "attention": "mid_block.attentions.0",
-        "block1": "mid_block.resnets.1",
-    },
-}
-
+# Tables of names by layout, ours -> theirs: of what a residual block holds, of modules outside the levels and of the
+# residual blocks between encoder and decoder. And what the authors published about the latents.
+_TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("wan.json").read_text(encoding="utf-8"))
+BLOCK, MODULES, MIDDLE = (_TABLES[name] for name in ("block", "modules", "middle"))
 
 # The token that fills dropped latent frames has no place in the published layouts; beside them it has this name.
 PAD = "pad.token"
@@ -222,50 +184,35 @@ def _names(config: VAEConfig, layout: Layout) -> dict[str, str]:
 
 
 def _modules(config: VAEConfig, layout: Layout) -> dict[str, str]:
-    modules = dict(MODULES[layout])
-
-    def block(ours: str, theirs: str) -> None:
-        modules.update({f"{ours}/{a}": f"{theirs}.{b}" for a, b in BLOCK[layout].items()})
-
-    def resample(ours: str, theirs: str) -> None:
-        modules.update({f"{ours}/conv": f"{theirs}.resample.1", f"{ours}/time_conv": f"{theirs}.time_conv"})
-
-    for side in ("encoder", "decoder"):
-        middle = {ours: f"{side}.{theirs}" for ours, theirs in MIDDLE[layout].items()}
-        block(f"{side}/middle/block0", middle["block0"])
-        block(f"{side}/middle/block1", middle["block1"])
-        for name in ("norm", "to_qkv", "proj"):
-            modules[f"{side}/middle/attention/{name}"] = f"{middle['attention']}.{name}"
-    for i in range(len(config.encoder_widths)):
-        for n in range(config.encoder_blocks):
-            block(f"encoder/level{i}/block{n}", _in_encoder(config, layout, i, n))
-        resample(f"encoder/level{i}/down", _in_encoder(config, layout, i, config.encoder_blocks))
-        for n in range(config.decoder_blocks):
-            block(f"decoder/level_{i}/block{n}", _in_decoder(config, layout, i, n))
-        resample(f"decoder/level_{i}/up", _in_decoder(config, layout, i, config.decoder_blocks))
-    return modules
+    """Our module -> theirs."""
+    modules, blocks = dict(MODULES[layout]), dict(MIDDLE[layout])
+    sides = (("encoder", "level", "down", config.encoder_blocks), ("decoder", "level_", "up", config.decoder_blocks))
+    for i, (side, level, way, count) in itertools.product(range(len(config.encoder_widths)), sides):
+        ours, theirs = f"{side}/{level}{i}", [_in_level(config, layout, side, i, n) for n in range(count + 1)]
+        blocks |= {f"{ours}/block{n}": theirs[n] for n in range(count)}
+        modules |= {
+            f"{ours}/{way}/conv": f"{theirs[-1]}.resample.1",
+            f"{ours}/{way}/time_conv": f"{theirs[-1]}.time_conv",
+        }
+    return modules | {
+        f"{ours}/{a}": f"{theirs}.{b}" for ours, theirs in blocks.items() for a, b in BLOCK[layout].items()
+    }
 
 
-def _in_encoder(config: VAEConfig, layout: Layout, level: int, n: int) -> str:
+def _in_level(config: VAEConfig, layout: Layout, side: str, level: int, n: int) -> str:
     """Name of the nth layer of a level; the resampling counts as the one after the last block.
 
-    Wan2.2 nests the layers of a level, because a shortcut spans them; Wan2.1 lists the layers of all levels in a row.
+    Wan2.2 nests the layers of a level, because a shortcut spans them; Wan2.1 lists the layers of all levels in a row,
+    but diffusers nests those of both decoders.
     """
-    flat = level * (config.encoder_blocks + 1) + n
+    way, count = ("down", config.encoder_blocks) if side == "encoder" else ("up", config.decoder_blocks)
+    flat = level * (count + 1) + n
     if layout == "original":
-        return f"encoder.downsamples.{level}.downsamples.{n}" if config.shortcuts else f"encoder.downsamples.{flat}"
-    if not config.shortcuts:
+        return f"{side}.{way}samples." + (f"{level}.{way}samples.{n}" if config.shortcuts else str(flat))
+    if side == "encoder" and not config.shortcuts:
         return f"encoder.down_blocks.{flat}"
-    return f"encoder.down_blocks.{level}." + (f"resnets.{n}" if n < config.encoder_blocks else "downsampler")
-
-
-def _in_decoder(config: VAEConfig, layout: Layout, level: int, n: int) -> str:
-    """The same for the decoder, which diffusers nests in both networks."""
-    flat = level * (config.decoder_blocks + 1) + n
-    if layout == "original":
-        return f"decoder.upsamples.{level}.upsamples.{n}" if config.shortcuts else f"decoder.upsamples.{flat}"
-    up = "upsampler" if config.shortcuts else "upsamplers.0"
-    return f"decoder.up_blocks.{level}." + (f"resnets.{n}" if n < config.decoder_blocks else up)
+    last = f"{way}sampler" if config.shortcuts else "upsamplers.0"
+    return f"{side}.{way}_blocks.{level}." + (f"resnets.{n}" if n < count else last)
 
 
 def _check_config(config: VAEConfig) -> None:
@@ -297,7 +244,7 @@ def _to_published(path: str, x: np.ndarray) -> np.ndarray:
 def _from_published(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Inverse of `_to_published`, given the shape of our parameter."""
     x = np.asarray(x).astype(np.float32)
-    return np.ascontiguousarray((channels_last(x) if len(shape) > 1 else x).reshape(shape))
+    return np.ascontiguousarray(channels_last(x).reshape(shape))
 
 
 class LatentStatistics(NamedTuple):
@@ -307,33 +254,8 @@ class LatentStatistics(NamedTuple):
     std: tuple[float, ...]
 
 
-# fmt: off
 # As published with the weights (`latents_mean` and `latents_std` in diffusers).
-WAN21_LATENTS = LatentStatistics(
-    mean=(
-        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
-        -0.9497, 0.2503, -0.2921,
-    ),
-    std=(
-        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253,
-        2.8251, 1.916,
-    ),
-)
-
-WAN22_LATENTS = LatentStatistics(
-    mean=(
-        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891, 0.157,
-        -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502, -0.2055, -0.0322,
-        0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.123, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.052,
-        0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
-    ),
-    std=(
-        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.499, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165,
-        0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917,
-        0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.06,
-        0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
-    ),
-)
-# fmt: on
-
-LATENT_STATISTICS = {"wan22": WAN22_LATENTS, "wan21": WAN21_LATENTS}
+LATENT_STATISTICS = {
+    name: LatentStatistics(tuple(of["mean"]), tuple(of["std"])) for name, of in _TABLES["latents"].items()
+}
+WAN22_LATENTS, WAN21_LATENTS = LATENT_STATISTICS["wan22"], LATENT_STATISTICS["wan21"]

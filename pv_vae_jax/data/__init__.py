@@ -16,13 +16,7 @@ if TYPE_CHECKING:  # imported on first use
     from pv_vae_jax.data.synthetic import SyntheticVideos
     from pv_vae_jax.data.transforms import DropFutureFrames, RandomFlip, RandomReverse, RandomWindow, ResizeCrop
     from pv_vae_jax.data.video_container import BrokenVideoError, VideoInfo, probe
-    from pv_vae_jax.data.video_reading import (
-        count_frames,
-        frame_times,
-        iterate_at_rate,
-        iterate_video,
-        read_video,
-    )
+    from pv_vae_jax.data.video_reading import count_frames, frame_times, iterate_at_rate, iterate_video, read_video
     from pv_vae_jax.data.video_writing import write_video
 
 __all__ = [

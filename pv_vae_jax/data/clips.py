@@ -4,8 +4,6 @@ A `Reader` (package `readers`) gives access to the videos, however they are stor
 index alone, and what a window of it shows on the index and the draw of its start.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -3,8 +3,6 @@
 Nothing is downloaded. Each function takes the user's folder and a split, `train` or `test`, and returns a `SplitIndex`.
 """
 
-from __future__ import annotations
-
 import collections
 import csv
 import functools

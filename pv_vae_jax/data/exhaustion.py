@@ -1,7 +1,5 @@
 """Failures of the machine that libraries report as if the data were damaged."""
 
-from __future__ import annotations
-
 import errno
 import os
 

@@ -1,7 +1,5 @@
 """Clips that a program passes to training, as a source."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

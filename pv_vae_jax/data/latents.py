@@ -5,13 +5,11 @@ last: without it the cache is unfinished). A record is a safetensors blob of `me
 encoded while they are trained on, the folder holds the key and the manifest only, for the statistics.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -165,7 +163,7 @@ class LatentSource:
         return self._length
 
     @property
-    def source(self) -> LatentSource:
+    def source(self) -> Self:
         """Itself."""
         return self
 

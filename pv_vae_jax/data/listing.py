@@ -1,7 +1,5 @@
 """The clips of a split of a data set, and how a plain folder of videos, or of folders of frames, is listed."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import difflib

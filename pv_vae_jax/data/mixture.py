@@ -1,7 +1,5 @@
 """Training batches of a VAE stage: clips of several sizes and images, each batch of one kind, with `k`."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -9,8 +9,6 @@ The position in the data is one integer, the step. A run may stop anywhere and g
 worker processes or hosts, because it slices the data set (`batches[step:]`) instead of restoring an iterator.
 """
 
-from __future__ import annotations
-
 import collections
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence

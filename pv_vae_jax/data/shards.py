@@ -1,7 +1,5 @@
 """ArrayRecord shards: written atomically, read through one index over all of them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import threading

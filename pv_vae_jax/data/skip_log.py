@@ -1,7 +1,5 @@
 """What was left out of a data set, named once, and how much of it may be."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -3,8 +3,6 @@
 A source is anything with `len`, `class_names` and elements by index, `{"video": ..., "label": int}`; see `transforms`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os

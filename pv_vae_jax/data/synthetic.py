@@ -17,11 +17,9 @@ The world `plain` has the same motion and nothing else to look at: discs of one 
 they stay in the picture. What moves there can be tracked exactly.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -65,7 +63,7 @@ class Scene:
     sprites: tuple[Sprite, ...]
     label: int
 
-    def part(self, frames: slice) -> Scene:
+    def part(self, frames: slice) -> Self:
         """The scene in some of its frames."""
         sprites = (dataclasses.replace(s, position=s.position[frames], angle=s.angle[frames]) for s in self.sprites)
         return dataclasses.replace(self, sprites=tuple(sprites))
@@ -201,19 +199,22 @@ def render(scene: Scene, size: int) -> np.ndarray:
     return np.clip(np.rint(video * 255), 0, 255).astype(np.uint8)
 
 
+def outside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """How far places, in a sprite's own axes and units of its radius, are outside of its outline; below 0 inside."""
+    if shape == "disc":
+        return np.sqrt(u * u + v * v) - 1
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) - 0.85
+    return np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.55
+
+
 def _paint(sprite: Sprite, y: np.ndarray, x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Coverage `(t, h, w)` in [0, 1] and colour, `(t, h, w, 3)` or `(3,)`, of one sprite."""
     dy = (y - sprite.position[:, 0, None, None]).astype(np.float32)
     dx = (x - sprite.position[:, 1, None, None]).astype(np.float32)
     cos, sin = np.cos(sprite.angle)[:, None, None], np.sin(sprite.angle)[:, None, None]
     v, u = (cos * dy - sin * dx) / sprite.radius, (sin * dy + cos * dx) / sprite.radius
-    if sprite.shape == "disc":
-        outside = np.sqrt(u * u + v * v) - 1
-    elif sprite.shape == "square":
-        outside = np.maximum(np.abs(u), np.abs(v)) - 0.85
-    else:
-        outside = np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.55
-    cover = np.clip(0.5 - outside * sprite.radius * size, 0, 1).astype(np.float32)
+    cover = np.clip(0.5 - outside(sprite.shape, u, v) * sprite.radius * size, 0, 1).astype(np.float32)
     if np.array_equal(*sprite.colours):  # no stripes to see; half the time
         return cover, sprite.colours[0].astype(np.float32)
     frequency, direction, phase = sprite.stripes

@@ -4,13 +4,11 @@ Coordinates are pixels of the frame, x to the right and y down; the centre of pi
 (j + 0.5, i + 0.5), as in TAP-Vid.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np
 
-from pv_vae_jax.data.synthetic import Scene, Sprite
+from pv_vae_jax.data.synthetic import Scene, Sprite, outside
 
 BACKGROUND = -1
 
@@ -62,12 +60,7 @@ def _own(sprite: Sprite, t: int, place: np.ndarray) -> np.ndarray:
 
 def _inside(sprite: Sprite, t: int, place: np.ndarray) -> np.ndarray:
     """Whether places are inside the outline that `data.synthetic` draws, without its soft edge."""
-    u, v = np.moveaxis(_own(sprite, t, place), -1, 0)
-    if sprite.shape == "disc":
-        return u * u + v * v <= 1
-    if sprite.shape == "square":
-        return np.maximum(np.abs(u), np.abs(v)) <= 0.85
-    return np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) <= 0.55
+    return outside(sprite.shape, *np.moveaxis(_own(sprite, t, place), -1, 0)) <= 0
 
 
 def _carry(scene: Scene, layer: np.ndarray, place: np.ndarray, start: int, end: int) -> np.ndarray:

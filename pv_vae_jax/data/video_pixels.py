@@ -1,7 +1,5 @@
 """From PyAV's frames to what a player shows, RGB of 8 bits: fields, pixel shape, orientation, alpha and HDR."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections import deque

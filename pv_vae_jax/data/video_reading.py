@@ -1,7 +1,5 @@
 """Reading video files with PyAV (extra `video`): windows of frames, and frames at a given rate."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import sys
@@ -180,12 +178,7 @@ def _frames(video: VideoStream, count: int | None, gap: float = MAX_PAUSE) -> It
 
 
 def _decode(
-    path: str | Path | EncodedVideo,
-    target: FrameSize | None,
-    start: int,
-    count: int | None,
-    stride: int,
-    seek: bool,
+    path: str | Path | EncodedVideo, target: FrameSize | None, start: int, count: int | None, stride: int, seek: bool
 ) -> list[np.ndarray] | None:
     """Frames of `read_video`, as many as decode; None if it could not `seek` by the frames' times."""
     wanted = range(start, sys.maxsize if count is None else start + count * stride, stride)

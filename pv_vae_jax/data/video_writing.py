@@ -1,7 +1,5 @@
 """Writing video files with PyAV (extra `video`)."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

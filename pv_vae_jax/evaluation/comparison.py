@@ -1,23 +1,11 @@
 """Compare two sets of clips: distances of features, and scores of pairs for reconstructions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pv_vae_jax.evaluation import distances
 from pv_vae_jax.evaluation.clip_sets import ClipSet, FolderClips, read_clips
-from pv_vae_jax.evaluation.distances import (
-    frechet_distance,
-    frechet_interval,
-    frechet_limit,
-    inception_score,
-    kernel_distance,
-    kernel_interval,
-    mean_interval,
-    paired_squared_distance,
-    score_interval,
-)
 from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import PerceptualDistance, join_frames, score_frames, summarize_frames
 from pv_vae_jax.evaluation.networks.extract import FeatureNetwork, extract, own_network
@@ -69,31 +57,27 @@ def compare_sets(
         features.append(found)
         cards.append(described)
     a, b = features
-    made = lambda **more: card(protocol, network, *cards, seed, **more)  # noqa: E731
-    interval = frechet_interval(a, b, ddof=protocol.ddof, resamples=resamples, seed=seed) if resamples else None
-    scores = [
-        Score(
-            name_of("frechet", network),
-            frechet_distance(a, b, ddof=protocol.ddof),
-            interval,
-            made(estimator="Gaussians, symmetric eigendecomposition, float64", dimension=a.shape[1]),
-        ),
-        Score(
-            name_of("kernel", network),
-            kernel_distance(a, b),
-            kernel_interval(a, b, seed=seed) if resamples else None,
-            made(estimator="unbiased MMD^2, (x.y/d + 1)^3, float64, not scaled", dimension=a.shape[1]),
-        ),
+    scores, seeded = [], {"ddof": protocol.ddof, "seed": seed}
+
+    def add(name: str, value: float, estimator: str, interval: distances.Interval | None = None, **more: int) -> None:
+        made = card(protocol, network, *cards, seed, estimator=estimator, **more)
+        scores.append(Score(name, value, interval, made))
+
+    spans = [
+        distances.frechet_interval(a, b, resamples=resamples, **seeded) if resamples else None,
+        distances.kernel_interval(a, b, seed=seed) if resamples else None,
     ]
+    frechet, dimension = distances.frechet_distance(a, b, ddof=protocol.ddof), {"dimension": a.shape[1]}
+    gaussians = "Gaussians, symmetric eigendecomposition, float64"
+    add(name_of("frechet", network), frechet, gaussians, spans[0], **dimension)
+    estimator = "unbiased MMD^2, (x.y/d + 1)^3, float64, not scaled"
+    add(name_of("kernel", network), distances.kernel_distance(a, b), estimator, spans[1], **dimension)
     if min(len(a), len(b)) >= EXTRAPOLATED_FROM and not paired:
-        limit = frechet_limit(a, b, ddof=protocol.ddof, seed=seed)
-        scores.append(
-            Score(name_of("frechet limit", network), limit, None, made(estimator="line in 1/n through 10 subset sizes"))
-        )
+        limit = distances.frechet_limit(a, b, **seeded)
+        add(name_of("frechet limit", network), limit, "line in 1/n through 10 subset sizes")
     if paired:
-        squared = paired_squared_distance(a, b)
-        name = f"mean_paired_{network.name}_sqdist"
-        scores.append(Score(name, squared, None, made(estimator="mean |f(x) - f(x')|^2, not a distance of sets")))
+        squared, estimator = distances.paired_squared_distance(a, b), "mean |f(x) - f(x')|^2, not a distance of sets"
+        add(f"mean_paired_{network.name}_sqdist", squared, estimator)
     return scores
 
 
@@ -134,7 +118,7 @@ def compare_pairs(
     for key, summary in summarize_frames(frames).items():
         name, rule, network = rules[key]
         values = frames[key].mean(axis=1)  # n
-        interval = mean_interval(values, seed=seed) if len(values) > 1 else None
+        interval = distances.mean_interval(values, seed=seed) if len(values) > 1 else None
         made = card(protocol, network, *cards, seed, estimator=rule, by_frame=summary["by_frame"])
         scores.append(Score(name, float(values.mean()), interval, made))
     return scores
@@ -153,9 +137,9 @@ def own_distances(real: np.ndarray, sets: Mapping[str, np.ndarray]) -> dict[str,
         return {}
     features = {name: extract(network, clips[:count], count=count, label=name) for name, clips in sets.items()}
     expected = extract(network, real[:count], count=count, label="test clips")
-    distances = {"frechet": frechet_distance, "kernel": kernel_distance}
+    metrics = {"frechet": distances.frechet_distance, "kernel": distances.kernel_distance}
     return {
-        name: {name_of(metric, network): float(of(expected, found)) for metric, of in distances.items()}
+        name: {name_of(metric, network): float(of(expected, found)) for metric, of in metrics.items()}
         for name, found in features.items()
     }
 
@@ -177,8 +161,8 @@ def score_inception(
     """
     index = choose(_enough(fake, protocol, "fake"), protocol.clips, False, [seed, 1])
     logits, described = _features(network, fake, index, batch_size, label)
-    found = inception_score(logits, splits=splits)
-    interval = score_interval(logits, lambda x: inception_score(x, splits=splits).mean, seed=seed)
+    found = distances.inception_score(logits, splits=splits)
+    interval = distances.score_interval(logits, lambda x: distances.inception_score(x, splits=splits).mean, seed=seed)
     facts = {"splits": splits, "shuffled": 42, "standard deviation over splits": found.std}
     made = card(protocol, network, {}, described, seed, estimator="exp mean KL from log-softmax", **facts)
     return Score(name_of("inception", network), found.mean, interval, made)

@@ -3,8 +3,6 @@
 Training curves are noisy, so both the curve and the target are running means.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ velocity's irreducible variance and the label agreement closest to the quality o
 frequencies further behind. Compare VAEs on the same clips and at about equal PSNR.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Rows are clips. These functions do not know which network made the features, so 
 `protocol.name_of` names a number.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Features of clips, one row each, and the error for what cannot be scored."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -4,8 +4,6 @@ Data outside the stated range raise an error: scoring [-1, 1] clips as if they w
 report a PSNR that is off by 6 dB.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

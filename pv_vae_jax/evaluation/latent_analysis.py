@@ -4,8 +4,6 @@ All take posterior means `(n, g, h, w, z)` of a set of clips. Latent frame 0 sta
 for `p_t` each, so its statistics are its own: it is left out wherever directions or distances are fitted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -97,6 +95,14 @@ def temporal_distance(means: np.ndarray) -> TemporalDistance | None:
     curve = (moving / moving[:, -1:]).mean(axis=0) if len(moving) else np.zeros(by_interval.shape[1])
     chance = float(distance(z, np.roll(z, 1, axis=0)).mean()) if len(z) > 1 else None
     return TemporalDistance(by_interval[:, 0], curve, chance)
+
+
+def distance_numbers(means: np.ndarray) -> dict:
+    """The numbers of `temporal_distance` as JSON; None where there are fewer than three latent frames."""
+    distance = temporal_distance(means)
+    if distance is None:
+        return dict.fromkeys(("ltd_median", "ltd_curve", "ltd_chance"))
+    return {"ltd_median": distance.median, "ltd_curve": distance.curve.tolist(), "ltd_chance": distance.chance}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,11 +216,9 @@ def analyze_given(name: str, latents: dict[str, np.ndarray]) -> LatentAnalysis:
         **dict.fromkeys((*of_vae, "copying_mse", "against_copying")),
         "clips": len(means),
         "measures": measure_latents(latents),
-        "ltd_median": distance.median if distance else None,
+        **distance_numbers(means),
         "ltd_quartiles": np.percentile(distance.adjacent, (25, 75)).tolist() if distance else None,
         "ltd_by_clip": distance.adjacent.tolist() if distance else None,
-        "ltd_curve": distance.curve.tolist() if distance else None,
-        "ltd_chance": distance.chance if distance else None,
         "ltd_over_chance": distance.median / distance.chance if distance and distance.chance else None,
         "explained_by_3_components": float(colours.explained.sum()),
         "channel_shares": channels.shares.tolist(),

@@ -1,7 +1,5 @@
 """Latents that any program has written, in `.npz` files: the arrays `mean`, and if known `logvar` and `label`."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

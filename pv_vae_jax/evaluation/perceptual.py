@@ -1,7 +1,5 @@
 """LPIPS of clips, with weights from files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jax

@@ -5,8 +5,6 @@ are copying the last frame seen, and going on in a straight line through the las
 patterns that withhold something else than the end of a clip.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -163,12 +163,8 @@ def card(protocol: MetricProtocol, network: NetworkIdentity | None, real: dict, 
         del told["resize"], told["crop"]
     tree = {"protocol": told, "real": real, "fake": fake, "seed": seed}
     if network is not None:
-        tree["features"] = {
-            "network": network.name,
-            "hash": network.hash,
-            "published weights": network.published,
-            "pixels": network.pixels,
-        } | network.facts
+        about = {"network": network.name, "hash": network.hash, "published weights": network.published}
+        tree["features"] = about | {"pixels": network.pixels} | network.facts
     tree |= more
     tree["library"] = versions() | decoder_versions()
     tree["library"] |= {"python": platform.python_version(), "device": jax.devices()[0].device_kind}

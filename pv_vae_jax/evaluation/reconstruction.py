@@ -3,8 +3,6 @@
 Every score of this package is taken on the pixels that a viewer sees: clamped to [-1, 1] and rounded to uint8.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

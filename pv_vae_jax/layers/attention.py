@@ -1,7 +1,5 @@
 """Attention through one entry point: plain XLA, or the fused kernels of cuDNN and of TPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -25,12 +23,7 @@ FUSED_LENGTH = 128  # shorter sequences stay with XLA: their logits are small, a
 
 
 def dot_product_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    mask: Array | MaskFunction | None = None,
-    implementation: Implementation = "auto",
+    q: Array, k: Array, v: Array, *, mask: Array | MaskFunction | None = None, implementation: Implementation = "auto"
 ) -> Array:
     """Softmax attention of queries `(b, n, heads, d)` over keys and values `(b, m, heads, d)`, scale `1 / sqrt(d)`.
 

@@ -1,7 +1,5 @@
 """Blocks of the video VAE: RMS norm, residual block, per-frame attention."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

@@ -5,8 +5,6 @@ its input; applied again with that collection among its variables, it continues 
 cache is an explicit pytree, which `pv_vae_jax.streaming` carries through a `lax.scan`.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax.numpy as jnp
 

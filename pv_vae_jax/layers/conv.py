@@ -9,8 +9,6 @@ On CPU the gradient of XLA's direct 3-D convolution is 2-4 times slower than eag
 form is slower than 2-D ones (`python -m benchmarks lowerings` measures them all; docs/performance.md has the tables).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, get_args
 
@@ -18,16 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pv_vae_jax.layers import conv_cpu
 from pv_vae_jax.layers.cache import left_context
-from pv_vae_jax.layers.conv_cpu import (
-    FEW_PIXELS,
-    convolve,
-    convolve3d,
-    convolve3d_with_own_gradient,
-    convolve_by_matmul,
-    convolve_with_own_gradient,
-    has_onednn,
-)
 from pv_vae_jax.layers.initializers import last_tap_init, lecun_normal
 from pv_vae_jax.sharding.axes import gather_weights
 from pv_vae_jax.typing import Array, sum_of
@@ -94,11 +84,11 @@ def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 
     height, width = (
         (side + sum(pad) - size) // stride + 1 for side, pad, size in zip(sides, padding, kernel.shape[:2], strict=True)
     )
-    run = convolve
+    run = conv_cpu.convolve
     if jax.default_backend() == "cpu":
         # On several devices the batch may be split, and every chunk of our gradient would be summed across them.
-        many_pixels = convolve_with_own_gradient if jax.device_count() == 1 else convolve
-        run = convolve_by_matmul if height * width <= FEW_PIXELS else many_pixels
+        many_pixels = conv_cpu.convolve_with_own_gradient if jax.device_count() == 1 else conv_cpu.convolve
+        run = conv_cpu.convolve_by_matmul if height * width <= conv_cpu.FEW_PIXELS else many_pixels
     # Batch and frames stay apart: where the batch is sharded, a loop over frames needs no communication.
     batch, frames = lead[0] if lead else 1, math.prod(lead[1:])
     y: Any = run(x.reshape(batch, frames, *x.shape[-3:]), kernel, stride, padding)  # (b, t, h', w', co)
@@ -127,7 +117,7 @@ def default_lowering(ci: int, co: int, platform: str, pixels: int = 1 << 20) -> 
         return "sum2d"
     if platform != "cpu":
         return "direct"
-    if pixels > FEW_PIXELS and has_onednn():
+    if pixels > conv_cpu.FEW_PIXELS and conv_cpu.has_onednn():
         return "direct"
     if co <= 16:
         return "taps_out"
@@ -141,7 +131,8 @@ def _direct(x: Array, kernel: Array, context: Array | None) -> Array:
     if context is not None:
         x, left = jnp.concatenate([context, x], axis=1), 0
     padding = ((left, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
-    run = convolve3d_with_own_gradient if jax.device_count() == 1 and has_onednn() else convolve3d
+    own_gradient = jax.device_count() == 1 and conv_cpu.has_onednn()
+    run = conv_cpu.convolve3d_with_own_gradient if own_gradient else conv_cpu.convolve3d
     return run(x, kernel, padding)
 
 

@@ -4,8 +4,6 @@ XLA computes the kernel's gradient as a convolution whose window is the picture,
 matrix product (`python -m benchmarks lowerings`; docs/performance.md has the table).
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache, partial
 from typing import Any
@@ -27,10 +25,7 @@ def has_onednn() -> bool:
     """Whether XLA runs 3-D convolutions on the CPU by oneDNN (`cli.main.configure_cpu`): asked once, of a small one."""
     if jax.default_backend() != "cpu":
         return False
-    x, kernel = (
-        jax.ShapeDtypeStruct((1, 3, 16, 16, 16), jnp.float32),
-        jax.ShapeDtypeStruct((3, 3, 3, 16, 16), jnp.float32),
-    )
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 3, 16, 16, 16), (3, 3, 3, 16, 16)))
     run = jax.jit(partial(convolve3d, padding=((0, 0),) * 3))
     # Its whole name: the text names the functions that a program comes from as well.
     return 'custom_call_target="__onednn$convolution"' in run.lower(x, kernel).compile().as_text()

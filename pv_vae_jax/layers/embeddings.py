@@ -1,7 +1,5 @@
 """Positions (sine-cosine tables, rotary angles) and the embeddings of diffusion time and class."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Initialisers of convolution kernels."""
 
-from __future__ import annotations
-
 import math
 
 import flax.linen as nn

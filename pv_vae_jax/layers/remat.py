@@ -1,7 +1,5 @@
 """Rematerialisation policies by name: what a backward pass keeps and what it recomputes."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import flax.linen as nn

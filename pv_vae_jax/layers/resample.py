@@ -3,8 +3,6 @@
 Frame 0 is always separate: `1 + 2n` frames become `1 + n` and back, so an image is the case `n = 0`.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import flax.linen as nn

@@ -3,8 +3,6 @@
 The paper gives neither form nor widths. Norms are RMS over channels: a batch norm would need communication.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import TYPE_CHECKING, Any
 

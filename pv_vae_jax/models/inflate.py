@@ -1,7 +1,5 @@
 """From images to video: set what image training never touches, so that the video model starts as a per-frame one."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 

@@ -10,8 +10,6 @@ a learned variance. Three traps of that code are avoided: guidance of the first 
 and fused attention that differs from the plain one (tests hold the kernels of `layers.attention` to equal results).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, Self

@@ -5,8 +5,6 @@ averaged over the picture. The literature evaluates with AlexNet and trains with
 only the published ones make it LPIPS.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

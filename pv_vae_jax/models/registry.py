@@ -3,8 +3,6 @@
 A new kind is a module of its own, whose config holds a `kind`, and its entry here.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pv_vae_jax.messages import did_you_mean

@@ -21,8 +21,6 @@ input, so the cache is larger (`2 layers window h w width` values an example); a
 (0) nor splash attention, which needs its mask when compiling, can stream.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

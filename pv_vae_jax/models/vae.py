@@ -5,8 +5,6 @@ maps back. Frame 0 stands alone, so an image is the case T = 0. Nothing mixes ti
 output depends on frames `<= i` of the input only, which is what predictive training relies on.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """Configuration of the CNN VAE, with its presets: ours, and the published Wan networks as configs of the same class."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any, Literal, Self
@@ -75,44 +73,23 @@ class VAEPresets:
     @classmethod
     def t4s8c16(cls, **changes: Any) -> Self:
         """t4s8c16, 232 M parameters."""
-        fields = dict(
-            latent_channels=16,
-            time_factors=(2, 2, 1),
-            space_factors=(2, 2, 2),
-            encoder_widths=(128, 256, 512, 512),
-            decoder_widths=(128, 256, 512, 512),
-        )
-        return cls(**fields | changes)
+        widths = (128, 256, 512, 512)
+        fields = dict(latent_channels=16, time_factors=(2, 2, 1), space_factors=(2, 2, 2))
+        return cls(**dict(encoder_widths=widths, decoder_widths=widths, **fields) | changes)
 
     @classmethod
     def wan22(cls, **changes: Any) -> Self:
         """t4s16c48, 705 M parameters: the Wan2.2 VAE."""
-        fields = dict(
-            patch=2,
-            latent_channels=48,
-            time_factors=(1, 2, 2),
-            space_factors=(2, 2, 2),
-            encoder_widths=(160, 320, 640, 640),
-            decoder_widths=(256, 512, 1024, 1024),
-            shortcut_pad="zero",
-            shortcut_time="interleave",
-            pad="gaussian",
-        )
-        return cls(**fields | changes)
+        fields = dict(patch=2, latent_channels=48, time_factors=(1, 2, 2), space_factors=(2, 2, 2), pad="gaussian")
+        fields |= dict(encoder_widths=(160, 320, 640, 640), decoder_widths=(256, 512, 1024, 1024))
+        return cls(**fields | dict(shortcut_pad="zero", shortcut_time="interleave") | changes)
 
     @classmethod
     def wan21(cls, **changes: Any) -> Self:
         """t4s8c16, 127 M parameters: the Wan2.1 VAE."""
-        fields = dict(
-            latent_channels=16,
-            time_factors=(1, 2, 2),
-            space_factors=(2, 2, 2),
-            encoder_widths=(96, 192, 384, 384),
-            decoder_widths=(96, 192, 384, 384),
-            shortcuts=False,
-            upsample_halves_channels=True,
-            pad="gaussian",
-        )
+        widths = (96, 192, 384, 384)
+        fields = dict(latent_channels=16, time_factors=(1, 2, 2), space_factors=(2, 2, 2), pad="gaussian")
+        fields |= dict(encoder_widths=widths, decoder_widths=widths, shortcuts=False, upsample_halves_channels=True)
         return cls(**fields | changes)
 
 

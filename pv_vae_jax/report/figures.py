@@ -4,8 +4,6 @@ A chart is one self-contained SVG: title, axes and legend are inside it, and its
 dark scheme. The same text stands in a page, in a file behind an `<img>` and in a notebook.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import html
@@ -16,15 +14,11 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from pv_vae_jax.data.video_writing import write_video
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
 
 WIDTH, PLOT_HEIGHT = 420, 182  # of a chart, and of its plotting area, in CSS pixels
 LEFT, RIGHT, BELOW, LINE = 56, 20, 46, 19  # margins, and the height of a line of text
@@ -131,7 +125,7 @@ def line_chart(
     return _compact(file.getvalue(), label, width, height)
 
 
-def _draw(axes: Axes, curves: Sequence[Series], log: bool) -> tuple[list[Line2D], bool]:
+def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
     """Draw curves and ticks; returns the curves' lines, and whether the values are logarithmic."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 

@@ -3,8 +3,6 @@
 Clips are animated PNGs and curves SVGs, so they stay in the saved notebook and need no player.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

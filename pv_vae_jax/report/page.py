@@ -3,26 +3,24 @@
 A page holds all it shows, so it opens without network. The templates escape all text.
 """
 
-from __future__ import annotations
-
+import functools
 import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from pv_vae_jax.report.figures import Media, Series, borders, fit, frame, line_chart
+from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, line_chart, strip
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
-
-if TYPE_CHECKING:
-    import jinja2
 
 BUDGET = 12 << 20  # characters of clips and pictures: the page stays below 15 MB with some room
 PANEL = 128  # pixels a side at which a small clip is easy to see
 DASH = "–"  # a number that does not exist
+GUESSES = ("copying", "extrapolation")  # of frames that were not seen, without a model
+STRIP_FRAMES = 17  # of a clip shown frame by frame
 Cell = tuple[str, np.ndarray, int | None]  # of a row of clips: name, clip, frames that the encoder saw
 
 
@@ -35,8 +33,8 @@ def unavailable() -> str | None:
     return f"reports need {', '.join(missing)}: pip install {' '.join(missing)} (the extra [report] holds them)"
 
 
-def environment() -> jinja2.Environment:
-    """The templates, with the filters `cell` and `percent`.
+def environment() -> Any:
+    """Jinja2's environment of the templates, with the filters `cell` and `percent`.
 
     Raises:
       ImportError: Jinja2 is not installed.
@@ -58,12 +56,36 @@ def environment() -> jinja2.Environment:
 
 
 def write_page(path: Path, template: str, **content: object) -> None:
-    """Write the page of `template`, which shows `content`, atomically."""
-    write_text(path, environment().get_template(template).render(content))
+    """Write the page of `template`, which shows `content`, atomically.
+
+    Templates call what charts and clips are made with, `figures` and the functions below, as far as `BUDGET` lasts.
+    """
+    made, media = environment(), Media(BUDGET)
+    made.globals |= {
+        "chart": chart,
+        "series": Series,
+        "fit": fit,
+        "strip": strip,
+        "np": np,
+        "picture": media.picture,
+        "PANEL": PANEL,
+    }
+    made.globals |= {
+        make.__name__: functools.partial(make, media=media) for make in (stack, clip_row, film, reel, paint)
+    }
+    write_text(path, made.get_template(template).render(content))
 
 
-def chart(title: str, series: Sequence[Series], **options: object) -> dict:
-    """`figures.line_chart` for the macro `show`; a remark if no series has a value."""
+def chart(title: str, curves: Sequence[Series | tuple], start: int = 0, **options: object) -> dict:
+    """`figures.line_chart` for the macro `show`; a remark if no curve has a value.
+
+    Curves are `Series`, or (name, values) at `start`, `start + 1` and so on, of which guesses are dashed.
+    """
+    dash = lambda name: "dashed" if name in GUESSES else "line"  # noqa: E731
+    places = lambda values: range(start, start + len(values))  # noqa: E731
+    series = [
+        c if isinstance(c, Series) else Series(c[0], places(c[1]), np.asarray(c[1], float), dash(c[0])) for c in curves
+    ]
     if not any(np.isfinite(np.asarray(s.y, float)).any() for s in series):
         return {"missing": f"{title}: no values."}
     return {"svg": line_chart(title, series, **options)}
@@ -85,6 +107,29 @@ def clip_row(title: str, cells: Sequence[Cell], media: Media) -> dict:
     names, label = [name for name, *_ in cells], f"{title}: {', '.join(name for name, *_ in cells)}"
     # At least 84 pixels a panel: a narrow screen scrolls.
     return {"names": names, "width": video.shape[2], "least": 84 * len(cells), "media": media.video(video, label)}
+
+
+def film(cells: Sequence[Cell], media: Media) -> dict:
+    """The frames of clips for the macro `stack`, one clip below the other."""
+    frames = len(cells[0][1])
+    index = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
+    framed = [(name, frame(fit(clip[index], 64), borders(frames, seen)[index], 3)) for name, clip, seen in cells]
+    return stack([(name, strip(pictures)) for name, pictures in framed], media)
+
+
+def reel(title: str, clips: np.ndarray, media: Media) -> dict:
+    """Clips `(n, t, h, w, 3)` side by side in one video, for the macro `show`."""
+    row = [frame(clip, PLAIN, 2) for clip in (fit(clips, PANEL) if len(clips) else ())]
+    if not row:
+        return {"missing": "No clip of this class."}
+    return media.video(np.concatenate(row, axis=2), f"{title}, {len(row)} side by side")
+
+
+def paint(frames: np.ndarray, colours: np.ndarray, media: Media) -> dict:
+    """Frames `(g, h, w, 3)` above latents as colours `(g, h', w', 3)`, as large, for the macro `stack`."""
+    small = fit(frames, 96)
+    rows, columns = (np.arange(n) * m // n for n, m in zip(small.shape[1:3], colours.shape[1:3], strict=True))
+    return stack([("Frames", strip(small)), ("Latents", strip(colours[:, rows][:, :, columns]))], media)
 
 
 def cell(value: object, form: str = ".4g") -> str:

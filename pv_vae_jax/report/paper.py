@@ -1,7 +1,5 @@
 """The numbers that the paper reports."""
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

@@ -1,24 +1,30 @@
-"""The page of one run: numbers with their protocol, prediction errors, clips, samples, latents and training curves.
+"""The page of one run or of several: verdicts, the same clips of all, numbers beside what they should beat, curves.
 
-All numbers are those of `metrics.json`; a section without results says so.
+All numbers are those of `metrics.json`; a section without results says so. The paper's numbers below those of several
+runs are a reference, not rivals: data, size and training length differ.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, strip
-from pv_vae_jax.report.page import BUDGET, PANEL, Cell, cell, chart, clip_row, stack, write_page
+from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps_to_target
+from pv_vae_jax.evaluation.latent_analysis import rank_correlation
+from pv_vae_jax.report.figures import Series
+from pv_vae_jax.report.page import GUESSES, Cell, cell, chart, percent, write_page
+from pv_vae_jax.report.paper import paper_table
 
 # Frames of a clip that have a mean of their own, see `evaluation.image_metrics.summarize_frames`.
 FRAMES = {"first": "first", "last": "last", "first of groups": "group_first", "last of groups": "group_last"}
 FRAMES |= {"withheld": "withheld", "all": "mean"}
-STRIP_FRAMES = 17  # of a clip shown frame by frame
+AT_THE_TOP = 3  # clips that open the page
 
+# Stage -> the curve by which runs are compared.
+CONVERGENCE = {"image": "mse", "video": "mse", "decoder": "mse", "diffusion": "loss"}
 # Curves that have a chart of their own: title, columns of the metrics file, whether the axis may be logarithmic. Every
 # other column is a term of the objective.
 CHARTS = (
@@ -35,11 +41,11 @@ CHARTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Everything that a run's page shows besides numbers; what does not exist stays empty.
+    """Everything that a page shows of a run besides numbers; what does not exist stays empty.
 
     Attributes:
       curves: stage -> rows of its metrics file.
-      clips: class of each test clip, and the cells of its `clip_row`: original, reconstruction, predictions.
+      clips: class of each test clip, and its cells: original, reconstruction, predictions.
       clips_stage: VAE stage that made them.
       stills: original and reconstructed pictures `(n, h, w, 3)` of the image stage.
       latents: (class, frames `(g, h, w, 3)`, principal components as colours `(g, h', w', 3)`) of some clips.
@@ -54,116 +60,176 @@ class Pictures:
     samples: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun:
+    """The results of one run.
+
+    Attributes:
+      name: label in tables.
+      metrics: the tree of its `metrics.json`, see `report.run_report`.
+      pictures: what else there is to show.
+      scores: name -> value of distances and other scores of generated clips.
+    """
+
+    name: str
+    metrics: dict
+    pictures: Pictures
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def speed(self, term: str, *stages: str) -> float | None:
+        """Median of a curve in the first of the stages that has it."""
+        curves = [self.pictures.curves.get(stage, ()) for stage in stages]
+        rows = [[row[term] for row in curve if row.get(term) is not None] for curve in curves]
+        return next((float(np.median(values)) for values in rows if values), None)
+
+    @property
+    def last(self) -> dict:
+        """Numbers of its last VAE stage."""
+        return list(self.metrics["stages"].values())[-1] if self.metrics["stages"] else {}
+
+
 def write_report(path: Path, metrics: dict, pictures: Pictures) -> None:
-    """Write the page atomically.
+    """Write the page of one run, `write_runs` of it."""
+    write_runs(path, [EvaluatedRun(metrics["experiment"], metrics, pictures)])
+
+
+def write_runs(path: Path, runs: Sequence[EvaluatedRun], real: str = "") -> None:
+    """Write the page of one run or of several atomically.
 
     Args:
       path: ends in `.html`; its folder exists.
-      metrics: the tree of `metrics.json`, see `report.run_report`.
-      pictures: what to show.
+      runs: the runs, on the same data.
+      real: describes the clips that several runs were measured on.
 
     Raises:
       ImportError: the extra [report] is not installed.
     """
-    media = Media(BUDGET)
+    found = {stage: convergence(runs, stage) for stage in CONVERGENCE if len(runs) > 1}
     write_page(
         path,
         "run.html",
-        metrics=metrics,
-        stage_of_clips=pictures.clips_stage,
-        **_clips(pictures, media),
-        **_frames(metrics),
-        **_prediction(metrics),
-        samples=_samples(pictures, media),
-        **_latents(metrics["latents"], pictures, media),
-        curves={stage: curve_charts(rows) for stage, rows in pictures.curves.items()},
+        runs=runs,
+        real=real,
+        paper=paper_table(),
+        verdicts=[(run.name, verdicts(run.metrics)) for run in runs],
+        top=side_by_side(runs),
+        frame_heads=FRAMES,
+        frame_lines=[line for run in runs for line in frame_lines(run.metrics, run.name if len(runs) > 1 else "")],
+        lines=prediction_lines(runs),
+        accuracy=accuracy_and_generation(runs),
+        convergence={stage: pair for stage, pair in found.items() if pair},
+        curve_charts=curve_charts,
     )
 
 
-def _clips(pictures: Pictures, media: Media) -> dict:
-    """Stills, and the rows of clips and of single frames by class."""
-    stills, strips = None, []
-    if pictures.stills is not None:
-        rows = zip(("Original", "Reconstruction"), pictures.stills, strict=True)
-        stills = stack([(name, strip(fit(row, 96))) for name, row in rows], media)
-    clips = [(name, clip_row(name, cells, media)) for name, cells in pictures.clips]
-    for name, (original, _, *predicted) in pictures.clips[:2]:
-        frames = len(original[1])
-        index = np.unique(np.linspace(0, frames - 1, min(frames, STRIP_FRAMES)).round().astype(int))
-        rows = [
-            (label, fit(clip[index], 64), borders(frames, seen)[index]) for label, clip, seen in (original, *predicted)
-        ]
-        if predicted:
-            strips.append((name, stack([(label, strip(frame(shown, of, 3))) for label, shown, of in rows], media)))
-    return {"stills": stills, "clips": clips, "strips": strips}
+def verdicts(metrics: dict) -> dict[str, str]:
+    """One line a stage: what it came to, beside what it should beat."""
+    rivals = metrics.get("baselines") or {}
+    best = max(rivals, key=lambda name: rivals[name]["psnr_db"], default=None)
+    found = {}
+    for name, stage in metrics["stages"].items():
+        line = f"reconstructs at {cell(stage['psnr_db'], '.2f')} dB PSNR"
+        if best and rivals[best]["scored"] == stage["scored"]:  # not single frames beside clips
+            line += f", shipped {best} at {cell(rivals[best]['psnr_db'], '.2f')}"
+        if p := stage["prediction"]:
+            wins = [guess for guess in GUESSES if p["average"] < p[f"average_{guess}"]]
+            line += f"; draws what it did not see with an error {percent(p['against_copying'])} that of copying, "
+            line += "and so predicts motion" if len(wins) == len(GUESSES) else "and does not beat both guesses yet"
+        found[name] = line
+    if samples := metrics.get("samples"):
+        found["diffusion"] = f"{samples['clips']} clips generated"
+        sets = samples["distances"]
+        for score, value in list(sets.get("generated clips", {}).items())[:1]:
+            other = sets["other test clips"][score]
+            found["diffusion"] += f" at a {score.split(' (')[0]} of {cell(value)}, other test clips at {cell(other)}"
+    return found
 
 
-def frame_lines(metrics: dict) -> list[tuple[str, list[str], dict]]:
+def side_by_side(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
+    """Class of the first clips, and rows of cells that play in step: truth, reconstruction, prediction, sample.
+
+    All of them are one row for one run; for several runs each kind is a row, with a cell for each run.
+    """
+    several, found = len(runs) > 1, []
+    clips = next((run.pictures.clips for run in runs if run.pictures.clips), ())
+    for i, (name, (truth, *_)) in enumerate(clips[:AT_THE_TOP]):
+        kinds: dict[str, list[Cell]] = {"Reconstruction": [], "Prediction": [], "Sample": []}
+        for run in runs:
+            _, reconstruction, *predicted = run.pictures.clips[i][1] if i < len(run.pictures.clips) else (None, None)
+            generated = run.pictures.samples.get(name, next(iter(run.pictures.samples.values()), ((),)))[0]
+            shown = {
+                "Reconstruction": reconstruction,
+                "Prediction": predicted[(len(predicted) - 1) // 2] if predicted else None,
+            }
+            shown["Sample"] = ("", generated[i % len(generated)], None) if len(generated) else None
+            for kind, (_, clip, seen) in ((kind, each) for kind, each in shown.items() if each):
+                saw = f" from {seen} frames" if kind == "Prediction" else ""
+                kinds[kind].append(((run.name if several else kind) + saw, clip, seen))
+        truth, rows = ("Truth", *truth[1:]), [(kind, cells) for kind, cells in kinds.items() if cells]
+        joined = [("Clip", [each for _, cells in rows for each in cells])]
+        found.append((name, [(kind, [truth, *cells]) for kind, cells in (rows if several else joined)]))
+    return found
+
+
+def frame_lines(metrics: dict, run: str = "") -> list[tuple[str, list[str], dict]]:
     """(name, PSNR in dB of `FRAMES`, all scores by frame) of what each stage that was trained on clips draws."""
     return [
-        (f"stage {stage}, {what}", [cell(scores["psnr"][key], ".2f") for key in FRAMES.values()], scores)
+        (f"{run} stage {stage}, {what}".strip(), [cell(scores["psnr"][key], ".2f") for key in FRAMES.values()], scores)
         for stage, numbers in metrics["stages"].items()
-        for what, scores in numbers["by_frame"].items()
+        for what, scores in numbers.get("by_frame", {}).items()
     ]
 
 
-def _frames(metrics: dict) -> dict:
-    """The lines, and charts of the scores over the frames of a clip."""
-    lines, titles = frame_lines(metrics), {"psnr": "PSNR, dB", "ssim": "SSIM"}
-    titles |= {"perceptual": metrics["protocol"]["perceptual"]} if "perceptual" in metrics["protocol"] else {}
-    charts = []
-    for key, title in titles.items():
-        curves = [(name, scores[key]["by_frame"]) for name, _, scores in lines if key in scores]
-        series = [Series(name, range(len(curve)), curve) for name, curve in curves]
-        charts.append(chart(f"{title}, by frame", series, x_label="frame"))
-    return {"frame_heads": FRAMES, "frame_lines": lines, "frame_charts": charts}
-
-
-def prediction_lines(metrics: dict) -> list[tuple[str, list[float | None], float, float | None]]:
+def prediction_lines(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[float | None], float, float | None]]:
     """(name, squared error for each `k`, average, against copying) of the stages that predict, then of the guesses."""
-    stages = {name: stage["prediction"] for name, stage in metrics["stages"].items() if stage["prediction"]}
-    lines = [(f"stage {name}", p["predicted"], p["average"], p["against_copying"]) for name, p in stages.items()]
-    for p in list(stages.values())[:1]:  # the guesses are the same for all
+    name = (lambda run, stage: f"{run.name} stage {stage}") if len(runs) > 1 else (lambda run, stage: f"stage {stage}")
+    stages = {name(run, s): of["prediction"] for run in runs for s, of in run.metrics["stages"].items()}
+    stages |= {f"shipped {s}": of["prediction"] for s, of in (runs[0].metrics.get("baselines") or {}).items()}
+    found = {name: p for name, p in stages.items() if p}
+    lines = [(name, p["predicted"], p["average"], p["against_copying"]) for name, p in found.items()]
+    for p in list(found.values())[:1]:  # the guesses are the same for all
         copying, straight = p["average_copying"], p["average_extrapolation"]
         lines.append(("copying", p["copying"], copying, None))
         lines.append(("extrapolation", p["extrapolation"], straight, straight / copying - 1 if copying else None))
     return lines
 
 
-def _prediction(metrics: dict) -> dict:
-    """The lines, names of the `k`, and a chart of both."""
-    lines = prediction_lines(metrics)
-    groups = [f"k = {k}" for k in range(len(lines[0][1]))] if lines else []
-    style = lambda name: "dashed" if name in ("copying", "extrapolation") else "line"  # noqa: E731
-    series = [Series(name, range(1, len(values)), values[1:], style(name)) for name, values, *_ in lines]
-    errors = chart("Squared error on dropped frames", series, x_label="dropped groups k")
-    return {"lines": lines, "groups": groups, "errors": errors}
+def accuracy_and_generation(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[list[tuple[str, float, float]], float]]:
+    """Whether runs that predict better generate better: score -> ((run, error, score) of each, rank correlation).
+
+    The error is that of dropped frames; for distances, where lower is better, a positive correlation means yes. With
+    fewer than three runs the correlation is NaN, since it would always be 1 or -1.
+    """
+    result = {}
+    for name in dict.fromkeys(name for run in runs for name in run.scores):
+        have = [run for run in runs if name in run.scores and run.last.get("prediction")]
+        points = [(run.name, run.last["prediction"]["average"], run.scores[name]) for run in have]
+        if len(points) > 1:
+            errors, scores = (np.array([point[i] for point in points]) for i in (1, 2))
+            result[name] = points, rank_correlation(errors, scores) if len(points) > 2 else math.nan
+    return result
 
 
-def _samples(pictures: Pictures, media: Media) -> dict[str, list[tuple[str, dict]]]:
-    """Class -> (title, clips side by side) of generated and real clips."""
-    found = {}
-    for name, sets in pictures.samples.items():
-        found[name] = []
-        for title, clips in zip(("Generated", "Real"), sets, strict=True):
-            row = [frame(clip, PLAIN, 2) for clip in fit(clips, PANEL)]
-            label = f"{title} clips of {name}, {len(clips)} side by side"
-            found[name].append((title, media.video(np.concatenate(row, axis=2), label) if row else None))
-    return found
+def curves_of(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and values of the curve that a stage is compared by, of every run that has it."""
+    term, curves = CONVERGENCE[stage], {run.name: run.pictures.curves.get(stage, ()) for run in runs}
+    points = {name: [(r["step"], r[term]) for r in rows if r.get(term) is not None] for name, rows in curves.items()}
+    return {name: tuple(zip(*found, strict=True)) for name, found in points.items() if found}
 
 
-def _latents(numbers: dict | None, pictures: Pictures, media: Media) -> dict:
-    """Pictures of latents by class, and the chart of distances in time."""
-    painted = []
-    for name, frames, colours in pictures.latents if numbers else ():
-        small = fit(frames, 96)
-        rows, columns = (np.arange(n) * m // n for n, m in zip(small.shape[1:3], colours.shape[1:3], strict=True))
-        enlarged = colours[:, rows][:, :, columns]
-        painted.append((name, stack([("Frames", strip(small)), ("Latents", strip(enlarged))], media)))
-    curve = (numbers or {}).get("ltd_curve") or []
-    title = "Distance of latent frames, relative to the longest interval"
-    series = Series("latents", range(1, len(curve) + 1), curve)
-    return {"latents": painted, "distance": chart(title, [series], x_label="interval, latent frames")}
+def arrivals(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, StepsToTarget]:
+    """`A reaches the end of B` -> when, for all pairs that have the stage's curve."""
+    drawn = curves_of(runs, stage)
+    pairs = itertools.permutations(drawn, 2)
+    return {f"{a} reaches the end of {b}": steps_to_target(*drawn[a], *drawn[b]) for a, b in pairs}
+
+
+def convergence(runs: Sequence[EvaluatedRun], stage: str) -> tuple[dict, dict[str, StepsToTarget]] | None:
+    """The chart of a stage's curves as running means, and the `arrivals`; None if no run has the curve."""
+    what = "squared error" if CONVERGENCE[stage] == "mse" else CONVERGENCE[stage]
+    series = [Series(name, steps, running_mean(values)) for name, (steps, values) in curves_of(runs, stage).items()]
+    drawn = chart(f"Stage {stage}: {what}", series, x_label="step", log=True, ends=True)
+    return (drawn, arrivals(runs, stage)) if series else None
 
 
 def curve_charts(rows: Sequence[dict]) -> list[dict]:

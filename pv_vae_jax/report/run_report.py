@@ -1,7 +1,6 @@
 """Measures a run and writes its report: `report.html`, `metrics.json` and, with a transformer, `samples.npz`."""
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -22,30 +21,33 @@ from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
 from pv_vae_jax.data.synthetic import families_of
-from pv_vae_jax.evaluation.comparison import own_distances
+from pv_vae_jax.evaluation.comparison import LEAST_CLIPS, own_distances
 from pv_vae_jax.evaluation.image_metrics import PerceptualDistance, score_frames, summarize_frames
-from pv_vae_jax.evaluation.latent_analysis import finite, principal_colours, temporal_distance
+from pv_vae_jax.evaluation.latent_analysis import distance_numbers, finite, principal_colours
 from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.protocol import name_of
-from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.model import load
+from pv_vae_jax.evaluation.reconstruction import Reconstruction, reconstruct, score_reconstruction
+from pv_vae_jax.model import Model, load
+from pv_vae_jax.model_folder import shipped_models
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
+from pv_vae_jax.report.ending import ending
 from pv_vae_jax.report.page import aligned, cell, percent
-from pv_vae_jax.report.run_page import FRAMES, Pictures, frame_lines, prediction_lines, write_report
+from pv_vae_jax.report.run_page import FRAMES, EvaluatedRun, Pictures, frame_lines, prediction_lines, write_report
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.storage import atomic, write_json
 from pv_vae_jax.train.config_files import to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.writers import read_metrics
-from pv_vae_jax.typing import ConfigError, NonFiniteError
+from pv_vae_jax.typing import ConfigError, NonFiniteError, ShapeError, check_clip_shape
 from pv_vae_jax.versions import versions
 
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and as latents
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 SHOWN_STILLS = 8
+DRAWN = "gaussian padding and posterior sample drawn with the seed"
 
 
 def evaluate_run(
@@ -82,8 +84,8 @@ def evaluate_run(
     metrics = _describe(run, facts) | {"notes": notes, "stages": {}}
     unfinished = [stage for stage in STAGES if run.steps(stage) and not run.finished(stage)]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
-    curves = {stage: run.folder(stage) / "metrics.jsonl" for stage in STAGES}
-    shown: dict[str, Any] = {"curves": {stage: read_metrics(path) for stage, path in curves.items() if path.exists()}}
+    shown: dict[str, Any] = {"curves": read_curves(run)}
+    metrics["baselines"] = _score_shipped(run, video)
     for stage in vae_stages:
         shown |= _score_stage(run, stage, video, names, metrics, perceptual)
     folder = _report_folder(run, len(video), clips, sampled)
@@ -100,12 +102,17 @@ def evaluate_run(
         (folder / "samples.npz").unlink(missing_ok=True)
     write_json(folder / "metrics.json", metrics)
     print("\n".join(_summary(metrics)))
-    if no_page:
-        print(f"scores: {folder / 'metrics.json'}", flush=True)
-        return folder / "metrics.json"
-    write_report(folder / "report.html", metrics, Pictures(**shown))
-    print(f"report: {folder / 'report.html'}", flush=True)
-    return folder / "report.html"
+    page = folder / ("metrics.json" if no_page else "report.html")
+    if not no_page:
+        write_report(page, metrics, Pictures(**shown))
+    print("\n".join(ending(run, metrics, page)), flush=True)
+    return page
+
+
+def read_curves(run: Run) -> dict[str, list[dict]]:
+    """Stage -> rows of its metrics file, of the stages that have any."""
+    curves = {stage: read_metrics(run.folder(stage) / "metrics.jsonl") for stage in STAGES}
+    return {stage: rows for stage, rows in curves.items() if rows}
 
 
 def _report_folder(run: Run, count: int, clips: int | None, sampled: int | None) -> Path:
@@ -181,78 +188,82 @@ def left_out(source: VideoSource) -> list[str]:
 def _describe(run: Run, clips: dict) -> dict:
     """What was measured, how and where."""
     experiment, data = run.experiment, run.experiment.data
-    synthetic = families_of(data.source) is not None
+    synthetic, gaussian = families_of(data.source) is not None, experiment.vae.pad == "gaussian"
     kinds = Counter(device.device_kind for device in jax.devices())
-    return {
-        "experiment": experiment.name,
-        "model": experiment.vae.name,
+    protocol = {key: getattr(data, key) for key in ("source", "frames", "size", "stride")} | clips
+    protocol |= {
+        "crop": "none, drawn at this size" if synthetic else data.frame_size.description,
+        "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
+        "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
+        "reconstruction": "decoded posterior mean",
+        "prediction": DRAWN if gaussian else "posterior mean, learned padding",
+        "psnr": "per frame, at most 100 dB, mean over frames, then clips",
+        "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
+    }
+    facts = dict(experiment=experiment.name, model=experiment.vae.name, parameters={}, latents=None, samples=None)
+    return facts | {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "devices": [f"{count} x {kind}" for kind, count in kinds.items()],
         "versions": versions() | {"python": platform.python_version()},
-        "parameters": {},
-        "protocol": {
-            **{key: getattr(data, key) for key in ("source", "frames", "size", "stride")},
-            **clips,
-            "crop": "none, drawn at this size" if synthetic else data.frame_size.description,
-            "pixels": "clamped to [-1, 1], rounded to uint8, scored as tensors",
-            "weights": "moving average (EMA) of each stage; hash: SHA-256 of all float32 parameters, 16 digits",
-            "reconstruction": "decoded posterior mean",
-            "prediction": "gaussian padding and posterior sample drawn with the seed"
-            if experiment.vae.pad == "gaussian"
-            else "posterior mean, learned padding",
-            "psnr": "per frame, at most 100 dB, mean over frames, then clips",
-            "ssim": "Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5, population covariance, valid region, RGB channels",
-            "precision": experiment.vae.dtype,
-            "seed": experiment.seed,
-        },
-        "latents": None,
-        "samples": None,
+        "protocol": protocol | {"precision": experiment.vae.dtype, "seed": experiment.seed},
         "command": f"pv-vae evaluate --workdir {shlex.quote(str(run.workdir))}",
         "configuration": to_dict(experiment),
     }
+
+
+def _score_vae(
+    run: Run, model: Model, video: np.ndarray, label: str, perceptual: PerceptualDistance | None, images: bool = False
+) -> tuple[dict, Reconstruction]:
+    """Numbers of a VAE on clips, or on their middle frames, and its reconstruction."""
+    vae, frames = (model.vae, model.vae_params), video.shape[1]
+    size = min(run.experiment.latents.batch_size, len(video))  # as many clips as the encoding of latents takes at once
+    seeded = {"seed": run.experiment.seed, "batch_size": size}
+    scored = video[:, frames // 2 : frames // 2 + 1] if images else video
+    score = score_reconstruction(*vae, scored, batch_size=size, perceptual=perceptual, label=f"{label}: reconstruction")
+    clips = f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames"
+    numbers = {"scored": clips, "steps": model.meta.get("steps"), "weights": weights_hash(model.vae_params)}
+    numbers |= {"psnr_db": score.psnr, "ssim": score.ssim, "prediction": None, "by_frame": {}}
+    if images:
+        return numbers, score
+    p_t, groups = model.vae.config.time_factor, score.means.shape[1]
+    numbers["by_frame"]["reconstruction"] = summarize_frames(score.frames, p_t)
+    if groups > 1:
+        seen = frames - groups // 2 * p_t
+        drawn = score_frames(video, predict(*vae, video, groups // 2, **seeded), 255.0, perceptual)
+        numbers["by_frame"][f"prediction from {seen} frames"] = summarize_frames(drawn, p_t, seen)
+        errors = score_prediction(*vae, video, **seeded, label=f"{label}: prediction")
+        numbers["prediction"] = _prediction_numbers(errors, [frames - k * p_t for k in range(groups)])
+    return numbers, score
+
+
+def _score_shipped(run: Run, video: np.ndarray) -> dict[str, dict]:
+    """Numbers of every shipped model that takes these clips, which a run should beat; none on too few clips."""
+    found = {}
+    for name in shipped_models() if len(video) >= LEAST_CLIPS else ():
+        model = load(name)
+        with contextlib.suppress(ShapeError):
+            check_clip_shape(*video.shape[1:4], model.vae.config.time_factor, model.vae.config.space_factor)
+            found[name], _ = _score_vae(run, model, video, name, None)
+    return found
 
 
 def _score_stage(
     run: Run, stage: str, video: np.ndarray, names: Sequence[str], metrics: dict, perceptual: PerceptualDistance | None
 ) -> dict:
     """Add the numbers of a VAE stage to `metrics`; returns what the page shows of it, as fields of `Pictures`."""
-    model = load(run.folder(stage) / "model")
-    vae, images, frames = (model.vae, model.vae_params), getattr(run.experiment, stage).images, video.shape[1]
-    size = min(run.experiment.latents.batch_size, len(video))  # as many clips as the encoding of latents takes at once
-    scored = video[:, frames // 2 : frames // 2 + 1] if images else video
-    score = score_reconstruction(*vae, scored, batch_size=size, perceptual=perceptual, label=f"{stage}: reconstruction")
+    model, images = load(run.folder(stage) / "model"), getattr(run.experiment, stage).images
+    numbers, score = _score_vae(run, model, video, stage, perceptual, images)
     metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
-    metrics["stages"][stage] = {
-        "scored": f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames",
-        "steps": model.meta.get("steps", run.steps(stage)),
-        "weights": weights_hash(model.vae_params),
-        "psnr_db": score.psnr,
-        "ssim": score.ssim,
-        "prediction": None,
-        "by_frame": {},
-    }
-    decode = functools.partial(reconstruct, *vae, batch_size=size)
+    metrics["stages"][stage] = numbers | {"steps": numbers["steps"] or run.steps(stage)}
+    vae, frames, p_t = (model.vae, model.vae_params), video.shape[1], model.vae.config.time_factor
+    seeded = {"seed": run.experiment.seed, "batch_size": min(run.experiment.latents.batch_size, len(video))}
+    decode = functools.partial(reconstruct, *vae, batch_size=seeded["batch_size"])
     if images:
-        stills = scored[:SHOWN_STILLS]
+        stills = video[:SHOWN_STILLS, frames // 2 : frames // 2 + 1]
         return {"stills": (stills[:, 0], decode(stills)[:, 0])}
-    p_t, groups = model.vae.config.time_factor, score.means.shape[1]
-    seeded = {"seed": run.experiment.seed, "batch_size": size}
-    by_frame = metrics["stages"][stage]["by_frame"] = {"reconstruction": summarize_frames(score.frames, p_t)}
-    if groups > 1:
-        seen = frames - groups // 2 * p_t
-        drawn = score_frames(video, predict(*vae, video, groups // 2, **seeded), 255.0, perceptual)
-        by_frame[f"prediction from {seen} frames"] = summarize_frames(drawn, p_t, seen)
-        errors = score_prediction(*vae, video, **seeded, label=f"{stage}: prediction")
-        metrics["stages"][stage]["prediction"] = _prediction_numbers(errors, [frames - k * p_t for k in range(groups)])
-    colours, distance = principal_colours(score.means), temporal_distance(score.means)
-    metrics["latents"] = {
-        "stage": stage,
-        "clips": len(video),
-        "explained": colours.explained.tolist(),
-        "ltd_median": distance.median if distance else None,
-        "ltd_curve": distance.curve.tolist() if distance else None,
-        "ltd_chance": distance.chance if distance else None,
-    }
+    groups, colours, distance = score.means.shape[1], principal_colours(score.means), distance_numbers(score.means)
+    explained = {"explained": colours.explained.tolist()}
+    metrics["latents"] = {"stage": stage, "clips": len(video)} | explained | distance
     shown = video[:SHOWN_CLIPS]
     drops = sorted({int(k) for k in np.linspace(1, groups - 1, 4).round()}) if groups > 1 else []
     rows = [("Original", shown, None), ("Reconstruction", decode(shown), frames)]
@@ -269,14 +280,8 @@ def _score_stage(
 def _prediction_numbers(errors: PredictionErrors, observed: list[int]) -> dict:
     numbers = {name: [finite(v) for v in values] for name, values in dataclasses.asdict(errors).items()}
     averages = {f"average_{name}": errors.average(name) for name in ("copying", "extrapolation")}
-    return {
-        "dropped": list(range(len(observed))),
-        "observed_frames": observed,
-        **numbers,
-        "average": errors.average(),
-        **averages,
-        "against_copying": finite(errors.against_copying),
-    }
+    averages |= {"average": errors.average(), "against_copying": finite(errors.against_copying)}
+    return {"dropped": list(range(len(observed))), "observed_frames": observed} | numbers | averages
 
 
 def _sample(
@@ -294,18 +299,12 @@ def _sample(
         np.savez_compressed(temporary, video=video, label=labels)
     metrics["parameters"]["transformer"] = _count(diffusion.params)
     half = min(len(video), len(real) // 2)
-    metrics["samples"] = {
-        "clips": count,
-        "steps": sampling.steps,
-        "guidance": guidance,
-        "seed": seed,
-        "weights": weights_hash(diffusion.params),
-        "vae_stage": model.meta.get("stage", "unknown"),
-        "vae_weights": weights_hash(model.vae_params),
+    facts = dict(clips=count, steps=sampling.steps, guidance=guidance, seed=seed, file="samples.npz", scored=half)
+    facts |= dict(class_names=list(classes), vae_stage=model.meta.get("stage", "unknown"))
+    metrics["samples"] = facts | {
         "training_steps": model.meta.get("diffusion_steps"),
-        "class_names": list(classes),
-        "file": "samples.npz",
-        "scored": half,
+        "weights": weights_hash(diffusion.params),
+        "vae_weights": weights_hash(model.vae_params),
         # Beside them real clips, which no model need beat: the other half of the same test clips.
         "distances": own_distances(real[:half], {"generated clips": video[:half], "other test clips": real[half:]}),
     }
@@ -339,7 +338,7 @@ def _summary(metrics: dict) -> list[str]:
     ]
     if frames := frame_lines(metrics):
         lines += aligned([("PSNR dB by frame", *FRAMES), *((name, *psnr) for name, psnr, _ in frames)])
-    if errors := prediction_lines(metrics):
+    if errors := prediction_lines([EvaluatedRun("", metrics, Pictures())]):
         rows = [("dropped", *map(str, range(1, len(errors[0][1]))), "average", "against copying")]
         for name, values, average, against in errors:
             rows.append((name, *(cell(v, ".4f") for v in (*values[1:], average)), percent(against)))

@@ -1,7 +1,5 @@
 """What a VAE stage needs for `objective.alignment`: where features come from, and the head that is trained along."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import jax

@@ -1,7 +1,5 @@
 """Training states through Orbax: written asynchronously and atomically, with checksums; the newest are kept."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

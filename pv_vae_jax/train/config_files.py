@@ -1,7 +1,5 @@
 """Configs from files, flags and JSON: `get_config()` of a Python file, dotted overrides, and trees of dicts."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import dataclasses

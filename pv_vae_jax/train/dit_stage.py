@@ -1,7 +1,5 @@
 """The diffusion stage: the transformer on latents, cached or encoded on the way."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 
@@ -22,6 +20,9 @@ from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.stage import Batch, Stage
 from pv_vae_jax.train.state import TrainState, stage_key
+
+# Fields of the configuration that the training step has too.
+SETTINGS = ("label_dropout", "time_distribution", "time_shift", "ema_decay", "grad_accum_steps")
 
 
 class DiffusionStage(Stage):
@@ -53,12 +54,8 @@ class DiffusionStage(Stage):
             optimizer=optimizer(config.optimizer, config.steps),
             mean=mean,
             std=std,
-            label_dropout=config.label_dropout,
-            time_distribution=config.time_distribution,
-            time_shift=config.time_shift,
-            ema_decay=config.ema_decay,
             seed=experiment.seed,
-            grad_accum_steps=config.grad_accum_steps,
+            **{field: getattr(config, field) for field in SETTINGS},
         )
 
     @property

@@ -1,7 +1,5 @@
 """One training step of the latent diffusion transformer on cached posteriors."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

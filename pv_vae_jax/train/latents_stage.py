@@ -1,7 +1,5 @@
 """The latents between the VAE and the diffusion transformer: a cache, or encoded while training."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -20,6 +20,7 @@ from pv_vae_jax.train.preemption import Preempted, PreemptionHandler
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.state import TrainState
+from pv_vae_jax.train.time_left import time_left
 from pv_vae_jax.train.writers import MetricWriter, NoOpWriter
 
 
@@ -119,7 +120,7 @@ class Curves:
     """
 
     def __init__(self, stage: Stage, run: Run, start: int):
-        self._name, self._unit = stage.name, stage.unit
+        self._run, self._name, self._unit = run, stage.name, stage.unit
         self._devices, self._peak = run.mesh.size, peak(run.mesh.devices.flat[0].device_kind)
         self._writer = MetricWriter(run.folder(stage.name), start) if is_primary_process() else NoOpWriter()
         self._pending: list[tuple[int, dict]] = list(self._writer.unwritten)
@@ -168,6 +169,7 @@ class Curves:
             seconds = elapsed * (shares["compute"] + shares["data"])
             rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
             speed += f", {rates['mfu']:.1%} of peak"
+        speed += f", {time_left(self._run, self._name, self._bar.total - step, elapsed / max(len(rows), 1))}"
         self._writer.write(step, means | rates)
         self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {speed}", refresh=False)
         self._units, self._flops = 0, 0.0

@@ -1,7 +1,5 @@
 """Model FLOP utilisation, and a breakdown of the time of training steps."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time
@@ -23,35 +21,21 @@ class Peak:
     bandwidth: float
 
 
-def _chip(name: str) -> Peak:
-    return Peak(CHIPS[name].flops, CHIPS[name].bandwidth)
-
-
-# By `device_kind`: TPUs by their full name, GPUs by the longest prefix. Sources: NVIDIA's data sheets
-# "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor Core GPU", "L4 Tensor Core GPU", "L40", "L40S" and "T4"
-# (without sparsity, for which they print twice as much); Google Cloud's system architecture page of TPU v4, and
-# `sharding.topology` for the later ones. A device that is missing here, such as a CPU, has no comparable published
-# figure.
+# Teraflops and gigabytes a second, by `device_kind`: TPUs by their full name, GPUs by the longest prefix. Sources:
+# NVIDIA's data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor Core GPU", "L4 Tensor Core GPU",
+# "L40", "L40S" and "T4" (without sparsity, for which they print twice as much); Google Cloud's system architecture page
+# of TPU v4, and `sharding.topology` for the later ones. A device that is missing here, such as a CPU, has no comparable
+# published figure.
+_GPUS = (
+    *(("A100", 312, 1_555), ("A100-SXM4-80GB", 312, 2_039), ("A100-PCIE-80GB", 312, 1_935)),
+    *(("A100 80GB PCIe", 312, 1_935), ("H100", 989, 3_350), ("H100 PCIe", 756, 2_000), ("H100 NVL", 835, 3_900)),
+    *(("H200", 989, 4_800), ("L4", 121, 300), ("L40", 181, 864), ("L40S", 362, 864)),
+)
+_TPUS = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
 PEAKS: dict[str, Peak] = {
-    "NVIDIA A100": Peak(312e12, 1_555e9),
-    "NVIDIA A100-SXM4-80GB": Peak(312e12, 2_039e9),
-    "NVIDIA A100-PCIE-80GB": Peak(312e12, 1_935e9),
-    "NVIDIA A100 80GB PCIe": Peak(312e12, 1_935e9),
-    "NVIDIA H100": Peak(989e12, 3_350e9),
-    "NVIDIA H100 PCIe": Peak(756e12, 2_000e9),
-    "NVIDIA H100 NVL": Peak(835e12, 3_900e9),
-    "NVIDIA H200": Peak(989e12, 4_800e9),
-    "NVIDIA L4": Peak(121e12, 300e9),
-    "NVIDIA L40": Peak(181e12, 864e9),
-    "NVIDIA L40S": Peak(362e12, 864e9),
-    "Tesla T4": Peak(65e12, 320e9),
-    "TPU v4": Peak(275e12, 1_228e9),
-    "TPU v5 lite": _chip("v5e"),
-    "TPU v5e": _chip("v5e"),
-    "TPU v5": _chip("v5p"),
-    "TPU v5p": _chip("v5p"),
-    "TPU v6 lite": _chip("v6e"),
-    "TPU v6e": _chip("v6e"),
+    **{f"NVIDIA {name}": Peak(flops * 1e12, bytes_ * 1e9) for name, flops, bytes_ in _GPUS},
+    **{"Tesla T4": Peak(65e12, 320e9), "TPU v4": Peak(275e12, 1_228e9)},
+    **{f"TPU {name}": Peak(CHIPS[chip].flops, CHIPS[chip].bandwidth) for name, chip in _TPUS.items()},
 }
 
 

@@ -1,7 +1,5 @@
 """Checks for non-finite losses and parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

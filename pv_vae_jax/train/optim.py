@@ -1,7 +1,5 @@
 """Optimiser, learning-rate schedule, gradient accumulation, moving average, and freezing of parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The step of a stage on a mesh whose devices may be absent: what `pv-vae inspect` shows, all of it abstract."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from typing import Any

@@ -1,13 +1,11 @@
 """Preemption: SIGTERM or Ctrl-C ends a run between two steps, in all of its processes."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -49,7 +47,7 @@ class PreemptionHandler:
 
     _calls = itertools.count()  # shared by all stages of this process: JAX needs growing step numbers
 
-    def __enter__(self) -> PreemptionHandler:
+    def __enter__(self) -> Self:
         self._flag, self._old, self.number = False, {}, signal.SIGTERM
         if jax.process_count() == 1:
             with contextlib.suppress(ValueError):  # not the main thread (a notebook's): signals keep their action

@@ -1,7 +1,5 @@
 """Ranges of settings, declared with their types, and the base class of configs that check them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """The batch sizes of a stage: one size, or several that cost the same, and whether a mesh can split them."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from jax.sharding import Mesh

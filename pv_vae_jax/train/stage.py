@@ -4,8 +4,6 @@ The training loop, `pv-vae inspect`, the checks before a run, the benchmarks and
 implementations of it: `vae_stage.VAEStage` and `dit_stage.DiffusionStage`.
 """
 
-from __future__ import annotations
-
 import abc
 import functools
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The state that a training stage carries from step to step, and the seeds of its random draws."""
 
-from __future__ import annotations
-
 import flax.struct
 import jax
 import jax.numpy as jnp

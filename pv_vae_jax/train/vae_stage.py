@@ -1,7 +1,5 @@
 """The three VAE stages: `image`, `video` and `decoder`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -36,6 +34,8 @@ from pv_vae_jax.train.warm_start import first_parameters
 from pv_vae_jax.typing import ConfigError, Params, WeightsError
 
 DISCRIMINATOR = "discriminator.safetensors"
+# Fields of the configuration that the training step has too.
+SETTINGS = ("objective", "ema_decay", "grad_accum_steps", "drop_pattern", "drop_from")
 
 
 class VAEStage(Stage):
@@ -164,20 +164,16 @@ def build_step(
     config: VAEStageConfig = getattr(experiment, name)
     return VAEStep(
         model=build_vae(experiment.vae),
-        objective=config.objective,
         optimizer=optimizer(config.optimizer, config.steps),
         discriminator=Discriminator(experiment.discriminator) if config.objective.gan else None,
         # Its schedule counts its own updates, which begin when the GAN does.
         discriminator_optimizer=optimizer(config.discriminator_optimizer, config.steps - config.objective.gan_start),
         # Gaussian padding has no parameters to freeze.
         frozen=tuple(part for part in config.frozen if part != "pad" or experiment.vae.pad == "learnable"),
-        ema_decay=config.ema_decay,
         seed=experiment.seed,
         perceptual=perceptual,
-        grad_accum_steps=config.grad_accum_steps,
-        drop_pattern=config.drop_pattern,
-        drop_from=config.drop_from,
         features=features,
+        **{field: getattr(config, field) for field in SETTINGS},
     )
 
 

@@ -1,7 +1,5 @@
 """One training step of the VAE: a pure function `(state, batch) -> (state, logs)`, for all three stages."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -4,8 +4,6 @@
 `readers.records`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path

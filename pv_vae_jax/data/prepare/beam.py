@@ -1,7 +1,5 @@
 """Tasks as an Apache Beam pipeline, for corpora that are too large for one machine (extra `beam`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How a video becomes encoded clips."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -64,10 +62,9 @@ def encode_clips(entry: VideoEntry, settings: ClipSettings, kind: str = "video")
         return list(_clips(entry, settings, kind))
     except BrokenVideoError:
         # Decoders take a failing disk for a damaged file. Reading the file to its end raises the error of the disk; if
-        # that is over by now, the second try finds the video intact.
-        if (
-            not entry.path.is_dir()
-        ):  # as that of a TensorFlow dataset, or of frames, whose reader tells disk from damage
+        # that is over by now, the second try finds the video intact. A folder is of a TensorFlow dataset, or of frames,
+        # whose reader tells disk from damage.
+        if not entry.path.is_dir():
             with entry.path.open("rb") as file:
                 while file.read(1 << 20):
                     pass

@@ -1,7 +1,5 @@
 """Tasks in processes of this machine. A file whose decoding crashes its process is found and left out."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import multiprocessing

@@ -6,8 +6,6 @@ the records have the size that the JSON file states. So tasks may run in process
 machines (`beam`), and write the same bytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Folders of numbered images, one folder a clip (extra `video`: Pillow)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

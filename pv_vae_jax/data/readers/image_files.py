@@ -1,7 +1,5 @@
 """Image files as videos of one frame, for training on images (extra `video`: Pillow)."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 
@@ -59,9 +57,8 @@ def read_image(path: str | Path, *, short_side: int | None = None, resize: Frame
                 if size:
                     height, width = size.scaled(image.height, image.width)
                     shrinks = height <= image.height and width <= image.width
-                    image = image.resize(
-                        (width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-                    )
+                    rule = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+                    image = image.resize((width, height), rule)
                 return np.array(image)
     except Exception as error:  # Pillow's plug-ins raise whatever parsing damaged bytes raises (struct.error, ...)
         raise_if_exhausted(error, path)

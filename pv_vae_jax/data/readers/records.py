@@ -5,11 +5,10 @@ labels, and what was skipped). `manifest.json` sums the shards up and is written
 unfinished. A record is a safetensors blob of `video`, an H.264 MP4 file with frequent key frames, and `label`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -102,14 +101,7 @@ class RecordReader(Reader):
     remedy = "run the same pv-vae prepare again, which makes missing and short shards anew (remove other damaged ones)"
 
     def __init__(
-        self,
-        folder: Path,
-        split: str,
-        index: None = None,
-        *,
-        size: FrameSize,
-        span: int = 1,
-        log: SkipLog | None = None,
+        self, folder: Path, split: str, index: Any = None, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         folder = folder / split
         if not folder.is_dir():

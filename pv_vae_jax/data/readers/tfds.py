@@ -1,11 +1,10 @@
 """Videos or images of a prepared TensorFlow dataset in ArrayRecord, read without TensorFlow (extra `tfds`)."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +35,7 @@ class TFDSReader(Reader):
     unit = "examples"
 
     def __init__(
-        self,
-        folder: Path,
-        split: str,
-        index: None = None,
-        *,
-        size: FrameSize,
-        span: int = 1,
-        log: SkipLog | None = None,
+        self, folder: Path, split: str, index: Any = None, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         super().__init__(folder, classes(folder), size, log)
         self._examples, self.feature = open_examples(folder, split)

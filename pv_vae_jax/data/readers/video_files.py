@@ -1,7 +1,5 @@
 """Video files, as they are (extra `video`)."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """C3D (Tran et al., arXiv 1412.0767), fine-tuned on UCF101: the classifier of the video inception score."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """Networks that turn clips into features, each with its name, the hash of its weights and the way pixels reach it."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

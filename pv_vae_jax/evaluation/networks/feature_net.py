@@ -5,21 +5,17 @@ sees, and how much that changes over one, two and four frames, is averaged over 
 It is no I3D, and its distances are no FVD.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
 
-from pv_vae_jax.convert.parameters import parameter_shapes
-from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.models.registry import to_tuples
+from pv_vae_jax.params_io import read_params, weights_hash, write_params
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.typing import Array, Params, ShapeError, WeightsError
 
@@ -106,11 +102,9 @@ def save_features(folder: str | Path, config: FeatureNetConfig, params: Params, 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    flat = {k: np.ascontiguousarray(np.asarray(v, np.float16)) for k, v in flatten_dict(params, sep="/").items()}
-    temporary = folder / "features.tmp"
-    save_file(flat, temporary)
-    os.replace(temporary, folder / "features.safetensors")
-    tree = {"network": dataclasses.asdict(config), "hash": weights_hash(unflatten_dict(flat, sep="/")), "meta": meta}
+    write_params(folder / "features.safetensors", params, "float16")
+    stored = jax.tree.map(lambda p: np.asarray(p, np.float16), params)
+    tree = {"network": dataclasses.asdict(config), "hash": weights_hash(stored), "meta": meta}
     write_json(folder / "config.json", tree)
 
 
@@ -125,15 +119,12 @@ def load_features(folder: str | Path) -> tuple[FeatureNet, Params, str]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no feature network in {folder}: it would hold config.json and features.safetensors")
     tree = json.loads((folder / "config.json").read_text())
-    config = FeatureNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in tree["network"].items()})
-    flat = {k: v.astype(np.float32) for k, v in load_file(folder / "features.safetensors").items()}
-    params, found = unflatten_dict(flat, sep="/"), weights_hash(unflatten_dict(flat, sep="/"))
-    if found != tree["hash"]:
+    model = FeatureNet(FeatureNetConfig(**to_tuples(tree["network"])))
+    clip = jax.ShapeDtypeStruct((1, LEAST_FRAMES, model.config.side, model.config.side, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda video: model.init(jax.random.key(0), video), clip)["params"]
+    params = jax.tree.map(np.asarray, read_params(folder / "features.safetensors", shapes))
+    if (found := weights_hash(params)) != tree["hash"]:
         raise WeightsError(
             f"the weights of {folder} have hash {found}, their config says {tree['hash']}: copy it again"
         )
-    model = FeatureNet(config)
-    expected = parameter_shapes(model, (1, LEAST_FRAMES, config.side, config.side, 3))
-    if expected != {k: v.shape for k, v in flat.items()}:
-        raise WeightsError(f"the weights of {folder} do not fit the sizes in its config")
     return model, params, found

@@ -9,9 +9,8 @@ checkpoint that TF-Hub's FVD module holds) and those of the PyTorch port that Vi
 (`Mixed_3b.b1a.conv3d.weight`).
 """
 
-from __future__ import annotations
-
 import functools
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,18 +31,9 @@ CLASSES = 400
 SIDE = 224
 LEAST_FRAMES = 9  # fewer leave less than the two steps that the average pool spans
 
+_TABLES: dict[str, dict] = json.loads(Path(__file__).with_name("i3d.json").read_text(encoding="utf-8"))
 # Widths of a block: 1x1 | 1x1 -> 3x3x3 | 1x1 -> 3x3x3 | pool -> 1x1.
-MIXED = {
-    "Mixed_3b": (64, 96, 128, 16, 32, 32),
-    "Mixed_3c": (128, 128, 192, 32, 96, 64),
-    "Mixed_4b": (192, 96, 208, 16, 48, 64),
-    "Mixed_4c": (160, 112, 224, 24, 64, 64),
-    "Mixed_4d": (128, 128, 256, 24, 64, 64),
-    "Mixed_4e": (112, 144, 288, 32, 64, 64),
-    "Mixed_4f": (256, 160, 320, 32, 128, 128),
-    "Mixed_5b": (256, 160, 320, 32, 128, 128),
-    "Mixed_5c": (384, 192, 384, 48, 128, 128),
-}
+MIXED = {name: tuple(widths) for name, widths in _TABLES["mixed"].items()}
 
 
 class I3DOutput(NamedTuple):
@@ -82,15 +72,15 @@ class I3D(nn.Module):
                 f"{video.shape[2]} x {video.shape[3]}"
             )
         x = _Unit(64, (7, 7, 7), 2, self.epsilon, name="Conv3d_1a_7x7")(video)
-        x = _max_pool(x, (1, 3, 3), (1, 2, 2))
+        x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), "SAME")
         x = _Unit(64, (1, 1, 1), 1, self.epsilon, name="Conv3d_2b_1x1")(x)
         x = _Unit(192, (3, 3, 3), 1, self.epsilon, name="Conv3d_2c_3x3")(x)
-        x = _max_pool(x, (1, 3, 3), (1, 2, 2))
+        x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), "SAME")
         for name, widths in MIXED.items():
             if name == "Mixed_4b":
-                x = _max_pool(x, (3, 3, 3), (2, 2, 2))
+                x = nn.max_pool(x, (3, 3, 3), (2, 2, 2), "SAME")
             if name == "Mixed_5b":
-                x = _max_pool(x, (2, 2, 2), (2, 2, 2))
+                x = nn.max_pool(x, (2, 2, 2), (2, 2, 2), "SAME")
             x = _Mixed(widths, self.epsilon, name=name)(x)
         pooled = nn.avg_pool(x, (2, 7, 7), (1, 1, 1), "VALID")[:, :, 0, 0]  # b s d
         steps = nn.Dense(CLASSES, precision="highest", name="Logits")(pooled)
@@ -131,13 +121,9 @@ class _Mixed(nn.Module):
             unit(a, 1, "branch0")(x),
             unit(b2, 3, "branch1b")(unit(b1, 1, "branch1a")(x)),
             unit(c2, 3, "branch2b")(unit(c1, 1, "branch2a")(x)),
-            unit(d, 1, "branch3")(_max_pool(x, (3, 3, 3), (1, 1, 1))),
+            unit(d, 1, "branch3")(nn.max_pool(x, (3, 3, 3), (1, 1, 1), "SAME")),
         )
         return jnp.concatenate(branches, axis=-1)
-
-
-def _max_pool(x: Array, window: tuple[int, int, int], stride: tuple[int, int, int]) -> Array:
-    return nn.max_pool(x, window, stride, "SAME")
 
 
 def _conv_same(x: Array, kernel: Array, stride: int) -> Array:
@@ -168,21 +154,7 @@ def _conv_same(x: Array, kernel: Array, stride: int) -> Array:
 # Published weights.
 
 TF_PREFIX = "RGB/inception_i3d/"
-BRANCHES = {
-    "branch0": ("Branch_0/Conv3d_0a_1x1", "b0"),
-    "branch1a": ("Branch_1/Conv3d_0a_1x1", "b1a"),
-    "branch1b": ("Branch_1/Conv3d_0b_3x3", "b1b"),
-    "branch2a": ("Branch_2/Conv3d_0a_1x1", "b2a"),
-    "branch2b": ("Branch_2/Conv3d_0b_3x3", "b2b"),
-    "branch3": ("Branch_3/Conv3d_0b_1x1", "b3b"),
-}
-TF_LEAVES = {
-    "kernel": "conv_3d/w",
-    "beta": "batch_norm/beta",
-    "mean": "batch_norm/moving_mean",
-    "variance": "batch_norm/moving_variance",
-}
-TORCH_LEAVES = {"kernel": "conv3d.weight", "beta": "bn.bias", "mean": "bn.running_mean", "variance": "bn.running_var"}
+BRANCHES, TF_LEAVES, TORCH_LEAVES = (_TABLES[name] for name in ("branches", "tensorflow", "torch"))
 
 
 def read_i3d(path: str | Path) -> Params:

@@ -5,24 +5,13 @@ blob SHA-1 or by SHA-256; where only a prefix of the digest has been published (
 file names), the prefix is compared.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 # Beginning of a digest -> (what the file is, network it belongs to).
-GIT_BLOBS = {
-    "fa7df95674dbf3579e7fccd954e51e706b4734c1": ("Kinetics-400 from scratch, TF-Hub i3d-kinetics-400/1", "i3d"),
-    "a867b87ac3": ("i3d_pretrained_400.pt of VideoGPT", "i3d"),
-}
-SHA256 = {
-    "7be5be79": ("torchvision alexnet-owt-7be5be79", "alexnet"),
-    "4df8aa71": ("torchvision alexnet-owt-4df8aa71", "alexnet"),
-    "397923af": ("torchvision vgg16-397923af", "vgg16"),
-    "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0": ("LPIPS v0.1 alex.pth", "alexnet heads"),
-    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868": ("LPIPS v0.1 vgg.pth", "vgg16 heads"),
-}
+GIT_BLOBS, SHA256 = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8")).values()
 
 
 @dataclasses.dataclass(frozen=True)
