@@ -14,6 +14,7 @@ are reported and nothing is written. Existing files are never overwritten.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import override
-from pv_vae_jax.typing import ConfigError
+from pv_vae_jax.typing import ConfigError, WeightsError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -60,9 +61,11 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
     trained = dataclasses.replace(preset, pad="learnable") if wan.PAD in tensors else preset
     config: VAEConfig = override(trained, overrides)
     model = Model(VAE(config), wan.from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
-    if config == preset:
-        mean, std = wan.LATENT_STATISTICS[architecture]
-        model.meta["latent_statistics"] = {"mean": list(mean), "std": list(std)}
+    statistics = _given_statistics(source, config.latent_channels)
+    if statistics is None and config == preset:
+        statistics = wan.LATENT_STATISTICS[architecture]
+    if statistics:
+        model.meta["latent_statistics"] = {"mean": list(statistics.mean), "std": list(statistics.std)}
     save(target, model)
     print(f"{target}: {config.name}, {len(tensors)} tensors, {_count(tensors)} parameters, from the {layout} layout")
 
@@ -89,6 +92,18 @@ def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
     if described:
         write_json(target / "config.json", described)
     print(f"{target}: {len(tensors)} tensors, {_count(tensors)} parameters in the {layout} layout")
+
+
+def _given_statistics(source: Path, channels: int) -> wan.LatentStatistics | tuple[()] | None:
+    """Those of a diffusers folder, or of the file in it: empty if it says 0 and 1 for unknown, None without a folder."""
+    path = (source if source.is_dir() else source.parent) / "config.json"
+    tree = json.loads(path.read_text()) if path.is_file() else {}
+    if not {"latents_mean", "latents_std"} <= set(tree):
+        return None
+    found = wan.LatentStatistics(tuple(tree["latents_mean"]), tuple(tree["latents_std"]))
+    if {len(found.mean), len(found.std)} != {channels}:
+        raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels, got {found}")
+    return () if set(found.mean) == {0} and set(found.std) == {1} else found
 
 
 def _statistics(model: Model) -> tuple[list[float], list[float]]:
