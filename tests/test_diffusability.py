@@ -20,6 +20,7 @@ from pv_vae_jax.evaluation.diffusability import (
     velocity_irreducible_variance,
 )
 from pv_vae_jax.evaluation.features import FeatureError
+from pv_vae_jax.evaluation.latent_analysis import analyze_given
 from pv_vae_jax.evaluation.latent_sets import read_latents
 from pv_vae_jax.model import Model, save
 from tests import wan_fixture
@@ -199,6 +200,24 @@ def test_intervals_hold_the_answer_and_what_is_missing_is_said():
     }
 
 
+@pytest.mark.parametrize("kind", ["constant", "one place", "one channel", "half precision", "one group", "one clip"])
+def test_odd_latents_give_finite_numbers_or_say_what_is_missing(kind):
+    shape = {"one place": (6, 5, 1, 1, 3), "one channel": (6, 5, 2, 2, 1), "one group": (6, 1, 2, 2, 3)}
+    z = noise(*{**shape, "one clip": (1, 5, 2, 2, 3)}.get(kind, (6, 5, 2, 2, 3)))
+    z = {"constant": np.full_like(z, 0.1), "half precision": (9_000 * z).astype(np.float16)}.get(kind, z)
+    latents = {"mean": z, "logvar": np.zeros_like(z), "label": np.arange(len(z)) % 2}
+    numbers = analyze_given(kind, latents).numbers
+    json.dumps(numbers, allow_nan=False)
+    reasons = {m["left_out"] for m in numbers["measures"].values() if "left_out" in m}
+    assert all(reason.startswith("needs") for reason in reasons)
+    assert ("needs 2 clips" in reasons) == (kind == "one clip")
+
+
+def test_an_interval_has_a_width_where_every_clip_has_a_label_of_its_own():
+    found = measure_latents({"mean": noise(12, 5, 2, 2, 3), "label": np.arange(12)})["straightness"]
+    assert found["low"] < found["value"] < found["high"]
+
+
 # Files
 
 
@@ -229,13 +248,25 @@ def test_latents_that_do_not_fit_are_named(tmp_path):
         ({"mean": z, "label": np.zeros(3, int)}, r"label \(2,\) .* got \(3,\)"),
         ({"mean": z, "label": np.zeros(2)}, r"label \(2,\) of finite integer type .* of float64"),
         ({"mean": np.where(z > 0, np.nan, z)}, "mean .* NaN"),
+        ({"mean": z, "logvar": np.full_like(z, 800)}, "logvar .* beyond 500"),  # whose exp is infinite
+        ({"mean": 1e200 * z}, r"mean .* beyond 1e\+30"),
         ({"mean": np.array([None])}, "cannot be read"),
+        ({"mean": z, "label": np.array([None, 1])}, "cannot be read"),
     ):
         with pytest.raises(FeatureError, match=message):
             read_latents(written(tmp_path / "x.npz", **arrays))
     (tmp_path / "x.npz").write_bytes(b"no archive")
     with pytest.raises(FeatureError, match="cannot be read"):
         read_latents(tmp_path / "x.npz")
+    np.savez_compressed(tmp_path / "x.npz", mean=z)
+    damaged = bytearray((tmp_path / "x.npz").read_bytes())
+    damaged[100:140] = bytes(40)
+    (tmp_path / "x.npz").write_bytes(damaged)
+    with pytest.raises(FeatureError, match="cannot be read"):
+        read_latents(tmp_path / "x.npz")
+    (tmp_path / "empty.npz").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.npz files in .*empty.npz"):
+        read_latents(tmp_path / "empty.npz")
     written(tmp_path / "x.npz", mean=z)
     for other in ({"mean": z[..., :2]}, {"mean": z, "logvar": z}):
         written(tmp_path / "y.npz", **other)

@@ -95,7 +95,7 @@ def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
 
 
 def _given_statistics(source: Path, channels: int) -> wan.LatentStatistics | tuple[()] | None:
-    """Those of a diffusers folder, or of the file in it: empty if it says 0 and 1 for unknown, None without a folder."""
+    """Those of a diffusers folder, also of a file in it: empty if it says 0 and 1 for unknown, None without."""
     path = (source if source.is_dir() else source.parent) / "config.json"
     tree = json.loads(path.read_text()) if path.is_file() else {}
     if not {"latents_mean", "latents_std"} <= set(tree):

@@ -243,7 +243,7 @@ MEASURES: dict[str, tuple[str, str, Callable]] = {
 
 
 def measure_latents(latents: dict[str, np.ndarray]) -> dict[str, dict]:
-    """All `MEASURES` with bootstrap intervals over clips.
+    """All `MEASURES` with bootstrap intervals over clips, of which there must be two; class by class if labels count.
 
     Args:
       latents: `mean`, and if they are known `logvar` and `label`, as from `latent_sets.read_latents`.
@@ -258,7 +258,9 @@ def measure_latents(latents: dict[str, np.ndarray]) -> dict[str, dict]:
             score = partial(_score, function, arrays)
             if np.ndim(values := function(*arrays)):
                 score = partial(_score, np.mean, [values])
-            interval = score_interval(clips, score, latents.get("label"), resamples=20)
+            if len(clips) < 2:
+                raise ValueError("needs 2 clips")
+            interval = score_interval(clips, score, latents["label"] if needs == "label" else None, resamples=20)
             found[name] = {"value": score(clips), "low": interval.low, "high": interval.high}
         except (KeyError, ValueError) as error:
             found[name] = {"left_out": f"needs {needs}" if isinstance(error, KeyError) else str(error)}
