@@ -45,8 +45,10 @@ def stage_flops(experiment: Experiment, name: str) -> float:
 
 def main(argv: Sequence[str]) -> None:
     """Print a row a stage."""
-    (path,), overrides = parse_overrides(argv)
-    experiment = load_experiment(path, overrides)
+    paths, overrides = parse_overrides(argv)
+    if len(paths) != 1:
+        raise SystemExit(__doc__)
+    experiment = load_experiment(paths[0], overrides)
     networks = {name: getattr(experiment, name) for name in ("vae", "discriminator")}
     direct = {name: dataclasses.replace(network, lowering="direct") for name, network in networks.items()}
     experiment = dataclasses.replace(experiment, **direct)  # the others count the zeros that they multiply

@@ -122,6 +122,7 @@ def test_high_frequencies_of_cosines_and_noise():
     u, v = np.indices((h, w))
     assert high_frequency_share(white).mean() == pytest.approx(np.mean(u + v > 5), abs=0.02)
     assert high_frequency_share(white, "time").mean() == pytest.approx(0.5, abs=0.02)
+    assert high_frequency_share(np.full((6, 5, 3, 3, 2), 0.1)).tolist() == [0] * 6  # not what rounding leaves
     for axis, flat in (("space", white[:, :, :1, :1]), ("time", white[:, :2])):
         with pytest.raises(ValueError, match=f"needs several latents in {axis}"):
             high_frequency_share(flat, axis)
@@ -157,7 +158,7 @@ def test_effective_rank_counts_equal_directions():
     assert (
         two.rank == pytest.approx(np.exp(-0.9 * np.log(0.9) - 0.1 * np.log(0.1)), rel=1e-2) and two.rank > two.effective
     )
-    assert channel_spectrum(np.zeros((2, 3, 2, 2, 4))).rank == 0
+    assert channel_spectrum(np.full((2, 3, 2, 2, 4), 0.1)).rank == 0
 
 
 def test_rate_is_the_capacity_of_a_gaussian_channel():
@@ -320,6 +321,7 @@ def test_labels_of_given_clips_are_used(tiny, tmp_path, capsys):
     assert analyze(*call) == 0
     measures = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]["ours"]["measures"]
     assert measures["label_chance"]["value"] == pytest.approx(0.4)
-    written(data, video=video, label=np.arange(5))
     capsys.readouterr()
-    assert analyze(*call) == 2 and "label" in capsys.readouterr().err
+    for label, message in ((np.arange(5), "got (5,)"), (np.ones(6), "of float64"), (np.array([None] * 6), "Object")):
+        written(data, video=video, label=label)
+        assert analyze(*call) in (1, 2) and message in capsys.readouterr().err

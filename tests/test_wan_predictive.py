@@ -74,10 +74,11 @@ def test_statistics_of_the_latents_travel(tmp_path):
     assert (written["latents_mean"], written["latents_std"]) == tuple(known["latent_statistics"].values())
     assert convert(*flags_of("wan21"), tmp_path / "out", tmp_path / "again")[0] == 0
     assert load(tmp_path / "again").meta["latent_statistics"] == known["latent_statistics"]
-    short = written | {"latents_std": [1.0]}
-    (tmp_path / "out" / "config.json").write_text(json.dumps(short))
-    status, out = convert(*flags_of("wan21"), tmp_path / "out", tmp_path / "wrong")
-    assert status == 1 and "latents_mean and latents_std of 4 channels" in out and not (tmp_path / "wrong").exists()
+    for wrong in (json.dumps(written | {"latents_std": [1.0]}), json.dumps(written | {"latents_std": None}), "{"):
+        (tmp_path / "out" / "config.json").write_text(wrong)
+        status, out = convert(*flags_of("wan21"), tmp_path / "out", tmp_path / "wrong")
+        assert status == 1 and "latents_mean and latents_std of 4 channels" in out
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_a_tuned_wan_is_not_given_the_published_statistics(tmp_path, monkeypatch):

@@ -97,12 +97,15 @@ def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
 def _given_statistics(source: Path, channels: int) -> wan.LatentStatistics | tuple[()] | None:
     """Those of a diffusers folder, also of a file in it: empty if it says 0 and 1 for unknown, None without."""
     path = (source if source.is_dir() else source.parent) / "config.json"
-    tree = json.loads(path.read_text()) if path.is_file() else {}
-    if not {"latents_mean", "latents_std"} <= set(tree):
-        return None
-    found = wan.LatentStatistics(tuple(tree["latents_mean"]), tuple(tree["latents_std"]))
-    if {len(found.mean), len(found.std)} != {channels}:
-        raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels, got {found}")
+    try:
+        tree = json.loads(path.read_text()) if path.is_file() else {}
+        if not {"latents_mean", "latents_std"} <= set(tree):
+            return None
+        found = wan.LatentStatistics(*(tuple(map(float, tree[f"latents_{name}"])) for name in ("mean", "std")))
+        if {len(found.mean), len(found.std)} != {channels}:
+            raise ValueError(f"got {found}")
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels: {error}") from error
     return () if set(found.mean) == {0} and set(found.std) == {1} else found
 
 

@@ -29,9 +29,11 @@ def without_first(means: np.ndarray) -> np.ndarray:
 
 def standardized(means: np.ndarray) -> np.ndarray:
     """Channels at mean 0 and variance 1 over all clips, times and places, float64; constant channels become 0."""
-    z = np.asarray(means, np.float64)
-    z = z - z.mean(axis=(0, 1, 2, 3))
-    return z / np.maximum(np.sqrt(np.mean(z**2, axis=(0, 1, 2, 3))), 1e-12)
+    z, places = np.asarray(means, np.float64), (0, 1, 2, 3)
+    rounding = 1e-12 * np.abs(z).max(axis=places)  # leaves of a constant more than nothing
+    z = z - z.mean(axis=places)
+    std = np.sqrt(np.mean(z**2, axis=places))
+    return np.where(std > rounding, z, 0) / np.where(std > rounding, std, 1)
 
 
 def velocity_irreducible_variance(
@@ -199,7 +201,7 @@ def channel_spectrum(means: np.ndarray) -> ChannelSpectrum:
     z = without_first(np.asarray(means, np.float64)).reshape(-1, means.shape[-1])
     values = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(z.T, ddof=0)))[::-1], 0)
     total = values.sum()
-    if not total:
+    if total <= 1e-24 * np.square(z).max():  # what rounding leaves of a constant
         return ChannelSpectrum(np.zeros_like(values), 0.0, 0.0)
     shares = values / total
     rank = np.exp(scipy.stats.entropy(shares))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,21 @@ def read_latents(path: str | Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path, wanted: Collection[str]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of all arrays in a `.npz`, and those arrays that are wanted and there. No pickle is read.
+
+    Raises:
+      FeatureError: the file cannot be read.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            names, found = file.files, {name: file[name] for name in KINDS if name in file.files}
+            return file.files, {name: file[name] for name in wanted if name in file.files}
     except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise FeatureError(f"expected an .npz file of arrays, but {path} cannot be read as one: {error}") from error
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    names, found = read_arrays(path, KINDS)
     shape = found["mean"].shape if "mean" in found else ()
     if len(shape) != 5 or 0 in shape:
         got = f"mean {shape}" if shape else ", ".join(names) or "no array"
