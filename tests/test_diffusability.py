@@ -322,6 +322,6 @@ def test_labels_of_given_clips_are_used(tiny, tmp_path, capsys):
     measures = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]["ours"]["measures"]
     assert measures["label_chance"]["value"] == pytest.approx(0.4)
     capsys.readouterr()
-    for label, message in ((np.arange(5), "got (5,)"), (np.ones(6), "of float64"), (np.array([None] * 6), "Object")):
+    for label, message in ((np.arange(5), "got (5,)"), (np.ones(6), "float64"), (np.array([None] * 6), "Object")):
         written(data, video=video, label=label)
         assert analyze(*call) in (1, 2) and message in capsys.readouterr().err

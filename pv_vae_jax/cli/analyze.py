@@ -107,8 +107,7 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, np.ndarray
     label = read_arrays(values.data, ("label",))[1].get("label") if values.data.endswith(".npz") else None
     if label is not None and (label.shape != (len(clips),) or label.dtype.kind not in "iu"):
         raise ConfigError(
-            f"expected label ({len(clips)},) of integers, one for each clip of {values.data}, got {label.shape} of "
-            f"{label.dtype}"
+            f"expected label ({len(clips)},) of integers in {values.data}, got {label.shape} {label.dtype}"
         )
     label = None if label is None else label[: len(video)]
     return video, np.abs(np.diff(grey, axis=1)), label, f"{values.data}; motion: change of brightness, of 255"

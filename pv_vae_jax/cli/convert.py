@@ -61,11 +61,9 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
     trained = dataclasses.replace(preset, pad="learnable") if wan.PAD in tensors else preset
     config: VAEConfig = override(trained, overrides)
     model = Model(VAE(config), wan.from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
-    statistics = _given_statistics(source, config.latent_channels)
-    if statistics is None and config == preset:
-        statistics = wan.LATENT_STATISTICS[architecture]
-    if statistics:
-        model.meta["latent_statistics"] = {"mean": list(statistics.mean), "std": list(statistics.std)}
+    published = wan.LATENT_STATISTICS[architecture] if config == preset else None
+    if statistics := _given_statistics(source, config.latent_channels, published):
+        model.meta["latent_statistics"] = statistics._asdict()
     save(target, model)
     print(f"{target}: {config.name}, {len(tensors)} tensors, {_count(tensors)} parameters, from the {layout} layout")
 
@@ -94,19 +92,21 @@ def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
     print(f"{target}: {len(tensors)} tensors, {_count(tensors)} parameters in the {layout} layout")
 
 
-def _given_statistics(source: Path, channels: int) -> wan.LatentStatistics | tuple[()] | None:
-    """Those of a diffusers folder, also of a file in it: empty if it says 0 and 1 for unknown, None without."""
+def _given_statistics(
+    source: Path, channels: int, otherwise: wan.LatentStatistics | None
+) -> wan.LatentStatistics | None:
+    """Those of a diffusers folder, also of a file in it; None if it says 0 and 1, for then nobody measured them."""
     path = (source if source.is_dir() else source.parent) / "config.json"
     try:
-        tree = json.loads(path.read_text()) if path.is_file() else {}
-        if not {"latents_mean", "latents_std"} <= set(tree):
-            return None
+        tree = json.loads(path.read_text())
         found = wan.LatentStatistics(*(tuple(map(float, tree[f"latents_{name}"])) for name in ("mean", "std")))
         if {len(found.mean), len(found.std)} != {channels}:
             raise ValueError(f"got {found}")
+    except (FileNotFoundError, KeyError):
+        return otherwise
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels: {error}") from error
-    return () if set(found.mean) == {0} and set(found.std) == {1} else found
+    return None if set(found.mean) == {0} and set(found.std) == {1} else found
 
 
 def _statistics(model: Model) -> tuple[list[float], list[float]]:

@@ -18,7 +18,6 @@ import scipy.stats
 
 from pv_vae_jax.evaluation.distances import score_interval
 
-NEIGHBOURS = 5  # arXiv 2606.03578's number of nearest latents
 LEAST_SAMPLES = 2  # for each row of a factor: with one, it is near singular and white noise is read 15 % too low
 
 
@@ -30,10 +29,11 @@ def without_first(means: np.ndarray) -> np.ndarray:
 def standardized(means: np.ndarray) -> np.ndarray:
     """Channels at mean 0 and variance 1 over all clips, times and places, float64; constant channels become 0."""
     z, places = np.asarray(means, np.float64), (0, 1, 2, 3)
-    rounding = 1e-12 * np.abs(z).max(axis=places)  # leaves of a constant more than nothing
-    z = z - z.mean(axis=places)
-    std = np.sqrt(np.mean(z**2, axis=places))
-    return np.where(std > rounding, z, 0) / np.where(std > rounding, std, 1)
+    mean = z.mean(axis=places)
+    std = np.sqrt(np.mean((z - mean) ** 2, axis=places))
+    return (z - mean) / np.where(
+        std > 1e-12 * np.abs(mean), std, np.inf
+    )  # below lies what rounding leaves of a constant
 
 
 def velocity_irreducible_variance(
@@ -96,7 +96,7 @@ def _factors(x: np.ndarray, iterations: int) -> list[np.ndarray]:
     return [values for values, _ in found.values()]
 
 
-def label_agreement(means: np.ndarray, labels: np.ndarray, *, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def label_agreement(means: np.ndarray, labels: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
     """Share of each clip's nearest latents that have its label (latent neighbour consistency, arXiv 2606.03578).
 
     Nearest by cosine, of standardised latents averaged over space (the paper, of images: over the foreground). Time
@@ -105,7 +105,7 @@ def label_agreement(means: np.ndarray, labels: np.ndarray, *, neighbours: int = 
     Args:
       means: `(n, g, h, w, z)`.
       labels: `(n,)` class of each clip.
-      neighbours: how many are looked at, all others at most.
+      neighbours: how many are looked at, all others at most; 5 in the paper.
 
     Returns:
       `(n,)` shares.
