@@ -106,9 +106,7 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, np.ndarray
     grey = video.astype(np.float32).mean(axis=-1)
     label = read_arrays(values.data, ("label",))[1].get("label") if values.data.endswith(".npz") else None
     if label is not None and (label.shape != (len(clips),) or label.dtype.kind not in "iu"):
-        raise ConfigError(
-            f"expected label ({len(clips)},) of integers in {values.data}, got {label.shape} {label.dtype}"
-        )
+        raise ConfigError(f"expected integers label ({len(clips)},) in {values.data}, got {label.shape} {label.dtype}")
     label = None if label is None else label[: len(video)]
     return video, np.abs(np.diff(grey, axis=1)), label, f"{values.data}; motion: change of brightness, of 255"
 

@@ -62,7 +62,7 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
     config: VAEConfig = override(trained, overrides)
     model = Model(VAE(config), wan.from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
     published = wan.LATENT_STATISTICS[architecture] if config == preset else None
-    if statistics := _given_statistics(source, config.latent_channels, published):
+    if statistics := _given(source, config.latent_channels, published):
         model.meta["latent_statistics"] = statistics._asdict()
     save(target, model)
     print(f"{target}: {config.name}, {len(tensors)} tensors, {_count(tensors)} parameters, from the {layout} layout")
@@ -92,10 +92,8 @@ def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
     print(f"{target}: {len(tensors)} tensors, {_count(tensors)} parameters in the {layout} layout")
 
 
-def _given_statistics(
-    source: Path, channels: int, otherwise: wan.LatentStatistics | None
-) -> wan.LatentStatistics | None:
-    """Those of a diffusers folder, also of a file in it; None if it says 0 and 1, for then nobody measured them."""
+def _given(source: Path, channels: int, published: wan.LatentStatistics | None) -> wan.LatentStatistics | None:
+    """Statistics of the latents by a `config.json` of diffusers, None where it says 0 and 1; without one `published`."""
     path = (source if source.is_dir() else source.parent) / "config.json"
     try:
         tree = json.loads(path.read_text())
@@ -103,7 +101,7 @@ def _given_statistics(
         if {len(found.mean), len(found.std)} != {channels}:
             raise ValueError(f"got {found}")
     except (FileNotFoundError, KeyError):
-        return otherwise
+        return published
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels: {error}") from error
     return None if set(found.mean) == {0} and set(found.std) == {1} else found

@@ -31,9 +31,7 @@ def standardized(means: np.ndarray) -> np.ndarray:
     z, places = np.asarray(means, np.float64), (0, 1, 2, 3)
     mean = z.mean(axis=places)
     std = np.sqrt(np.mean((z - mean) ** 2, axis=places))
-    return (z - mean) / np.where(
-        std > 1e-12 * np.abs(mean), std, np.inf
-    )  # below lies what rounding leaves of a constant
+    return (z - mean) / np.where(std > 1e-12 * np.abs(mean), std, np.inf)  # else what rounding leaves of a constant
 
 
 def velocity_irreducible_variance(

@@ -66,10 +66,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         wanted, (kind, most) = shape[: 1 if name == "label" else 5], KINDS[name]
         fits = array.shape == wanted and np.issubdtype(array.dtype, kind)
         if not fits or not (np.abs(array) <= np.float64(most)).all():
-            got = (
-                f"NaN or values beyond {most:g}: encode again"
-                if fits
-                else f"{array.shape} of {array.dtype}: save it so"
-            )
+            got = f"NaN or beyond {most:g}: encode again" if fits else f"{array.shape} of {array.dtype}: save it so"
             raise FeatureError(f"expected {name} {wanted} of finite {kind.__name__} type in {path}, got {got}")
     return found
