@@ -93,18 +93,16 @@ def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
 
 
 def _given(source: Path, channels: int, published: wan.LatentStatistics | None) -> wan.LatentStatistics | None:
-    """Statistics of the latents by a `config.json` of diffusers, None where it says 0 and 1; without one `published`."""
+    """Statistics of latents by a `config.json` of diffusers, None where it says 0 and 1; without one `published`."""
     path = (source if source.is_dir() else source.parent) / "config.json"
     try:
         tree = json.loads(path.read_text())
-        found = wan.LatentStatistics(*(tuple(map(float, tree[f"latents_{name}"])) for name in ("mean", "std")))
-        if {len(found.mean), len(found.std)} != {channels}:
-            raise ValueError(f"got {found}")
+        both = np.reshape([tree["latents_mean"], tree["latents_std"]], (2, channels)).astype(float).tolist()
     except (FileNotFoundError, KeyError):
         return published
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels: {error}") from error
-    return None if set(found.mean) == {0} and set(found.std) == {1} else found
+    return None if both == [[0] * channels, [1] * channels] else wan.LatentStatistics(*both)
 
 
 def _statistics(model: Model) -> tuple[list[float], list[float]]:
