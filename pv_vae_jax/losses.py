@@ -288,8 +288,7 @@ def alignment_head(latents: Sequence[int], features: Sequence[int]) -> dict[str,
 
 def _check_features(latents: Sequence[int], features: Sequence[int]) -> None:
     if tuple(features[:-1]) not in (tuple(latents[:2]), tuple(latents[:-1])):
-        wanted = f"{(*latents[:2], 'f')} or {(*latents[:-1], 'f')}"
-        raise ShapeError(f"features must be {wanted}, as latents, got {tuple(features)}")
+        raise ShapeError(f"expected features {(*latents[:2], 'f')} or {(*latents[:-1], 'f')}, got {tuple(features)}")
 
 
 def alignment_error(latents: Array, features: Array, kernel: Array, observed: Array) -> Float[Array, ""]:
