@@ -265,9 +265,9 @@ def test_latents_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "x.npz").write_bytes(damaged)
     with pytest.raises(FeatureError, match="cannot be read"):
         read_latents(tmp_path / "x.npz")
-    (tmp_path / "empty.npz").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no \.npz files in .*empty.npz"):
-        read_latents(tmp_path / "empty.npz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.npz files in .*empty"):
+        read_latents(tmp_path / "empty")
     written(tmp_path / "x.npz", mean=z)
     for other in ({"mean": z[..., :2]}, {"mean": z, "logvar": z}):
         written(tmp_path / "y.npz", **other)
