@@ -321,7 +321,7 @@ def alignment_error(latents: Array, features: Array, kernel: Array, observed: Ar
         return (jnp.square(centred) * seen).sum(places) / seen.sum(places)
 
     total = variance(features)
-    varies = total > 1e-10 * jnp.square(features).max(places)  # above what float32 rounds off
+    varies = ~(total <= 1e-10 * jnp.square(features).max(places))  # above what float32 rounds off, or NaN
     share = jnp.where(varies, variance(features - latents @ kernel) / jnp.where(varies, total, 1.0), 0.0)
     return share.sum() / jnp.maximum(varies.sum(), 1)
 

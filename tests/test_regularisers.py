@@ -118,6 +118,12 @@ def test_a_small_feature_counts_beside_a_large_one():
     assert float(alignment_error(LATENTS, told, kernel, SEEN)) == pytest.approx(0.5, rel=1e-3)
 
 
+def test_a_feature_that_is_not_finite_is_not_passed_over():
+    told = np.array(LATENTS.reshape(2, 5, -1)[..., :2])
+    told[0, 0, 0] = np.nan
+    assert np.isnan(float(alignment_error(LATENTS, told, np.zeros((72, 2), np.float32), SEEN)))
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 7), (2, 9, 7), (1, 5, 7), (5, 7), (2, 5, 2, 3, 7), (2, 5, 4, 7)])
 def test_features_of_other_frames_or_places_are_refused(shape):
     """Cut or broadcast, they would be those of other frames: features of all frames, of one frame, of one clip."""
