@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from pv_vae_jax import Model, load, to_uint8
-from pv_vae_jax.evaluation import psnr
+from pv_vae_jax.evaluation import score_frames
 from pv_vae_jax.report.run_report import read_test_clips
 from pv_vae_jax.sharding.hlo import step_flops
 from pv_vae_jax.train.run import reopen_run
@@ -46,7 +46,7 @@ def describe(model: Model, latents: np.ndarray) -> str:
 def by_frame(model: Model, latents: np.ndarray, video: np.ndarray) -> list[float]:
     """PSNR in dB of every frame, averaged over clips."""
     decoded = np.concatenate([to_uint8(model.decode(z[None])) for z in latents])
-    return [psnr(video[:, t : t + 1], decoded[:, t : t + 1], 255.0) for t in range(video.shape[1])]
+    return score_frames(video, decoded, 255.0)["psnr"].mean(axis=0).tolist()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -43,10 +43,17 @@ def stage_flops(experiment: Experiment, name: str) -> float:
     return total
 
 
+def figure(value: float, decimals: int = 1) -> str:
+    """A number with that many decimals; a small one, which they would make 0, with two digits."""
+    return f"{value:,.{decimals}f}" if value >= 1 else f"{value:.2g}"
+
+
 def main(argv: Sequence[str]) -> None:
     """Print a row a stage."""
-    (path,), overrides = parse_overrides(argv)
-    experiment = load_experiment(path, overrides)
+    paths, overrides = parse_overrides(argv)
+    if len(paths) != 1:
+        raise SystemExit(__doc__)
+    experiment = load_experiment(paths[0], overrides)
     networks = {name: getattr(experiment, name) for name in ("vae", "discriminator")}
     direct = {name: dataclasses.replace(network, lowering="direct") for name, network in networks.items()}
     experiment = dataclasses.replace(experiment, **direct)  # the others count the zeros that they multiply
@@ -57,11 +64,12 @@ def main(argv: Sequence[str]) -> None:
         if steps := getattr(experiment, name).steps:
             each = stage_flops(experiment, name)
             whole += each * steps
+            total = each * steps
             print(
-                f"| {name} | {steps:,} | {each / 1e12:,.1f} | {each * steps / 1e18:,.1f} | {each * steps / rate:,.0f} |"
+                f"| {name} | {steps:,} | {figure(each / 1e12)} | {figure(total / 1e18)} | {figure(total / rate, 0)} |"
             )
             jax.clear_caches()
-    print(f"| all | | | {whole / 1e18:,.1f} | {whole / rate:,.0f} |")
+    print(f"| all | | | {figure(whole / 1e18)} | {figure(whole / rate, 0)} |")
 
 
 if __name__ == "__main__":

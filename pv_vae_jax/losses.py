@@ -16,7 +16,7 @@ from einops import reduce
 from jaxtyping import Float, Shaped
 
 from pv_vae_jax.models.vae import Posterior
-from pv_vae_jax.typing import Array, Params, sum_of
+from pv_vae_jax.typing import Array, Params, ShapeError, sum_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +233,9 @@ def structure_terms(
       decode: latents of any size and length -> pixels.
       observed: as for `kl_divergence`, of the latent frames that were encoded.
       aligned: features and kernel, see `alignment_error`, if `objective.alignment` is positive.
+
+    Raises:
+      ShapeError: the features are not those of these latent frames or positions.
     """
     terms = {}
     if objective.scale_equivariance:
@@ -241,6 +244,7 @@ def structure_terms(
         terms["time_equivariance"] = time_equivariance_error(decode, latents, video)
     if objective.alignment:
         (features, kernel), n = aligned, observed.shape[1]  # the truncated form has encoded n < g
+        _check_features(latents.shape, features.shape)
         terms["alignment"] = alignment_error(latents[:, :n], features[:, :n], kernel, observed)
     return _weighted_sum(objective, terms) if terms else jnp.zeros((), jnp.float32), terms
 
@@ -270,9 +274,19 @@ def time_equivariance_error(
 
 
 def alignment_head(latents: Sequence[int], features: Sequence[int]) -> dict[str, Float[Array, "d f"]]:
-    """The `kernel` of `alignment_error` before training, zeros, for the shapes of latents and features."""
+    """The `kernel` of `alignment_error` before training, zeros, for the shapes of latents and features.
+
+    Raises:
+      ShapeError: as `structure_terms`.
+    """
+    _check_features(latents, features)
     inputs = math.prod(latents[2:]) if len(features) == 3 else latents[-1]
     return {"kernel": jnp.zeros((inputs, features[-1]), jnp.float32)}
+
+
+def _check_features(latents: Sequence[int], features: Sequence[int]) -> None:
+    if tuple(features[:-1]) not in (tuple(latents[:2]), tuple(latents[:-1])):
+        raise ShapeError(f"expected features {(*latents[:2], 'f')} or {(*latents[:-1], 'f')}, got {tuple(features)}")
 
 
 def alignment_error(latents: Array, features: Array, kernel: Array, observed: Array) -> Float[Array, ""]:
@@ -305,7 +319,7 @@ def alignment_error(latents: Array, features: Array, kernel: Array, observed: Ar
         return (jnp.square(centred) * seen).sum(places) / seen.sum(places)
 
     total = variance(features)
-    varies = total > 1e-10 * jnp.square(features).max()  # above what float32 rounds off
+    varies = ~(total <= 1e-10 * jnp.square(features).max(places))  # above what float32 rounds off, or NaN
     share = jnp.where(varies, variance(features - latents @ kernel) / jnp.where(varies, total, 1.0), 0.0)
     return share.sum() / jnp.maximum(varies.sum(), 1)
 

@@ -20,6 +20,7 @@ from pv_vae_jax.evaluation.diffusability import (
     velocity_irreducible_variance,
 )
 from pv_vae_jax.evaluation.features import FeatureError
+from pv_vae_jax.evaluation.latent_analysis import analyze_given
 from pv_vae_jax.evaluation.latent_sets import read_latents
 from pv_vae_jax.model import Model, save
 from tests import wan_fixture
@@ -121,6 +122,7 @@ def test_high_frequencies_of_cosines_and_noise():
     u, v = np.indices((h, w))
     assert high_frequency_share(white).mean() == pytest.approx(np.mean(u + v > 5), abs=0.02)
     assert high_frequency_share(white, "time").mean() == pytest.approx(0.5, abs=0.02)
+    assert high_frequency_share(np.full((6, 5, 3, 3, 2), 0.1)).tolist() == [0] * 6  # not what rounding leaves
     for axis, flat in (("space", white[:, :, :1, :1]), ("time", white[:, :2])):
         with pytest.raises(ValueError, match=f"needs several latents in {axis}"):
             high_frequency_share(flat, axis)
@@ -156,7 +158,7 @@ def test_effective_rank_counts_equal_directions():
     assert (
         two.rank == pytest.approx(np.exp(-0.9 * np.log(0.9) - 0.1 * np.log(0.1)), rel=1e-2) and two.rank > two.effective
     )
-    assert channel_spectrum(np.zeros((2, 3, 2, 2, 4))).rank == 0
+    assert channel_spectrum(np.full((2, 3, 2, 2, 4), 0.1)).rank == 0
 
 
 def test_rate_is_the_capacity_of_a_gaussian_channel():
@@ -199,6 +201,24 @@ def test_intervals_hold_the_answer_and_what_is_missing_is_said():
     }
 
 
+@pytest.mark.parametrize("kind", ["constant", "one place", "one channel", "half precision", "one group", "one clip"])
+def test_odd_latents_give_finite_numbers_or_say_what_is_missing(kind):
+    shape = {"one place": (6, 5, 1, 1, 3), "one channel": (6, 5, 2, 2, 1), "one group": (6, 1, 2, 2, 3)}
+    z = noise(*{**shape, "one clip": (1, 5, 2, 2, 3)}.get(kind, (6, 5, 2, 2, 3)))
+    z = {"constant": np.full_like(z, 0.1), "half precision": (9_000 * z).astype(np.float16)}.get(kind, z)
+    latents = {"mean": z, "logvar": np.zeros_like(z), "label": np.arange(len(z)) % 2}
+    numbers = analyze_given(kind, latents).numbers
+    json.dumps(numbers, allow_nan=False)
+    reasons = {m["left_out"] for m in numbers["measures"].values() if "left_out" in m}
+    assert all(reason.startswith("needs") for reason in reasons)
+    assert ("needs 2 clips" in reasons) == (kind == "one clip")
+
+
+def test_an_interval_has_a_width_where_every_clip_has_a_label_of_its_own():
+    found = measure_latents({"mean": noise(12, 5, 2, 2, 3), "label": np.arange(12)})["straightness"]
+    assert found["low"] < found["value"] < found["high"]
+
+
 # Files
 
 
@@ -229,13 +249,25 @@ def test_latents_that_do_not_fit_are_named(tmp_path):
         ({"mean": z, "label": np.zeros(3, int)}, r"label \(2,\) .* got \(3,\)"),
         ({"mean": z, "label": np.zeros(2)}, r"label \(2,\) of finite integer type .* of float64"),
         ({"mean": np.where(z > 0, np.nan, z)}, "mean .* NaN"),
+        ({"mean": z, "logvar": np.full_like(z, 800)}, "logvar .* beyond 500"),  # whose exp is infinite
+        ({"mean": 1e200 * z}, r"mean .* beyond 1e\+30"),
         ({"mean": np.array([None])}, "cannot be read"),
+        ({"mean": z, "label": np.array([None, 1])}, "cannot be read"),
     ):
         with pytest.raises(FeatureError, match=message):
             read_latents(written(tmp_path / "x.npz", **arrays))
     (tmp_path / "x.npz").write_bytes(b"no archive")
     with pytest.raises(FeatureError, match="cannot be read"):
         read_latents(tmp_path / "x.npz")
+    np.savez_compressed(tmp_path / "x.npz", mean=z)
+    damaged = bytearray((tmp_path / "x.npz").read_bytes())
+    damaged[100:140] = bytes(40)
+    (tmp_path / "x.npz").write_bytes(damaged)
+    with pytest.raises(FeatureError, match="cannot be read"):
+        read_latents(tmp_path / "x.npz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.npz files in .*empty"):
+        read_latents(tmp_path / "empty")
     written(tmp_path / "x.npz", mean=z)
     for other in ({"mean": z[..., :2]}, {"mean": z, "logvar": z}):
         written(tmp_path / "y.npz", **other)
@@ -289,6 +321,7 @@ def test_labels_of_given_clips_are_used(tiny, tmp_path, capsys):
     assert analyze(*call) == 0
     measures = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]["ours"]["measures"]
     assert measures["label_chance"]["value"] == pytest.approx(0.4)
-    written(data, video=video, label=np.arange(5))
     capsys.readouterr()
-    assert analyze(*call) == 2 and "label" in capsys.readouterr().err
+    for label, message in ((np.arange(5), "got (5,)"), (np.ones(6), "float64"), (np.array([None] * 6), "Object")):
+        written(data, video=video, label=label)
+        assert analyze(*call) in (1, 2) and message in capsys.readouterr().err

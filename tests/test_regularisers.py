@@ -26,7 +26,7 @@ from pv_vae_jax.train.run import open_run
 from pv_vae_jax.train.sizes import sized_batches
 from pv_vae_jax.train.vae_stage import VAEStage
 from pv_vae_jax.train.vae_step import VAEStep, _latents
-from pv_vae_jax.typing import ConfigError
+from pv_vae_jax.typing import ConfigError, ShapeError
 from studies.ablation.plan import latent_rows, load_study
 from tests.test_cli import tiny_experiment  # noqa: F401
 
@@ -109,6 +109,29 @@ def test_alignment_takes_features_of_places():
     observed[:, :, 1:, :] = 0
     told[:, :, 1:, :] = RNG.standard_normal(told[:, :, 1:, :].shape)
     assert float(alignment_error(LATENTS, told, np.ones((3, 2)), observed)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_small_feature_counts_beside_a_large_one():
+    told = LATENTS.reshape(2, 5, -1)[..., :2] * np.float32([1e-3, 1e4])
+    kernel = np.zeros((72, 2), np.float32)
+    kernel[1, 1] = 1e4  # the large one is told, the small one not at all
+    assert float(alignment_error(LATENTS, told, kernel, SEEN)) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_feature_that_is_not_finite_is_not_passed_over():
+    told = np.array(LATENTS.reshape(2, 5, -1)[..., :2])
+    told[0, 0, 0] = np.nan
+    assert np.isnan(float(alignment_error(LATENTS, told, np.zeros((72, 2), np.float32), SEEN)))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 7), (2, 9, 7), (1, 5, 7), (5, 7), (2, 5, 2, 3, 7), (2, 5, 4, 7)])
+def test_features_of_other_frames_or_places_are_refused(shape):
+    """Cut or broadcast, they would be those of other frames: features of all frames, of one frame, of one clip."""
+    objective, features = Objective(alignment=1.0), np.zeros(shape, np.float32)
+    with pytest.raises(ShapeError, match=r"features \(2, 5, 'f'\) or \(2, 5, 4, 6, 'f'\), got"):
+        structure_terms(objective, LATENTS, LATENTS, None, SEEN, features, np.zeros((72, 7), np.float32))
+    with pytest.raises(ShapeError, match="expected features"):
+        alignment_head(LATENTS.shape, shape)
 
 
 def test_no_term_is_computed_that_has_no_weight():
@@ -298,9 +321,7 @@ def test_features_of_a_stage_are_of_one_kind_and_fit(tiny_experiment, tmp_path):
     free = load_experiment(tiny_experiment, ALIGNED | {"data.features": "0"})
     with pytest.raises(ConfigError, match="needs features of one kind, got none"):
         VAEStage(free, "video")
-    with pytest.raises(
-        ConfigError, match=r"features must be \(4, 3, 'f'\) or \(4, 3, 4, 4, 'f'\) for .*, got \(4, 5, 16"
-    ):
+    with pytest.raises(ShapeError, match=r"features \(4, 3, 'f'\) or \(4, 3, 4, 4, 'f'\), got \(4, 5, 16"):
         VAEStage(free, "video", features=lambda video: video[:, :, 0]).alignment.head(sized_batches(free, "video"))
     with pytest.raises(ConfigError, match="features are for objective.alignment: give it a weight"):
         train(load_experiment(tiny_experiment), tmp_path / "none", features=lambda video: video)

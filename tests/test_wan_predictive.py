@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax import Model, load, save
-from pv_vae_jax.convert.wan import diffusers_config, from_wan, to_wan
+from pv_vae_jax.convert.wan import LATENT_STATISTICS, LatentStatistics, diffusers_config, from_wan, to_wan
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.params_io import read_params
 from pv_vae_jax.train.configs import DataConfig, Experiment, LatteConfig, MeshConfig, VAEStageConfig
@@ -71,6 +72,27 @@ def test_statistics_of_the_latents_travel(tmp_path):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert status == 0 and "latents_mean" not in out
     assert (written["latents_mean"], written["latents_std"]) == tuple(known["latent_statistics"].values())
+    assert convert(*flags_of("wan21"), tmp_path / "out", tmp_path / "again")[0] == 0
+    assert load(tmp_path / "again").meta["latent_statistics"] == known["latent_statistics"]
+    for wrong in (json.dumps(written | {"latents_std": [1.0]}), json.dumps(written | {"latents_std": None}), "{"):
+        (tmp_path / "out" / "config.json").write_text(wrong)
+        status, out = convert(*flags_of("wan21"), tmp_path / "out", tmp_path / "wrong")
+        assert status == 1 and "latents_mean and latents_std of 4 channels" in out
+        assert not (tmp_path / "wrong").exists()
+
+
+def test_a_tuned_wan_is_not_given_the_published_statistics(tmp_path, monkeypatch):
+    """Its folder says 0 and 1, which is that nobody measured them; a file that says nothing is taken for Wan's own."""
+    config = wan_fixture.CONFIGS["wan21"]
+    monkeypatch.setattr(VAEConfig, "wan21", lambda: config)
+    monkeypatch.setitem(LATENT_STATISTICS, "wan21", LatentStatistics(mean=(0.5,) * 4, std=(2.0,) * 4))
+    save(tmp_path / "tuned", Model(VAE(config), from_wan(wan_fixture.random_weights(config), config)))
+    assert convert("--to=diffusers", tmp_path / "tuned", tmp_path / "out")[0] == 0
+    for source, known in ((tmp_path / "out", False), (tmp_path / "alone.safetensors", True)):
+        if known:
+            shutil.copy(tmp_path / "out" / "diffusion_pytorch_model.safetensors", source)
+        assert convert(source, tmp_path / f"again{known}")[0] == 0
+        assert ("latent_statistics" in load(tmp_path / f"again{known}").meta) == known
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ from pv_vae_jax.data.synthetic import SyntheticVideos
 from pv_vae_jax.data.synthetic_motion import exact_flow
 from pv_vae_jax.evaluation.clip_sets import Window, open_clips, read_clips
 from pv_vae_jax.evaluation.latent_analysis import LatentAnalysis, analyze_given, analyze_latents
-from pv_vae_jax.evaluation.latent_sets import is_latents, read_latents
+from pv_vae_jax.evaluation.latent_sets import is_latents, read_arrays, read_latents
 from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.latents_page import measure_rows, write_analysis
@@ -102,9 +102,9 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, np.ndarray
     clips = open_clips(values.data, Window(values.frames), size=None if arrays else size)
     video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
     grey = video.astype(np.float32).mean(axis=-1)
-    label = np.load(values.data).get("label") if values.data.endswith(".npz") else None
-    if label is not None and label.shape != (len(clips),):
-        raise ConfigError(f"expected label ({len(clips)},), one for each clip of {values.data}, got {label.shape}")
+    label = read_arrays(values.data, ("label",))[1].get("label") if values.data.endswith(".npz") else None
+    if label is not None and (label.shape != (len(clips),) or label.dtype.kind not in "iu"):
+        raise ConfigError(f"expected integers label ({len(clips)},) in {values.data}, got {label.shape} {label.dtype}")
     label = None if label is None else label[: len(video)]
     return video, np.abs(np.diff(grey, axis=1)), label, f"{values.data}; motion: change of brightness, of 255"
 

@@ -12,6 +12,7 @@ are reported and nothing is written. Existing files are never overwritten.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import override
-from pv_vae_jax.typing import ConfigError
+from pv_vae_jax.typing import ConfigError, WeightsError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -58,9 +59,9 @@ def import_weights(source: Path, target: Path, architecture: str | None, overrid
     trained = dataclasses.replace(preset, pad="learnable") if wan.PAD in tensors else preset
     config: VAEConfig = override(trained, overrides)
     model = Model(VAE(config), wan.from_wan(tensors, config), meta={"source": f"{source.name}, {layout} layout"})
-    if config == preset:
-        mean, std = wan.LATENT_STATISTICS[architecture]
-        model.meta["latent_statistics"] = {"mean": list(mean), "std": list(std)}
+    published = wan.LATENT_STATISTICS[architecture] if config == preset else None
+    if statistics := _given(source, config.latent_channels, published):
+        model.meta["latent_statistics"] = statistics._asdict()
     save(target, model)
     print(f"{target}: {config.name}, {len(tensors)} tensors, {_count(tensors)} parameters, from the {layout} layout")
 
@@ -87,6 +88,19 @@ def export_weights(source: Path, target: Path, layout: wan.Layout) -> None:
     if described:
         write_json(target / "config.json", described)
     print(f"{target}: {len(tensors)} tensors, {_count(tensors)} parameters in the {layout} layout")
+
+
+def _given(source: Path, channels: int, published: wan.LatentStatistics | None) -> wan.LatentStatistics | None:
+    """Statistics of latents by a `config.json` of diffusers, None where it says 0 and 1; without one `published`."""
+    path = (source if source.is_dir() else source.parent) / "config.json"
+    try:
+        tree = json.loads(path.read_text())
+        both = np.reshape([tree["latents_mean"], tree["latents_std"]], (2, channels)).astype(float).tolist()
+    except (FileNotFoundError, KeyError):
+        return published
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels: {error}") from error
+    return None if both == [[0] * channels, [1] * channels] else wan.LatentStatistics(*both)
 
 
 def _statistics(model: Model) -> tuple[list[float], list[float]]:

@@ -16,7 +16,6 @@ import scipy.stats
 
 from pv_vae_jax.evaluation.distances import score_interval
 
-NEIGHBOURS = 5  # arXiv 2606.03578's number of nearest latents
 LEAST_SAMPLES = 2  # for each row of a factor: with one, it is near singular and white noise is read 15 % too low
 
 
@@ -27,9 +26,10 @@ def without_first(means: np.ndarray) -> np.ndarray:
 
 def standardized(means: np.ndarray) -> np.ndarray:
     """Channels at mean 0 and variance 1 over all clips, times and places, float64; constant channels become 0."""
-    z = np.asarray(means, np.float64)
-    z = z - z.mean(axis=(0, 1, 2, 3))
-    return z / np.maximum(np.sqrt(np.mean(z**2, axis=(0, 1, 2, 3))), 1e-12)
+    z, places = np.asarray(means, np.float64), (0, 1, 2, 3)
+    mean = z.mean(axis=places)
+    std = np.sqrt(np.mean((z - mean) ** 2, axis=places))
+    return (z - mean) / np.where(std > 1e-12 * np.abs(mean), std, np.inf)  # else what rounding leaves of a constant
 
 
 def velocity_irreducible_variance(
@@ -92,7 +92,7 @@ def _factors(x: np.ndarray, iterations: int) -> list[np.ndarray]:
     return [values for values, _ in found.values()]
 
 
-def label_agreement(means: np.ndarray, labels: np.ndarray, *, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def label_agreement(means: np.ndarray, labels: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
     """Share of each clip's nearest latents that have its label (latent neighbour consistency, arXiv 2606.03578).
 
     Nearest by cosine, of standardised latents averaged over space (the paper, of images: over the foreground). Time
@@ -101,7 +101,7 @@ def label_agreement(means: np.ndarray, labels: np.ndarray, *, neighbours: int = 
     Args:
       means: `(n, g, h, w, z)`.
       labels: `(n,)` class of each clip.
-      neighbours: how many are looked at, all others at most.
+      neighbours: how many are looked at, all others at most; 5 in the paper.
 
     Returns:
       `(n,)` shares.
@@ -197,7 +197,7 @@ def channel_spectrum(means: np.ndarray) -> ChannelSpectrum:
     z = without_first(np.asarray(means, np.float64)).reshape(-1, means.shape[-1])
     values = np.maximum(np.linalg.eigvalsh(np.atleast_2d(np.cov(z.T, ddof=0)))[::-1], 0)
     total = values.sum()
-    if not total:
+    if total <= 1e-24 * np.square(z).max():  # what rounding leaves of a constant
         return ChannelSpectrum(np.zeros_like(values), 0.0, 0.0)
     shares = values / total
     rank = np.exp(scipy.stats.entropy(shares))
@@ -241,7 +241,7 @@ MEASURES: dict[str, tuple[str, str, Callable]] = {
 
 
 def measure_latents(latents: dict[str, np.ndarray]) -> dict[str, dict]:
-    """All `MEASURES` with bootstrap intervals over clips.
+    """All `MEASURES` with bootstrap intervals over clips, of which there must be two; class by class if labels count.
 
     Args:
       latents: `mean`, and if they are known `logvar` and `label`, as from `latent_sets.read_latents`.
@@ -256,7 +256,9 @@ def measure_latents(latents: dict[str, np.ndarray]) -> dict[str, dict]:
             score = partial(_score, function, arrays)
             if np.ndim(values := function(*arrays)):
                 score = partial(_score, np.mean, [values])
-            interval = score_interval(clips, score, latents.get("label"), resamples=20)
+            if len(clips) < 2:
+                raise ValueError("needs 2 clips")
+            interval = score_interval(clips, score, latents["label"] if needs == "label" else None, resamples=20)
             found[name] = {"value": score(clips), "low": interval.low, "high": interval.high}
         except (KeyError, ValueError) as error:
             found[name] = {"left_out": f"needs {needs}" if isinstance(error, KeyError) else str(error)}

@@ -1,13 +1,16 @@
 """Latents that any program has written, in `.npz` files: the arrays `mean`, and if known `logvar` and `label`."""
 
 import zipfile
+import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from pv_vae_jax.evaluation.features import FeatureError
 
-KINDS = {"mean": np.floating, "logvar": np.floating, "label": np.integer}
+# Types, and the largest size of values: beyond it float64 cannot hold what is computed from them.
+KINDS = {"mean": (np.floating, 1e30), "logvar": (np.floating, 500), "label": (np.integer, np.inf)}
 
 
 def is_latents(path: str | Path) -> bool:
@@ -25,31 +28,42 @@ def read_latents(path: str | Path) -> dict[str, np.ndarray]:
       clip. Other arrays are left aside.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      FeatureError: a file cannot be read, an array has another shape or type, or values that are not finite, or files
-        of a folder differ in their arrays or in the shape of a clip's latents.
+      FileNotFoundError: there is no such file, or none in the folder.
+      FeatureError: a file cannot be read, an array has another shape or type, or values that are not finite or beyond
+        `KINDS`, or files of a folder differ in their arrays or in the shape of a clip's latents.
     """
     parts = [_read(file) for file in (sorted(Path(path).glob("*.npz")) if Path(path).is_dir() else [Path(path)])]
+    if not parts:
+        raise FileNotFoundError(f"no .npz files in {path}")
     kinds = {f"{', '.join(part)} of clips {part['mean'].shape[1:]}" for part in parts}
     if len(kinds) > 1:
         raise FeatureError(f"expected latents of one kind in {path}, got {' and '.join(sorted(kinds))}: separate them")
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path, wanted: Collection[str]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of all arrays in a `.npz`, and those arrays that are wanted and there. No pickle is read.
+
+    Raises:
+      FeatureError: the file cannot be read.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            names, found = file.files, {name: file[name] for name in KINDS if name in file.files}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            return file.files, {name: file[name] for name in wanted if name in file.files}
+    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise FeatureError(f"expected an .npz file of arrays, but {path} cannot be read as one: {error}") from error
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    names, found = read_arrays(path, KINDS)
     shape = found["mean"].shape if "mean" in found else ()
     if len(shape) != 5 or 0 in shape:
         got = f"mean {shape}" if shape else ", ".join(names) or "no array"
         raise FeatureError(f"expected an array mean (n, g, h, w, z) in {path}, got {got}: save latents as mean")
     for name, array in found.items():
-        wanted, kind = shape[: 1 if name == "label" else 5], KINDS[name].__name__
-        fits = array.shape == wanted and np.issubdtype(array.dtype, KINDS[name])
-        if not fits or not np.isfinite(array).all():
-            got = "NaN or infinity: encode these clips again" if fits else f"{array.shape} of {array.dtype}: save it so"
-            raise FeatureError(f"expected {name} {wanted} of finite {kind} type in {path}, got {got}")
+        wanted, (kind, most) = shape[: 1 if name == "label" else 5], KINDS[name]
+        fits = array.shape == wanted and np.issubdtype(array.dtype, kind)
+        if not fits or not (np.abs(array) <= np.float64(most)).all():
+            got = f"NaN or beyond {most:g}: encode again" if fits else f"{array.shape} of {array.dtype}: save it so"
+            raise FeatureError(f"expected {name} {wanted} of finite {kind.__name__} type in {path}, got {got}")
     return found

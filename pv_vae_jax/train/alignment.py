@@ -49,16 +49,13 @@ class Alignment:
         """A new head, for batches of all `sizes`; None if the stage aligns nothing. It is no part of the model.
 
         Raises:
-          ConfigError: the function gives another shape, or sizes would need different heads.
+          ShapeError: the function gives another shape.
+          ConfigError: sizes would need different heads.
         """
         heads = {}
         for size in sizes if self._aligns else ():
-            grid, shape = self._grid(size), self.example(size)["features"].shape
-            if shape[:-1] not in (grid, grid[:2]):
-                raise ConfigError(
-                    f"features must be {(*grid[:2], 'f')} or {(*grid, 'f')} for {size.shape}, got {shape}"
-                )
-            head = alignment_head((*grid, self._vae.latent_channels), shape)
+            latents = (*self._grid(size), self._vae.latent_channels)
+            head = alignment_head(latents, self.example(size)["features"].shape)
             heads[head["kernel"].shape] = head
         if len(heads) > 1:
             raise ConfigError("objective.alignment to features (b, g, f) needs sizes that differ in their frames only")
