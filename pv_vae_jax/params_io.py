@@ -110,7 +110,8 @@ def read_params(
             value = file.get_tensor(name)
         if fault := unstorable(value, "float32"):
             faults.append(f"{name} is {fault}")
-        values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
+        else:
+            values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
     if faults:
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
     if hashes and path.name in hashes and file_hash(path) != hashes[path.name]:
