@@ -106,9 +106,10 @@ def read_params(
     for name in sorted(shapes.keys() & wanted.keys()):
         with safe_open(path, "numpy") as file:  # anew each time: what was read of an open file stays in memory
             value = file.get_tensor(name)
-        if not np.isfinite(value.sum(dtype=np.float64)):  # one NaN or infinity shows here, without a second array
-            faults.append(f"{name} is not finite")
-        values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
+        if fault := unstorable(value, "float32"):
+            faults.append(f"{name} is {fault}")
+        else:
+            values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
     if faults:
         raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
     if hashes and path.name in hashes and file_hash(path) != hashes[path.name]:

@@ -8,8 +8,9 @@ import pytest
 from grain.transforms import RandomMap
 
 from pv_vae_jax.data import latents
-from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, completed_records, write_latents
+from pv_vae_jax.data.latents import LatentSource, StaleLatentsError, completed_records, incomplete_shards, write_latents
 from pv_vae_jax.data.pipeline import train_batches
+from pv_vae_jax.data.shards import BrokenRecordError
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos, _paint, render
@@ -286,6 +287,22 @@ def test_an_interrupted_cache_goes_on_to_the_same_bytes(tmp_path, posteriors):
     assert (stopped / "manifest.json").read_bytes() == (straight / "manifest.json").read_bytes()
     with pytest.raises(ValueError, match="expected 10 records, got 7"):
         write(tmp_path / "short", posteriors[:7])
+
+
+def test_a_file_of_another_cache_is_no_part_of_a_finished_one(tmp_path, posteriors):
+    write(tmp_path, posteriors)
+    first, second = (tmp_path / f"0000{i}.array_record" for i in range(2))
+    before = first.read_bytes()
+    for content in (second.read_bytes(), before[: len(before) // 2], b""):
+        first.write_bytes(content)
+        assert list(incomplete_shards(tmp_path, 10)) == [first]
+        with pytest.raises(BrokenRecordError, match=r"1 files of .* are incomplete \(00000.array_record: "):
+            LatentSource(tmp_path)
+    first.write_bytes(before)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["first_records"]  # as of earlier versions
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert_same([LatentSource(tmp_path)[0]], posteriors[:1])
 
 
 def test_a_stale_cache_is_refused_with_the_differences(tmp_path, posteriors):

@@ -1,5 +1,7 @@
 """Prepared shards: what is in them comes back, and what is damaged in them costs nothing else."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -231,6 +233,11 @@ def test_a_folder_that_is_not_finished_says_what_to_do(prepared, tmp_path):
     folder = copy(prepared[0], tmp_path / "copy")
     with pytest.raises(NoVideosError, match="no clip of .* has the required 25 frames, the longest has 20"):
         open_source(str(folder), split="train", frames=25, size=16)
+    told = json.loads((folder / "train" / "manifest.json").read_text())
+    told["shards"][0]["lengths"].pop()  # all that come after would have the length of another
+    (folder / "train" / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(NoVideosError, match="manifest.json is damaged .*lengths"):
+        open_source(str(folder), split="train", **SHAPE)
     (folder / "train" / "manifest.json").write_text("{")
     with pytest.raises(NoVideosError, match="manifest.json is damaged .* run the same pv-vae prepare again"):
         open_source(str(folder), split="train", **SHAPE)

@@ -14,7 +14,7 @@ from pv_vae_jax.data.prepare.encoding import ClipSettings, encode_clips
 from pv_vae_jax.data.readers.image_files import image_size, read_image
 from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
-from pv_vae_jax.data.video_pixels import HLG, PQ, from_hdr
+from pv_vae_jax.data.video_pixels import HLG, PQ, Converter, from_hdr
 from pv_vae_jax.data.video_reading import count_frames, frame_times, iterate_at_rate, iterate_video, read_video
 from tests.video_fixture import av, encode, encode_sound, waves
 
@@ -389,6 +389,13 @@ def test_hdr_becomes_the_sdr_that_it_was_made_of(tmp_path, curve):
         file.mux(stream.encode())
     video = read_video(tmp_path / "hdr.mkv", short_side=16)
     assert video.shape == (4, 16, 24, 3) and 240 <= video.min() and np.ptp(video.astype(int)) <= 2
+    # With a part that cannot be seen.
+    rgba = np.full((32, 48, 4), round(255 * white), np.uint8)
+    rgba[:8, :, 3] = 0
+    frame = av.VideoFrame.from_ndarray(rgba, format="rgba")
+    frame.color_trc = curve
+    picture = Converter(None, "a frame")(frame)
+    assert 240 <= picture[8:].min() and not picture[:8].any()
 
 
 def test_pictures_are_upright_of_8_bits_and_on_black(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pv_vae_jax.cli.main import main
 from pv_vae_jax.data import video_writing
 from pv_vae_jax.data.clips import ClipSource
 from pv_vae_jax.data.frame_size import FrameSize
@@ -21,7 +22,7 @@ from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.transforms import RandomWindow
 from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
 from pv_vae_jax.data.video_reading import count_frames, frame_times, iterate_video, read_video
-from pv_vae_jax.data.video_writing import check_encoder, write_video
+from pv_vae_jax.data.video_writing import NoEncoderError, check_encoder, write_video
 from pv_vae_jax.report.run_report import left_out, read_every_clip
 from pv_vae_jax.train.configs import DataConfig, Experiment
 from pv_vae_jax.train.run import Run
@@ -94,16 +95,22 @@ def test_frames_are_written_at_their_times_in_tagged_colours(tmp_path):
     )
 
 
-def test_what_refuses_to_encode_is_named(tmp_path, monkeypatch):
+def test_what_refuses_to_encode_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(video_writing, "ENCODER", "none of this build")
     for write in (check_encoder, lambda: write_video(tmp_path / "a.mp4", waves(2))):
-        with pytest.raises(ImportError, match="no encoder for H.264 .*pip install"):
+        with pytest.raises(NoEncoderError, match="no encoder for H.264 .*pip install"):
             write()
     (tmp_path / "clips").mkdir()
     for name in "ab":
         (tmp_path / "clips" / f"{name}.mp4").write_bytes(b"not looked at")
-    with pytest.raises(ImportError, match="no encoder"):
+    with pytest.raises(NoEncoderError, match="no encoder"):
         prepare_dataset(tmp_path / "clips", tmp_path / "out", lambda listing, folder: pytest.fail("work began"))
+    (tmp_path / "clips" / "c.OGV").touch()
+    (tmp_path / "clips" / "d.mp4").symlink_to("nowhere")
+    assert main(["pv-vae", "prepare", str(tmp_path / "clips"), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == f"{tmp_path / 'clips'}: 2 other files passed over (1 broken links, 1 .ogv)" and len(told) == 2
+    assert "no encoder for H.264" in told[1]
     monkeypatch.undo()
     with pytest.raises(BrokenVideoError, match="a.mp4 cannot be encoded"):
         write_video(tmp_path / "a.mp4", waves(2), crf="fine")
@@ -590,10 +597,13 @@ def test_pictures_that_were_guessed_are_not_handed_out(tmp_path):
 
 
 def test_a_list_of_files_is_no_video(tmp_path):
+    encode(tmp_path / "a.flv", waves(2), codec="flv")
     write_video(tmp_path / "a.mp4", waves(5, 32, 32), fps=8)
     (tmp_path / "both.mp4").write_text("ffconcat version 1.0\nfile a.mp4\nfile a.mp4\n")
-    with pytest.raises(BrokenVideoError, match="neither a video container"):
+    with pytest.raises(BrokenVideoError, match="neither a video container .*: make it MP4"):
         read_video(tmp_path / "both.mp4")
+    with pytest.raises(BrokenVideoError, match="of the kinds that are read: make it MP4"):
+        read_video(tmp_path / "a.flv")
 
 
 def test_clips_of_a_damaged_file_do_not_depend_on_memory(tmp_path, one_video):

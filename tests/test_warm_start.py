@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
 from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.model_folder import find_model
@@ -159,6 +161,10 @@ def test_only_what_is_asked_for_is_read(other, tmp_path):
     write_params(tmp_path / "model" / "vae.safetensors", params)
     assert same(read_model(tmp_path / "model", encoder)["encoder"], params["encoder"])
     with pytest.raises(WeightsError, match="decoder/stem/kernel is not finite"):
+        read_model(tmp_path / "model", shapes_of(large))
+    wide = {name: np.full(leaf.shape, 1e300) for name, leaf in flatten_dict(params, sep="/").items()}
+    save_file(wide, tmp_path / "model" / "vae.safetensors")
+    with pytest.raises(WeightsError, match="decoder/stem/kernel is too large for float32"):
         read_model(tmp_path / "model", shapes_of(large))
 
 

@@ -5,8 +5,10 @@ last: without it the cache is unfinished). A record is a safetensors blob of `me
 encoded while they are trained on, the folder holds the key and the manifest only, for the statistics.
 """
 
+import contextlib
 import itertools
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -58,8 +60,15 @@ def cache_shards(folder: Path, total: int) -> dict[Path, range]:
 
 
 def incomplete_shards(folder: Path, total: int) -> dict[Path, str]:
-    """Files of a cache of `total` records that are missing or short -> what is wrong with each."""
-    return _open(folder, total).incomplete()
+    """Files of a cache of `total` records that are missing, short, or not those of its manifest -> what is wrong."""
+    shards, manifest = _open(folder, total), folder / "manifest.json"
+    lost = shards.incomplete()
+    marks = _read_json(manifest).get("first_records", ()) if manifest.exists() else ()  # earlier versions have none
+    for (path, rows), mark in zip(cache_shards(folder, total).items(), marks, strict=False):
+        with contextlib.suppress(BrokenRecordError):  # named when it is read
+            if path not in lost and zlib.crc32(shards[rows.start]) != mark:
+                lost[path] = "this file is another than was written here"
+    return lost
 
 
 def write_latents_shard(path: Path, records: Iterable[dict]) -> None:
@@ -144,7 +153,7 @@ class LatentSource:
 
     Raises:
       FileNotFoundError, StaleLatentsError: as `read_manifest`.
-      BrokenRecordError: files are missing or short; all are named.
+      BrokenRecordError: files are missing, short, or not those of the manifest; all are named.
     """
 
     transforms = ()
@@ -200,11 +209,11 @@ def _open(folder: Path, total: int) -> Shards:
 
 
 def _write_manifest(folder: Path, records: Iterable[dict], key: dict, total: int, class_names: tuple[str, ...]) -> None:
-    mean, std = _statistics(records)
-    write_json(
-        folder / "manifest.json",
-        {"records": total, "key": key, "class_names": list(class_names), "mean": mean.tolist(), "std": std.tolist()},
-    )
+    mean, std = (values.tolist() for values in _statistics(records))
+    shards = _open(folder, total)
+    marks = [zlib.crc32(shards[rows.start]) for rows in cache_shards(folder, total).values()]
+    about = {"records": total, "key": key, "class_names": list(class_names), "mean": mean, "std": std}
+    write_json(folder / "manifest.json", about | {"first_records": marks})
 
 
 def _statistics(records: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:

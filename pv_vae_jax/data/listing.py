@@ -57,7 +57,8 @@ class SplitIndex:
       items: files on disk.
       absent: name -> expected path, for files that the official lists name and that are missing.
       kind: what the items are: video files, folders of frames, image files, or examples of a TensorFlow dataset.
-      passed_over: suffix -> number of other files that a plain folder holds, in both splits, hidden ones left out.
+      passed_over: suffix -> number of other files that a plain folder holds, in both splits, hidden ones left out;
+        videos that cannot be reached count as `broken links`.
     """
 
     dataset: str
@@ -168,7 +169,15 @@ def all_clips_below(folder: Path) -> SplitIndex:
     paths, kind = (folders, "frames") if frames else (videos, "video")
     items = tuple(VideoEntry(path, path.relative_to(folder).as_posix()) for path in paths)
     passed = dict(collections.Counter(suffix for f in found for suffix in f.others).most_common())
+    if broken := sum(len(f.videos) for f in found) - len(videos):
+        passed = {"broken links": broken} | passed
     return SplitIndex("folder" if kind == "video" else kind, (folder.name,), items, {}, kind, passed)
+
+
+def tell_passed_over(passed_over: dict[str, int]) -> str:
+    """`4 other files passed over (3 .ogv, 1 without suffix)` for the `passed_over` of a `SplitIndex`; "" for none."""
+    kinds = ", ".join(f"{n:,} {kind or 'without suffix'}" for kind, n in list(passed_over.items())[:5])
+    return f"{sum(passed_over.values()):,} other files passed over ({kinds})" if passed_over else ""
 
 
 def check_uncut(folder: Path, index: SplitIndex) -> None:

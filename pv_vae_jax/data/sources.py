@@ -23,6 +23,7 @@ from pv_vae_jax.data.listing import (
     content_key,
     frame_folder,
     is_frames,
+    tell_passed_over,
     video_folder,
 )
 from pv_vae_jax.data.readers import records, tfds
@@ -272,9 +273,7 @@ def describe(source: VideoSource, name: str, held_out: VideoSource | None = None
     reader = source.reader
     lost = f", {len(reader.skipped)} skipped" if reader.skipped else ""
     lost += f", {len(reader.absent)} of its listed files missing" if reader.absent else ""
-    if reader.passed_over:
-        kinds = ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in list(reader.passed_over.items())[:5])
-        lost += f", {sum(reader.passed_over.values()):,} other files passed over ({kinds})"
+    lost += f", {told}" if (told := tell_passed_over(reader.passed_over)) else ""
     if reader.lengths is None:
         return f"{name}: {len(source):,} clips of {classes}{lost}"
     both = (source, held_out)

@@ -141,7 +141,9 @@ class VideoStream:
             raise_if_exhausted(error, path)
             if isinstance(error, OSError) and error.errno != errno.EIO:  # EIO also means a truncated file
                 raise
-            reason = "neither a video container nor an image" if "not on whitelist" in str(error) else error
+            reason = error
+            if "not on whitelist" in str(error):  # FLV, Ogg, lists of files, any text
+                reason = "neither a video container nor an image of the kinds that are read: make it MP4 with ffmpeg"
             raise BrokenVideoError(f"{path}: not readable as video ({reason})") from error
         streams, best = self.container.streams.video, self.container.streams.best("video")
         shown = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]

@@ -51,11 +51,12 @@ class Converter:
             width, height = self._target.scaled(width, height)
         elif self._target:
             height, width = self._target.scaled(height, width)
-        hdr = int(frame.color_trc) in (PQ, HLG)
+        curve = int(frame.color_trc)
+        hdr = curve in (PQ, HLG)
         if _has_alpha(frame.format.name):
             frame = self._on_black(frame)
         picture = self._reformat(frame, width=width, height=height, format="rgb48le" if hdr else "rgb24").to_ndarray()
-        picture = from_hdr(picture, int(frame.color_trc)) if hdr else picture  # (h, w, 3)
+        picture = from_hdr(picture, curve) if hdr else picture  # (h, w, 3)
         picture = (picture.swapaxes(0, 1) if swaps else picture)[::down, ::right]
         self._shape = self._shape or picture.shape
         if self._one_size and picture.shape != self._shape:

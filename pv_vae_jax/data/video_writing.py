@@ -22,6 +22,10 @@ TICKS = 90_000  # a second, for times of frames
 COLOURS = {"colorspace": 6, "color_range": 1, "color_primaries": 1, "color_trc": 1}
 
 
+class NoEncoderError(RuntimeError):
+    """This PyAV has no encoder for H.264. The message says what to install."""
+
+
 def write_video(
     path: str | Path,
     video: Iterable[np.ndarray],
@@ -45,7 +49,7 @@ def write_video(
 
     Raises:
       ValueError: there are no frames.
-      ImportError: this PyAV has no encoder for H.264.
+      NoEncoderError: this PyAV has no encoder for H.264.
       BrokenVideoError: the encoder refuses the frames or its options.
     """
 
@@ -79,7 +83,7 @@ def encode_video(video: Iterable[np.ndarray], *, fps: float, gop: int, crf: int)
     Raises:
       ValueError: there are no frames.
       BrokenVideoError: the encoder refuses the frames, usually because of their size.
-      ImportError: this PyAV has no encoder for H.264.
+      NoEncoderError: this PyAV has no encoder for H.264.
     """
     file = io.BytesIO()
     # One thread: the bytes of x264 depend on their number, and clips are encoded in parallel anyway. With its
@@ -119,7 +123,7 @@ def _encode(file, frames: Iterator[np.ndarray], fps: float, options: dict[str, s
         try:
             stream = container.add_stream(ENCODER, rate=Fraction(fps).limit_denominator(1001), options=options)
         except av.codec.codec.UnknownCodecError as error:
-            raise ImportError(
+            raise NoEncoderError(
                 f"this PyAV has no encoder for H.264 ({ENCODER}), as its FFmpeg lacks GPL parts: install the wheel, "
                 "pip install --force-reinstall av"
             ) from error

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, summarize
+from pv_vae_jax.data.listing import NoVideosError, SplitIndex, check_folder, summarize, tell_passed_over
 from pv_vae_jax.data.prepare.encoding import ClipSettings
 from pv_vae_jax.data.prepare.local import prepare_split
 from pv_vae_jax.data.sources import DATASETS, detect_format, list_dataset
@@ -42,7 +42,7 @@ def prepare_dataset(
     Raises:
       NoVideosError: the source is missing, prepared already, incomplete, or without videos for training, or `out` is in
         it.
-      ImportError: the encoder is missing.
+      NoEncoderError: there is no encoder for H.264.
     """
     check_folder(source)
     dataset = dataset or detect_format(source)
@@ -59,6 +59,9 @@ def prepare_dataset(
     for split, listing in listings.items():
         if listing.absent:
             print(f"{split}: {len(listing.absent)} files are missing: {summarize(listing.absent, 2)}", file=sys.stderr)
+    for told in dict.fromkeys(tell_passed_over(listing.passed_over) for listing in listings.values()):
+        if told:  # of a plain folder, once for both splits
+            print(f"{source}: {told}", file=sys.stderr)
     check_encoder()
     manifests = {}
     for split, listing in listings.items():

@@ -77,6 +77,8 @@ def _check(manifest: dict) -> None:
     for part, keys in ((manifest, MANIFEST_KEYS), *((shard, SHARD_KEYS) for shard in manifest.get("shards", ()))):
         if lost := keys - part.keys():
             raise ValueError(f"{', '.join(sorted(lost))} missing")
+    if any(shard["clips"] != len(shard["lengths"]) for shard in manifest["shards"]):
+        raise ValueError("clips and lengths of a shard differ in number")
 
 
 class RecordReader(Reader):
