@@ -27,7 +27,7 @@ from pv_vae_jax.report import paper_table, unavailable
 from pv_vae_jax.report.figures import Media, Series
 from pv_vae_jax.report.page import BUDGET, DASH, aligned, cell, chart, clip_row, short_names, write_page
 from pv_vae_jax.report.run_report import read_test_clips
-from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.storage import local, make_writable, write_json
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
 from pv_vae_jax.train.writers import read_metrics
@@ -186,7 +186,7 @@ def _read_samples(path: Path, expected: bool) -> tuple[np.ndarray, np.ndarray]:
     """Generated clips and their labels, none without a file unless the run's report speaks of them."""
     if not expected and not path.exists():
         return np.zeros(0, np.uint8), np.zeros(0, int)
-    with _damaged(path), np.load(path, allow_pickle=False) as arrays:
+    with _damaged(path), local(path) as file, np.load(file, allow_pickle=False) as arrays:
         return arrays["video"], arrays["label"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import shutil
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +14,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.params_io import complete_states, find_damage, ignore_abandoned_reads, one_line, write_checksums
+from pv_vae_jax.params_io import (
+    complete_states,
+    find_damage,
+    ignore_abandoned_reads,
+    one_line,
+    state_mark,
+    write_checksums,
+)
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
-from pv_vae_jax.storage import remedy
+from pv_vae_jax.storage import is_remote, remedy, remove_tree
 
 WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
 
@@ -54,7 +61,8 @@ class Checkpoints:
     Orbax writes into a temporary folder and renames it after the last byte, so `latest` never finds the remains of a
     killed save; they are removed. With several processes, each writes its part of a state, and any number of processes
     and devices can read it. `checksums.json` is written into the temporary folder before it is renamed, by the writing
-    thread, so that a byte that flips later is noticed when the state is read.
+    thread, so that a byte that flips later is noticed when the state is read. In a bucket nothing is renamed: Orbax
+    writes a mark last, and the bucket itself checks bytes.
 
     Args:
       folder: folder of the states.
@@ -67,23 +75,25 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
         for step in folder.glob("[0-9]*") if is_primary_process() else ():
             if step.name.isdigit() and step not in complete_states(folder):
-                shutil.rmtree(step, ignore_errors=True)  # an interrupted copy or deletion
+                remove_tree(step)  # an interrupted copy or deletion
         barrier(f"checkpoints of {folder} are clean")
-        self._folder, self._saving = folder, -1
+        self._folder, self._saving, remote = folder, -1, is_remote(folder)
+        renaming = ocp.options.AtomicityMode.ATOMIC_RENAME
         options = ocp.CheckpointManagerOptions(
             preservation_policy=NewestRegular(keep, every),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
             # Explicit: Orbax may come to write in place on mounted buckets, where a killed save would look complete.
-            atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME),
+            # In a bucket, where renaming is copying, it does, and writes a mark last.
+            atomicity_options=None if remote else ocp.options.AtomicityOptions(mode=renaming),
             async_options=ocp.options.AsyncOptions(
-                timeout_secs=WRITE_LIMIT, post_finalization_callback=self._write_checksums
+                timeout_secs=WRITE_LIMIT, post_finalization_callback=None if remote else self._write_checksums
             ),
         )
         log = logging.getLogger("absl")
         if _is_news not in log.filters:
             log.addFilter(_is_news)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(os.fspath(folder.absolute()), options=options)
 
     def latest(self) -> int | None:
         """Step of the newest complete state, or None."""
@@ -130,6 +140,8 @@ class Checkpoints:
             )
         for step, reason in damaged.items() if is_primary_process() else ():
             path = self._folder / str(step)
+            if is_remote(path):  # which is moved file by file: from now on it is no state
+                state_mark(path).unlink(missing_ok=True)
             path.rename(path.with_name(f"{step}.damaged"))
             print(f"{path} cannot be read ({reason}): set aside as {step}.damaged", file=sys.stderr)
         if damaged:
