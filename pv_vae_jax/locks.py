@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import secrets
 import socket
@@ -24,7 +25,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the lock of a process that is killed is released.
 
     There is no protection on systems and file systems without locks. In a bucket the lock is an object, created only if
-    there is none, which its holder touches every `BEAT` seconds: untouched for `EXPIRY` seconds, or at once if its
+    there is none, which its holder writes again every `BEAT` seconds: unwritten for `EXPIRY` seconds, or at once if its
     holder was a process of this machine that has ended, it is taken over.
 
     Args:
@@ -65,14 +66,13 @@ def _locked_object(path: Path, wait: bool) -> Iterator[None]:
     generation, ended = _take(path, owner, wait), threading.Event()
 
     def beat() -> None:
+        nonlocal generation
         while not ended.wait(BEAT):
-            try:
-                _object("PATCH", path, generation, json={"metadata": owner | {"beat": secrets.token_hex(8)}})
-            except (FileNotFoundError, FileExistsError):  # it was removed, or is another process's
-                lost_locks.add(str(path))
-                return
-            except Exception:  # the bucket does not answer now
-                continue
+            with contextlib.suppress(Exception):  # the bucket does not answer now
+                if (found := _write(path, owner, generation)) is None:
+                    lost_locks.add(str(path))
+                    return
+                generation = found
 
     beating = threading.Thread(target=beat, daemon=True)
     beating.start()
@@ -81,32 +81,50 @@ def _locked_object(path: Path, wait: bool) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        if str(path) not in lost_locks:
-            with contextlib.suppress(Exception):  # it expires
-                _object("DELETE", path, generation)
+        with contextlib.suppress(Exception):  # then it expires
+            if str(path) not in lost_locks and _is_of(_look(path), owner):
+                _object("DELETE", path, ifGenerationMatch=generation)
         lost_locks.discard(str(path))
 
 
 def _take(path: Path, owner: dict[str, str], wait: bool) -> str:
-    """Create the lock object and return its generation."""
+    """Write the lock object if there is none, or only that of a process that has ended; returns its generation."""
+    replaced = "0"  # no object
     while True:
-        with contextlib.suppress(FileExistsError):  # or ours, by a request whose answer was lost
-            filesystem().pipe_file(str(path), b"", metadata=owner, mode="create")
-        if (found := _look(path)) is None:
-            continue
-        if found["metadata"].get("token") == owner["token"]:
-            return found["generation"]
-        if (ended := _holder_has_ended(path, found)) is None:
-            continue
-        if ended:
-            with contextlib.suppress(FileNotFoundError, FileExistsError):  # another process was first
-                _object("DELETE", path, found["generation"])
-        elif not wait:
+        if generation := _write(path, owner, replaced):
+            return generation
+        found, replaced = _look(path), "0"
+        ended = found and _holder_has_ended(path, found)
+        if found and ended:
+            replaced = found["generation"]
+        elif ended is False and not wait:
             raise BlockingIOError(f"{path} is held by {_holder(found)}")
 
 
+def _write(path: Path, owner: dict[str, str], generation: str) -> str | None:
+    """Replace the lock object of this generation, "0" for none; returns the new one, or None if it is another's now.
+
+    The condition is the store's own, so of many processes one succeeds.
+    """
+    bucket, name = str(path).removeprefix("gs://").split("/", 1)
+    about = json.dumps({"name": name, "metadata": owner})
+    body = f"--part\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{about}\r\n"
+    body += f"--part\r\nContent-Type: text/plain\r\n\r\nheld by {_holder({'metadata': owner})}\r\n--part--"
+    options = dict(uploadType="multipart", ifGenerationMatch=generation, data=body.encode(), json_out=True)
+    address = filesystem().base.replace("/storage/v1/", "/upload/storage/v1/b/{}/o")
+    try:
+        headers = {"Content-Type": 'multipart/related; boundary="part"'}
+        return filesystem().call("POST", address, bucket, headers=headers, **options)["generation"]
+    except FileExistsError:  # or it is ours, by a request whose answer was lost
+        return found["generation"] if _is_of(found := _look(path), owner) else None
+
+
+def _is_of(found: dict | None, owner: dict[str, str]) -> bool:
+    return found is not None and found["metadata"].get("token") == owner["token"]
+
+
 def _holder_has_ended(path: Path, found: dict) -> bool | None:
-    """Whether the holder of a lock has ended, which may take `EXPIRY` seconds; None if the lock has gone meanwhile."""
+    """Whether the holder of a lock has ended, which may take `EXPIRY` seconds; None if it is another's by now."""
     if found["metadata"].get("machine") == _machine() != "":
         try:
             os.kill(int(found["metadata"]["process"]), 0)
@@ -121,9 +139,9 @@ def _holder_has_ended(path: Path, found: dict) -> bool | None:
     while time.monotonic() < until:
         time.sleep(BEAT / 8)
         now = _look(path)
-        if now is None or now["generation"] != found["generation"]:
+        if now is None or now["metadata"] != found["metadata"]:
             return None
-        if now["metadata"] != found["metadata"]:
+        if now["generation"] != found["generation"]:
             return False
     return True
 
@@ -140,10 +158,9 @@ def _look(path: Path) -> dict | None:
         return None
 
 
-def _object(method: str, path: Path, generation: str | None = None, **options: Any) -> Any:
-    """A request about an object; with `generation` it fails by FileExistsError if the object is another one by now."""
+def _object(method: str, path: Path, **options: Any) -> Any:
     bucket, name = str(path).removeprefix("gs://").split("/", 1)
-    return filesystem().call(method, "b/{}/o/{}", bucket, name, ifGenerationMatch=generation, **options)
+    return filesystem().call(method, "b/{}/o/{}", bucket, name, **options)
 
 
 @functools.cache

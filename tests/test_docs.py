@@ -257,6 +257,7 @@ ELSEWHERE = {
     "pv-vae convert": "tests/test_convert.py runs them, on narrow networks",
     "python -m studies.features": "training a feature network takes hours, and tests/test_protocol.py measures",
     "--topology": "needs libtpu: tests/test_topology.py",
+    "gs://": "tests/test_storage_gcs.py trains, reads and writes there",
     "experiments/paper_": "needs accelerators; checked at full size above",
     "experiments/wan22_": "tests/test_wan_predictive.py runs them, on narrow networks",
     "runs/light": "tests/test_wan_predictive.py trains a light decoder",
