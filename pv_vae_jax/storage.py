@@ -50,6 +50,11 @@ def remedy(error: Exception) -> str | None:
 class BucketPath(epath.PosixGPath):
     """A path `gs://BUCKET/...` with the methods of `pathlib.Path` that this library uses."""
 
+    @property
+    def _backend(self) -> Any:
+        filesystem()  # set up as below, in processes that were handed a path as well
+        return super()._backend
+
     def absolute(self) -> BucketPath:
         return self
 

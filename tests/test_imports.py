@@ -73,7 +73,7 @@ FORBIDDEN = {
 }
 # Loaded where they are used, never by `import pv_vae_jax`.
 HEAVY = ("grain", "orbax", "av", "PIL", "tensorboardX", "tensorflow", "torch", "skimage", "ml_collections")
-HEAVY += ("matplotlib", "jinja2")
+HEAVY += ("matplotlib", "jinja2", "gcsfs", "fsspec")
 
 
 def modules(folder: Path) -> list[Path]:

@@ -364,6 +364,32 @@ def test_a_latent_cache_in_a_bucket_is_that_on_the_disk(store, folder, tmp_path)
         LatentSource(folder / "cache")
 
 
+def test_clips_are_prepared_into_a_bucket_and_read_from_it(store, folder, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    from pv_vae_jax.data.prepare import ClipSettings, tasks
+    from pv_vae_jax.data.sources import list_dataset
+    from pv_vae_jax.data.video_writing import write_video
+    from tests.test_video_files import waves
+
+    for i in range(2):
+        (tmp_path / "clips" / "train" / "a").mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "clips" / "train" / "a" / f"{i}.mp4", waves(9, 16, 16, seed=i), fps=8)
+    listing = list_dataset(tmp_path / "clips", "train")
+    for place in (tmp_path / "shards", folder):
+        with tasks.lock_split(place / "train"):
+            planned = tasks.plan(listing, place / "train", ClipSettings(min_frames=5), files=1)
+            assert [tasks.run_task(task) for task in planned] == [1, 1]
+            tasks.finish(listing, planned)
+            assert not tasks.unfinished(planned)
+    for path in (tmp_path / "shards" / "train").glob("[!.]*"):
+        assert store.read(f"{folder.name}/train/{path.name}") == path.read_bytes()
+    settings = dict(frames=5, size=16, random=False)
+    expected, found = (open_source(place, **settings) for place in (tmp_path / "shards", str(folder)))
+    assert len(expected) == len(found) == 2
+    for i in range(2):
+        np.testing.assert_array_equal(expected[i]["video"], found[i]["video"])
+
+
 def test_folders_of_videos_are_to_be_mounted(folder):
     write_text(folder / "train" / "a.mp4", "x")
     with pytest.raises(
