@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from etils import epath
+from etils.epath.gpath import PosixGPath  # the class of epath.Path("gs://...")
 
 from pv_vae_jax.messages import ConfigError
 
@@ -47,7 +47,7 @@ def remedy(error: Exception) -> str | None:
     return REMEDIES.get(number)
 
 
-class BucketPath(epath.PosixGPath):
+class BucketPath(PosixGPath):
     """A path `gs://BUCKET/...` with the methods of `pathlib.Path` that this library uses."""
 
     @property

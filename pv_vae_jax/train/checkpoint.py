@@ -26,6 +26,7 @@ from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_
 from pv_vae_jax.storage import is_remote, remedy, remove_tree
 
 WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
+RENAMING = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
 
 
 class CheckpointError(OSError):
@@ -61,8 +62,8 @@ class Checkpoints:
     Orbax writes into a temporary folder and renames it after the last byte, so `latest` never finds the remains of a
     killed save; they are removed. With several processes, each writes its part of a state, and any number of processes
     and devices can read it. `checksums.json` is written into the temporary folder before it is renamed, by the writing
-    thread, so that a byte that flips later is noticed when the state is read. In a bucket nothing is renamed: Orbax
-    writes a mark last, and the bucket itself checks bytes.
+    thread, so that a byte that flips later is noticed when the state is read. A bucket
+    checks bytes itself, and Orbax writes a mark last instead of renaming.
 
     Args:
       folder: folder of the states.
@@ -78,14 +79,12 @@ class Checkpoints:
                 remove_tree(step)  # an interrupted copy or deletion
         barrier(f"checkpoints of {folder} are clean")
         self._folder, self._saving, remote = folder, -1, is_remote(folder)
-        renaming = ocp.options.AtomicityMode.ATOMIC_RENAME
         options = ocp.CheckpointManagerOptions(
             preservation_policy=NewestRegular(keep, every),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
             # Explicit: Orbax may come to write in place on mounted buckets, where a killed save would look complete.
-            # In a bucket, where renaming is copying, it does, and writes a mark last.
-            atomicity_options=None if remote else ocp.options.AtomicityOptions(mode=renaming),
+            atomicity_options=None if remote else RENAMING,
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=WRITE_LIMIT, post_finalization_callback=None if remote else self._write_checksums
             ),
