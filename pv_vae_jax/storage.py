@@ -92,7 +92,7 @@ def check_address(name: str, path: Any) -> None:
     """
     if not str(path):
         raise ConfigError(f"{name} is empty: name a folder, such as runs/demo")
-    if (scheme := re.match(r"(\w[\w+.-]+):/", str(path))) and not re.match("gs:/+[^/]", str(path)):
+    if (scheme := re.match(r"(\w[\w+.-]+):/", str(path))) and not re.match("gs:/{1,2}[^/]", str(path)):
         why = "it names no bucket" if scheme[1] == "gs" else f"training states cannot be written to {scheme[1]}://"
         raise ConfigError(
             f"{name} must be a folder or gs://BUCKET/FOLDER, got {path} ({why}): "

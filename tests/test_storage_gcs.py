@@ -32,13 +32,15 @@ from pv_vae_jax.storage import Spool, as_path, atomic, make_writable, write_json
 from pv_vae_jax.train.checkpoint import Checkpoints
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.state import create_state
-from pv_vae_jax.typing import ConfigError
+from pv_vae_jax.typing import ConfigError, WeightsError
 from tests import gcs_fixture
 from tests.test_cli import tiny_experiment  # noqa: F401
 from tests.test_resume import curve
 from tests.toy_stage import ToyStage, toy_run
 
 ROOT = Path(__file__).resolve().parents[1]
+# Requests that were given up at their time limit leave connections to servers that are gone.
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("unclosed", "Exception ignored in: <socket")]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,8 @@ def test_an_upload_whose_process_is_killed_half_way_counts_for_nothing(store, fo
         process = python(UPLOAD, folder / "x.bin", **dict.fromkeys(gcs_fixture.HOSTS, url))
         assert half_way.wait(60), process.communicate(timeout=5)
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
     assert (folder / "x.bin").read_text() == "old"
     assert store.names(folder.name) == [f"{folder.name}/x.bin"]
 
@@ -345,7 +348,7 @@ def test_a_model_in_a_bucket_is_the_model_on_the_disk(tiny, store, folder, tmp_p
     for place in (folder, f"{folder}/video", f"{folder}/video/model"):
         jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "model").vae_params, load(place).vae_params)
     (folder / "video" / "model" / "config.json").unlink()  # it is written last
-    with pytest.raises(FileNotFoundError, match=f"no model at {folder}"):
+    with pytest.raises(WeightsError, match="config.json is missing"):
         load(str(folder))
 
 
@@ -377,8 +380,8 @@ def test_clips_are_prepared_into_a_bucket_and_read_from_it(store, folder, tmp_pa
     listing = list_dataset(tmp_path / "clips", "train")
     for place in (tmp_path / "shards", folder):
         with tasks.lock_split(place / "train"):
-            planned = tasks.plan(listing, place / "train", ClipSettings(min_frames=5), files=1)
-            assert [tasks.run_task(task) for task in planned] == [1, 1]
+            planned = tasks.plan(listing, place / "train", ClipSettings(min_frames=5), files=2)
+            assert [tasks.run_task(task) for task in planned] == [2]
             tasks.finish(listing, planned)
             assert not tasks.unfinished(planned)
     for path in (tmp_path / "shards" / "train").glob("[!.]*"):
