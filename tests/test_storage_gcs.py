@@ -40,7 +40,7 @@ from tests.toy_stage import ToyStage, toy_run
 
 ROOT = Path(__file__).resolve().parents[1]
 # Requests that were given up at their time limit leave connections to servers that are gone.
-pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("unclosed", "Exception ignored in: <socket")]
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("unclosed", "Exception ignored in. <socket")]
 
 
 @pytest.fixture(scope="module")
@@ -300,14 +300,13 @@ def toy_stage(cut_at: int | None = None):
                     raise Cut
                 yield {"x": np.full(4, number, np.float32)}
 
-    return Stage(step, lambda: create_state({"w": jnp.arange(3.0)}, ()), {"x": np.ones(4, np.float32)}, steps=7)
+    return Stage(step, lambda: create_state({"w": jnp.arange(3.0)}, ()), {"x": np.ones(4, np.float32)}, steps=6)
 
 
 def test_a_stage_that_is_cut_off_goes_on_with_the_same_bits_as_on_a_disk(store, folder, tmp_path, capsys):
     expected = run_stage(toy_stage(), toy_run(tmp_path, checkpoint_every=2))
-    for cut_at in (1, 5):
-        with pytest.raises(Cut):
-            run_stage(toy_stage(cut_at), toy_run(folder, checkpoint_every=2))
+    with pytest.raises(Cut):
+        run_stage(toy_stage(5), toy_run(folder, checkpoint_every=2))
     prefix = f"{folder.name}/checkpoints"
     for name in store.names(f"{prefix}/4/"):  # a save that was cut off before its mark
         if not name.endswith("commit_success.txt"):
@@ -316,10 +315,10 @@ def test_a_stage_that_is_cut_off_goes_on_with_the_same_bits_as_on_a_disk(store, 
             )
     assert any("/9/" in name for name in store.names(prefix))
     found = run_stage(toy_stage(), toy_run(folder, checkpoint_every=2))
-    assert "resumed at step 4 of 7" in capsys.readouterr().err
+    assert "resumed at step 4 of 6" in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, expected, found)
-    assert curve(folder) == curve(tmp_path) and [row["step"] for row in curve(folder)] == [1, 2, 3, 4, 5, 6, 7]
-    assert {name.split("/")[2] for name in store.names(prefix)} == {"6", "7"}  # NewestRegular, and no /9/
+    assert curve(folder) == curve(tmp_path) and [row["step"] for row in curve(folder)] == [1, 2, 3, 4, 5, 6]
+    assert {name.split("/")[2] for name in store.names(prefix)} == {"4", "6"}  # and no 9
 
 
 def test_a_state_that_lost_a_file_is_set_aside(store, folder, capsys):
@@ -374,9 +373,10 @@ def test_clips_are_prepared_into_a_bucket_and_read_from_it(store, folder, tmp_pa
     from pv_vae_jax.data.video_writing import write_video
     from tests.test_video_files import waves
 
-    for i in range(2):
-        (tmp_path / "clips" / "train" / "a").mkdir(parents=True, exist_ok=True)
-        write_video(tmp_path / "clips" / "train" / "a" / f"{i}.mp4", waves(9, 16, 16, seed=i), fps=8)
+    for i, name in enumerate(("train/a/0", "train/a/1", "test/a/2")):
+        path = tmp_path / "clips" / f"{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, waves(9, 16, 16, seed=i), fps=8)
     listing = list_dataset(tmp_path / "clips", "train")
     for place in (tmp_path / "shards", folder):
         with tasks.lock_split(place / "train"):
