@@ -20,9 +20,8 @@ from pv_vae_jax.storage import filesystem, is_remote, lost_locks
 BEAT, EXPIRY = 15.0, 60.0  # seconds between two signs of life, and without one until the holder counts as dead
 
 
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the lock of a process that is killed is released.
+def locked(path: Path, wait: bool = False) -> contextlib.AbstractContextManager[None]:
+    """A context that holds an exclusive lock on `path`; the lock of a process that is killed is released.
 
     There is no protection on systems and file systems without locks. In a bucket the lock is an object, created only if
     there is none, which its holder writes again every `BEAT` seconds: unwritten for `EXPIRY` seconds, or at once if its
@@ -35,12 +34,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     Raises:
       BlockingIOError: another process holds it, and `wait` is false.
     """
-    with contextlib.ExitStack() as stack:
-        if is_remote(path):
-            stack.enter_context(_locked_object(path, wait))
-        else:
-            stack.enter_context(_locked_file(path, wait))
-        yield
+    return _locked_object(path, wait) if is_remote(path) else _locked_file(path, wait)
 
 
 @contextlib.contextmanager
@@ -125,16 +119,11 @@ def _is_of(found: dict | None, owner: dict[str, str]) -> bool:
 
 def _holder_has_ended(path: Path, found: dict) -> bool | None:
     """Whether the holder of a lock has ended, which may take `EXPIRY` seconds; None if it is another's by now."""
-    if found["metadata"].get("machine") == _machine() != "":
-        try:
-            os.kill(int(found["metadata"]["process"]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    remove = f"gcloud storage rm {path}"
+    here = found["metadata"].get("machine") == _machine() != ""
+    if here and not Path("/proc", found["metadata"]["process"]).exists():
+        return True
     told = f"{path} is held by {_holder(found)}: waiting up to {EXPIRY:.0f} s for a sign of life from it"
-    print(f"{told} (if it has ended, this ends the wait: {remove})", file=sys.stderr, flush=True)
+    print(f"{told} (if it has ended, this ends the wait: gcloud storage rm {path})", file=sys.stderr, flush=True)
     until = time.monotonic() + EXPIRY
     while time.monotonic() < until:
         time.sleep(BEAT / 8)

@@ -18,14 +18,13 @@ from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pv_vae_jax.storage import atomic, file_hash, is_remote, local, write_json
+from pv_vae_jax.storage import BUCKET_MARK, atomic, file_hash, is_remote, local, write_json
 from pv_vae_jax.typing import DTYPES, Params, WeightsError, tensor_faults, unstorable
 
 # One sharding for all parameters, or a function from the tree of their shapes to a tree of shardings.
 Placement = Sharding | Callable[[Params], Any]
 
 STATE_MARK = "_CHECKPOINT_METADATA"  # Orbax writes it last
-BUCKET_MARK = "commit_success.txt"  # and in a bucket, where it writes in place, this one
 CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
 UNCHECKED = {CHECKSUMS, STATE_MARK, BUCKET_MARK}  # written by Orbax after the files of a state
 

@@ -29,6 +29,7 @@ from etils.epath.gpath import PosixGPath  # the class of epath.Path("gs://...")
 from pv_vae_jax.messages import ConfigError
 
 PROBE = 45.0  # seconds within which a bucket must answer for the first time
+BUCKET_MARK = "commit_success.txt"  # Orbax writes it last into a state in a bucket, where it renames nothing
 # What is beside these locks may not be written: another process holds them now, as after a long pause of this one.
 lost_locks: set[str] = set()
 
@@ -96,7 +97,7 @@ def check_address(name: str, path: Any) -> None:
         why = "it names no bucket" if scheme[1] == "gs" else f"training states cannot be written to {scheme[1]}://"
         raise ConfigError(
             f"{name} must be a folder or gs://BUCKET/FOLDER, got {path} ({why}): "
-            f"mount the bucket (docs/buckets.md has the commands) and name the mounted folder"
+            "mount the bucket (docs/buckets.md has the commands) and name the mounted folder"
         )
 
 
@@ -149,9 +150,7 @@ def _reach(bucket: str, name: str, address: str) -> None:
     if isinstance(fault, ImportError):
         raise ImportError(f"{name}={address} needs gcsfs: pip install gcsfs (the extra [gcs] holds it)") from fault
     if isinstance(fault, FileNotFoundError):
-        raise FileNotFoundError(
-            f"there is no bucket gs://{bucket}, named by {name}={address}: create it, or correct it"
-        )
+        raise FileNotFoundError(f"no bucket gs://{bucket}, named by {name}={address}: create it, or correct the name")
     if fault:
         reason = " ".join(str(fault).split())[:200] or type(fault).__name__
         raise OSError(
@@ -185,9 +184,7 @@ def _upload(source: Path, target: Path) -> None:
     try:
         filesystem().put_file(str(source), str(target))
     except Exception as error:  # see _reach
-        raise OSError(
-            f"cannot write {target} ({error}): start the same command again when the bucket answers"
-        ) from error
+        raise OSError(f"cannot write {target} ({error}): start the same command again later") from error
 
 
 @contextlib.contextmanager

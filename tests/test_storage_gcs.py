@@ -115,7 +115,7 @@ def test_a_bucket_that_does_not_answer_is_named_in_time(store, monkeypatch):
         assert time.monotonic() - start < 5
     assert storage.PROBE < 60
     monkeypatch.undo()
-    with pytest.raises(FileNotFoundError, match="there is no bucket gs://none, named by --workdir=gs://none/run"):
+    with pytest.raises(FileNotFoundError, match="no bucket gs://none, named by --workdir=gs://none/run"):
         as_path("gs://none/run", "--workdir")
 
 

@@ -14,16 +14,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pv_vae_jax.params_io import (
-    complete_states,
-    find_damage,
-    ignore_abandoned_reads,
-    one_line,
-    state_mark,
-    write_checksums,
-)
+from pv_vae_jax.params_io import complete_states, find_damage, ignore_abandoned_reads, one_line, write_checksums
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
-from pv_vae_jax.storage import is_remote, remedy, remove_tree
+from pv_vae_jax.storage import BUCKET_MARK, is_remote, remedy, remove_tree
 
 WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
 RENAMING = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
@@ -139,8 +132,8 @@ class Checkpoints:
             )
         for step, reason in damaged.items() if is_primary_process() else ():
             path = self._folder / str(step)
-            if is_remote(path):  # which is moved file by file: from now on it is no state
-                state_mark(path).unlink(missing_ok=True)
+            # A bucket has it moved file by file: it is no state from now on.
+            (path / BUCKET_MARK).unlink(missing_ok=True)
             path.rename(path.with_name(f"{step}.damaged"))
             print(f"{path} cannot be read ({reason}): set aside as {step}.damaged", file=sys.stderr)
         if damaged:
