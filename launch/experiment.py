@@ -79,7 +79,7 @@ class Experiment:
 
     def _run(self, index: int, point: dict[str, str]) -> Run:
         name = name_of(point)
-        folder = str(PurePosixPath(self.workdir) / name) if name else self.workdir
+        folder = f"{self.workdir.rstrip('/')}/{name}" if name else self.workdir
         swept = [f"--{key}={value}" for key, value in point.items()]
         train = ["-m", "pv_vae_jax", "train", "--config", self.config, "--workdir", folder]
         return Run(index, name, (*train, *swept, *self.flags))
@@ -200,10 +200,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], **least: float) -> t
     for flag, low in {"restarts": 0, **least}.items():
         if (value := getattr(args, flag)) is not None and value < low:
             parser.error(f"--{flag.replace('_', '-')} must be at least {low}, got {value}")
-    if "://" in args.workdir:
+    if "://" in args.workdir and not re.match("gs://[^/]", args.workdir):
         parser.error(
-            f"--workdir must be a path that all processes share, got {args.workdir}: mount the bucket (gcsfuse, a "
-            "persistent volume) and name the mounted folder"
+            f"--workdir must be a path that all processes share, or gs://BUCKET/FOLDER, got {args.workdir}: mount the "
+            "bucket (docs/buckets.md has the commands) and name the mounted folder"
         )
     if stray := [flag for flag in flags[:1] if not flag.startswith("-")]:
         parser.error(f"unknown argument {stray[0]!r}: write flags of pv-vae train as --NAME=VALUE")

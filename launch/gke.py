@@ -144,7 +144,8 @@ def main(argv: list[str]) -> int:
     claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim)
     if not claim:
         parser.error(f"--claim must be NAME:/PATH, got {args.claim!r}")
-    if not f"{posixpath.normpath(args.workdir)}/".startswith(claim[1].rstrip("/") + "/"):
+    inside = f"{posixpath.normpath(args.workdir)}/"
+    if not inside.startswith(claim[1].rstrip("/") + "/") and not args.workdir.startswith("gs://"):
         parser.error(f"--workdir must be in {claim[1]}, got {args.workdir}, which is lost with the pods")
     other = ("nodes", "gpus_per_node") if args.tpu else ("topology", "chips_per_host")
     if stray := [f"--{name.replace('_', '-')}" for name in other if getattr(args, name) is not None]:

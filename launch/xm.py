@@ -88,8 +88,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--vertex must be one of {', '.join(VERTEX)}, got {kind}: use `launch gke` for others")
     if bool(args.vertex) != bool(args.image):
         parser.error("--vertex and --image must be given together")
-    if args.vertex and not posixpath.normpath(args.workdir).startswith("/gcs/"):
-        parser.error(f"--workdir must be a bucket's folder, /gcs/BUCKET/..., got {args.workdir}")
+    if args.vertex and not posixpath.normpath(args.workdir).startswith(("/gcs/", "gs:/")):
+        parser.error(f"--workdir must be a bucket's folder, gs://BUCKET/... or /gcs/BUCKET/..., got {args.workdir}")
     if args.dry_run:
         where = f"Vertex AI, {args.vertex}, {args.image}" if args.vertex else "this machine"
         for run in experiment.runs():

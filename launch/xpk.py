@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     experiment, args = parse(parser, argv)
     if not re.match(r"v\d|tpu", args.device_type):
         parser.error(f"--device-type must be a TPU, got {args.device_type}: use `launch gke --gpu` for GPUs")
-    if not args.workdir.startswith("/"):
+    if not args.workdir.startswith(("/", "gs://")):
         parser.error(f"--workdir must be in an attached storage, got {args.workdir}, which is lost with the container")
     lines = [shlex.join(command(experiment, run, args)) for run in experiment.runs()]
     text = "\n".join(["set -eu", *lines, ""])

@@ -1,9 +1,13 @@
-"""Phrases that several error messages share."""
+"""What error messages share: phrases, and the error of a wrong setting (here, as it must not need jax)."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """An experiment that cannot run as written; the message says what to change."""
 
 
 def did_you_mean(name: str, known: Iterable[str], else_list: bool = True) -> str:

@@ -31,7 +31,7 @@ from pv_vae_jax.models.registry import build_vae, to_tuples, vae_config_of
 from pv_vae_jax.models.vae import VAE, Posterior
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_truncated
-from pv_vae_jax.storage import atomic
+from pv_vae_jax.storage import as_path, atomic
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
 from pv_vae_jax.typing import (
     DTYPES,
@@ -42,7 +42,6 @@ from pv_vae_jax.typing import (
     PRNGKey,
     ShapeError,
     WeightsError,
-    check_local,
 )
 
 # What methods take and return. Videos are uint8 or float in [-1, 1], on the host or on a device.
@@ -263,7 +262,7 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: params
     params_io.check_placement(sharding)
     if not str(name_or_path):
         raise ConfigError(f"the name of the model is empty: name a folder, or one of {', '.join(shipped_models())}")
-    path = Path(name_or_path)
+    path = as_path(name_or_path, "the model")
     state = None if (path / "model" / "config.json").exists() else params_io.find_checkpoint(path)
     return _load_state(state, dtype, sharding) if state else _load(find_model(name_or_path), dtype, sharding)
 
@@ -362,9 +361,9 @@ def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
       ValueError: the VAE is of a kind that `models.registry` does not know, so `load` could not build it; `dtype` is
         unknown; or `meta` or what belongs to the diffusion transformer cannot be stored.
       WeightsError: parameters are not finite, or too large for `dtype`: the first are named.
-      ConfigError: `folder` is empty or the address of a bucket.
+      ConfigError: `folder` is empty or an address other than gs://....
     """
-    check_local("the model folder", folder)
+    folder = as_path(folder, "the model folder")
     build_vae(model.vae.config)
     config: dict[str, Any] = {"meta": model.meta, "vae": dataclasses.asdict(model.vae.config), "sha256": {}}
     tensors = {"vae.safetensors": model.vae_params}
@@ -385,7 +384,6 @@ def save(folder: str | Path, model: Model, dtype: str = "float32") -> None:
         json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"meta must hold finite JSON values, got {model.meta}: {error}; convert it") from error
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as files:  # which puts them in place last first: config.json after the tensors
         record = files.enter_context(atomic(folder / "config.json"))

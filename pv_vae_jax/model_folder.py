@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.params_io import find_checkpoint
+from pv_vae_jax.storage import as_path
 from pv_vae_jax.typing import VAE_STAGES, ConfigError, WeightsError
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -23,7 +24,7 @@ def find_model(name_or_path: str | Path) -> Path:
       WeightsError: a file of the model is missing.
       ConfigError: a shipped model has the name of a folder here.
     """
-    path, shipped = Path(name_or_path), shipped_models()
+    path, shipped = as_path(name_or_path, "the model"), shipped_models()
     own = [path, path / "model"] + [path / stage / "model" for stage in STAGE_ORDER]
     if str(name_or_path) in shipped:
         if path.is_dir():

@@ -16,7 +16,7 @@ from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pv_vae_jax.storage import atomic, file_hash, write_json
+from pv_vae_jax.storage import BUCKET_MARK, atomic, file_hash, is_remote, local, write_json
 from pv_vae_jax.typing import DTYPES, Params, WeightsError, tensor_faults, unstorable
 
 # One sharding for all parameters, or a function from the tree of their shapes to a tree of shardings.
@@ -24,7 +24,7 @@ Placement = Sharding | Callable[[Params], Any]
 
 STATE_MARK = "_CHECKPOINT_METADATA"  # Orbax writes it last
 CHECKSUMS = "checksums.json"  # in a state's folder: size and CRC-32 of its files
-UNCHECKED = {CHECKSUMS, STATE_MARK, "commit_success.txt"}  # written by Orbax after the files of a state
+UNCHECKED = {CHECKSUMS, STATE_MARK, BUCKET_MARK}  # written by Orbax after the files of a state
 
 
 def weights_hash(params: Params) -> str:
@@ -96,27 +96,28 @@ def read_params(
         )
     if not path.is_file():
         raise WeightsError(f"{path} is missing: copy the model again")
-    try:
-        with safe_open(path, "numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged: {error}. Copy the file again") from error
-    faults = tensor_faults(shapes, _shapes(wanted), strict=strict)
-    values = {}
-    for name in sorted(shapes.keys() & wanted.keys()):
-        with safe_open(path, "numpy") as file:  # anew each time: what was read of an open file stays in memory
-            value = file.get_tensor(name)
-        if fault := unstorable(value, "float32"):
-            faults.append(f"{name} is {fault}")
-        else:
-            values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
-    if faults:
-        raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
-    if hashes and path.name in hashes and file_hash(path) != hashes[path.name]:
-        raise WeightsError(
-            f"{path} is damaged: its SHA-256 is not the one in {record}. Copy the model again; if you changed the "
-            f'weights yourself, take "sha256" out of {record}'
-        )
+    with local(path) as copy:
+        try:
+            with safe_open(copy, "numpy") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is damaged: {error}. Copy the file again") from error
+        faults = tensor_faults(shapes, _shapes(wanted), strict=strict)
+        values = {}
+        for name in sorted(shapes.keys() & wanted.keys()):
+            with safe_open(copy, "numpy") as file:  # anew each time: what was read of an open file stays in memory
+                value = file.get_tensor(name)
+            if fault := unstorable(value, "float32"):
+                faults.append(f"{name} is {fault}")
+            else:
+                values[name] = jax.device_put(np.array(value, np.float32), where[name]).block_until_ready()
+        if faults:
+            raise WeightsError(f"{path} does not fit its config: " + "; ".join(faults))
+        if hashes and path.name in hashes and file_hash(copy) != hashes[path.name]:
+            raise WeightsError(
+                f"{path} is damaged: its SHA-256 is not the one in {record}. Copy the model again; if you changed the "
+                f'weights yourself, take "sha256" out of {record}'
+            )
     return unflatten_dict(values, sep="/")
 
 
@@ -129,16 +130,21 @@ def check_placement(sharding: Any) -> None:
         )
 
 
+def state_mark(folder: Path) -> Path:
+    """The file of a training state without which it is not complete."""
+    return folder / (BUCKET_MARK if is_remote(folder) else STATE_MARK)
+
+
 def find_checkpoint(path: Path) -> Path | None:
     """The training checkpoint that `path` means: itself, or the newest in the folder of a stage; None without one."""
-    if (path / STATE_MARK).exists():
+    if state_mark(path).exists():
         return path
     return next(reversed(complete_states(path / "checkpoints")), None)
 
 
 def complete_states(folder: Path) -> list[Path]:
     """The training states `folder/<step>` that were written to their end, in the order of their steps."""
-    states = [path for path in folder.glob("*") if path.name.isdigit() and (path / STATE_MARK).exists()]
+    states = [path for path in folder.glob("*") if path.name.isdigit() and state_mark(path).exists()]
     return sorted(states, key=lambda path: int(path.name))
 
 

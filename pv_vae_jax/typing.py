@@ -6,12 +6,13 @@ channels, `g` latent frames (groups), `k` dropped groups, `n` tokens, `d` width.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from pv_vae_jax.messages import ConfigError
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -31,10 +32,6 @@ class ShapeError(ValueError):
 
 class WeightsError(ValueError):
     """A weights file that cannot be used; the message names every fault and what to do."""
-
-
-class ConfigError(ValueError):
-    """An experiment that cannot run as written; the message says what to change."""
 
 
 class InUseError(ConfigError):
@@ -61,25 +58,6 @@ def check_clip_shape(frames: int, height: int, width: int, time_factor: int, spa
             problems.append(f"{name} {size} is not a multiple of {space_factor}: use {use}")
     if problems:
         raise ShapeError("; ".join(problems))
-
-
-def check_local(name: str, path: Any) -> None:
-    """Refuse the address of a bucket, which as a path would name a folder `gs:` of this machine, and an empty path.
-
-    Args:
-      name: name of the setting, used in the message.
-      path: value of the setting; a `Path` has lost one of the slashes.
-
-    Raises:
-      ConfigError: `path` is an address, or empty, which would mean the current folder.
-    """
-    if not str(path):
-        raise ConfigError(f"{name} is empty: name a folder, such as runs/demo")
-    if re.match(r"\w[\w+.-]+:/", str(path)):
-        raise ConfigError(
-            f"{name} must be a folder, got {path}: mount the bucket (gcsfuse, a persistent volume) and name the "
-            "mounted folder"
-        )
 
 
 def check_sizes(config: Any, *names: str) -> None:

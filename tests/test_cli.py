@@ -505,8 +505,8 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_bucket_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
-    """`Path("gs://bucket/run")` is a folder `gs:` of this machine, whose disk goes with it."""
+def test_another_store_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
+    """`Path("s3://bucket/run")` is a folder `s3:` of this machine, whose disk goes with it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     calls = (
@@ -517,12 +517,13 @@ def test_a_bucket_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
         ("--out", "reconstruct", "a.mp4"),
     )
     for flag, *call in calls:
-        assert f"{flag} must be a folder, got gs://b/x: mount the bucket" in fails(*call, f"{flag}=gs://b/x", status=2)
+        line = fails(*call, f"{flag}=s3://b/x", status=2)
+        assert f"{flag} must be a folder or gs://BUCKET/FOLDER, got s3://b/x (" in line and "mount the bucket" in line
         assert f"{flag} is empty: name a folder, such as runs/demo" in fails(*call, f"{flag}=", status=2)
-    with pytest.raises(ConfigError, match="the work directory is empty: name a folder"):
+    with pytest.raises(ConfigError, match="--workdir is empty: name a folder"):
         open_run(load_experiment(tiny_experiment), "")
-    for address in ("gs://b/run", Path("s3://b/run")):
-        with pytest.raises(ConfigError, match="directory must be a folder, got (gs://|s3:/)b/run: mount the bucket"):
+    for address in ("s3://b/run", Path("s3://b/run")):
+        with pytest.raises(ConfigError, match="--workdir must be a folder or .*, got s3:/+b/run .*: mount the bucket"):
             open_run(load_experiment(tiny_experiment), address)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 

@@ -49,7 +49,15 @@ COMMAND_LINES = [
     for line in lines_of(block)
 ]
 # Commands of this repository beside `pv-vae`, run with `python -m`.
-LAB = ("studies", "studies.ablation", "studies.probes", "studies.features", "studies.motion", "studies.arena", "benchmarks")
+LAB = (
+    "studies",
+    "studies.ablation",
+    "studies.probes",
+    "studies.features",
+    "studies.motion",
+    "studies.arena",
+    "benchmarks",
+)
 # Commands within a sentence; words in capitals stand for something.
 SENTENCE = r"`(pv-vae [a-z]+ -[^`]*|python -m (?:studies|benchmarks)[.a-z]* -[^`]*|python launch [^`]*)`"
 INLINE = sorted({code for page in PAGES for code in re.findall(SENTENCE, page.read_text())})
@@ -257,6 +265,7 @@ ELSEWHERE = {
     "pv-vae convert": "tests/test_convert.py runs them, on narrow networks",
     "python -m studies.features": "training a feature network takes hours, and tests/test_protocol.py measures",
     "--topology": "needs libtpu: tests/test_topology.py",
+    "gs://": "tests/test_storage_gcs.py trains, reads and writes there",
     "experiments/paper_": "needs accelerators; checked at full size above",
     "experiments/wan22_": "tests/test_wan_predictive.py runs them, on narrow networks",
     "runs/light": "tests/test_wan_predictive.py trains a light decoder",

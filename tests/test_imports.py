@@ -17,11 +17,12 @@ PACKAGE = "pv_vae_jax"
 # Room -> rooms it may import. A room is a folder or a module right below the package; "" is the package itself.
 NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
 METHOD = NETWORKS | {"messages", "batching", "dropping", "masking", "losses", "flow", "predictive", "streaming"}
-DISK = {"storage", "params_io", "versions"}
+DISK = {"storage", "locks", "params_io", "versions"}
 ALLOWED = {
-    "typing": set(),
-    "storage": set(),
+    "typing": {"messages"},
     "messages": set(),
+    "storage": {"messages"},
+    "locks": {"storage"},
     "batching": set(),
     "versions": set(),
     "pixels": set(),
@@ -38,6 +39,7 @@ ALLOWED = {
     "convert": {"typing", "messages", "storage", "layers", "models"},
     "data": {
         "storage",
+        "locks",
         "messages",
         "batching",
         "dropping",
@@ -71,7 +73,7 @@ FORBIDDEN = {
 }
 # Loaded where they are used, never by `import pv_vae_jax`.
 HEAVY = ("grain", "orbax", "av", "PIL", "tensorboardX", "tensorflow", "torch", "skimage", "ml_collections")
-HEAVY += ("matplotlib", "jinja2")
+HEAVY += ("matplotlib", "jinja2", "gcsfs", "fsspec")
 
 
 def modules(folder: Path) -> list[Path]:

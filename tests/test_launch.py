@@ -141,7 +141,7 @@ def test_every_back_end_runs_the_same_points(backend):
     [
         (["--sweep", "seed=1"], "--sweep must be config.KEY=VALUE,VALUE, got 'seed=1'"),
         (["--env", "1A=2"], "--env must be NAME=VALUE"),
-        (["--workdir", "gs://bucket/run"], "mount the bucket"),
+        (["--workdir", "s3://bucket/run"], "mount the bucket"),
         (["--restarts", "-1"], "--restarts must be at least 0"),
         (["stray"], "unknown argument 'stray'"),
         (["--xla-set", "fast"], "invalid choice: 'fast'"),

@@ -342,7 +342,10 @@ def test_what_cannot_be_saved_leaves_the_model_that_was_there(model, tmp_path, m
     save(tmp_path, model.replace(diffusion=None), "bfloat16")
     assert set(held()) == {"config.json", "vae.safetensors"} and load(tmp_path).diffusion is None
     monkeypatch.chdir(tmp_path)
-    for folder, words in (("gs://bucket/a", "got gs://bucket/a: mount the bucket"), ("", "the model folder is empty")):
+    for folder, words in (
+        ("s3://bucket/a", "got s3://bucket/a .*: mount"),
+        ("", "the model folder is empty"),
+    ):
         with pytest.raises(ConfigError, match=words):
             save(folder, model)
     assert set(held()) == {"config.json", "vae.safetensors"}

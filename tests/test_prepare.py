@@ -26,7 +26,8 @@ from pv_vae_jax.data.sources import fingerprint, list_dataset, open_source
 from pv_vae_jax.data.video_container import READING, BrokenVideoError, EncodedVideo, probe
 from pv_vae_jax.data.video_reading import iterate_at_rate, read_video
 from pv_vae_jax.data.video_writing import write_video
-from pv_vae_jax.storage import file_hash, locked, partial
+from pv_vae_jax.locks import locked
+from pv_vae_jax.storage import file_hash, partial
 from tests.clips import clip_of
 from tests.video_fixture import encode, encode_sound, waves
 

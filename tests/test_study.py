@@ -15,8 +15,9 @@ import pytest
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.sources import class_names, open_source
 from pv_vae_jax.data.synthetic import simulate
+from pv_vae_jax.locks import locked
 from pv_vae_jax.report import paper_table
-from pv_vae_jax.storage import locked, write_json
+from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.configs import (
     DataConfig,
     DiffusionConfig,

@@ -411,8 +411,8 @@ PROVOKE = [
     other_weights,
     old_torch_file,
     launch(*FAR, "/shared/run", PATH="/nowhere"),
-    launch(*FAR, "gs://bucket/run"),
-    lambda tmp_path: says("train", "--config", DEMO, "--workdir", "gs://bucket/run"),
+    launch(*FAR, "s3://bucket/run"),
+    lambda tmp_path: says("train", "--config", DEMO, "--workdir", "s3://bucket/run"),
 ]
 
 

@@ -13,6 +13,7 @@ from pv_vae_jax.data.video_container import probe
 from pv_vae_jax.data.video_reading import frame_times, iterate_video
 from pv_vae_jax.data.video_writing import check_encoder
 from pv_vae_jax.model import Model
+from pv_vae_jax.storage import as_path
 from pv_vae_jax.typing import ConfigError, ShapeError, check_clip_shape
 
 CONFIG = "experiment file, or the name of a shipped one, such as demo"
@@ -124,7 +125,7 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ConfigError(f"several files are called {', '.join(sorted(twice))}: give them in separate calls")
     check_encoder()
-    Path(values.out).mkdir(parents=True, exist_ok=True)
+    as_path(values.out, "--out").mkdir(parents=True, exist_ok=True)
     config, wanted = model.vae.config, frame_size(values)
     for path in paths:
         info = probe(path)
@@ -159,7 +160,7 @@ def result_path(values: flags.FlagValues, path: Path, kind: str, inputs: Sequenc
     Raises:
       ConfigError: that is one of the input files of this call.
     """
-    target = Path(values.out) / f"{path.stem}_{kind}.mp4"
+    target = as_path(values.out, "--out") / f"{path.stem}_{kind}.mp4"
     if target.resolve() in {Path(name).resolve() for name in inputs}:
         raise ConfigError(f"the result of {path} would replace the input {target}: choose another --out")
     return target

@@ -27,7 +27,7 @@ from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.latents_page import measure_rows, write_analysis
 from pv_vae_jax.report.page import aligned, cell, short_names
-from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.storage import as_path, make_writable, write_json
 from pv_vae_jax.typing import ConfigError, check_clip_shape
 
 OF_CLIPS = ("data", "clips", "frames", "size", "fit", "batch_size")
@@ -59,7 +59,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         raise ConfigError(f"--frames must be at least 2, got {values.frames}: latents are analysed from frame to frame")
     if reason := unavailable():
         raise ImportError(reason)
-    out = make_writable(Path(values.out))
+    out = make_writable(as_path(values.out, "--out"))
     named = short_names(positional, "model")
     given = {label: read_latents(name) for label, name in named.items() if is_latents(name)}
     models = {label: load(name) for label, name in named.items() if label not in given}

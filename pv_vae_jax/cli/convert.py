@@ -23,7 +23,7 @@ from pv_vae_jax.convert import wan
 from pv_vae_jax.convert.files import TORCH_SUFFIXES, read_tensors, write_tensors
 from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
-from pv_vae_jax.storage import write_json
+from pv_vae_jax.storage import as_path, write_json
 from pv_vae_jax.train.config_files import override
 from pv_vae_jax.typing import ConfigError, WeightsError
 
@@ -39,7 +39,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     """Convert SOURCE to TARGET."""
     if len(positional) != 2:
         raise ConfigError(f"pv-vae convert takes SOURCE and TARGET, got {' '.join(positional) or 'neither'}")
-    source, target = map(Path, positional)
+    source, target = map(as_path, positional, ("SOURCE", "TARGET"))
     if target.exists():
         raise ConfigError(f"{target} exists; name another target, or remove it first")
     if values.to == "ours":

@@ -22,7 +22,6 @@ protocol, see docs/evaluation.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -36,7 +35,7 @@ from pv_vae_jax.evaluation.protocol import PROTOCOLS, Score
 from pv_vae_jax.report.page import aligned
 from pv_vae_jax.report.run_comparison import compare_runs, runs_in
 from pv_vae_jax.report.run_report import evaluate_run
-from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.storage import as_path, make_writable, write_json
 from pv_vae_jax.train.run import reopen_run
 from pv_vae_jax.typing import ConfigError
 
@@ -99,7 +98,7 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     elif len(runs) == 1:
         evaluate_run(reopen_run(runs[0]), values.clips, values.sample_clips, lpips_files(values))
     else:
-        compare_runs(runs, Path(values.out or "comparison.html"))
+        compare_runs(runs, as_path(values.out or "comparison.html", "--out"))
 
 
 def _compare_sets(values: flags.FlagValues) -> None:
@@ -118,7 +117,7 @@ def _compare_sets(values: flags.FlagValues) -> None:
     if values.splits and not values.c3d:
         raise ConfigError("--splits applies to the inception score, and it takes --c3d and --c3d_mean: add them")
     if values.out:
-        make_writable(Path(values.out).parent)
+        make_writable(as_path(values.out, "--out").parent)
     protocol = PROTOCOLS[values.protocol].changed(frames=values.frames, clips=values.clips, paired=values.paired)
     seeded = {"seed": values.seed or 0}
     batched = {"batch_size": values.batch_size or 8, **seeded}
@@ -141,7 +140,7 @@ def _compare_sets(values: flags.FlagValues) -> None:
         scores.append(score_inception(fake, classifier, protocol, splits=values.splits or 10, **batched))
     print("\n".join(_table(scores)))
     if values.out:
-        write_json(Path(values.out), [s.to_json() for s in scores])
+        write_json(as_path(values.out, "--out"), [s.to_json() for s in scores])
         print(f"scores and protocol cards: {values.out}")
 
 

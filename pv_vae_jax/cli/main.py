@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from pv_vae_jax.messages import did_you_mean
-from pv_vae_jax.storage import remedy
+from pv_vae_jax.storage import check_address, remedy
 from pv_vae_jax.versions import installed_version
 
 COMMANDS = {
@@ -76,7 +76,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], one
     from pv_vae_jax.data.sources import NoVideosError
     from pv_vae_jax.train.config_files import parse_overrides
     from pv_vae_jax.train.preemption import Preempted
-    from pv_vae_jax.typing import ConfigError, InUseError, ShapeError, check_local
+    from pv_vae_jax.typing import ConfigError, InUseError, ShapeError
 
     takes, values = inspect.signature(module.run).parameters, flags.FlagValues()
     values.set_gnu_getopt()  # flags may follow file names
@@ -94,7 +94,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], one
             raise ConfigError("takes no --config settings: each model and run keeps its own configuration")
         for folder in {"out", "workdir"} & set(values):
             if values[folder].present:
-                check_local(f"--{folder}", values[folder].value)
+                check_address(f"--{folder}", values[folder].value)
     except (flags.Error, ConfigError) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
         dashed = "".join(f"; write the file as ./{name}" for name in argv if name[:1] == "-" and os.path.exists(name))

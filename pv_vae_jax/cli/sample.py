@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -20,7 +19,7 @@ from pv_vae_jax.data.video_writing import check_encoder, write_video
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.model import load
 from pv_vae_jax.sampling import sample_clips
-from pv_vae_jax.storage import atomic
+from pv_vae_jax.storage import as_path, atomic
 from pv_vae_jax.typing import ConfigError
 
 
@@ -61,7 +60,7 @@ def run(values: flags.FlagValues) -> None:
     video = sample_clips(
         model, labels, steps=values.steps, guidance=guidance, seed=values.seed, batch_size=values.batch_size
     )
-    out = Path(values.out)
+    out = as_path(values.out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     with atomic(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, video=video, label=labels)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pv_vae_jax.convert.torch_file import read_torch
-from pv_vae_jax.storage import atomic
+from pv_vae_jax.storage import as_path, atomic, local
 from pv_vae_jax.typing import WeightsError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -27,17 +27,19 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
       WeightsError: the suffix is another, the file is not what its suffix says, an index is damaged, two files of a
         folder hold a tensor of the same name, or a folder has no weights.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir() or path.name.endswith(".index.json"):
         return _read_parts(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")
     if path.suffix in TORCH_SUFFIXES:
-        return read_torch(path)
+        with local(path) as file:
+            return read_torch(file)
     if path.suffix != ".safetensors":
         raise WeightsError(f"expected weights as .safetensors, .pth, .pt or .bin, got {path}")
     try:
-        return load_file(path)
+        with local(path) as file:
+            return load_file(file)
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:  # its NumPy reader knows no 8- and 4-bit floats
@@ -71,7 +73,7 @@ def _read_parts(path: Path) -> dict[str, np.ndarray]:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a `.safetensors` file atomically."""
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         # PyTorch's readers of this format ask for the metadata.

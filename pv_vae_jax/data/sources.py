@@ -33,6 +33,7 @@ from pv_vae_jax.data.readers.video_files import VideoFiles
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.synthetic import SyntheticVideos, families_of, sprites_of
 from pv_vae_jax.data.video_container import READING
+from pv_vae_jax.storage import as_path, is_remote, mounted
 
 __all__ = ["DATASETS", "NoVideosError", "VideoSource"]
 __all__ += ["class_names", "describe", "detect_format", "fingerprint", "list_clips", "list_dataset", "open_source"]
@@ -115,6 +116,13 @@ DATASETS = {form.name: form for form in FORMATS if form.index}  # what `pv-vae p
 
 
 def _format_of(folder: Path) -> Format:
+    if is_remote(folder):
+        if not records.is_prepared(folder, {"train", "test"}):
+            raise NoVideosError(
+                f"{folder} holds no shards of pv-vae prepare, and other clips are not read from a bucket: "
+                f"{mounted(folder)}, or write shards there with pv-vae prepare MOUNTED --out {folder}"
+            )
+        return FORMATS[0]
     check_folder(folder)
     below = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     return next(form for form in FORMATS if form.detect(folder, below))
@@ -158,7 +166,7 @@ def list_clips(folder: str | Path) -> SplitIndex:
       NoVideosError: the folder is missing, incomplete as the data set that it was recognised as, of a format that holds
         no files of clips, or its clips are parts of files.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     form = _format_of(folder)
     if form.name in ("folder", "frames"):
         return all_clips_below(folder)
@@ -173,7 +181,7 @@ def list_clips(folder: str | Path) -> SplitIndex:
 def class_names(source: str, fold: int = 1) -> tuple[str, ...]:
     """Class names of `source` in label order, without opening a video. Arguments and errors as for `open_source`."""
     name = program_name(source)
-    return families_of(source) or ((name,) if name else _summarize(Path(source), fold)[0])
+    return families_of(source) or ((name,) if name else _summarize(as_path(source, "data.source"), fold)[0])
 
 
 def fingerprint(source: str, fold: int = 1) -> str:
@@ -182,7 +190,7 @@ def fingerprint(source: str, fold: int = 1) -> str:
 
     Arguments and errors as for `open_source`.
     """
-    return "" if families_of(source) or program_name(source) else _summarize(Path(source), fold)[1]
+    return "" if families_of(source) or program_name(source) else _summarize(as_path(source, "data.source"), fold)[1]
 
 
 def _summarize(folder: Path, fold: int) -> tuple[tuple[str, ...], str]:
@@ -248,7 +256,7 @@ def open_source(
         return SyntheticVideos(clips, frames, size, seed, sprites, families, **kept)
     if features:
         raise ValueError(f"features are those of the synthetic world, got source {str(source)!r}: leave them out")
-    folder = Path(source)
+    folder = as_path(source, "data.source")
     form, span = _format_of(folder), (frames - 1) * stride + 1
     form.check_fold(folder, fold)
     index = None if form.summary else form.list(folder, split, fold)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pv_vae_jax.data.exhaustion import raise_if_exhausted
 from pv_vae_jax.data.video_container import BrokenVideoError, import_av
-from pv_vae_jax.storage import atomic
+from pv_vae_jax.storage import as_path, atomic
 
 ENCODER = "libx264"
 TICKS = 90_000  # a second, for times of frames
@@ -58,7 +58,7 @@ def write_video(
         return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
 
     nothing = f"no frames to write to {path}"
-    with atomic(Path(path)) as temporary:
+    with atomic(as_path(path)) as temporary:
         with _refused(f"{path} "):
             _encode(os.path.abspath(temporary), map(enlarge, video), fps, {"crf": str(crf)}, nothing, times)
 

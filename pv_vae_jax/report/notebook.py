@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.report.figures import GAP, Series, borders, fit, frame, line_chart, png, strip
-from pv_vae_jax.storage import atomic
+from pv_vae_jax.storage import as_path, atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Figure:
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically."""
-        with atomic(Path(path)) as temporary:
+        with atomic(as_path(path)) as temporary:
             temporary.write_bytes(self.data)
 
 

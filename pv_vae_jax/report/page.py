@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, line_chart, strip
-from pv_vae_jax.storage import write_text
+from pv_vae_jax.storage import as_path, write_text
 from pv_vae_jax.typing import ConfigError
 
 BUDGET = 12 << 20  # characters of clips and pictures: the page stays below 15 MB with some room
@@ -147,9 +147,9 @@ def short_names(paths: Sequence[str], what: str) -> dict[str, str]:
     Raises:
       ConfigError: a path is given twice.
     """
-    if len({Path(path).resolve() for path in paths}) < len(paths):
+    if len({as_path(path).resolve() for path in paths}) < len(paths):
         raise ConfigError(f"a {what} is named twice: {', '.join(paths)}")
-    short = [Path(path).resolve().name for path in paths]
+    short = [as_path(path).resolve().name for path in paths]
     return dict(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
 
 

@@ -17,7 +17,7 @@ from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.page import DASH, Cell, aligned, cell, short_names
 from pv_vae_jax.report.run_page import CONVERGENCE, EvaluatedRun, Pictures, arrivals, write_runs
 from pv_vae_jax.report.run_report import read_curves, read_test_clips
-from pv_vae_jax.storage import make_writable, write_json
+from pv_vae_jax.storage import local, make_writable, write_json
 from pv_vae_jax.train.configs import VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
 from pv_vae_jax.typing import ConfigError
@@ -150,7 +150,7 @@ def _read_samples(run: Run, expected: bool) -> tuple[np.ndarray, np.ndarray]:
     path = run.workdir / "report" / "samples.npz"
     if not expected and not path.exists():
         return np.zeros(0, np.uint8), np.zeros(0, int)
-    with _damaged(path), np.load(path, allow_pickle=False) as arrays:
+    with _damaged(path), local(path) as file, np.load(file, allow_pickle=False) as arrays:
         return arrays["video"], arrays["label"]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-import shutil
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 
 from pv_vae_jax.params_io import complete_states, find_damage, ignore_abandoned_reads, one_line, write_checksums
 from pv_vae_jax.sharding.processes import barrier, broadcast_string, is_primary_process
-from pv_vae_jax.storage import remedy
+from pv_vae_jax.storage import BUCKET_MARK, is_remote, remedy, remove_tree
 
 WRITE_LIMIT = 3600  # seconds for one state; Orbax's own 20 minutes are too few for large states on a mounted bucket
+RENAMING = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
 
 
 class CheckpointError(OSError):
@@ -52,7 +53,8 @@ class Checkpoints:
     Orbax writes into a temporary folder and renames it after the last byte, so `latest` never finds the remains of a
     killed save; they are removed. With several processes, each writes its part of a state, and any number of processes
     and devices can read it. `checksums.json` is written into the temporary folder before it is renamed, by the writing
-    thread, so that a byte that flips later is noticed when the state is read.
+    thread, so that a byte that flips later is noticed when the state is read. A bucket
+    checks bytes itself, and Orbax writes a mark last instead of renaming.
 
     Args:
       folder: folder of the states.
@@ -65,23 +67,23 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
         for step in folder.glob("[0-9]*") if is_primary_process() else ():
             if step.name.isdigit() and step not in complete_states(folder):
-                shutil.rmtree(step, ignore_errors=True)  # an interrupted copy or deletion
+                remove_tree(step)  # an interrupted copy or deletion
         barrier(f"checkpoints of {folder} are clean")
-        self._folder, self._saving = folder, -1
+        self._folder, self._saving, remote = folder, -1, is_remote(folder)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=NewestRegular(keep, every),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
             # Explicit: Orbax may come to write in place on mounted buckets, where a killed save would look complete.
-            atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME),
+            atomicity_options=None if remote else RENAMING,
             async_options=ocp.options.AsyncOptions(
-                timeout_secs=WRITE_LIMIT, post_finalization_callback=self._write_checksums
+                timeout_secs=WRITE_LIMIT, post_finalization_callback=None if remote else self._write_checksums
             ),
         )
         log = logging.getLogger("absl")
         if _is_news not in log.filters:
             log.addFilter(_is_news)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(os.fspath(folder.absolute()), options=options)
 
     def latest(self) -> int | None:
         """Step of the newest complete state, or None."""
@@ -128,6 +130,8 @@ class Checkpoints:
             )
         for step, reason in damaged.items() if is_primary_process() else ():
             path = self._folder / str(step)
+            # A bucket has it moved file by file: it is no state from now on.
+            (path / BUCKET_MARK).unlink(missing_ok=True)
             path.rename(path.with_name(f"{step}.damaged"))
             print(f"{path} cannot be read ({reason}): set aside as {step}.damaged", file=sys.stderr)
         if damaged:

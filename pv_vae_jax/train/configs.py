@@ -18,9 +18,10 @@ from pv_vae_jax.models.discriminator import DiscriminatorConfig
 from pv_vae_jax.models.latte import LatteConfig
 from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
+from pv_vae_jax.storage import check_address
 from pv_vae_jax.train.checks import check_experiment, check_stage, is_size
 from pv_vae_jax.train.ranges import Config, Count, Decay, Fraction, NonNegative, Positive, Range, Seed, Steps
-from pv_vae_jax.typing import VAE_STAGES, ConfigError, check_local
+from pv_vae_jax.typing import VAE_STAGES, ConfigError
 
 STAGES = VAE_STAGES + ("latents", "diffusion")
 TRAINED = (*VAE_STAGES, "diffusion")  # stages with a training step
@@ -103,7 +104,7 @@ class DataConfig(Config):
             raise ConfigError("features do not follow a crop: set crop=centre, or features=0")
         if not self.source:
             raise ConfigError("source is empty: set it to a folder, or to 'synthetic'")
-        check_local("source", self.source)
+        check_address("source", self.source)
 
 
 @dataclasses.dataclass(frozen=True)

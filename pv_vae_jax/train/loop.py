@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pv_vae_jax.sharding.processes import is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
+from pv_vae_jax.storage import Spool
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
 from pv_vae_jax.train.mfu import StepTimer, model_flops, peak, utilisation
 from pv_vae_jax.train.nan_check import check_finite, check_finite_params
@@ -76,6 +77,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
                 if regular or stopping:
                     check_finite_params(name, number + 1, state.params)
                     with curves.timer("checkpoint"):
+                        curves.sync()
                         checkpoints.save(number + 1, state)
                 if stopping:
                     break
@@ -122,7 +124,8 @@ class Curves:
     def __init__(self, stage: Stage, run: Run, start: int):
         self._run, self._name, self._unit = run, stage.name, stage.unit
         self._devices, self._peak = run.mesh.size, peak(run.mesh.devices.flat[0].device_kind)
-        self._writer = MetricWriter(run.folder(stage.name), start) if is_primary_process() else NoOpWriter()
+        self._spool = Spool(run.folder(stage.name)) if is_primary_process() else None
+        self._writer = MetricWriter(self._spool.folder, start) if self._spool else NoOpWriter()
         self._pending: list[tuple[int, dict]] = list(self._writer.unwritten)
         self.timer, self._units, self._flops, self._compiling = StepTimer(), 0, 0.0, False
         interval = 1.0 if sys.stderr.isatty() else 20.0
@@ -149,6 +152,11 @@ class Curves:
         self._pending.clear()
         check_finite(self._name, rows)
         return rows
+
+    def sync(self) -> None:
+        """Bring the curves to a bucket. Before a state is saved: who resumes there needs every row up to it."""
+        if self._spool:
+            self._spool.sync()
 
     def save_pending(self) -> None:
         """Save the terms of the pending steps for the process that will resume here."""
@@ -177,3 +185,5 @@ class Curves:
     def close(self) -> None:
         self._bar.close()
         self._writer.close()
+        if self._spool:
+            self._spool.close()

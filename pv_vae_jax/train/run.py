@@ -17,13 +17,14 @@ from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import VideoSource, open_source, program_name
 from pv_vae_jax.data.transforms import RandomWindow
+from pv_vae_jax.locks import locked
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process
-from pv_vae_jax.storage import locked, partials
+from pv_vae_jax.storage import as_path, partials
 from pv_vae_jax.train.config_files import DRAWS, FORMAT, LAST_WITH, differences, from_dict, save_config, to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.sizes import SizedBatch
-from pv_vae_jax.typing import ConfigError, InUseError, check_local
+from pv_vae_jax.typing import ConfigError, InUseError
 
 # What may change between two starts of one run without changing its numbers.
 FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "sampling.")
@@ -95,7 +96,8 @@ class Run:
                 try:
                     stack.enter_context(locked(self.workdir / f".{stage}.lock"))
                 except BlockingIOError as error:
-                    message = f"{self.folder(stage)} is in use by another process: wait for it, or stop it"
+                    holder = "" if error.errno else f" ({error})"  # locks in buckets say whose they are
+                    message = f"{self.folder(stage)} is in use by another process{holder}: wait for it, or stop it"
                     raise InUseError(message) from error
                 save_config(self.experiment, self.workdir / "config.json")  # `FREE_KEYS` may have changed
             yield
@@ -168,19 +170,18 @@ def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, An
 
     Args:
       experiment: the configuration.
-      workdir: folder of the run.
+      workdir: folder of the run, or gs://BUCKET/FOLDER.
       clips: `train` and `test` clips of a program, see `stages.train`.
 
     Raises:
       ConfigError: the folder belongs to another configuration (the differences are listed) or to another version, holds
         something else, or cannot be written; or the mesh does not fit the devices.
     """
-    check_local("the work directory", workdir)
     if clips and not program_name(experiment.data.source):
         raise ConfigError(
             f"clips need data.source='program:NAME', with a name for reports, got {experiment.data.source!r}: set it"
         )
-    path = Path(workdir) / "config.json"
+    path = as_path(workdir, "--workdir") / "config.json"
     workdir = path.parent
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     if path.exists():
@@ -196,7 +197,7 @@ def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, An
                     left.unlink(missing_ok=True)
                 save_config(experiment, path)
     except OSError as error:
-        raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror}") from error
+        raise ConfigError(f"cannot use {workdir} as work directory: {error.strerror or error}") from error
     barrier("work directory made")
     if not path.exists():
         raise ConfigError(
@@ -249,7 +250,7 @@ def refuse_old_draws(workdir: Path) -> None:
 
 def reopen_run(workdir: str | Path) -> Run:
     """Open the run that `workdir` holds, with the configuration it was made with."""
-    path = Path(workdir) / "config.json"
+    path = as_path(workdir, "--workdir") / "config.json"
     if not path.exists():
         train = f"pv-vae train --config experiments/demo.py --workdir {workdir}"
         raise ConfigError(f"{workdir} holds no run: train one with {train}")

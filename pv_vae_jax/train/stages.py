@@ -19,7 +19,7 @@ from pv_vae_jax.model_folder import find_model
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.params_io import find_checkpoint, weights_hash
 from pv_vae_jax.sharding.processes import is_primary_process
-from pv_vae_jax.storage import write_json
+from pv_vae_jax.storage import as_path, write_json
 from pv_vae_jax.train.alignment import Features
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
@@ -45,7 +45,7 @@ def train(
 
     Args:
       experiment: the configuration; it is validated.
-      workdir: folder of the run. `pv_vae_jax.load(workdir)` gives the model of its last stage.
+      workdir: folder of the run, or gs://BUCKET/FOLDER. `pv_vae_jax.load(workdir)` gives the model of its last stage.
       stages: names of the stages to train, in the order of `configs.STAGES`.
       clips: clips of your own, for a configuration with `data.source="program:NAME"` and `data.class_names`: a
         `grain.MapDataset` or a sequence of `{"video": (t, H, W, 3) uint8 or LazyClip, "label": int}`, neither shuffled
@@ -171,8 +171,9 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
     for name in [stage for stage in stages if stage != "latents"]:
         check_mesh(run.mesh, run.experiment, name)
         start = getattr(getattr(run.experiment, name), "init_from", "")
-        if start and not Path(start).resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
-            find_checkpoint(Path(start)) or find_model(start)
+        place = as_path(start, f"{name}.init_from") if start else run.workdir
+        if not place.resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
+            find_checkpoint(place) or find_model(start)
         try:
             with jax.set_mesh(run.mesh):
                 build_stage(run.experiment, name).check()

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pv_vae_jax.storage import locked, write_json
+from pv_vae_jax.locks import locked
+from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import DRAWS
 from pv_vae_jax.train.configs import Experiment, VAEStageConfig
 from pv_vae_jax.train.run import Run, open_run

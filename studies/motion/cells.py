@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pv_vae_jax.storage import locked, write_json
+from pv_vae_jax.locks import locked
+from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.config_files import DRAWS
 from pv_vae_jax.train.latents_stage import open_latents
 from pv_vae_jax.train.loop import run_stage

@@ -21,7 +21,8 @@ from pv_vae_jax.data.prepare.encoding import ClipSettings, encode_clips
 from pv_vae_jax.data.readers.records import FORMAT, pack
 from pv_vae_jax.data.shards import write_shard
 from pv_vae_jax.data.video_container import READING, BrokenVideoError, decoder_versions
-from pv_vae_jax.storage import file_hash, locked, write_json
+from pv_vae_jax.locks import locked
+from pv_vae_jax.storage import file_hash, write_json
 
 
 @dataclasses.dataclass(frozen=True)
