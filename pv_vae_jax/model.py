@@ -259,7 +259,8 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: Placem
     """Load a shipped model by name, a model folder, or the newest finished model of a work directory or a stage.
 
     A training state, such as `runs/a/video/checkpoints/9000`, or the folder of an unfinished VAE stage, which stands
-    for its newest training state, gives the VAE with the moving average of its weights.
+    for its newest training state, gives the VAE with the moving average of its weights. `hf://OWNER/NAME` and
+    `hf://OWNER/NAME@REVISION` are models on the Hugging Face Hub (extra `hub`).
 
     Args:
       name_or_path: what to load.
