@@ -255,6 +255,7 @@ SHORTER = {
 # Not run here, and why.
 ELSEWHERE = {
     "pv-vae convert": "tests/test_convert.py runs them, on narrow networks",
+    "pv-vae publish": "tests/test_hub.py publishes, to an endpoint of its own",
     "python -m studies.features": "training a feature network takes hours, and tests/test_protocol.py measures",
     "--topology": "needs libtpu: tests/test_topology.py",
     "experiments/paper_": "needs accelerators; checked at full size above",
