@@ -47,7 +47,9 @@ class Endpoint(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return self.reply({"errors": [], "warnings": []})
         if path.endswith("/preupload/main"):
-            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
             return self.reply({"files": files})
         if path.endswith("/commit/main"):
             if "refused" in owner_name:
@@ -132,7 +134,7 @@ def test_a_model_is_published_and_comes_back_by_its_address(endpoint, model):
     assert status == 0, error
     address = out.splitlines()[-1]
     (revision,) = Endpoint.repositories["me/tiny"]
-    assert address == f"hf://me/tiny@{revision}" and Endpoint.created["me/tiny"]["private"]
+    assert address == f"hf://me/tiny@{revision}" and Endpoint.created["me/tiny"]["visibility"] == "private"
     own = load(model)
     for name in ("hf://me/tiny", address, Path("hf://me/tiny")):
         found = load(name)
