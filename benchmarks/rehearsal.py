@@ -20,9 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pv_vae_jax.train.configs import VAE_STAGES
-
 LIMIT = 20e9  # bytes of memory
+VAE_STAGES = ("image", "video", "decoder")
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 # A CPU computes in float32; the networks are the papers' otherwise, and so are losses, optimisers and forms.
 SETTINGS = {
@@ -51,6 +50,7 @@ class Part:
 def parts(workdir: Path, flags: Sequence[str] = ()) -> list[Part]:
     """The stages of both experiments in their order, and samples of what they trained."""
     vae = {f"{stage}.{key}": value for stage in VAE_STAGES for key, value in SHORT.items()}
+    vae["video.objective.gan_start"] = "1"  # the first step is without a GAN, as in the long run
     latte = {"decoder.init_from": str(workdir / "paper_vae"), "decoder.batch_size": "1", "latents.clips": "2"}
     latte |= {"latents.batch_size": "1"} | {f"diffusion.{key}": value for key, value in SHORT.items()}
     found = []
@@ -68,7 +68,7 @@ def parts(workdir: Path, flags: Sequence[str] = ()) -> list[Part]:
 
 
 def measured(command: Sequence[str]) -> tuple[int, float, int]:
-    """Run a command: its exit status, seconds, and peak memory in bytes."""
+    """Run a command: its exit status, seconds, and peak memory in bytes (at least this process's, which is small)."""
     began, process = time.monotonic(), subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

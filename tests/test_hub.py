@@ -43,7 +43,7 @@ class Endpoint(BaseHTTPRequestHandler):
             name = "/".join(filter(None, (told.get("organization"), told["name"])))
             self.repositories.setdefault(name, {})
             self.created[name] = told
-            return self.reply({"url": f"http://here/{name}", "name": name})
+            return self.reply({"url": f"http://{self.headers['Host']}/{name}", "name": name})
         if path == "/api/validate-yaml":
             return self.reply({"errors": [], "warnings": []})
         if path.endswith("/preupload/main"):
@@ -58,7 +58,8 @@ class Endpoint(BaseHTTPRequestHandler):
             files = {e["value"]["path"]: base64.b64decode(e["value"]["content"]) for e in entries if e["key"] == "file"}
             revision = hashlib.sha1(body).hexdigest()
             self.repositories[owner_name][revision] = files
-            return self.reply({"commitOid": revision, "commitUrl": f"http://here/{owner_name}/commit/{revision}"})
+            place = f"http://{self.headers['Host']}/{owner_name}/commit/{revision}"
+            return self.reply({"commitOid": revision, "commitUrl": place})
         return self.reply({}, 404)
 
     def do_HEAD(self):

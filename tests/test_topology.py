@@ -161,7 +161,7 @@ def test_what_leaves_a_slice_is_counted_by_itself():
         "between slices": Traffic(3, 3 * part),
     }
     # As TPUs write it; and no groups are one of all devices.
-    assert traffic(SLICES, 4) == {"all-gather": Traffic(1, 32), "between slices": Traffic(4, 1024 + 3 * 32)}
+    assert traffic(SLICES, 4) == {"all-gather": Traffic(2, 64), "between slices": Traffic(5, 1024 + 4 * 32)}
 
 
 SLICES = """ENTRY %main (x: f32[4]) -> f32[4] {
@@ -171,6 +171,8 @@ SLICES = """ENTRY %main (x: f32[4]) -> f32[4] {
   %a = f32[8]{0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
   %b = f32[8]{0} all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}
   %c = f32[8]{0} all-reduce(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%sum
+  %e = f32[8]{0} all-gather(%x), replica_groups=mesh['data'=4,'fsdp'=2] {'data':(2)2,'fsdp'}, dimensions={0}
+  %f = f32[8]{0} all-gather(%x), replica_groups=mesh['data'=4,'fsdp'=2] {'data':(1)2}, dimensions={0}
   %d = f32[8]{0} all-reduce(%x), replica_groups={}, to_apply=%sum, frontend_attributes={a={{1,2}}}
 }
 """

@@ -61,6 +61,13 @@ def traffic(text: str, slice_size: int = 0) -> dict[str, Traffic]:
 
 def _leaves(line: str, slice_size: int) -> bool:
     """Whether a group of a collective has devices of several slices, which follow each other in the mesh."""
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", line):  # by the axes of the mesh
+        spans, span = {}, 1  # axis -> devices from its first to its last, with all later axes
+        for axis, size in reversed(re.findall(r"'(\w+)'=(\d+)", named[1])):
+            spans[axis] = span = span * int(size)
+        # `'data':(2)4`: the axis in parts, of which 2 come before this one.
+        used = re.findall(r"'(\w+)'(?::\((\d+)\))?", named[2])
+        return any(spans[axis] // int(before or 1) > slice_size for axis, before in used)
     if listed := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         groups, sides, order = (tuple(map(int, part.split(","))) if part else None for part in listed.groups())
         ids = np.arange(math.prod(sides)).reshape(sides).transpose(order or range(len(sides))).reshape(groups).tolist()
