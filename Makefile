@@ -19,7 +19,7 @@ SOURCE := $(if $(DATA),--config.data.source="$(DATA)")
 # More flags for the command line, for example ARGS=--config.seed=1
 ARGS ?=
 
-.PHONY: help install demo demo-long test test-slow notebooks bench results sizes lint types clean
+.PHONY: help install demo demo-long test test-slow notebooks bench rehearse results sizes lint types clean
 
 help:
 	@echo "make demo        train, sample and report in 7 to 11 minutes on 2 cores; DATA=folder for your own videos"
@@ -27,6 +27,7 @@ help:
 	@echo "make test        the tests; make test-slow for those that take longer"
 	@echo "make notebooks   execute the notebooks and keep their outputs; ARGS=notebooks/NAME.ipynb for one of them"
 	@echo "make bench       all measurements beside PyTorch and diffusers (installs both into .venv); run it again to go on"
+	@echo "make rehearse    the paper's experiments at full size, two steps a stage, from data to samples; on a CPU, slow"
 	@echo "make results     docs/results.md again from the stored scores of the studies"
 	@echo "make sizes       lines of code beside the bars of this repository"
 	@echo "make lint        ruff; make types for pyright (installs it into .venv)"
@@ -69,6 +70,11 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[benchmark,video]"
 	$(VENV)/bin/python -m benchmarks --all $(ARGS)
 	$(VENV)/bin/python -m benchmarks --page
+
+# One stage after the other, at most 20 GB of memory. It prints what it took; run it again to go on.
+rehearse: WORKDIR ?= runs/rehearsal
+rehearse: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.rehearsal --workdir "$(WORKDIR)" $(ARGS)
 
 results: $(INSTALLED)
 	$(VENV)/bin/python -m studies.ablation --page=docs/results.md

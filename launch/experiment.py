@@ -192,7 +192,8 @@ def make_parser(description: str, *, restarts: int = 0) -> argparse.ArgumentPars
 def parse(parser: argparse.ArgumentParser, argv: list[str], **least: float) -> tuple[Experiment, argparse.Namespace]:
     """The experiment and the back end's own flags; exits with status 2 and a message if the call is wrong.
 
-    `least` holds the smallest values that the back end's own numbers may have.
+    `least` holds the smallest values that the back end's own numbers may have. The number of slices, of a back end that
+    has any, goes to the mesh.
     """
     args, flags = parser.parse_known_args(argv)
     if empty := [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value == ""]:
@@ -213,6 +214,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], **least: float) -> t
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name):
             parser.error(f"--env must be NAME=VALUE, got {entry!r}")
         environment = merged(environment, {name: value})
+    if getattr(args, "slices", 1) > 1:
+        flags.append(f"--config.mesh.dcn_data={args.slices}")
     try:
         sweep = grid(args.sweep)
     except ValueError as error:

@@ -7,8 +7,8 @@
 
 Build the image from launch/Dockerfile. --claim mounts a volume that all pods can write to (ReadWriteMany); the work
 directory must be in it, or results are lost with the pods. If a pod fails, all pods of the run are restarted from the
-newest checkpoint, up to --restarts times. The cluster needs the JobSet controller. --dry-run prints the manifests that
-`kubectl apply` would be given.
+newest checkpoint, up to --restarts times. With --slices a run has several slices of TPUs. The cluster needs the JobSet
+controller. --dry-run prints the manifests that `kubectl apply` would be given.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def jobset(experiment: Experiment, run: Run, args) -> dict:
     container = {
         "name": "train",
         "image": args.image,
-        "command": ["python", *run.arguments, *([AUTO] if args.tpu and hosts > 1 else [])],
+        "command": ["python", *run.arguments, *([AUTO] if args.tpu and hosts * args.slices > 1 else [])],
         "env": environment,
         "resources": {"limits": {resource: devices}},
         "volumeMounts": [{"name": "runs", "mountPath": mount}, {"name": "memory", "mountPath": "/dev/shm"}],
@@ -98,7 +98,8 @@ def jobset(experiment: Experiment, run: Run, args) -> dict:
     job = {"parallelism": hosts, "completions": hosts, "completionMode": "Indexed", "backoffLimit": 0}
     wrong = {"containerName": container["name"], "operator": "In", "values": [WRONG_CALL]}
     job["podFailurePolicy"] = {"rules": [{"action": "FailJob", "onExitCodes": wrong}]}
-    workers = {"name": "workers", "replicas": 1, "template": {"spec": {**job, "template": {"spec": pod}}}}
+    # A replica is a slice; Kubernetes tells TPUs which they are of how many.
+    workers = {"name": "workers", "replicas": args.slices, "template": {"spec": {**job, "template": {"spec": pod}}}}
     rule = {"name": "wrong_call", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     spec = {"failurePolicy": {"maxRestarts": experiment.restarts, "rules": [rule]}, "replicatedJobs": [workers]}
     return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
@@ -134,11 +135,12 @@ def main(argv: list[str]) -> int:
     kind.add_argument("--tpu", choices=TPUS, help="kind of TPU")
     kind.add_argument("--gpu", help="label of the GPU, such as nvidia-h100-80gb")
     parser.add_argument("--topology", help="topology of the slice, such as 4x4 or 2x2x2; with --tpu")
+    parser.add_argument("--slices", type=int, default=1, help="number of slices of a run; with --tpu (default 1)")
     parser.add_argument("--chips-per-host", type=int, help="with --tpu (default 4, or all of a smaller slice)")
     parser.add_argument("--nodes", type=int, help="number of nodes; with --gpu (default 1)")
     parser.add_argument("--gpus-per-node", type=int, help="GPUs of a node; with --gpu (default 8)")
     parser.add_argument("--namespace", default="default", help="namespace in the cluster (default: default)")
-    experiment, args = parse(parser, argv, nodes=1, gpus_per_node=1, chips_per_host=1)
+    experiment, args = parse(parser, argv, nodes=1, gpus_per_node=1, chips_per_host=1, slices=1)
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", args.namespace):
         parser.error(f"--namespace must consist of lower case, digits and dashes, got {args.namespace!r}")
     claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim)
@@ -150,6 +152,8 @@ def main(argv: list[str]) -> int:
     other = ("nodes", "gpus_per_node") if args.tpu else ("topology", "chips_per_host")
     if stray := [f"--{name.replace('_', '-')}" for name in other if getattr(args, name) is not None]:
         parser.error(f"{stray[0]} needs {'--gpu' if args.tpu else '--tpu'}: remove it")
+    if args.gpu and args.slices > 1:
+        parser.error("--slices needs --tpu: --nodes is the number of nodes with GPUs")
     if args.tpu and (wrong := unfit(args.tpu, args.topology or "", args.chips_per_host)):
         parser.error(wrong)
     text = "---\n".join(to_yaml(jobset(experiment, run, args)) for run in experiment.runs())

@@ -4,8 +4,9 @@
       --config.data.source=/mnt/clips
 
 Copies the checked-out commit to every worker, installs it into an environment of its own, and starts one process on
-each worker; JAX lets them find each other. Points of a sweep run one after the other. With several workers the work
-directory must be on a file system that all of them mount. Ctrl-C ends ssh but not the workers; to end those, run
+each worker; JAX lets them find each other. With --slices, --tpu names a queued resource of that many nodes. Points of a
+sweep run one after the other. With several workers the work directory must be on a file system that all of them mount.
+Ctrl-C ends ssh but not the workers; to end those, run
 gcloud compute tpus tpu-vm ssh my-v5e-16 --zone=us-west4-a --worker=all --command='pkill -TERM -f pv_vae_jax'
 """
 
@@ -27,12 +28,12 @@ SETUP = (
 
 SCRIPT = """\
 set -euo pipefail
-on_all_workers() {{ gcloud compute tpus tpu-vm ssh {where} --worker=all --command="$1"; }}
+on_all_workers() {{ gcloud compute tpus {service} ssh {where} {all} --command="$1"; }}
 
 # Only committed files are copied, so that the run can be repeated from its commit.
 archive=$(mktemp -d)/{folder}.tar.gz
 git archive --format=tar.gz --output="$archive" HEAD
-gcloud compute tpus tpu-vm scp "$archive" {target}:{folder}.tar.gz {place} --worker=all
+gcloud compute tpus {service} scp "$archive" {target}:{folder}.tar.gz {place} {all}
 on_all_workers {setup}
 
 train() {{
@@ -60,6 +61,8 @@ def script(experiment: Experiment, args) -> str:
         runs.append(f"train {shlex.quote(f'cd {folder} && {command}')}")
     setup = SETUP.format(folder=folder, python=args.python, extras=args.extras)
     return SCRIPT.format(
+        service="queued-resources" if args.slices > 1 else "tpu-vm",
+        all="--worker=all --node=all" if args.slices > 1 else "--worker=all",
         where=f"{target} {place}",
         target=target,
         place=place,
@@ -73,12 +76,13 @@ def script(experiment: Experiment, args) -> str:
 
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
-    parser.add_argument("--tpu", required=True, help="name of the TPU VM, or user@name")
+    parser.add_argument("--tpu", required=True, help="name of the TPU VM or queued resource, or user@name")
+    parser.add_argument("--slices", type=int, default=1, help="number of nodes of the queued resource (default 1)")
     parser.add_argument("--zone", required=True, help="zone of the TPU VM")
     parser.add_argument("--project", help="project of the TPU VM (default: gcloud's)")
     parser.add_argument("--python", default="3.12", help="Python version to install there (default 3.12)")
     parser.add_argument("--extras", default="tpu,video", help="extras to install (default tpu,video)")
-    experiment, args = parse(parser, argv)
+    experiment, args = parse(parser, argv, slices=1)
     if not PurePosixPath(experiment.config).is_absolute():  # a file of this clone, which is copied
         require_config(parser, experiment)
     text = script(experiment, args)

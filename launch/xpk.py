@@ -27,6 +27,7 @@ def command(experiment: Experiment, run: Run, args) -> list[str]:
         "project": args.project,
         "workload": dns_label(experiment.name, LONGEST - len(suffix)) + suffix,
         "device-type": args.device_type,
+        "num-slices": str(args.slices) if args.slices > 1 else None,
         "docker-image": args.image,
         "max-restarts": str(experiment.restarts),
         "command": shlex.join(["python", *run.arguments, AUTO]),
@@ -41,10 +42,11 @@ def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
     parser.add_argument("--cluster", required=True, help="name of the cluster")
     parser.add_argument("--device-type", required=True, help="TPU type, such as v5litepod-16 or v6e-8")
+    parser.add_argument("--slices", type=int, default=1, help="number of slices of a run (default 1)")
     parser.add_argument("--image", required=True, help="container image, built from launch/Dockerfile")
     parser.add_argument("--zone", help="zone of the cluster (default: gcloud's)")
     parser.add_argument("--project", help="project of the cluster (default: gcloud's)")
-    experiment, args = parse(parser, argv)
+    experiment, args = parse(parser, argv, slices=1)
     if not re.match(r"v\d|tpu", args.device_type):
         parser.error(f"--device-type must be a TPU, got {args.device_type}: use `launch gke --gpu` for GPUs")
     if not args.workdir.startswith(("/", "gs://")):

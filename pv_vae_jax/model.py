@@ -25,7 +25,7 @@ from jaxtyping import Float, Int, Num
 
 from pv_vae_jax import model_inputs, params_io
 from pv_vae_jax.flow import classifier_free_guidance, denormalize_latents, euler
-from pv_vae_jax.model_folder import find_model, read_model_config, shipped_models
+from pv_vae_jax.model_folder import find_model, local_or_bucket, read_model_config, shipped_models
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.registry import build_vae, to_tuples, vae_config_of
 from pv_vae_jax.models.vae import VAE, Posterior
@@ -240,7 +240,8 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: params
     """Load a shipped model by name, a model folder, or the newest finished model of a work directory or a stage.
 
     A training state, such as `runs/a/video/checkpoints/9000`, or the folder of an unfinished VAE stage, which stands
-    for its newest training state, gives the VAE with the moving average of its weights.
+    for its newest training state, gives the VAE with the moving average of its weights. `hf://OWNER/NAME` and
+    `hf://OWNER/NAME@REVISION` are models on the Hugging Face Hub (extra `hub`).
 
     Args:
       name_or_path: what to load.
@@ -262,7 +263,7 @@ def load(name_or_path: str | Path, *, dtype: str | None = None, sharding: params
     params_io.check_placement(sharding)
     if not str(name_or_path):
         raise ConfigError(f"the name of the model is empty: name a folder, or one of {', '.join(shipped_models())}")
-    path = as_path(name_or_path, "the model")
+    path = local_or_bucket(name_or_path)
     state = None if (path / "model" / "config.json").exists() else params_io.find_checkpoint(path)
     return _load_state(state, dtype, sharding) if state else _load(find_model(name_or_path), dtype, sharding)
 

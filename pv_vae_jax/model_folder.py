@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pv_vae_jax import hub
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.params_io import find_checkpoint
 from pv_vae_jax.storage import as_path
@@ -16,15 +17,20 @@ SHIPPED = Path(__file__).parent / "weights"
 STAGE_ORDER = ("diffusion", *reversed(VAE_STAGES))
 
 
+def local_or_bucket(name_or_path: str | Path) -> Path:
+    """The path that `name_or_path` means; a model on the Hugging Face Hub is downloaded first."""
+    return hub.download(name_or_path) if hub.is_address(name_or_path) else as_path(name_or_path, "the model")
+
+
 def find_model(name_or_path: str | Path) -> Path:
-    """The folder of the finished model that `load` reads.
+    """The folder of the finished model that `load` reads; a model on the hub, `hf://OWNER/NAME`, is downloaded.
 
     Raises:
       FileNotFoundError: there is no such model; the message names an unfinished stage, or else the shipped models.
       WeightsError: a file of the model is missing.
       ConfigError: a shipped model has the name of a folder here.
     """
-    path, shipped = as_path(name_or_path, "the model"), shipped_models()
+    path, shipped = local_or_bucket(name_or_path), shipped_models()
     own = [path, path / "model"] + [path / stage / "model" for stage in STAGE_ORDER]
     if str(name_or_path) in shipped:
         if path.is_dir():

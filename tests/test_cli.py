@@ -27,7 +27,7 @@ from pv_vae_jax.data.shards import BrokenRecordError
 from pv_vae_jax.model import init_latte, save
 from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.models.latte import Latte
-from pv_vae_jax.params_io import write_params
+from pv_vae_jax.params_io import weights_hash, write_params
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.report import run_report
 from pv_vae_jax.train.config_files import load_experiment
@@ -187,6 +187,26 @@ def test_a_finished_run_stays_as_it_is(trained, tiny_experiment):
     os.utime(trained / "report" / "report.html", (older, older))
     status, out, _ = pv_vae(*call)
     assert status == 0 and "PSNR" in out, "a report older than a stage is written anew"
+
+
+def test_a_card_has_the_scores_of_the_weights_that_are_published(trained, tmp_path):
+    for name, source in (("all", trained), ("image", trained / "image")):
+        status, _, error = pv_vae("publish", source, f"me/{name}", "--out", tmp_path / name)
+        assert status == 0, error
+    metrics = json.loads((trained / "report" / "metrics.json").read_text())
+    cards = {name: (tmp_path / name / "README.md").read_text() for name in ("all", "image")}
+    own = load(trained)
+    for name, stage in (("all", own.meta["stage"]), ("image", "image")):
+        scored = metrics["stages"][stage]
+        assert f"| PSNR, dB | {scored['psnr_db']:.5g} | {stage}, {scored['scored']} |" in cards[name]
+        assert cards[name].count("| PSNR, dB |") == 1, "scores of other weights stay out"
+        for words in ("synthetic: 5 frames, size 16", metrics["protocol"]["ssim"], '"seed": 0', scored["weights"]):
+            assert words in cards[name], words
+        assert str(trained.parent) not in cards[name]
+    assert weights_hash(own.diffusion.params) in cards["all"] and "| generated clips |" in cards["all"]
+    assert "generated clips" not in cards["image"]
+    assert files(tmp_path / "image").keys() == {"README.md", "config.json", "vae.safetensors"}
+    assert files(tmp_path / "all").keys() == {"README.md", "config.json", "vae.safetensors", "latte.safetensors"}
 
 
 def test_a_run_without_what_reports_need_is_told_so_and_ends_well(trained, tiny_experiment, tmp_path, monkeypatch):

@@ -165,7 +165,7 @@ def test_a_batch_does_not_depend_on_hosts():
         for step, whole in enumerate(alone):
             for name, value in whole.items():
                 np.testing.assert_array_equal(np.concatenate([s[step][name] for s in shares]), value)
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 hosts that share it, got 4"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 parts that hosts read, got 4"):
         take(1, WORLD, host_count=3)
 
 

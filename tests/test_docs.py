@@ -263,6 +263,7 @@ SHORTER = {
 # Not run here, and why.
 ELSEWHERE = {
     "pv-vae convert": "tests/test_convert.py runs them, on narrow networks",
+    "pv-vae publish": "tests/test_hub.py publishes, to an endpoint of its own",
     "python -m studies.features": "training a feature network takes hours, and tests/test_protocol.py measures",
     "--topology": "needs libtpu: tests/test_topology.py",
     "gs://": "tests/test_storage_gcs.py trains, reads and writes there",

@@ -17,7 +17,7 @@ PACKAGE = "pv_vae_jax"
 # Room -> rooms it may import. A room is a folder or a module right below the package; "" is the package itself.
 NETWORKS = {"typing", "pixels", "sharding", "layers", "models"}
 METHOD = NETWORKS | {"messages", "batching", "dropping", "masking", "losses", "flow", "predictive", "streaming"}
-DISK = {"storage", "locks", "params_io", "versions"}
+DISK = {"storage", "locks", "params_io", "versions", "hub"}
 ALLOWED = {
     "typing": {"messages"},
     "messages": set(),
@@ -27,6 +27,7 @@ ALLOWED = {
     "versions": set(),
     "pixels": set(),
     "params_io": {"typing", "storage"},
+    "hub": {"typing"},
     "sharding": {"typing"},
     "layers": {"typing", "sharding"},
     "models": {"typing", "messages", "sharding", "layers"},
@@ -73,7 +74,7 @@ FORBIDDEN = {
 }
 # Loaded where they are used, never by `import pv_vae_jax`.
 HEAVY = ("grain", "orbax", "av", "PIL", "tensorboardX", "tensorflow", "torch", "skimage", "ml_collections")
-HEAVY += ("matplotlib", "jinja2", "gcsfs", "fsspec")
+HEAVY += ("matplotlib", "jinja2", "gcsfs", "fsspec", "huggingface_hub")
 
 
 def modules(folder: Path) -> list[Path]:

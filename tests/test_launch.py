@@ -26,6 +26,10 @@ import gke  # noqa: E402
 import local  # noqa: E402
 import xla_flags  # noqa: E402
 
+from pv_vae_jax.model import load  # noqa: E402
+from pv_vae_jax.params_io import weights_hash  # noqa: E402
+from tests.test_cli import tiny_experiment  # noqa: E402, F401
+
 BASE = ["--config", "experiments/demo.py", "--workdir", "/mnt/runs/demo"]
 SWEEP = ["--sweep", "config.seed=0,1", "--sweep", "config.video.drop_ratio=0.5,1.0", "--config.image.steps=2"]
 OWN = {
@@ -191,6 +195,11 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
         ("xm", ["--vertex", "h100=8", "--image", "i"], "--vertex must be one of a100, l4,"),
         ("xm", ["--vertex", "tpu_v5e=4", "--image", "i"], "use `launch gke` for others"),
         ("xm", ["--processes", "0"], "--processes must be at least 1, got 0"),
+        ("xm", ["--python", "none/python"], "--python must be an interpreter, got "),
+        ("xm", ["--vertex", "a100=8", "--image", "i", "--workdir", "/gcs/b", "--python", "p"], "an image has its own"),
+        ("gke", ["--slices", "0"], "--slices must be at least 1, got 0"),
+        ("xpk", ["--slices", "0"], "--slices must be at least 1, got 0"),
+        ("tpu_vm", ["--slices", "0"], "--slices must be at least 1, got 0"),
     ],
 )
 def test_a_back_end_checks_its_own_flags(backend, flags, says, capsys):
@@ -685,10 +694,30 @@ def test_a_slice_has_as_many_pods_as_hosts(kind, topology, per_host, hosts, chip
     assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
 
 
+@pytest.mark.parametrize("backend", ["gke", "xpk", "tpu_vm"])
+def test_a_run_on_several_slices_asks_for_them_and_has_them_in_its_mesh(backend):
+    several, one = dry(backend, "--slices", "3"), dry(backend, "--slices", "1")
+    assert several.count("--config.mesh.dcn_data=3") == 1 and one == dry(backend) and "dcn_data" not in one
+    if backend == "gke":
+        (workers,) = yaml.safe_load(several)["spec"]["replicatedJobs"]
+        assert workers["replicas"] == 3 and workers["template"]["spec"]["parallelism"] == 4, "hosts of each slice"
+        check(yaml.safe_load(several), JOBSET, "jobset")
+        assert "--coordinator=auto" in dry("gke", "--topology", "2x2", "--slices", "2"), "a host each, and two slices"
+    elif backend == "xpk":
+        assert "--num-slices=3" in shlex.split(several) and "num-slices" not in one
+    else:
+        calls = re.findall("gcloud compute tpus (.*)", several)
+        assert [call.split()[:2] for call in calls] == [["queued-resources", "ssh"], ["queued-resources", "scp"]]
+        assert all("--worker=all --node=all" in call for call in calls)
+
+
 def test_flags_of_tpus_are_refused_for_gpus(capsys):
     with pytest.raises(SystemExit):
         gke.main([*BASE, *GPU, "--topology", "4x4", "--dry-run"])
     assert "--topology needs --tpu" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gke.main([*BASE, *GPU, "--slices", "2", "--dry-run"])
+    assert "--slices needs --tpu" in capsys.readouterr().err
 
 
 def test_pods_with_gpus_are_told_who_they_are():
@@ -746,6 +775,13 @@ def test_xmanager_has_a_work_unit_for_every_run():
     assert done.stdout.count("-m pv_vae_jax train") == 2 and "/gcs/bucket/demo/seed=0 --config.seed=0" in done.stdout
 
 
+def test_work_units_of_xmanager_have_the_interpreter_that_is_named(tmp_path):
+    (tmp_path / "python").symlink_to(sys.executable)
+    text = dry("xm", *SWEEP[:2], "--python", os.path.relpath(tmp_path / "python", ROOT))
+    calls = [shlex.split(line)[:2] for line in text.splitlines()[1::2]]
+    assert calls == [[str(tmp_path / "python"), str(LAUNCH / "local.py")]] * 2, "the link itself, by its whole path"
+
+
 def test_xmanager_finds_machines_for_what_is_offered():
     vertex = pytest.importorskip("xmanager.cloud.vertex", reason="xmanager is not installed: pip install -e '.[xm]'")
     import xm as backend
@@ -772,3 +808,36 @@ def test_xmanager_runs_a_sweep_on_this_machine(tmp_path):
     done = launch("xm", "--config", none, "--workdir", tmp_path / "w", "--sweep", "config.seed=0,1", env=home)
     said = [line for line in done.stdout.splitlines() if "no experiment file" in line]
     assert sorted(line[:5] for line in said) == ["[w-0]", "[w-1]"] and done.returncode == 1
+
+
+@pytest.fixture(scope="module")
+def xmanager_alone(tmp_path_factory) -> str:
+    """The interpreter of an environment that holds xmanager and not this package."""
+    if kept := os.environ.get("PV_VAE_XMANAGER"):
+        return kept
+    folder = tmp_path_factory.mktemp("xmanager")
+    python = str(folder / "bin" / "python")
+    for command in (
+        [sys.executable, "-m", "venv", str(folder)],
+        [python, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=26"],  # older ones do not come to an end
+        [python, "-m", "pip", "install", "--quiet", "xmanager>=0.8.5"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        if done.returncode:
+            pytest.skip(f"xmanager cannot be installed here: {done.stderr.strip()[-300:]}")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2_400)
+def test_a_sweep_by_xmanager_from_its_own_environment_ends_with_every_model(xmanager_alone, tiny_experiment, tmp_path):  # noqa: F811
+    command = [xmanager_alone, str(LAUNCH), "xm", "--python", sys.executable, "--config", str(tiny_experiment)]
+    command += ["--workdir", str(tmp_path / "w"), "--sweep", "config.seed=0,1", "--stage=image"]
+    # xmanager keeps its records in the home folder, and has no business with this package.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HOME": str(tmp_path)}
+    no_package = subprocess.run([xmanager_alone, "-c", "import pv_vae_jax"], cwd=tmp_path, env=env, capture_output=True)
+    assert no_package.returncode, "it is there as well"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = [load(tmp_path / "w" / f"seed={seed}" / "image" / "model") for seed in (0, 1)]
+    assert weights_hash(models[0].vae_params) != weights_hash(models[1].vae_params)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -125,6 +126,20 @@ def test_setup_is_the_same_everywhere_and_installs_where_the_package_is_missing(
     calls.clear()
     exec(code, {"pip": calls.append})  # the package is here
     assert not calls
+
+
+def test_setup_restarts_a_runtime_whose_jax_is_older_than_the_installed(capsys, monkeypatch):
+    code = re.sub("%pip install .*", "pass", text(cells(NOTEBOOKS[0])[0]["source"]))
+    restarts: list[bool] = []
+    kernel = types.SimpleNamespace(do_shutdown=lambda restart: restarts.append(restart))
+    run = lambda: exec(code, {"get_ipython": lambda: types.SimpleNamespace(kernel=kernel)})  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run()
+    assert not restarts and not capsys.readouterr().out, "what is in memory is what is installed"
+    # Colab of August 2026.
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(__version__="0.7.2"))
+    run()
+    assert restarts == [True] and "this runtime holds an older jax: run all cells once more" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

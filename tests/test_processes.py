@@ -189,6 +189,26 @@ def test_processes_with_unequal_shares_stop_together():
             assert process.stdout.readline() == "endless: SIGTERM; run the same command to continue\n"
 
 
+def test_processes_whose_devices_alternate_make_one_batch():
+    """Rows of a process are no neighbours then, as on a torus; the sharding says which it reads."""
+    code = (
+        "import jax, numpy as np\n"
+        "from jax.experimental import multihost_utils\n"
+        "from pv_vae_jax.data.transforms import parts_of\n"
+        "from pv_vae_jax.sharding.mesh import make_mesh\n"
+        "from pv_vae_jax.sharding.rules import host_share, put_batch\n"
+        "ours, theirs = ([d for d in jax.devices() if d.process_index == i] for i in (0, 1))\n"
+        "mesh = make_mesh(data=4, devices=[d for pair in zip(ours[:2], theirs[:2]) for d in pair])\n"
+        "whole = np.arange(24).reshape(8, 3)\n"
+        "batch = put_batch(mesh, {'x': parts_of(whole, *host_share(mesh))})\n"
+        "found = multihost_utils.process_allgather(batch['x'], tiled=True)\n"
+        "print(host_share(mesh), np.array_equal(found, whole), flush=True)\n"
+    )
+    with two_processes(code) as processes:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    assert said == ["((0, 2), 4) True\n", "((1, 3), 4) True\n"]
+
+
 def test_sigterm_ends_processes_that_report():
     """The first makes the report and the second waits for it: neither asks whether the signal came."""
     code = (

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from pv_vae_jax.data.pipeline import batched, examples
 from pv_vae_jax.layers.conv import CausalConv3D
 from pv_vae_jax.layers.resample import Downsample, Upsample
 from pv_vae_jax.losses import Objective
@@ -236,7 +238,7 @@ def test_batches_are_split_by_example_and_picture():
     assert {shard.data.shape for shard in batch["video"].addressable_shards} == {(2, 3, 4, 3, 3)}
     assert batch["k"].is_fully_replicated and batch["label"].addressable_shards[0].data.shape == (2,)
     assert batch_sharding(mesh, (4, 3, 7, 6, 3)).spec[2] is None  # a side that does not divide stays whole
-    assert host_share(mesh) == (0, 1)
+    assert host_share(mesh) == ((0, 1), 2)
 
 
 def test_meshes_are_refused_with_the_counts():
@@ -247,3 +249,98 @@ def test_meshes_are_refused_with_the_counts():
         make_mesh(space=-1)
     with pytest.raises(ValueError, match="needs 0 devices"):
         make_mesh(data=1, fsdp=0)
+
+
+# Where devices lie, and which host reads what.
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX asks of a TPU to find its place."""
+
+    id: int
+    coords: tuple[int, int, int]
+    process_index: int
+    slice_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def v5e(side: int, slices: int = 1) -> list[Chip]:
+    """Chips of square slices as `jax.devices()` lists them: host by host, a host being 2 x 2 chips."""
+    hosts = [(x, y) for y in range(0, side, 2) for x in range(0, side, 2)]
+    places = [(x + i, y + j, 0) for x, y in hosts for j in (0, 1) for i in (0, 1)]
+    return [
+        Chip(s * len(places) + n, place, (s * len(places) + n) // 4, s)
+        for s in range(slices)
+        for n, place in enumerate(places)
+    ]
+
+
+def hops(devices: np.ndarray, axis: int, side: int) -> set[int]:
+    """Links of the torus from a device to the next along an axis of the mesh, around its end as well."""
+    lines = np.moveaxis(devices, axis, -1).reshape(-1, devices.shape[axis])
+    apart = lambda a, b: min(abs(a - b), side - abs(a - b))  # noqa: E731
+    pairs = [(one.coords, other.coords) for line in lines for one, other in zip(line, np.roll(line, -1), strict=True)]
+    return {sum(apart(a, b) for a, b in zip(*pair, strict=True)) for pair in pairs}
+
+
+def test_axes_of_a_mesh_are_rings_of_a_torus():
+    chips = v5e(16)
+    assert hops(make_mesh(16, 16, devices=chips).devices, 0, 16) == {1}
+    assert hops(make_mesh(16, 16, devices=chips).devices, 1, 16) == {1}
+    assert max(hops(np.array(chips).reshape(16, 16), 0, 16)) > 1, "as they are listed they are none"
+    for shape in ((1, 64, 4), (1, 32, 8)):  # an axis of the torus would have to be split
+        assert make_mesh(*shape, devices=chips).devices.ravel().tolist() == chips
+    assert make_mesh(1, 3, devices=chips[:3]).devices.ravel().tolist() == chips[:3], "no cuboid"
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 16), (2, 4, 2), (1, 8, 2)])
+def test_a_slice_is_one_step_along_data(shape):
+    chips = v5e(4, slices=2)
+    mesh = make_mesh(*shape, dcn_data=2, devices=chips[::-1])
+    assert mesh.shape["data"] == 2 * shape[0] and mesh.shape["fsdp"] == shape[1]
+    halves = np.split(mesh.devices, 2)
+    assert [{chip.slice_index for chip in half.flat} for half in halves] == [{0}, {1}]
+    assert make_mesh(fsdp=4, dcn_data=2, devices=chips).shape["data"] == 2 * 4
+    for wrong, devices in ((1, chips), (4, chips), (2, v5e(4)), (2, jax.devices())):
+        with pytest.raises(ValueError, match=r"is for \d slices, got \d: set --config.mesh.dcn_data="):
+            make_mesh(dcn_data=wrong, devices=devices)
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 1), (2, 8, 1), (2, 4, 2), (1, 2, 8)], ids=str)
+@pytest.mark.parametrize("order", ["torus", *range(4)])
+def test_hosts_read_every_row_and_each_reads_what_its_devices_hold(shape, order):
+    """The joined rows of all hosts are the global batch, in whatever order the devices lie."""
+    chips = v5e(4)
+    if order == "torus":
+        mesh = make_mesh(*shape, devices=chips)
+    else:
+        mixed = np.random.default_rng(order).permutation(np.array(chips, object)).reshape(*shape, 1, 1)
+        mesh = Mesh(mixed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    size, whole = 32, np.zeros(32, np.int64) - 1
+    numbers = examples([{"row": np.int32(i)} for i in range(50)], seed=3)
+    expected = batched(numbers, size)[5]["row"]
+    for process in range(4):
+        parts, count = host_share(mesh, process)
+        held = {i for i, row in enumerate(mesh.devices.reshape(count, -1)) for d in row if d.process_index == process}
+        assert set(parts) == held and list(parts) == sorted(held)
+        read = batched(numbers, size, host_index=parts, host_count=count)[5]["row"]
+        rows = np.arange(size).reshape(count, -1)[list(parts)].ravel()
+        assert ((whole[rows] == -1) | (whole[rows] == read)).all(), "hosts that hold the same rows read the same"
+        whole[rows] = read
+    np.testing.assert_array_equal(whole, expected)
+
+
+@pytest.mark.parametrize("order", range(3))
+def test_a_batch_lands_where_its_sharding_says(order):
+    mixed = np.random.default_rng(order).permutation(np.array(jax.devices()))
+    mesh = make_mesh(data=2, fsdp=2, space=2, devices=list(mixed))
+    video = np.random.default_rng(order).integers(0, 256, (8, 3, 4, 6, 3), np.uint8)
+    placed = put_batch(mesh, {"video": video, "k": np.int32(3), "label": np.arange(8)})
+    np.testing.assert_array_equal(placed["video"], video)
+    np.testing.assert_array_equal(placed["label"], np.arange(8))
+    assert int(placed["k"]) == 3 and placed["label"].dtype == np.int32
+    for shard in placed["video"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, video[shard.index])

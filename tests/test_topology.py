@@ -141,11 +141,50 @@ def test_traffic_counts_loops_and_asynchronous_pairs():
     }
 
 
+def test_what_leaves_a_slice_is_counted_by_itself():
+    """Eight devices as two slices of four: sums along `data` cross the network, those along `fsdp` do not."""
+    mesh, spec = make_mesh(data=2, fsdp=4), jax.P(("data", "fsdp"))
+    turn = {"data": [(0, 1), (1, 0)], "fsdp": [(i, (i + 1) % 4) for i in range(4)]}
+
+    def program(x):
+        ring = [jax.lax.ppermute(x, axis, turn[axis]) for axis in ("data", "fsdp")]
+        return jax.lax.psum(x, "data"), jax.lax.psum(2 * x, "fsdp"), jax.lax.psum(3 * x, ("data", "fsdp")), *ring
+
+    out = (jax.P("fsdp"), jax.P("data"), jax.P(), spec, spec)
+    split = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=out))
+    text = split.lower(jax.ShapeDtypeStruct((64, 8), jnp.float32)).compile().as_text()
+    part = 8 * 8 * 4
+    assert traffic(text) == {"all-reduce": Traffic(3, 3 * part), "collective-permute": Traffic(2, 2 * part)}
+    assert traffic(text, 4) == {
+        "all-reduce": Traffic(1, part),
+        "collective-permute": Traffic(1, part),
+        "between slices": Traffic(3, 3 * part),
+    }
+    # As TPUs write it; and no groups are one of all devices.
+    assert traffic(SLICES, 4) == {"all-gather": Traffic(2, 64), "between slices": Traffic(5, 1024 + 4 * 32)}
+
+
+SLICES = """ENTRY %main (x: f32[4]) -> f32[4] {
+  %send = (bf16[64,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) send(%x, %token), channel_id=3, is_host_transfer=true
+  %done = token[] send-done(%send), channel_id=3
+  %recv = (bf16[64,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) recv(%token), channel_id=4, is_host_transfer=true
+  %a = f32[8]{0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
+  %b = f32[8]{0} all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}
+  %c = f32[8]{0} all-reduce(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%sum
+  %e = f32[8]{0} all-gather(%x), replica_groups=mesh['data'=4,'fsdp'=2] {'data':(2)2,'fsdp'}, dimensions={0}
+  %f = f32[8]{0} all-gather(%x), replica_groups=mesh['data'=4,'fsdp'=2] {'data':(1)2}, dimensions={0}
+  %d = f32[8]{0} all-reduce(%x), replica_groups={}, to_apply=%sum, frontend_attributes={a={{1,2}}}
+}
+"""
+
+
 def test_inspect_refuses_what_the_mesh_cannot_split(tiny_experiment):  # noqa: F811
     call = ("inspect", "--config", tiny_experiment, "--config.mesh.data=1")
     assert "video.batch_size 4 is not a multiple of the 3 devices" in fails(*call, "--config.mesh.data=3")
     assert "mesh.space 8 does not divide the width of the latents, 4" in fails(*call, "--config.mesh.space=8")
     assert "mesh.tensor 4 does not divide the 2 heads" in fails(*call, "--config.mesh.tensor=4", "--stage=diffusion")
+    assert "--slices is for --topology: add it" in fails(*call, "--slices=2")
+    assert "is for 2 slices, got 1: set --config.mesh.dcn_data=1" in fails(*call, "--config.mesh.dcn_data=2")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +200,15 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_here(topology, tiny_experiment
     assert done.returncode == 0, done.stderr
     for words in ("of TPU v5 lite, v5e:2x2", "peak memory a device", "all-gather", "params/pairs/spatial/mlp1/kernel"):
         assert words in done.stdout
+
+
+def test_two_slices_are_compiled_and_the_network_between_them_is_a_row(topology, tiny_experiment):  # noqa: F811
+    command = [sys.executable, "-m", "pv_vae_jax", "inspect", "--config", str(tiny_experiment), "--stage=diffusion"]
+    command += [f"--topology={topology}", "--slices=2", "--summary", "--config.mesh.data=1", "--config.mesh.fsdp=4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | {"XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stderr
+    assert "'data': 2, 'fsdp': 4" in done.stdout and "2 x v5e:2x2" in done.stdout
+    assert "between slices" in done.stdout and "all-gather" in done.stdout
 
 
 def shipped():

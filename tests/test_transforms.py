@@ -208,7 +208,7 @@ TOLD = ELEMENT | {"features": np.zeros((20, 2), np.float32)}
         (lambda: examples((x for x in [ELEMENT]), seed=0), "expected a grain.MapDataset or a sequence .* generator"),
         (lambda: examples([], seed=0), "expected clips that end, got none"),
         (lambda: examples(grain.MapDataset.range(3).repeat(), seed=0), "expected clips that end, got a data set that"),
-        (lambda: batched(examples([ELEMENT], seed=0), 4, host_count=3), "multiple of the 3 hosts"),
+        (lambda: batched(examples([ELEMENT], seed=0), 4, host_count=3), "multiple of the 3 parts"),
     ],
 )
 def test_a_mistake_names_the_transform_and_what_it_expected(call, message):

@@ -18,7 +18,7 @@ from pv_vae_jax.typing import ConfigError, ShapeError, check_clip_shape
 
 CONFIG = "experiment file, or the name of a shipped one, such as demo"
 LARGEST = 8192  # side in pixels
-MODEL = "shipped name, model folder, work directory, or a stage in one, finished or not"
+MODEL = "shipped name, model folder, work directory or a stage in one, finished or not, or hf://OWNER/NAME"
 
 
 def define_model_flags(values: flags.FlagValues) -> None:

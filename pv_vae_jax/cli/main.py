@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "measure a run and write its report, compare several runs, or compare two sets of clips",
     "analyze": "compare the latents of one or several VAEs on the same clips",
     "convert": "turn published Wan weights into a model folder, or back",
+    "publish": "put a model on the Hugging Face Hub, with a card",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
 }
 # Commands that moved; what only answers this repository's own questions is run from a clone.

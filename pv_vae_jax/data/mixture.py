@@ -51,7 +51,7 @@ def mixed_batches(
     start_step: int = 0,
     threads: int = 2,
     workers: int = 0,
-    host_index: int = 0,
+    host_index: int | Sequence[int] = 0,
     host_count: int = 1,
 ) -> Batches:
     """Endless batches of all parts, each as often as its weight says, evenly spread.

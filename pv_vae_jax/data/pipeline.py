@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from pv_vae_jax.data.clips import LazyClip
-from pv_vae_jax.data.transforms import TransformError
+from pv_vae_jax.data.transforms import TransformError, parts_of
 
 SEED_STRIDE = 7_919  # between parts of a mixture, so that two sizes of one source do not walk it alike
 LONGEST = 1 << 40  # elements of a source; more than that is a data set that repeats already
@@ -87,22 +87,38 @@ def _stream_seed(seed: int, name: str) -> int:
 
 
 def batched(
-    dataset: grain.MapDataset, batch_size: int, *, host_index: int = 0, host_count: int = 1
+    dataset: grain.MapDataset, batch_size: int, *, host_index: int | Sequence[int] = 0, host_count: int = 1
 ) -> grain.MapDataset:
     """Batches whose entries are stacked along a leading axis.
 
     Args:
       dataset: endless examples.
       batch_size: examples of a global batch.
-      host_index, host_count: this host's batches are its contiguous share of the global ones.
+      host_index, host_count: every global batch is cut into `host_count` equal parts, of which this host reads part
+        `host_index`, or several, in the order given.
 
     Raises:
       ValueError: `batch_size` is not a multiple of `host_count`.
     """
-    if batch_size % host_count:
-        raise ValueError(f"batch_size must be a multiple of the {host_count} hosts that share it, got {batch_size}")
-    # Share `h` of step `s` is batch `s * hosts + h` of the smaller ones.
-    return dataset.batch(batch_size // host_count, drop_remainder=True, batch_fn=stack)[host_index::host_count]
+    rows = parts_of(np.arange(batch_size), host_index, host_count)
+    return _Rows(dataset, batch_size, rows).batch(len(rows), drop_remainder=True, batch_fn=stack)
+
+
+class _Rows(grain.MapDataset):
+    """The elements at `rows` of every `batch_size` elements; no other is read."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, rows.tolist()
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, row = divmod(index, len(self._rows))
+        return self._parent[step * self._batch_size + self._rows[row]]
 
 
 def stack(elements: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -169,7 +185,7 @@ def train_batches(
     start_step: int = 0,
     threads: int = 2,
     workers: int = 0,
-    host_index: int = 0,
+    host_index: int | Sequence[int] = 0,
     host_count: int = 1,
 ) -> Batches:
     """Endless batches of one source: `examples`, `batched` and `stream` in one call, whose arguments and errors it has.

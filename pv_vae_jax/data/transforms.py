@@ -8,7 +8,7 @@ reversed with them. Other entries pass through. `DropFutureFrames` comes after `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,7 +163,7 @@ class DropFutureFrames(Dropping, MapWithIndex):
       ratio: `r`; see `Dropping` for it and for the other settings of the draw.
       time_factor: frames of a latent frame.
       seed: seed of the draws.
-      host_index, host_count: with `per_example`, a batch is this host's contiguous share of the global batch.
+      host_index, host_count: with `per_example`, the parts of the global batch that a batch holds, see `parts_of`.
 
     Raises:
       TransformError: elements are not batched yet, or frames are not `1 + n time_factor`.
@@ -173,7 +173,7 @@ class DropFutureFrames(Dropping, MapWithIndex):
     ratio: float = 1.0
     time_factor: int = 4
     seed: int = 0
-    host_index: int = 0
+    host_index: int | Sequence[int] = 0
     host_count: int = 1
 
     def map_with_index(self, index: int, element: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,9 +184,20 @@ class DropFutureFrames(Dropping, MapWithIndex):
                 f"DropFutureFrames: expected a batch (b, 1 + n * {self.time_factor}, H, W, 3), got {shape}: put it "
                 "after batch, and let RandomWindow give that many frames"
             )
-        groups, total = 1 + (shape[1] - 1) // self.time_factor, shape[0] * self.host_count
+        groups, total = 1 + (shape[1] - 1) // self.time_factor, shape[0] * self.host_count // np.size(self.host_index)
         k = self.draw(groups, total, self.seed, index)
-        return {**element, "dropped": np.split(k, self.host_count)[self.host_index] if k.ndim else k}
+        return {**element, "dropped": parts_of(k, self.host_index, self.host_count) if k.ndim else k}
+
+
+def parts_of(batch: np.ndarray, index: int | Sequence[int], count: int) -> np.ndarray:
+    """Of `count` equal, contiguous parts of an array `(b, ...)`, part `index`, or several joined in their order.
+
+    Raises:
+      ValueError: `b` is not a multiple of `count`.
+    """
+    if len(batch) % count:
+        raise ValueError(f"batch_size must be a multiple of the {count} parts that hosts read, got {len(batch)}")
+    return batch.reshape(count, -1, *batch.shape[1:])[np.atleast_1d(index)].reshape(-1, *batch.shape[1:])
 
 
 def clip_transforms(

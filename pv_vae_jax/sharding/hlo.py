@@ -8,11 +8,14 @@ import re
 from typing import Any
 
 import jax.extend.core
+import numpy as np
 
+BETWEEN_SLICES = "between slices"
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 # `%x = (f32[8,4]{1,0}, bf16[2]) all-gather-start(...)`: the type, then the operation. The second half of an
 # asynchronous pair (`-done`) is left out.
 _LINE = re.compile(rf"= (?P<type>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+_SEND = re.compile(r"= (?P<type>\(.*\)) send\(")  # how a TPU's program speaks to another slice
 _ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+)[a-z0-9]*\[(?P<shape>[\d,]*)\]")
 
 
@@ -24,26 +27,55 @@ class Traffic:
     bytes: float = 0
 
 
-def traffic(text: str) -> dict[str, Traffic]:
+def traffic(text: str, slice_size: int = 0) -> dict[str, Traffic]:
     """Collectives in the text of a compiled program, by kind.
 
     Those inside a loop count as often as the loop runs (the layers of a transformer under `lax.scan`).
+
+    Args:
+      text: the program.
+      slice_size: devices of a slice, of which there are several. What leaves a slice, by a collective over several or
+        by a send, is of the kind `BETWEEN_SLICES` then, and of no other.
     """
     found: dict[str, Traffic] = {}
     trips = _trips(text)
     for name, line in _lines(text):
         match = _LINE.search(line)
-        if match is None:
+        sent = _SEND.search(line) if slice_size else None
+        if not (match or sent):
             continue
         sizes = [
             math.prod(map(int, filter(None, a["shape"].split(",")))) * _bytes(a["dtype"])
-            for a in _ARRAY.finditer(match["type"])
+            for a in _ARRAY.finditer((match or sent)["type"])
         ]
-        # An asynchronous start names operand and result; an all-to-all or a combined all-reduce a result a part.
-        size = max(sizes, default=0) if match["start"] and match["kind"] != "all-reduce" else sum(sizes)
-        old, times = found.get(match["kind"], Traffic()), trips.get(name, 1)
-        found[match["kind"]] = Traffic(old.count + times, old.bytes + size * times)
+        if match:
+            # An asynchronous start names operand and result; an all-to-all or a combined all-reduce a result a part.
+            size = max(sizes, default=0) if match["start"] and match["kind"] != "all-reduce" else sum(sizes)
+            kind = BETWEEN_SLICES if slice_size and _leaves(line, slice_size) else match["kind"]
+        else:
+            size, kind = sum(sizes[:-1]), BETWEEN_SLICES  # the last is a counter of the transfer
+        old, times = found.get(kind, Traffic()), trips.get(name, 1)
+        found[kind] = Traffic(old.count + times, old.bytes + size * times)
     return found
+
+
+def _leaves(line: str, slice_size: int) -> bool:
+    """Whether a group of a collective has devices of several slices, which follow each other in the mesh."""
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", line):  # by the axes of the mesh
+        spans, span = {}, 1  # axis -> devices from its first to its last, with all later axes
+        for axis, size in reversed(re.findall(r"'(\w+)'=(\d+)", named[1])):
+            spans[axis] = span = span * int(size)
+        # `'data':(2)4`: the axis in parts, of which 2 come before this one.
+        used = re.findall(r"'(\w+)'(?::\((\d+)\))?", named[2])
+        return any(spans[axis] // int(before or 1) > slice_size for axis, before in used)
+    if listed := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        groups, sides, order = (tuple(map(int, part.split(","))) if part else None for part in listed.groups())
+        ids = np.arange(math.prod(sides)).reshape(sides).transpose(order or range(len(sides))).reshape(groups).tolist()
+    else:
+        told = re.search(r"(?:replica_groups|source_target_pairs)=\{(|.*?\})\}", line)
+        ids = [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", told[1])] if told else []
+    # No groups are one group of all devices.
+    return not ids or any(len({device // slice_size for device in group}) > 1 for group in ids)
 
 
 def _bytes(dtype: str) -> float:

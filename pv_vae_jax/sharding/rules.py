@@ -134,29 +134,39 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def host_share(mesh: Mesh) -> tuple[int, int]:
-    """`(index, count)`: this process reads share `index` of `count` equal, contiguous shares of every global batch.
+def host_share(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...], int]:
+    """`(parts, count)`: of `count` equal, contiguous parts of every global batch, a process reads `parts`.
 
-    Processes that hold other parts of the same examples (tensor, space, context) read the same share.
+    They follow from the sharding, whatever the order of the devices: on a torus the rows of a host need not be
+    neighbours. Processes that hold other pixels of the same examples (tensor, space, context) read the same parts.
+
+    Args:
+      mesh: the mesh.
+      process: index of the process, by default this one.
     """
-    rows = mesh.devices.reshape(mesh.shape[DATA] * mesh.shape[FSDP], -1)
-    here = jax.process_index()
-    mine = [i for i, row in enumerate(rows) if any(d.process_index == here for d in row)]
-    count, spare = divmod(len(rows), len(mine))
-    if spare or mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
-        raise ConfigError(
-            f"process {here} holds rows {mine} of {len(rows)}: its devices must be neighbours in the mesh"
-        )
-    return mine[0] // len(mine), count
+    process = jax.process_index() if process is None else process
+    shape = (mesh.shape[DATA] * mesh.shape[FSDP],)
+    where = batch_sharding(mesh, shape).devices_indices_map(shape)
+    rows = {index[0].indices(shape[0])[0] for device, index in where.items() if device.process_index == process}
+    return tuple(sorted(rows)), shape[0]
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows of the batch (its `host_share`); scalars are replicated."""
-    shares = host_share(mesh)[1]
+    """Global arrays from this process's parts of the batch (its `host_share`); scalars are replicated."""
+    parts, count = host_share(mesh)
 
     def place(value: np.ndarray) -> jax.Array:
         value = np.asarray(value)
-        shape = (value.shape[0] * shares, *value.shape[1:]) if value.ndim else ()
-        return jax.make_array_from_process_local_data(batch_sharding(mesh, shape), value, shape)
+        size = len(value) // len(parts) if value.ndim else 0  # rows of a part
+        shape = (size * count, *value.shape[1:]) if value.ndim else ()
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            if not index:
+                return value
+            first, last, _ = index[0].indices(shape[0])
+            start = parts.index(first // size) * size
+            return value[(slice(start, start + last - first), *index[1:])]
+
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), shard)
 
     return {name: place(value) for name, value in batch.items()}

@@ -55,15 +55,15 @@ class Compiled:
 
     Attributes:
       peak_bytes: peak memory, arguments included.
-      traffic: collectives by kind.
+      traffic: collectives by kind; with several slices what crosses the network is a kind of its own.
     """
 
     peak_bytes: int
     traffic: dict[str, Traffic]
 
 
-def topology_devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
-    """Devices of the topology `name`, for a mesh to compile on; they cannot run anything.
+def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+    """Devices of `slices` times the topology `name`, for a mesh to compile on; they cannot run anything.
 
     Raises:
       ImportError: libtpu is not installed.
@@ -79,8 +79,9 @@ def topology_devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportIn
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # of this machine; it warns that it finds none
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # its lock protects chips, and we use none
+    several = {"num_slices": slices} if slices > 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
     except Exception as error:  # libtpu's own errors have no common type
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -106,8 +107,8 @@ def quick_compilation() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", old[1])
 
 
-def compile_step(lowered: jax.stages.Lowered) -> Compiled:
-    """Compile and measure.
+def compile_step(lowered: jax.stages.Lowered, slice_size: int = 0) -> Compiled:
+    """Compile and measure; `slice_size` as for `hlo.traffic`.
 
     Raises:
       DoesNotFit: the memory of a chip is too small.
@@ -122,7 +123,7 @@ def compile_step(lowered: jax.stages.Lowered) -> Compiled:
             raise
         amount = f"it needs {used[1]}, a chip has {used[2]}" if used else " ".join(text.split())[:300]
         raise DoesNotFit(f"does not fit: {amount}") from error
-    return Compiled(peak_bytes(compiled), traffic(compiled.as_text() or ""))
+    return Compiled(peak_bytes(compiled), traffic(compiled.as_text() or "", slice_size))
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:

@@ -272,6 +272,7 @@ class MeshConfig:
       tensor: split heads and hidden channels with their weights.
       space: split the width of the picture.
       context: split the height of the picture, and the transformers' tokens.
+      dcn_data: slices of TPUs that a network joins; each has the devices that the other axes name, and own examples.
     """
 
     data: int = -1
@@ -279,6 +280,7 @@ class MeshConfig:
     tensor: int = 1
     space: int = 1
     context: int = 1
+    dcn_data: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
