@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 # Bounds are versions that the tests ran with; a package without one takes whatever the others accept.
 CORE = [
     "absl-py",
+    "clu>=0.0.12",  # its metric_writers and periodic_actions import TensorFlow: they stay untouched
     "einops>=0.8.2",
     "flax>=0.12.8",
     "grain>=0.2.18",
@@ -28,7 +29,8 @@ CORE = [
 EXTRAS = {
     "video": ["av>=18.1.0", "pillow"],  # folders of video files in, clips and pictures out
     "report": ["av>=18.1.0", "jinja2>=3.1.6", "matplotlib>=3.11.2", "pillow"],  # pages with charts and clips
-    "tensorboard": ["tensorboardX>=2.6.5"],
+    "tensorboard": ["tensorboardX>=2.6.5", "pillow"],
+    "wandb": ["wandb>=0.31"],
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
     "beam": ["apache-beam>=2.77.0"],  # pv-vae prepare over many machines
     "tpu": ["jax[tpu]", "libtpu!=0.0.45"],  # 0.0.45 has a known fault (vllm-project/tpu-inference#3329)

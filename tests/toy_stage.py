@@ -5,6 +5,7 @@ import types
 import jax
 
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.train.stage import Stage
 
 
@@ -37,8 +38,10 @@ class ToyStage(Stage):
         raise NotImplementedError
 
 
-def toy_run(folder, log_every=1, checkpoint_every=3):
+def toy_run(folder, log_every=1, checkpoint_every=3, profile=None, **settings):
     """A run on one device whose stages share `folder`."""
-    settings = dict(log_every=log_every, checkpoint_every=checkpoint_every, checkpoints_kept=2)
     mesh = make_mesh(data=1, devices=jax.devices()[:1])
-    return types.SimpleNamespace(folder=lambda name: folder, mesh=mesh, experiment=types.SimpleNamespace(**settings))
+    experiment = Experiment(log_every=log_every, checkpoint_every=checkpoint_every, **settings)
+    return types.SimpleNamespace(
+        folder=lambda name: folder, mesh=mesh, experiment=experiment, writers=(), profile=profile
+    )

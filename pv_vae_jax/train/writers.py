@@ -1,15 +1,60 @@
-"""Curves of a stage: JSON lines, and TensorBoard event files if `tensorboardX` is installed."""
+"""Where the curves and pictures of a stage go: JSON lines, TensorBoard, Weights & Biases, and writers of a program.
+
+A writer has the methods of clu's `MetricWriter` by name and signature alone, since importing that class imports
+TensorFlow. It therefore works inside clu's own `MultiWriter`, and clu's writers work in `train(writers=...)`.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import hashlib
+import importlib.util
+import io
 import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pv_vae_jax.storage import write_text
+from pv_vae_jax.typing import ConfigError
+
+Arrays = Mapping[str, Any]  # name -> array
+FPS = 8  # of clips
 
 
 class MetricWriter:
-    """Appends scalars to `folder/metrics.jsonl` and to TensorBoard event files beside it.
+    """The methods of clu's `MetricWriter`. A writer has its own for what it keeps; the others do nothing.
+
+    Images are `(n, h, w, c)` or `(h, w, c)`, videos `(n, t, h, w, c)` or `(t, h, w, c)`, both uint8.
+    """
+
+    def write_summaries(self, step: int, values: Arrays, metadata: Mapping[str, Any] | None = None) -> None: ...
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def write_images(self, step: int, images: Arrays) -> None: ...
+
+    def write_videos(self, step: int, videos: Arrays) -> None: ...
+
+    def write_audios(self, step: int, audios: Arrays, *, sample_rate: int) -> None: ...
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None: ...
+
+    def write_histograms(self, step: int, arrays: Arrays, num_buckets: Mapping[str, int] | None = None) -> None: ...
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlWriter(MetricWriter):
+    """Appends scalars to `folder/metrics.jsonl`, which reports and a resumed stage read.
 
     A resumed stage first removes the rows after `start_step`, and takes over the steps that were pending at
     `start_step`, so that the curve of an interrupted run equals that of an uninterrupted one.
@@ -30,42 +75,251 @@ class MetricWriter:
         aside = _read_aside(self._aside)
         fits = aside and aside[-1][0] == start_step
         self.unwritten = [(step, terms) for step, terms in aside if step > written] if fits else []
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            self._board = None
-        else:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Record `scalars` at `step`."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Write a row, which is in the file when this returns."""
+        self._file.write(json.dumps({"step": step} | {name: float(value) for name, value in scalars.items()}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
 
     def save_pending(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Keep the terms of single steps for the process that resumes at the last of them."""
         write_text(self._aside, json.dumps(rows))
 
     def close(self) -> None:
-        """Flush and close the files."""
         self._file.close()
-        if self._board:
-            self._board.close()
+
+
+class TensorBoardWriter(MetricWriter):
+    """TensorBoard event files in `folder/tensorboard`, by tensorboardX; clips are GIFs, which need no moviepy."""
+
+    def __init__(self, folder: Path, start_step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._board.add_scalar(name, float(value), step)
+
+    def write_images(self, step: int, images: Arrays) -> None:
+        for name, pictures in images.items():
+            for i, picture in enumerate(_each(pictures, 3)):
+                self._board.add_image(f"{name}/{i}", picture, step, dataformats="HWC")
+
+    def write_videos(self, step: int, videos: Arrays) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        for name, clips in videos.items():
+            for i, clip in enumerate(_each(clips, 4)):
+                _, height, width, colors = clip.shape
+                shown = Summary.Image(height=height, width=width, colorspace=colors, encoded_image_string=gif(clip))
+                self._add(Summary(value=[Summary.Value(tag=f"{name}/{i}", image=shown)]), step)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            self._board.add_text(name, text, step)
+
+    def write_histograms(self, step: int, arrays: Arrays, num_buckets: Mapping[str, int] | None = None) -> None:
+        for name, values in arrays.items():
+            self._board.add_histogram(name, np.ravel(values), step, bins=(num_buckets or {}).get(name, 30))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        from tensorboardX.summary import hparams as summaries  # `add_hparams` would begin another run
+
+        plain = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in hparams.items()}
+        for summary in summaries(plain, {}):
+            self._add(summary)
+
+    def _add(self, summary: Any, step: int | None = None) -> None:
+        self._board._get_file_writer().add_summary(summary, step)
+
+    def flush(self) -> None:
+        self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class WandbWriter(MetricWriter):
+    """A run of Weights & Biases for each stage (package wandb); `WANDB_MODE=offline` keeps it on this machine.
+
+    Raises:
+      ImportError: wandb is not installed.
+    """
+
+    def __init__(self, folder: Path, start_step: int = 0):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(
+                "writers=wandb needs wandb: pip install wandb, or leave it out of --config.writers"
+            ) from error
+        self._wandb, group = wandb, folder.parent.name
+        key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a resumed stage goes on in its run
+        names = dict(group=group, name=f"{group}/{folder.name}", id=key, resume="allow", dir=str(folder))
+        self._run = wandb.init(project="pv_vae_jax", **names)
+        self._run.define_metric("*", step_metric="step")  # W&B's own counter drops steps that a resumed stage repeats
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._run.log({"step": step, **values})
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._log(step, {name: float(value) for name, value in scalars.items()})
+
+    def write_images(self, step: int, images: Arrays) -> None:
+        self._log(step, {name: [self._wandb.Image(p) for p in _each(pictures, 3)] for name, pictures in images.items()})
+
+    def write_videos(self, step: int, videos: Arrays) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # of an array, W&B makes videos by moviepy
+            shown: dict[str, list] = {name: [] for name in videos}
+            for number, (name, clip) in enumerate((n, clip) for n, clips in videos.items() for clip in _each(clips, 4)):
+                path = Path(folder) / f"{number}.gif"
+                path.write_bytes(gif(clip))
+                shown[name].append(self._wandb.Video(str(path), format="gif"))
+            self._log(step, shown)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._log(step, texts)
+
+    def write_histograms(self, step: int, arrays: Arrays, num_buckets: Mapping[str, int] | None = None) -> None:
+        bins = num_buckets or {}
+        made = {n: self._wandb.Histogram(np.ravel(values), num_bins=bins.get(n, 30)) for n, values in arrays.items()}
+        self._log(step, made)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._run.config.update(dict(hparams), allow_val_change=True)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}  # of `config.writers`
+BOARD_PACKAGES = ("tensorboardX", "PIL")
+
+
+def check_writers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a writer that does not exist."""
+    if unknown := [name for name in names if name not in WRITERS]:
+        raise ConfigError(f"writers must be among {', '.join(WRITERS)}, got {', '.join(map(repr, unknown))}")
+
+
+def missing_board(names: Sequence[str]) -> str | None:
+    """What the first line of a run says if TensorBoard is wanted and a package for it is not installed."""
+    if "tensorboard" in names and not all(importlib.util.find_spec(package) for package in BOARD_PACKAGES):
+        return (
+            "no TensorBoard files, only metrics.jsonl: pip install tensorboardX pillow to have them (docs/watching.md)"
+        )
+    return None
+
+
+class Background:
+    """A writer in a thread of its own, so that no step waits until a picture is encoded or sent.
+
+    A writer that fails is named once and left out: a dashboard that cannot be reached ends no training.
+    """
+
+    def __init__(self, writer: Any, prefix: str = "", owned: bool = True):
+        self._writer, self._prefix, self._owned, self._failed = writer, prefix, owned, False
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)  # one, so that the order stays
+
+    def write(self, step: int, **kinds: Mapping[str, Any] | None) -> None:
+        """Pass on `scalars`, `images` and `videos`, as many as there are, then flush."""
+        for kind, values in kinds.items():
+            if values:
+                named = {f"{self._prefix}{name}": value for name, value in values.items()}
+                self._pool.submit(self._do, f"write_{kind}", step, named)
+        self._pool.submit(self._do, "flush")
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._pool.submit(self._do, "write_hparams", hparams)
+
+    def _do(self, method: str, *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            getattr(self._writer, method)(*arguments)
+        except Exception as error:  # a writer of anyone's may raise anything
+            self._failed = True
+            name = type(self._writer).__name__
+            print(f"{name}.{method} failed ({error}): it is left out from here on, training goes on", file=sys.stderr)
+
+    def close(self) -> None:
+        """Wait until everything is written; a writer that a program passed stays open for the next stage."""
+        if self._owned:
+            self._pool.submit(self._do, "close")
+        self._pool.shutdown(wait=True)
+
+
+class StageWriters:
+    """All writers of a stage: JSON lines at once, since a training state that follows them relies on them.
+
+    Args:
+      folder: folder of the stage.
+      start_step: step at which the stage goes on.
+      names: keys of `WRITERS`.
+      given: writers of a program; their names begin with the stage's, and they are flushed, not closed.
+      hparams: flat settings, written as a stage begins.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int = 0,
+        names: Sequence[str] = (),
+        given: Sequence[Any] = (),
+        hparams: Mapping[str, Any] | None = None,
+    ):
+        self._jsonl = JsonlWriter(folder, start_step)
+        self.unwritten, self.save_pending = self._jsonl.unwritten, self._jsonl.save_pending
+        wanted = [name for name in names if name != "tensorboard" or not missing_board(names)]
+        self._others = [Background(WRITERS[name](folder, start_step)) for name in wanted]
+        for writer in self._others if hparams and not start_step else ():
+            writer.write_hparams(hparams or {})
+        self._others += [Background(writer, f"{folder.name}/", owned=False) for writer in given]
+
+    def write(
+        self, step: int, scalars: dict[str, float], images: Arrays | None = None, videos: Arrays | None = None
+    ) -> None:
+        """Write what is known at `step`."""
+        self._jsonl.write_scalars(step, scalars)
+        for writer in self._others:
+            writer.write(step, scalars=scalars, images=images, videos=videos)
+
+    def close(self) -> None:
+        """Wait until everything is written, and close."""
+        self._jsonl.close()
+        for writer in self._others:
+            writer.close()
 
 
 class NoOpWriter:
-    """A `MetricWriter` that writes nothing, for all processes of a run but the first."""
+    """`StageWriters` that write nothing, for all processes of a run but the first."""
 
     unwritten: tuple = ()
 
-    def write(self, step: int, scalars: dict[str, float]) -> None: ...
+    def write(
+        self, step: int, scalars: dict[str, float], images: Arrays | None = None, videos: Arrays | None = None
+    ) -> None: ...
 
     def save_pending(self, rows: list[tuple[int, dict[str, float]]]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def gif(clip: np.ndarray, fps: int = FPS) -> bytes:
+    """An animated GIF of `(t, h, w, 3)` uint8, by Pillow."""
+    from PIL import Image
+
+    first, *later = [Image.fromarray(frame) for frame in np.asarray(clip)]
+    out = io.BytesIO()
+    first.save(out, "GIF", save_all=True, append_images=later, duration=round(1000 / fps), loop=0)
+    return out.getvalue()
+
+
+def _each(array: Any, ndim: int) -> np.ndarray:
+    """The pictures or clips of an array that holds one or several."""
+    array = np.asarray(array)
+    return array[None] if array.ndim == ndim else array
 
 
 def read_metrics(path: Path) -> list[dict]:
