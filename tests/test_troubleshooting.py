@@ -264,8 +264,8 @@ def without_tensorboard(tmp_path) -> str:
 
 def broken_writer(tmp_path) -> str:
     with contextlib.redirect_stderr(io.StringIO()) as err:
-        writers = StageWriters(tmp_path / "video", given=[None])
-        writers.write(1, {"loss": 1.0})
+        writers = StageWriters(dataclasses.replace(made(tmp_path), writers=[None]), "video", 0)
+        writers.write(1, {"scalars": {"loss": 1.0}})
         writers.close()
     return err.getvalue()
 

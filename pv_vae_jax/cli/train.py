@@ -21,7 +21,7 @@ from pv_vae_jax.data.sources import NoVideosError
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, restore_default_sigterm, start_processes
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.configs import STAGES
-from pv_vae_jax.train.profiling import ProfileWindow
+from pv_vae_jax.train.profiling import parse_window
 from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.stages import check_stages, perceptual_term, train_stage
 from pv_vae_jax.train.writers import missing_board
@@ -44,7 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Train the stages that the flags name, then write the report if all were named."""
-    experiment, profile = load_experiment(values.config, overrides), ProfileWindow.parse(values.profile)
+    experiment, profile = load_experiment(values.config, overrides), parse_window(values.profile)
     start_processes(values.coordinator, values.processes, values.process)
     run = dataclasses.replace(open_run(experiment, values.workdir), profile=profile)
     if missing := missing_board(experiment.writers):

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.traverse_util
 import ml_collections
 
 from pv_vae_jax.messages import did_you_mean
@@ -199,11 +198,6 @@ def _parse(text: str, old: Any) -> Any:
 def to_dict(config: Any) -> dict:
     """Nested dict of a dataclass tree."""
     return dataclasses.asdict(config)
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """The settings of a dataclass tree by their dotted keys."""
-    return flax.traverse_util.flatten_dict(to_dict(config), sep=".")
 
 
 def from_dict(cls: type[T], tree: dict, path: str = "config") -> T:

@@ -6,6 +6,7 @@ of the loss, and its discriminator's loss stays above 0.97 (docs/recipes.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from pv_vae_jax.losses import Objective
@@ -30,42 +31,31 @@ class HealthMonitor:
     def __init__(self, stage: str, objective: Objective, frozen: tuple[str, ...] = ()):
         self._stage, self._weight, self._encodes = stage, objective.kl, "encoder" not in frozen
         self._first: float | None = None  # KL
-        self._sure_since: int | None = None
-        self._told: set[str] = set()
+        self._sure_since, self._told = math.inf, set[str]()
 
     def check(self, step: int, means: Mapping[str, float]) -> list[str]:
         """What is wrong at `step` and was not told before."""
-        found = self._latents(step, means) if self._encodes and "kl" in means else {}
-        found |= self._discriminator(step, means)
-        new = {name: text for name, text in found.items() if name not in self._told}
-        self._told |= new.keys()
-        return [f"{self._stage}, step {step}: {text}" for text in new.values()]
-
-    def _latents(self, step: int, means: Mapping[str, float]) -> dict[str, str]:
-        kl, stage = means["kl"], self._stage
+        stage, kl, doubt = self._stage, means.get("kl", 1.0), means.get("discriminator", 1.0)
         self._first = kl if self._first is None else self._first
-        share = self._weight * kl / means["loss"] if means["loss"] > 0 else 0.0
-        if kl > RUNAWAY:
-            return {
-                "kl": f"the latents run away, kl is {kl:.3g} nats a value: divide {stage}.optimizer.learning_rate by "
-                "three, see 'The learning rate is too high' in docs/recipes.md"
-            }
-        dead = kl < LITTLE and kl <= self._first
-        if step >= BEGUN and (dead or (kl < FEW and share > DEAR)):
-            return {
-                "kl": f"the latents carry next to nothing, {kl:.2g} nats a value, and the KL term is {share:.0%} of "
-                f"the loss: lower {stage}.objective.kl, see 'The latents collapse' in docs/recipes.md"
-            }
-        return {}
-
-    def _discriminator(self, step: int, means: Mapping[str, float]) -> dict[str, str]:
-        if means.get("discriminator", 1.0) > SURE:
-            self._sure_since = None
-            return {}
-        self._sure_since = step if self._sure_since is None else self._sure_since
-        if step < self._sure_since + LASTING:
-            return {}
-        return {
-            "gan": f"the discriminator wins, its loss is {means['discriminator']:.2g} where 1 is a draw: lower "
-            f"{self._stage}.discriminator_optimizer.learning_rate, see 'The GAN is too strong' in docs/recipes.md"
-        }
+        share = self._weight * kl / max(means["loss"], 1e-9)
+        dead = (kl < LITTLE and kl <= self._first) or (kl < FEW and share > DEAR)
+        self._sure_since = min(self._sure_since, step) if doubt < SURE else math.inf
+        told = []
+        if self._encodes and kl > RUNAWAY:
+            told.append(
+                f"the latents run away, kl is {kl:.3g} nats a value: divide {stage}.optimizer.learning_rate by three, "
+                "see 'The learning rate is too high' in docs/recipes.md"
+            )
+        elif self._encodes and dead and step >= BEGUN:
+            told.append(
+                f"the latents carry next to nothing, {kl:.2g} nats a value, and the KL term is {share:.0%} of the "
+                f"loss: lower {stage}.objective.kl, see 'The latents collapse' in docs/recipes.md"
+            )
+        if step >= self._sure_since + LASTING:
+            told.append(
+                f"the discriminator wins, its loss is {doubt:.2g} where 1 is a draw: lower "
+                f"{stage}.discriminator_optimizer.learning_rate, see 'The GAN is too strong' in docs/recipes.md"
+            )
+        new = [text for text in told if text.partition(",")[0] not in self._told]
+        self._told |= {text.partition(",")[0] for text in told}
+        return [f"{stage}, step {step}: {text}" for text in new]

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from pv_vae_jax.sharding.processes import is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
-from pv_vae_jax.train.config_files import flat
 from pv_vae_jax.train.health import HealthMonitor
 from pv_vae_jax.train.held_out import Evaluator, Scores
 from pv_vae_jax.train.mfu import StepTimer, model_flops, peak, utilisation
@@ -135,12 +134,7 @@ class Curves:
     def __init__(self, stage: Stage, run: Run, start: int):
         self._name, self._unit = stage.name, stage.unit
         self._devices, self._peak = run.mesh.size, peak(run.mesh.devices.flat[0].device_kind)
-        self._writer = NoOpWriter()
-        if is_primary_process():
-            experiment = run.experiment
-            self._writer = StageWriters(
-                run.folder(stage.name), start, experiment.writers, run.writers, flat(experiment)
-            )
+        self._writer = StageWriters(run, stage.name, start) if is_primary_process() else NoOpWriter()
         objective = getattr(stage.config, "objective", None)
         self._health = HealthMonitor(stage.name, objective, stage.frozen) if objective else None
         self._pending: list[tuple[int, dict]] = list(self._writer.unwritten)
@@ -176,7 +170,7 @@ class Curves:
 
     def write_logs(self, step: int, scores: Scores | None = None) -> None:
         """Write the means and rates of the window that ends with `step`, and `scores`, and begin a new one."""
-        rows, scores = self.fetch_logs(), scores or Scores()
+        rows, scores = self.fetch_logs(), scores or {}
         self._pending.clear()
         elapsed, shares = self.timer.read()
         # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
@@ -190,7 +184,7 @@ class Curves:
             seconds = elapsed * (shares["compute"] + shares["data"])
             rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
             speed += f", {rates['mfu']:.1%} of peak"
-        self._writer.write(step, means | rates | scores.scalars, scores.images, scores.videos)
+        self._writer.write(step, scores | {"scalars": means | rates | scores.get("scalars", {})})
         for warning in self._health.check(step, means) if self._health else ():
             self._bar.write(warning, file=sys.stderr)
         self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {speed}", refresh=False)

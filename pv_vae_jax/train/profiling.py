@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -14,28 +13,20 @@ import jax
 
 from pv_vae_jax.typing import ConfigError
 
+Window = tuple[int, int]  # the first step to trace and their number, as this process takes them in a stage
 
-@dataclasses.dataclass(frozen=True)
-class ProfileWindow:
-    """The steps to trace: `count` from the `first` on, as this process takes them in a stage; step 1 compiles."""
 
-    first: int
-    count: int
+def parse_window(text: str) -> Window | None:
+    """The steps that `START:COUNT` names; None for an empty text.
 
-    @classmethod
-    def parse(cls, text: str) -> ProfileWindow | None:
-        """The window that `START:COUNT` means; None for an empty text.
-
-        Raises:
-          ConfigError: it is written otherwise, starts before step 2, or has no step.
-        """
-        match = re.fullmatch(r"(\d+):(\d+)", text)
-        if text and not (match and int(match[1]) > 1 and int(match[2]) > 0):
-            raise ConfigError(
-                "--profile must be START:COUNT such as 10:3, from step 2 on since step 1 compiles, "
-                f"got {text!r}: change it"
-            )
-        return cls(int(match[1]), int(match[2])) if match else None
+    Raises:
+      ConfigError: it is written otherwise, starts before step 2, or has no step.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if text and not (match and int(match[1]) > 1 and int(match[2]) > 0):
+        expected = "START:COUNT such as 10:3, from step 2 on since step 1 compiles"
+        raise ConfigError(f"--profile must be {expected}, got {text!r}: change it")
+    return (int(match[1]), int(match[2])) if match else None
 
 
 class StepProfiler:
@@ -44,7 +35,7 @@ class StepProfiler:
     Each process writes a file of its own. Python's own calls are left out, so that files stay small.
     """
 
-    def __init__(self, stage: str, folder: Path, window: ProfileWindow | None):
+    def __init__(self, stage: str, folder: Path, window: Window | None):
         shared = jax.process_count() > 1  # processes of one machine would take the same name
         self._folder = folder / f"process_{jax.process_index()}" if shared else folder
         self._stage, self._window, self._taken, self._tracing = stage, window, 0, False
@@ -53,7 +44,7 @@ class StepProfiler:
     def step(self, number: int) -> Iterator[None]:
         """A step, from fetching its batch to dispatching it."""
         self._taken += 1
-        if self._window and self._taken == self._window.first:
+        if self._window and self._taken == self._window[0]:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0
             jax.profiler.start_trace(self._folder, profiler_options=options)
@@ -63,7 +54,7 @@ class StepProfiler:
 
     def after(self, logs: Any) -> None:
         """End the trace with its last step, once the devices have done it; `logs` is what the step gave."""
-        if self._tracing and self._window and self._taken == self._window.first + self._window.count - 1:
+        if self._tracing and self._window and self._taken == sum(self._window) - 1:
             jax.block_until_ready(logs)
             self.close()
 
@@ -73,8 +64,8 @@ class StepProfiler:
             self._tracing = False
             jax.profiler.stop_trace()
             print(f"{self._stage}: profile written; pip install xprof, xprof --logdir {self._folder}", file=sys.stderr)
-        elif self._window and self._taken < self._window.first:
-            print(f"{self._stage}: ended before step {self._window.first}, nothing was profiled", file=sys.stderr)
+        elif self._window and self._taken < self._window[0]:
+            print(f"{self._stage}: ended before step {self._window[0]}, nothing was profiled", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -84,8 +75,7 @@ def memory_profile(folder: Path) -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            path = folder / "memory.prof"
             with contextlib.suppress(Exception):  # the error itself matters more
-                jax.profiler.save_device_memory_profile(str(path))
-                print(f"what filled the device's memory: pprof --web {path}", file=sys.stderr)
+                jax.profiler.save_device_memory_profile(str(folder / "memory.prof"))
+                print(f"what filled the device's memory: pprof --web {folder / 'memory.prof'}", file=sys.stderr)
         raise

@@ -22,7 +22,7 @@ from pv_vae_jax.sharding.processes import barrier, is_primary_process
 from pv_vae_jax.storage import locked, partials
 from pv_vae_jax.train.config_files import DRAWS, FORMAT, LAST_WITH, differences, from_dict, save_config, to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
-from pv_vae_jax.train.profiling import ProfileWindow
+from pv_vae_jax.train.profiling import Window
 from pv_vae_jax.train.sizes import SizedBatch
 from pv_vae_jax.typing import ConfigError, InUseError, check_local
 
@@ -50,7 +50,7 @@ class Run:
     mesh: Mesh
     clips: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     writers: Sequence[Any] = dataclasses.field(default=(), compare=False, repr=False)
-    profile: ProfileWindow | None = None
+    profile: Window | None = None
     skips: SkipLog = dataclasses.field(default_factory=SkipLog, compare=False, repr=False)
 
     def folder(self, stage: str) -> Path:

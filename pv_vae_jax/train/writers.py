@@ -7,6 +7,7 @@ TensorFlow. It therefore works inside clu's own `MultiWriter`, and clu's writers
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -15,12 +16,16 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
+
+if TYPE_CHECKING:  # its configs check the names of writers
+    from pv_vae_jax.train.run import Run
 
 Arrays = Mapping[str, Any]  # name -> array
 FPS = 8  # of clips
@@ -151,9 +156,7 @@ class WandbWriter(MetricWriter):
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(
-                "writers=wandb needs wandb: pip install wandb, or leave it out of --config.writers"
-            ) from error
+            raise ImportError("writers=wandb needs wandb: pip install wandb, or leave it out of writers") from error
         self._wandb, group = wandb, folder.parent.name
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a resumed stage goes on in its run
         names = dict(group=group, name=f"{group}/{folder.name}", id=key, resume="allow", dir=str(folder))
@@ -170,21 +173,17 @@ class WandbWriter(MetricWriter):
         self._log(step, {name: [self._wandb.Image(p) for p in _each(pictures, 3)] for name, pictures in images.items()})
 
     def write_videos(self, step: int, videos: Arrays) -> None:
-        with tempfile.TemporaryDirectory() as folder:  # of an array, W&B makes videos by moviepy
-            shown: dict[str, list] = {name: [] for name in videos}
-            for number, (name, clip) in enumerate((n, clip) for n, clips in videos.items() for clip in _each(clips, 4)):
-                path = Path(folder) / f"{number}.gif"
+        with tempfile.TemporaryDirectory() as folder:  # of an array, W&B makes a video by moviepy
+
+            def video(clip: np.ndarray) -> Any:
+                path = Path(tempfile.mkstemp(".gif", dir=folder)[1])
                 path.write_bytes(gif(clip))
-                shown[name].append(self._wandb.Video(str(path), format="gif"))
-            self._log(step, shown)
+                return self._wandb.Video(str(path), format="gif")
+
+            self._log(step, {name: list(map(video, _each(clips, 4))) for name, clips in videos.items()})
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         self._log(step, texts)
-
-    def write_histograms(self, step: int, arrays: Arrays, num_buckets: Mapping[str, int] | None = None) -> None:
-        bins = num_buckets or {}
-        made = {n: self._wandb.Histogram(np.ravel(values), num_bins=bins.get(n, 30)) for n, values in arrays.items()}
-        self._log(step, made)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         self._run.config.update(dict(hparams), allow_val_change=True)
@@ -194,7 +193,6 @@ class WandbWriter(MetricWriter):
 
 
 WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}  # of `config.writers`
-BOARD_PACKAGES = ("tensorboardX", "PIL")
 
 
 def check_writers(names: Sequence[str]) -> None:
@@ -205,91 +203,60 @@ def check_writers(names: Sequence[str]) -> None:
 
 def missing_board(names: Sequence[str]) -> str | None:
     """What the first line of a run says if TensorBoard is wanted and a package for it is not installed."""
-    if "tensorboard" in names and not all(importlib.util.find_spec(package) for package in BOARD_PACKAGES):
+    if "tensorboard" in names and not all(map(importlib.util.find_spec, ("tensorboardX", "PIL"))):
         return (
             "no TensorBoard files, only metrics.jsonl: pip install tensorboardX pillow to have them (docs/watching.md)"
         )
     return None
 
 
-class Background:
-    """A writer in a thread of its own, so that no step waits until a picture is encoded or sent.
-
-    A writer that fails is named once and left out: a dashboard that cannot be reached ends no training.
-    """
-
-    def __init__(self, writer: Any, prefix: str = "", owned: bool = True):
-        self._writer, self._prefix, self._owned, self._failed = writer, prefix, owned, False
-        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)  # one, so that the order stays
-
-    def write(self, step: int, **kinds: Mapping[str, Any] | None) -> None:
-        """Pass on `scalars`, `images` and `videos`, as many as there are, then flush."""
-        for kind, values in kinds.items():
-            if values:
-                named = {f"{self._prefix}{name}": value for name, value in values.items()}
-                self._pool.submit(self._do, f"write_{kind}", step, named)
-        self._pool.submit(self._do, "flush")
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._pool.submit(self._do, "write_hparams", hparams)
-
-    def _do(self, method: str, *arguments: Any) -> None:
-        if self._failed:
-            return
-        try:
-            getattr(self._writer, method)(*arguments)
-        except Exception as error:  # a writer of anyone's may raise anything
-            self._failed = True
-            name = type(self._writer).__name__
-            print(f"{name}.{method} failed ({error}): it is left out from here on, training goes on", file=sys.stderr)
-
-    def close(self) -> None:
-        """Wait until everything is written; a writer that a program passed stays open for the next stage."""
-        if self._owned:
-            self._pool.submit(self._do, "close")
-        self._pool.shutdown(wait=True)
-
-
 class StageWriters:
-    """All writers of a stage: JSON lines at once, since a training state that follows them relies on them.
+    """The writers of a stage: JSON lines at once, since training states rely on them, the others in a thread.
 
-    Args:
-      folder: folder of the stage.
-      start_step: step at which the stage goes on.
-      names: keys of `WRITERS`.
-      given: writers of a program; their names begin with the stage's, and they are flushed, not closed.
-      hparams: flat settings, written as a stage begins.
+    So no step waits until a picture is encoded or sent. One that fails is named and left out: a dashboard that cannot
+    be reached ends no training.
+
+    The writers of a program meet all stages: they get names such as `video/loss`, and are flushed, not closed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        start_step: int = 0,
-        names: Sequence[str] = (),
-        given: Sequence[Any] = (),
-        hparams: Mapping[str, Any] | None = None,
-    ):
+    def __init__(self, run: Run, stage: str, start_step: int):
+        folder, names = run.folder(stage), run.experiment.writers
         self._jsonl = JsonlWriter(folder, start_step)
         self.unwritten, self.save_pending = self._jsonl.unwritten, self._jsonl.save_pending
-        wanted = [name for name in names if name != "tensorboard" or not missing_board(names)]
-        self._others = [Background(WRITERS[name](folder, start_step)) for name in wanted]
-        for writer in self._others if hparams and not start_step else ():
-            writer.write_hparams(hparams or {})
-        self._others += [Background(writer, f"{folder.name}/", owned=False) for writer in given]
+        left_out = ["tensorboard"] if missing_board(names) else []
+        self._own = [WRITERS[name](folder, start_step) for name in names if name not in left_out]
+        self._others = [(writer, "") for writer in self._own] + [(writer, f"{stage}/") for writer in run.writers]
+        self._thread, self._failed = concurrent.futures.ThreadPoolExecutor(max_workers=1), list[Any]()
+        for writer in self._own if start_step == 0 else ():
+            self._submit(writer, "write_hparams", flatten_dict(dataclasses.asdict(run.experiment), sep="."))
 
-    def write(
-        self, step: int, scalars: dict[str, float], images: Arrays | None = None, videos: Arrays | None = None
-    ) -> None:
-        """Write what is known at `step`."""
-        self._jsonl.write_scalars(step, scalars)
-        for writer in self._others:
-            writer.write(step, scalars=scalars, images=images, videos=videos)
+    def write(self, step: int, kinds: Mapping[str, Arrays]) -> None:
+        """Write the `scalars` of `step` and, as far as there are any, its `images` and `videos`."""
+        self._jsonl.write_scalars(step, kinds["scalars"])
+        for writer, prefix in self._others:
+            for kind, values in kinds.items():
+                if values:
+                    self._submit(writer, f"write_{kind}", step, {prefix + name: v for name, v in values.items()})
+            self._submit(writer, "flush")
+
+    def _submit(self, writer: Any, method: str, *arguments: Any) -> None:
+        def call() -> None:
+            try:
+                if writer not in self._failed:
+                    getattr(writer, method)(*arguments)
+            except Exception as error:  # a writer of anyone's may raise anything
+                self._failed.append(writer)
+                name = f"{type(writer).__name__}.{method}"
+                print(f"{name} failed ({error}): it is left out from here on, training goes on", file=sys.stderr)
+
+        self._thread.submit(call)
 
     def close(self) -> None:
-        """Wait until everything is written, and close."""
+        """Wait until everything is written."""
         self._jsonl.close()
-        for writer in self._others:
-            writer.close()
+        for writer in self._own:
+            self._submit(writer, "close")
+        self._thread.shutdown()
 
 
 class NoOpWriter:
@@ -297,9 +264,7 @@ class NoOpWriter:
 
     unwritten: tuple = ()
 
-    def write(
-        self, step: int, scalars: dict[str, float], images: Arrays | None = None, videos: Arrays | None = None
-    ) -> None: ...
+    def write(self, step: int, kinds: Mapping[str, Arrays]) -> None: ...
 
     def save_pending(self, rows: list[tuple[int, dict[str, float]]]) -> None: ...
 
