@@ -337,13 +337,15 @@ def test_warnings_reach_the_terminal(tmp_path, capsys):
 # Profiles
 
 
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__")  # jaxlib's; as an error it ends the process
 def test_a_profile_holds_its_steps_and_their_parts(watched):
     on, _, said, _ = watched
     (path,) = (on / "video" / "profile").rglob("*.xplane.pb")
     assert f"pip install xprof, xprof --logdir {on / 'video' / 'profile'}" in said
-    planes = list(ProfileData.from_file(str(path)).planes)
-    everything = [event for plane in planes for line in plane.lines for event in line.events]
-    steps = {dict(event.stats).get("step_num") for event in everything if event.name == "video"}
+    profile, steps = ProfileData.from_file(str(path)), set()
+    for plane in profile.planes:
+        for line in plane.lines:
+            steps |= {dict(event.stats).get("step_num") for event in line.events if event.name == "video"}
     assert steps == {2, 3}
     content = path.read_bytes()  # the programs, which viewers read the names of operations from
     for scope in (b"video_step", b"encoder", b"decoder", b"losses", b"optimizer"):
