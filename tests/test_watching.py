@@ -39,7 +39,11 @@ from pv_vae_jax.typing import ConfigError
 from tests.test_cli import fails, files, pv_vae, tiny_experiment  # noqa: F401
 from tests.toy_stage import ToyStage, toy_run
 
+# Recorded: stages of the demo at three seeds, and stage video with kl=0.1 and with learning_rate=0.2 (docs/recipes.md).
 CURVES = json.loads((Path(__file__).parent / "data" / "curves.json").read_text())
+# Made up: no short run was found in which a discriminator wins.
+SURE = [{"step": step, "loss": 0.1, "discriminator": 2.0 ** (-step / 20)} for step in range(20, 201, 20)]
+CURVES["gan"] = {"stage": "decoder", "frozen": ["encoder", "pad"], "rows": SURE}
 CLIPS = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 24, 3), np.uint8)
 
 
@@ -374,10 +378,9 @@ def test_profiles_of_what_cannot_be_traced(tmp_path, capsys):
 
 def test_a_device_that_runs_out_of_memory_leaves_a_profile_of_it(tmp_path, capsys):
     def step(state, batch):
-        return state.replace(step=state.step + 1), {"loss": jnp.zeros((1 << 44,)).at[batch["i"]].set(1.0).sum()}
+        return state.replace(step=state.step + 1), {"loss": jnp.zeros((1 << 44,))}
 
-    batch = {"i": np.zeros(4, np.int32)}
-    stage = ToyStage(step, lambda: create_state({"w": jnp.zeros(())}, ()), batch, steps=3)
+    stage = ToyStage(step, lambda: create_state({"w": jnp.zeros(())}, ()), {"x": np.ones(4, np.float32)}, steps=3)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         loop.run_stage(stage, toy_run(tmp_path))
     assert (tmp_path / "memory.prof").read_bytes()[:2] == b"\x1f\x8b" and "memory.prof" in capsys.readouterr().err
