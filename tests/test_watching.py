@@ -39,8 +39,8 @@ from pv_vae_jax.typing import ConfigError
 from tests.test_cli import fails, files, pv_vae, tiny_experiment  # noqa: F401
 from tests.toy_stage import ToyStage, toy_run
 
-# Recorded: stages of the demo at three seeds; stage video with kl=0.1 and with learning_rate=0.2 (docs/recipes.md); stage
-# image with objective.gan=1, gan_start=0, optimizer.learning_rate=1e-4 and discriminator_optimizer.learning_rate=0.01.
+# Recorded: stages of the demo at three seeds; stage video with kl=0.1 and with learning_rate=0.2 (docs/recipes.md);
+# stage image with gan=1, gan_start=0, rates of 1e-4 and, for the discriminator, 0.01.
 CURVES = json.loads((Path(__file__).parent / "data" / "curves.json").read_text())
 CLIPS = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 24, 3), np.uint8)
 
