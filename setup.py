@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 # Bounds are versions that the tests ran with; a package without one takes whatever the others accept.
 CORE = [
     "absl-py",
+    "clu>=0.0.12",  # its metric_writers and periodic_actions import TensorFlow: they stay untouched
     "einops>=0.8.2",
     "etils[epath]>=1.15.0",  # paths on disks and in buckets; Orbax brings it
     "flax>=0.12.8",
@@ -29,7 +30,8 @@ CORE = [
 EXTRAS = {
     "video": ["av>=18.1.0", "pillow"],  # folders of video files in, clips and pictures out
     "report": ["av>=18.1.0", "jinja2>=3.1.6", "matplotlib>=3.11.2", "pillow"],  # pages with charts and clips
-    "tensorboard": ["tensorboardX>=2.6.5"],
+    "tensorboard": ["tensorboardX>=2.6.5", "pillow"],
+    "wandb": ["wandb>=0.31"],
     "gcs": ["gcsfs>=2026.9.0"],  # work directories, models and caches at gs:// addresses
     "tfds": ["tensorflow-datasets>=4.9.9"],  # its array_record data sources; TensorFlow itself is not needed
     "hub": ["huggingface_hub>=2.4.0"],  # load("hf://OWNER/NAME"), pv-vae publish

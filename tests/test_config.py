@@ -384,6 +384,7 @@ BOUNDED = {
         "LatentsConfig": "clips batch_size flip",
         "DiffusionConfig": "steps batch_size label_dropout time_shift ema_decay grad_accum_steps",
         "SamplingConfig": "steps guidance clips batch_size",
+        "EvaluationConfig": "every sample_every clips",
     }.items()
     for name in names.split()
 }

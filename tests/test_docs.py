@@ -197,7 +197,8 @@ def check(line: str) -> None:
     elif program == "python" and rest[0] in ("launch", "launch/local.py"):
         check_launch(rest)
     else:
-        known = program in ("docker", "pre-commit", "mkdocs", "git", "cd") or (program == "python" and "/" in rest[0])
+        known = program in ("docker", "pre-commit", "mkdocs", "git", "cd", "tensorboard", "xprof")
+        known |= program == "python" and "/" in rest[0]
         assert known, f"this test does not know how to check {line!r}"
         check_files(rest)
 
@@ -284,6 +285,8 @@ ELSEWHERE = {
     "python -m studies.ablation": "tests/test_study.py trains a cell",
     "python -m studies.arena": "tests/test_arena.py takes every step",
     "runs/demo --stage": "tests/test_cli.py tunes a decoder beside diffusion",
+    "--config.evaluation": "tests/test_watching.py trains with it",
+    "--profile": "the same",
 }
 
 

@@ -180,6 +180,10 @@ def test_the_walker_sees_every_form_of_import(tmp_path):
     [
         ("import pv_vae_jax", HEAVY),
         ("import pv_vae_jax.data.synthetic", ("jax", "flax", "optax")),
+        (  # everything that training and `pv-vae inspect` import, pieces of clu among it
+            "import clu.metrics, clu.parameter_overview, pv_vae_jax.cli.inspect, pv_vae_jax.train.stages",
+            ("tensorflow", "clu.metric_writers", "tensorboardX", "wandb"),
+        ),
         ("from pv_vae_jax.data import count_frames, iterate_at_rate, probe, read_video", ("jax", "flax", "optax")),
     ],
 )

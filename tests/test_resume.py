@@ -27,7 +27,7 @@ from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints, ignore_aba
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.sizes import check_mesh, sized_batches
-from pv_vae_jax.train.writers import MetricWriter, read_metrics
+from pv_vae_jax.train.writers import JsonlWriter, read_metrics
 from pv_vae_jax.typing import ConfigError, WeightsError
 from tests.test_cli import files, pv_vae, tiny_experiment  # noqa: F401
 
@@ -385,8 +385,8 @@ def test_a_flipped_bit_in_a_state_is_noticed(tmp_path, capsys):
 def test_a_damaged_curve_costs_its_rows_and_no_training(tmp_path, damage):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage)
     (tmp_path / "metrics.aside.json").write_bytes(damage)
-    writer = MetricWriter(tmp_path, 5)
-    writer.write(6, {"loss": 1.0})
+    writer = JsonlWriter(tmp_path, 5)
+    writer.write_scalars(6, {"loss": 1.0})
     writer.close()
     assert [row["step"] for row in read_metrics(writer.path)] == [1, 6] and not writer.unwritten
 
@@ -420,19 +420,19 @@ def test_a_full_disk_ends_with_a_clear_error_and_the_last_whole_state(tmp_path, 
 
 
 def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
-    writer = MetricWriter(tmp_path)
-    writer.write(3, {"loss": 1.0})
+    writer = JsonlWriter(tmp_path)
+    writer.write_scalars(3, {"loss": 1.0})
     writer.save_pending([(4, {"loss": 2.0}), (5, {"loss": 3.0})])
     writer.close()
     for start, rows, unwritten in ((5, [3], [4, 5]), (4, [3], []), (2, [], []), (5, [], [4, 5])):
-        writer = MetricWriter(tmp_path, start)
+        writer = JsonlWriter(tmp_path, start)
         assert [row["step"] for row in read_metrics(writer.path)] == rows
         assert [step for step, _ in writer.unwritten] == unwritten
         writer.close()
-    writer = MetricWriter(tmp_path)
-    writer.write(5, {"loss": 2.5})  # what was set aside has been written since
+    writer = JsonlWriter(tmp_path)
+    writer.write_scalars(5, {"loss": 2.5})  # what was set aside has been written since
     writer.close()
-    writer = MetricWriter(tmp_path, 5)
+    writer = JsonlWriter(tmp_path, 5)
     assert writer.unwritten == []
     writer.close()
 

@@ -29,6 +29,7 @@ from pv_vae_jax.data.listing import video_folder
 from pv_vae_jax.data.prepare.encoding import ClipSettings
 from pv_vae_jax.data.prepare.tasks import plan
 from pv_vae_jax.data.shards import BrokenRecordError
+from pv_vae_jax.losses import Objective
 from pv_vae_jax.model import load
 from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.models.vae import VAEConfig
@@ -37,7 +38,9 @@ from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import check_split, state_sharding
 from pv_vae_jax.train.checkpoint import CheckpointError, Checkpoints
 from pv_vae_jax.train.config_files import load_experiment, parse_overrides
+from pv_vae_jax.train.health import HealthMonitor
 from pv_vae_jax.train.run import open_run
+from pv_vae_jax.train.writers import StageWriters
 from pv_vae_jax.typing import ConfigError
 from tests import wan_fixture
 
@@ -242,6 +245,31 @@ def not_finite(tmp_path) -> str:
     return str(caught.value)
 
 
+def warned(stage: str, **means: float):
+    """What a stage whose windows look like this says."""
+
+    def provoke(tmp_path) -> str:
+        monitor = HealthMonitor(stage, Objective(kl=0.1))
+        return "".join(text for step in (60, 120) for text in monitor.check(step, means))
+
+    return provoke
+
+
+def without_tensorboard(tmp_path) -> str:
+    find = importlib.util.find_spec
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name, *more: name != "tensorboardX" and find(name, *more))
+        return train_with(tmp_path, f"data.source={tmp_path / 'clip'}")
+
+
+def broken_writer(tmp_path) -> str:
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        writers = StageWriters(dataclasses.replace(made(tmp_path), writers=[None]), "video", 0, tmp_path)
+        writers.write(1, {"scalars": {"loss": 1.0}})
+        writers.close()
+    return err.getvalue()
+
+
 def no_folder(tmp_path) -> str:
     (tmp_path / "clips").mkdir()
     return train_with(tmp_path, f"data.source={tmp_path / 'clip'}")
@@ -391,6 +419,11 @@ PROVOKE = [
     older_version,
     full_disk,
     not_finite,
+    warned("video", kl=0.8, loss=0.13),
+    warned("video", kl=5e3, loss=30.0),
+    warned("decoder", kl=9.0, loss=9.0, discriminator=0.02),
+    without_tensorboard,
+    broken_writer,
     stale,
     lost_latents,
     other_draws,

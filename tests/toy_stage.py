@@ -5,6 +5,7 @@ import types
 import jax
 
 from pv_vae_jax.sharding.mesh import make_mesh
+from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.train.stage import Stage
 
 
@@ -37,10 +38,15 @@ class ToyStage(Stage):
         raise NotImplementedError
 
 
-def toy_run(folder, log_every=1, checkpoint_every=3):
+def toy_run(folder, log_every=1, checkpoint_every=3, profile=None, **settings):
     """A run on one device whose stages share `folder`."""
-    settings = dict(log_every=log_every, checkpoint_every=checkpoint_every, checkpoints_kept=2)
     mesh = make_mesh(data=1, devices=jax.devices()[:1])
-    alone = lambda name: 0  # steps of other stages  # noqa: E731
-    experiment = types.SimpleNamespace(**settings)
-    return types.SimpleNamespace(folder=lambda name: folder, mesh=mesh, experiment=experiment, steps=alone)
+    experiment = Experiment(log_every=log_every, checkpoint_every=checkpoint_every, **settings)
+    return types.SimpleNamespace(
+        folder=lambda name: folder,
+        mesh=mesh,
+        experiment=experiment,
+        steps=lambda name: 0,  # of other stages
+        writers=(),
+        profile=profile,
+    )

@@ -17,6 +17,7 @@ import math
 
 import jax
 from absl import flags
+from clu import parameter_overview
 from jax.sharding import Mesh
 
 from pv_vae_jax.cli._shared import CONFIG
@@ -24,6 +25,7 @@ from pv_vae_jax.sharding.hlo import step_flops
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import array_shardings, check_split
 from pv_vae_jax.sharding.topology import compile_step, quick_compilation, topology_devices
+from pv_vae_jax.train.checkpoint import abstract
 from pv_vae_jax.train.config_files import load_experiment, to_dict
 from pv_vae_jax.train.configs import TRAINED
 from pv_vae_jax.train.plan import Plan, plan_stage
@@ -92,13 +94,13 @@ def print_step(plan: Plan, mesh: Mesh, slice_size: int = 0) -> None:
 def print_state(plan: Plan, summary: bool) -> None:
     """Print every parameter with its sharding, unless for a `summary`, then the bytes a device holds of each part."""
     rows = array_shardings(plan.state, plan.sharding)
-    shown = [row for row in rows if not summary and row.path.startswith(("params/", "discriminator/params/"))]
-    width = max((len(row.path) for row in shown), default=0)
-    if shown:
-        print("moments and moving averages are sharded like their parameters:")
-    for row in shown:
-        place = ", ".join("-" if axis is None else str(axis) for axis in row.spec) or "replicated"
-        print(f"  {row.path:{width}}  {'x'.join(map(str, row.shape)):>20}  {row.device_bytes:>12,} B  {place}")
+    if not summary:
+        shapes = abstract(plan.state, plan.sharding)
+        shown = {"params": shapes.params}
+        if shapes.discriminator is not None:
+            shown["discriminator"] = shapes.discriminator.params
+        print("moments and moving averages are sharded like their parameters; () is replicated:")
+        print(parameter_overview.get_parameter_overview(shown, include_stats="sharding"))
     size = sum(math.prod(row.shape) for row in rows if row.path.startswith("params/"))
     print(f"{size:,} parameters" + (f", of which frozen: {', '.join(plan.stage.frozen)}" if plan.stage.frozen else ""))
     parts: dict[str, int] = {}

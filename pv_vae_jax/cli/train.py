@@ -9,6 +9,7 @@ docs/scaling.md.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 
@@ -20,8 +21,10 @@ from pv_vae_jax.data.sources import NoVideosError
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, restore_default_sigterm, start_processes
 from pv_vae_jax.train.config_files import load_experiment
 from pv_vae_jax.train.configs import STAGES
+from pv_vae_jax.train.profiling import parse_window
 from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.stages import check_stages, perceptual_term, train_stage
+from pv_vae_jax.train.writers import missing_board
 from pv_vae_jax.typing import ConfigError
 
 
@@ -35,14 +38,17 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("processes", 0, "number of processes that run this command", flag_values=values)
     flags.DEFINE_integer("process", -1, "index of this process, from 0", flag_values=values)
+    flags.DEFINE_string("profile", "", "START:COUNT traces steps of every stage, such as 10:3", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
 
 
 def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Train the stages that the flags name, then write the report if all were named."""
-    experiment = load_experiment(values.config, overrides)
+    experiment, profile = load_experiment(values.config, overrides), parse_window(values.profile)
     start_processes(values.coordinator, values.processes, values.process)
-    run = open_run(experiment, values.workdir)
+    run = dataclasses.replace(open_run(experiment, values.workdir), profile=profile)
+    if missing := missing_board(experiment.writers):
+        say(missing)
     stages = [stage for stage in STAGES if run.steps(stage) and values.stage in ("all", stage)]
     if not stages and values.stage != "all":
         owner = "diffusion" if values.stage == "latents" else values.stage  # latents are encoded for diffusion only

@@ -50,7 +50,13 @@ class PredictionErrors:
 
 
 def score_prediction(
-    model: VAE, params: Params, video: np.ndarray, *, seed: int = 0, batch_size: int = 16, label: str = "prediction"
+    model: VAE,
+    params: Params,
+    video: np.ndarray,
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    label: str | None = "prediction",
 ) -> PredictionErrors:
     """Drop every possible number of groups and measure what the decoder draws.
 
@@ -60,7 +66,7 @@ def score_prediction(
       video: `(n, 1 + T, H, W, 3)` uint8, two groups at least.
       seed: of gaussian padding, which also draws a posterior sample; a learnable token decodes the mean.
       batch_size: clips at once.
-      label: of the progress bar.
+      label: of the progress bar; None shows none.
 
     Raises:
       ValueError: clips of one group leave nothing to drop.

@@ -44,7 +44,7 @@ def score_reconstruction(
     *,
     batch_size: int = 16,
     perceptual: PerceptualDistance | None = None,
-    label: str = "reconstruction",
+    label: str | None = "reconstruction",
 ) -> Reconstruction:
     """Encode, decode the mean, and compare, batch by batch; the decoded clips are not kept.
 
@@ -54,7 +54,7 @@ def score_reconstruction(
       video: `(n, 1 + T, H, W, 3)` uint8.
       batch_size: clips per batch.
       perceptual: distance that is scored as well.
-      label: label of the progress bar.
+      label: label of the progress bar; None shows none.
 
     Raises:
       ShapeError: the frame count or size does not fit the model.

@@ -36,6 +36,10 @@ CHARTS = (
     ("Clips per second", ("clips_per_second",), False),
     ("Share of time", ("compute", "data_wait", "checkpoint_wait", "evaluation_wait"), False),
     ("Model FLOP utilisation", ("mfu",), False),
+    ("PSNR of held-out clips, dB", ("eval/psnr",), False),
+    ("SSIM of held-out clips", ("eval/ssim",), False),
+    ("Squared error on withheld groups", ("eval/predicted", "eval/copying"), True),
+    ("Flow-matching loss of held-out clips", ("eval/velocity_loss",), False),
 )
 
 

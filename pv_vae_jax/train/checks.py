@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pv_vae_jax.data.sources import program_name
 from pv_vae_jax.dropping import SPATIAL, max_dropped, num_droppable
+from pv_vae_jax.train.writers import check_writers
 from pv_vae_jax.typing import VAE_STAGES, ConfigError, ShapeError, check_clip_shape
 
 if TYPE_CHECKING:  # configs imports this module
@@ -89,6 +90,7 @@ def _check_sizes(stage: VAEStageConfig) -> None:
 def check_experiment(experiment: Experiment) -> None:
     """Raise `ConfigError` or `ShapeError` if parts of an experiment do not fit each other."""
     data, vae, latte = experiment.data, experiment.vae, experiment.latte
+    check_writers(experiment.writers)
     height, width = data.frame_size.height, data.frame_size.width
     check_clip_shape(data.frames, height, width, vae.time_factor, vae.space_factor)
     if latte.latent_channels != vae.latent_channels:

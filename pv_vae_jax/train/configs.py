@@ -299,6 +299,22 @@ class PerceptualConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig(Config):
+    """Evaluation of the moving average while a stage trains; it changes no training number. See docs/watching.md.
+
+    Attributes:
+      every: steps between two evaluations; 0 for none.
+      sample_every: steps of the diffusion stage between two drawings of clips, with their distance from held-out ones;
+        0 for none. Costs `sampling.steps` passes of the transformer.
+      clips: held-out clips, and clips drawn.
+    """
+
+    every: Steps = 0
+    sample_every: Steps = 0
+    clips: Count = 16
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment(Config):
     """Everything one run needs. Stages run in the order image, video, decoder, latents, diffusion.
 
@@ -310,6 +326,8 @@ class Experiment(Config):
       checkpoints_kept: number of full training states kept for each stage.
       mesh: devices along each mesh axis.
       perceptual: network of the perceptual term.
+      evaluation: evaluation while stages train.
+      writers: where curves and pictures go beside `metrics.jsonl`: any of `tensorboard` and `wandb`.
     """
 
     name: str = "experiment"
@@ -329,6 +347,8 @@ class Experiment(Config):
     checkpoints_kept: Count = 2
     mesh: MeshConfig = MeshConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    writers: tuple[str, ...] = ("tensorboard",)
 
     def validate(self) -> Experiment:
         """Return self if its parts fit each other; each part has checked itself.

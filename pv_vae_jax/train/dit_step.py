@@ -51,10 +51,11 @@ class DiTStep:
         loss, grads = accumulate_grads(
             lambda part, key: self._gradients(state.params, part, key), batch, key, self.grad_accum_steps
         )
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = ema_update(state.ema, params, state.step, self.ema_decay)
-        logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = ema_update(state.ema, params, state.step, self.ema_decay)
+            logs = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, ema), logs
 
     def _gradients(self, params: Params, batch: dict, key: PRNGKey) -> tuple[Array, Params]:
@@ -68,6 +69,8 @@ class DiTStep:
         label = label_dropout(k_label, batch["label"], self.model.config.classes, self.label_dropout)
 
         def loss_fn(params: Params) -> Array:
-            return flow_matching_loss(lambda x, t: self.model.apply({"params": params}, x, t, label), data, noise, t)
+            velocity = lambda x, t: self.model.apply({"params": params}, x, t, label)  # noqa: E731
+            with jax.named_scope("losses"):
+                return flow_matching_loss(velocity, data, noise, t)
 
         return jax.value_and_grad(loss_fn)(params)

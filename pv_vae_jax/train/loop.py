@@ -15,14 +15,17 @@ from pv_vae_jax.sharding.processes import is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
 from pv_vae_jax.storage import Spool
 from pv_vae_jax.train.checkpoint import Checkpoints, abstract
+from pv_vae_jax.train.health import HealthMonitor
+from pv_vae_jax.train.held_out import Evaluator, Scores
 from pv_vae_jax.train.mfu import StepTimer, model_flops, peak, utilisation
 from pv_vae_jax.train.nan_check import check_finite, check_finite_params
 from pv_vae_jax.train.preemption import Preempted, PreemptionHandler
+from pv_vae_jax.train.profiling import StepProfiler, memory_profile
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.state import TrainState
 from pv_vae_jax.train.time_left import time_left
-from pv_vae_jax.train.writers import MetricWriter, NoOpWriter
+from pv_vae_jax.train.writers import NoOpWriter, StageWriters
 
 
 def run_stage(stage: Stage, run: Run) -> TrainState:
@@ -49,29 +52,38 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
 
     programs = {}  # static arguments and shapes of a batch -> the step compiled for them, and its FLOPs
     stream = stage.batches(run, start)  # first, as it may refuse the data
-    curves = Curves(stage, run, start)
+    curves, evaluate = Curves(stage, run, start), Evaluator(stage, run)
+    profiler = StepProfiler(name, curves.folder / "profile", run.profile)
     # Active until saving is done: a second signal must not interrupt it.
-    with PreemptionHandler() as preemption, jax.set_mesh(mesh):
+    with PreemptionHandler() as preemption, jax.set_mesh(mesh), memory_profile(run.folder(name)):
         number, stopping = start, False
         try:
             for number in range(start, stage.steps):
-                with curves.timer("data"):
-                    batch = next(stream)
-                static = stage.static_args(number, batch)
-                key = (*sorted(static.items()), *map(np.shape, batch.values()))
-                if is_new := key not in programs:
-                    curves.show_compiling()
-                placed = stage.prepare(put_batch(mesh, batch))
-                if is_new:
-                    programs[key] = stage.jit_step(static, sharding), count_flops(stage, static, state, placed, mesh)
-                step, flops = programs[key]
-                with jax.transfer_guard("disallow"):  # only explicit transfers to and from the device
-                    state, logs = step(state, placed)
-                curves.add(number + 1, logs, stage.units(placed), flops)
+                with profiler.step(number + 1):
+                    with curves.timer("data"):
+                        batch = next(stream)
+                    static = stage.static_args(number, batch)
+                    key = (*sorted(static.items()), *map(np.shape, batch.values()))
+                    if is_new := key not in programs:
+                        curves.show_compiling()
+                    placed = stage.prepare(put_batch(mesh, batch))
+                    if is_new:
+                        flops = count_flops(stage, static, state, placed, mesh)
+                        programs[key] = stage.jit_step(static, sharding), flops
+                    step, flops = programs[key]
+                    with jax.transfer_guard("disallow"):  # only explicit transfers to and from the device
+                        state, logs = step(state, placed)
+                    curves.add(number + 1, logs, stage.units(placed), flops)
+                profiler.after(logs)
                 stopping = preemption.should_stop()  # asked once: the signal may arrive between any two lines
                 regular = (number + 1) % settings.checkpoint_every == 0 or number + 1 == stage.steps
-                if (number + 1) % settings.log_every == 0 or regular:
-                    curves.write_logs(number + 1)  # before saving, so that no unchecked state is saved
+                scores = None
+                if evaluate.due(number + 1):
+                    curves.fetch_logs()  # finite, and the devices are done with what is not the evaluation's
+                    with curves.timer("evaluation"):
+                        scores = evaluate(number + 1, state)
+                if (number + 1) % settings.log_every == 0 or regular or scores:
+                    curves.write_logs(number + 1, scores)  # before saving, so that no unchecked state is saved
                 if stopping:
                     curves.save_pending()
                 if regular or stopping:
@@ -84,6 +96,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
             if stopping or preemption.arrived_late():
                 raise Preempted(preemption.number, name, f" at step {number + 1}, saved")
         finally:
+            profiler.close()
             curves.close()
             checkpoints.close()
             if hasattr(stream, "close"):
@@ -118,14 +131,18 @@ class Curves:
     device in between. What is written is their mean over the window since the last `write_logs`.
 
     Attributes:
+      folder: the folder of the stage, or on a bucket the local one that is brought there.
       timer: measures how the time of the window divides into parts.
     """
 
     def __init__(self, stage: Stage, run: Run, start: int):
         self._run, self._name, self._unit = run, stage.name, stage.unit
         self._devices, self._peak = run.mesh.size, peak(run.mesh.devices.flat[0].device_kind)
-        self._spool = Spool(run.folder(stage.name)) if is_primary_process() else None
-        self._writer = MetricWriter(self._spool.folder, start) if self._spool else NoOpWriter()
+        self._spool = Spool(run.folder(stage.name))
+        self.folder = self._spool.folder
+        self._writer = StageWriters(run, stage.name, start, self.folder) if is_primary_process() else NoOpWriter()
+        objective = getattr(stage.config, "objective", None)
+        self._health = HealthMonitor(stage.name, objective, stage.frozen) if objective else None
         self._pending: list[tuple[int, dict]] = list(self._writer.unwritten)
         self.timer, self._units, self._flops, self._compiling = StepTimer(), 0, 0.0, False
         interval = 1.0 if sys.stderr.isatty() else 20.0
@@ -149,22 +166,22 @@ class Curves:
     def fetch_logs(self) -> list[tuple[int, dict[str, float]]]:
         """The terms of the pending steps as numbers, once they are checked to be finite."""
         rows = [(s, {k: float(v) for k, v in logs.items()}) for s, logs in jax.device_get(self._pending)]
-        self._pending.clear()
         check_finite(self._name, rows)
+        self._pending = list(rows)
         return rows
 
     def sync(self) -> None:
         """Bring the curves to a bucket. Before a state is saved: who resumes there needs every row up to it."""
-        if self._spool:
-            self._spool.sync()
+        self._spool.sync()
 
     def save_pending(self) -> None:
         """Save the terms of the pending steps for the process that will resume here."""
         self._writer.save_pending(self.fetch_logs())
 
-    def write_logs(self, step: int) -> None:
-        """Write the means and rates of the window that ends with `step`, and begin a new one."""
-        rows = self.fetch_logs()
+    def write_logs(self, step: int, scores: Scores | None = None) -> None:
+        """Write the means and rates of the window that ends with `step`, and `scores`, and begin a new one."""
+        rows, scores = self.fetch_logs(), scores or {}
+        self._pending.clear()
         elapsed, shares = self.timer.read()
         # Terms may come and go within a window (the GAN starts): each is averaged over the steps that have it.
         terms = {term for _, logs in rows for term in logs}
@@ -178,12 +195,13 @@ class Curves:
             rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
             speed += f", {rates['mfu']:.1%} of peak"
         speed += f", {time_left(self._run, self._name, self._bar.total - step, elapsed / max(len(rows), 1))}"
-        self._writer.write(step, means | rates)
+        self._writer.write(step, scores | {"scalars": means | rates | scores.get("scalars", {})})
+        for warning in self._health.check(step, means) if self._health else ():
+            self._bar.write(warning, file=sys.stderr)
         self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {speed}", refresh=False)
         self._units, self._flops = 0, 0.0
 
     def close(self) -> None:
         self._bar.close()
         self._writer.close()
-        if self._spool:
-            self._spool.close()
+        self._spool.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from pv_vae_jax.sharding.processes import barrier, is_primary_process
 from pv_vae_jax.storage import as_path, partials
 from pv_vae_jax.train.config_files import DRAWS, FORMAT, LAST_WITH, differences, from_dict, save_config, to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
+from pv_vae_jax.train.profiling import Window
 from pv_vae_jax.train.sizes import SizedBatch
 from pv_vae_jax.typing import ConfigError, InUseError
 
 # What may change between two starts of one run without changing its numbers.
 FREE_KEYS = ("log_every", "checkpoint_every", "checkpoints_kept", "mesh.", "sampling.")
-FREE_KEYS += ("data.threads", "data.workers", "data.cache_bytes", "data.max_damaged")
+FREE_KEYS += ("evaluation.", "writers", "data.threads", "data.workers", "data.cache_bytes", "data.max_damaged")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Run:
       workdir: the work directory.
       mesh: the devices of the run.
       clips: `train` and `test` clips of a program, for `data.source=program:NAME`.
+      writers: writers of a program, see `train.writers`.
+      profile: the steps of every stage to trace, or None.
       skips: log that names a broken file once, however many stages and sizes meet it.
     """
 
@@ -47,6 +50,8 @@ class Run:
     workdir: Path
     mesh: Mesh
     clips: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    writers: Sequence[Any] = dataclasses.field(default=(), compare=False, repr=False)
+    profile: Window | None = None
     skips: SkipLog = dataclasses.field(default_factory=SkipLog, compare=False, repr=False)
 
     def folder(self, stage: str) -> Path:
@@ -204,7 +209,7 @@ def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, An
             f"process {jax.process_index()} cannot see {path}: all processes must share one work directory"
         )
     data = experiment.data
-    return Run(experiment, workdir, mesh, clips or {}, SkipLog(data.max_damaged_files, data.max_damaged_records))
+    return Run(experiment, workdir, mesh, clips or {}, skips=SkipLog(data.max_damaged_files, data.max_damaged_records))
 
 
 def begun_stages(workdir: Path) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.sizes import SizedBatch, check_mesh, sized_batches
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.vae_stage import VAEStage
+from pv_vae_jax.train.writers import missing_board
 from pv_vae_jax.typing import ConfigError
 
 
@@ -40,6 +43,7 @@ def train(
     clips: Elements | None = None,
     test_clips: Elements | None = None,
     features: Features | None = None,
+    writers: Sequence[Any] = (),
 ) -> Run:
     """Train every stage that has steps. Finished stages are skipped; interrupted ones resume.
 
@@ -53,6 +57,8 @@ def train(
       test_clips: held-out clips for `report.write_report`, if there are any.
       features: what `objective.alignment` aligns latents to: a function of clips `(b, t, H, W, 3)` in [-1, 1] that
         gives `(b, g, f)` or `(b, g, h, w, f)`. The same function must be passed to go on with an interrupted run.
+      writers: objects with the methods of `train.writers.MetricWriter` (clu's), which get curves and pictures as well,
+        in a thread of their own, under names such as `video/loss`. They are flushed, not closed.
 
     Returns:
       The run: `run.folder(stage) / "metrics.jsonl"` holds the curves of a stage.
@@ -68,6 +74,9 @@ def train(
         raise ConfigError("features are for objective.alignment: give it a weight in a stage, or leave features out")
     given = {"train": clips, "test": test_clips}
     run = open_run(experiment.validate(), workdir, {split: part for split, part in given.items() if part is not None})
+    run = dataclasses.replace(run, writers=tuple(writers))
+    if (missing := missing_board(experiment.writers)) and is_primary_process():
+        print(missing, file=sys.stderr)
     perceptual = perceptual_term(run)
     if program_name(experiment.data.source):
         run.source("train", random=True)  # refuses clips that were not passed, before a stage begins

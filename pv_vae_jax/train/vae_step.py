@@ -109,15 +109,16 @@ class VAEStep:
 
         grads, discriminator_grads, logs = accumulate_grads(gradients, batch, key, self.grad_accum_steps)
         head_grads = grads.pop(HEAD, None)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
-        params = optax.apply_updates(trained, updates) | frozen
-        logs["gradient_norm"] = optax.tree.norm(grads)
-        networks = state.discriminator
-        if gan:
-            networks = _update(self.discriminator_optimizer, networks, discriminator_grads)
-        head = None if head_grads is None else _update(self.optimizer, state.head, head_grads)
-        ema = ema_update(state.ema, params, state.step, self.ema_decay)
-        ema |= {part: frozen[part] for part in frozen}  # averaging equal numbers would still move them by rounding
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+            params = optax.apply_updates(trained, updates) | frozen
+            logs["gradient_norm"] = optax.tree.norm(grads)
+            networks = state.discriminator
+            if gan:
+                networks = _update(self.discriminator_optimizer, networks, discriminator_grads)
+            head = None if head_grads is None else _update(self.optimizer, state.head, head_grads)
+            ema = ema_update(state.ema, params, state.step, self.ema_decay)
+            ema |= {part: frozen[part] for part in frozen}  # averaging equal numbers would still move them by rounding
         return TrainState(state.step + 1, params, opt_state, ema, networks, head), logs
 
     def _gradients(self, state: TrainState, batch: dict, key: PRNGKey, dropped: int | None, gan: bool):
@@ -141,9 +142,10 @@ class VAEStep:
         # weight needs gradients at the last kernel, and so costs one more kernel gradient, not one more backward pass.
         (features, latent_loss), pull_network, latent_logs = jax.vjp(forward, trained, has_aux=True)
         output, pull_pixels = jax.vjp(to_pixels, trained, features)  # (b, 1 + T, H, W, 3)
-        (loss, logs), d_output = jax.value_and_grad(
-            lambda y: losses.pixel_terms(self.objective, y, video, self.perceptual), has_aux=True
-        )(output)
+        with jax.named_scope("losses"):
+            (loss, logs), d_output = jax.value_and_grad(
+                lambda y: losses.pixel_terms(self.objective, y, video, self.perceptual), has_aux=True
+            )(output)
         logs |= latent_logs
         if gan:
             gan_loss, d_gan = jax.value_and_grad(
@@ -175,7 +177,8 @@ def _latents(
     objective = step.objective
     prediction = _predict(step, params, video, batch["dropped"] if dropped is None else dropped, key)
     latents, observed = prediction.latents, prediction.observed
-    total, terms = losses.latent_terms(objective, prediction.posterior, observed)
+    with jax.named_scope("losses"):
+        total, terms = losses.latent_terms(objective, prediction.posterior, observed)
     aligned = ()
     if objective.alignment:
         if step.features is None and "features" not in batch:

@@ -203,7 +203,7 @@ class Cell:
 def deciding(experiment: Experiment) -> dict:
     """The settings that numbers follow from, with the content of a folder of clips in place of its path."""
     tree = to_dict(experiment)
-    for free in ("name", "log_every", "mesh"):
+    for free in ("name", "log_every", "mesh", "evaluation", "writers"):
         del tree[free]
     if tree["vae"]["kind"] == "cnn":  # cells are older than the field
         del tree["vae"]["kind"]

@@ -11,7 +11,8 @@ import numpy as np
 
 from pv_vae_jax.batching import padded_batches
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
-from pv_vae_jax.flow import denormalize_latents, euler, interpolate, normalize_latents
+from pv_vae_jax.evaluation.velocity import sample_posterior, velocity_loss
+from pv_vae_jax.flow import denormalize_latents, euler
 from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.params_io import restore_params
@@ -26,7 +27,6 @@ from studies.motion.scores import score_clips, shuffled, walk_band
 from studies.motion.skill import latent_skill
 
 BATCH = 32
-BINS = 10  # of the flow's time
 ENDS = 256  # real clips that give the ceiling and the floor
 OTHERS = 4_096  # real latents that give the components
 
@@ -43,10 +43,11 @@ def measure(cell: Cell, run: Run) -> dict:
     rebuilt = score_reconstruction(model.vae, model.vae_params, real, batch_size=BATCH)
     moments = [jax.device_get(model.posterior(batch)) for batch, _ in padded_batches(real, BATCH)]
     mean, logvar = (np.concatenate([getattr(m, name) for m in moments])[: len(real)] for name in ("mean", "logvar"))
-    held_out = _normal(mean, logvar, diffusion)
+    normal = functools.partial(sample_posterior, channel_mean=diffusion.mean, channel_std=diffusion.std)
+    held_out = normal(mean, logvar)
     records = open_latents(run, run.last_vae_stage())
     others = [records[i] for i in range(min(OTHERS, len(records)))]  # pyright: ignore
-    other = _normal(*(np.stack([item[name] for item in others]) for name in ("mean", "logvar")), diffusion)
+    other = normal(*(np.stack([item[name] for item in others]) for name in ("mean", "logvar")))
 
     curve: dict[str, list] = {"step": [], "kept": [], "frames": [], "loss": []}
     drawn, found, few = held_out, {}, study.curve_clips
@@ -96,35 +97,6 @@ def draw_latents(
 def _draw(latte: Latte, steps: int, shape: tuple, params: Params, key: Array, index: Array, label: Array) -> Array:
     noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(index)
     return euler(lambda x, t: latte.apply({"params": params}, x, t, label), noise, steps)
-
-
-def velocity_loss(latte: Latte, params: Params, data: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`(BINS,)` loss of rectified flow on normalised latents, at the middle of each bin of time, of one fixed noise."""
-    rows = [
-        np.asarray(_losses(latte, params, batch, label, number))[:, :count]
-        for number, ((batch, count), (label, _)) in enumerate(
-            zip(padded_batches(data, BATCH), padded_batches(labels, BATCH), strict=True)
-        )
-    ]
-    return np.concatenate(rows, axis=1).mean(axis=1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _losses(latte: Latte, params: Params, data: Array, label: Array, number: int) -> Array:
-    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), number), data.shape)
-
-    def at(time: Array) -> Array:
-        t = jnp.full((len(data),), time)
-        velocity = latte.apply({"params": params}, interpolate(data, noise, t), t, label)
-        return jnp.square(velocity - (noise - data)).mean(axis=(1, 2, 3, 4))
-
-    return jax.lax.map(at, (jnp.arange(BINS) + 0.5) / BINS)
-
-
-def _normal(mean: np.ndarray, logvar: np.ndarray, diffusion: Any) -> np.ndarray:
-    """A sample of posteriors, in the transformer's space."""
-    noise = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
-    return np.asarray(normalize_latents(mean + np.exp(0.5 * logvar) * noise, diffusion.mean, diffusion.std))
 
 
 def _decode(model: Model, latents: np.ndarray) -> np.ndarray:
