@@ -190,10 +190,15 @@ def test_a_finished_run_stays_as_it_is(trained, tiny_experiment):
 
 
 def test_a_card_has_the_scores_of_the_weights_that_are_published(trained, tmp_path):
-    for name, source in (("all", trained), ("image", trained / "image")):
+    run = shutil.copytree(trained, tmp_path / "run")
+    metrics = json.loads((run / "report" / "metrics.json").read_text())
+    metrics["samples"]["distances"] = {"generated clips": {"Frechet distance": 3.25}}  # of so few clips there is none
+    (run / "report" / "metrics.json").write_text(json.dumps(metrics))
+    score = {"name": "FVD", "value": 12.5, "interval": None, "card": {"real": {"set": str(run / "clips")}}}
+    (run / "report" / "sets.json").write_text(json.dumps([score]))
+    for name, source in (("all", run), ("image", run / "image")):
         status, _, error = pv_vae("publish", source, f"me/{name}", "--out", tmp_path / name)
         assert status == 0, error
-    metrics = json.loads((trained / "report" / "metrics.json").read_text())
     cards = {name: (tmp_path / name / "README.md").read_text() for name in ("all", "image")}
     own = load(trained)
     for name, stage in (("all", own.meta["stage"]), ("image", "image")):
@@ -202,8 +207,12 @@ def test_a_card_has_the_scores_of_the_weights_that_are_published(trained, tmp_pa
         assert cards[name].count("| PSNR, dB |") == 1, "scores of other weights stay out"
         for words in ("synthetic: 5 frames, size 16", metrics["protocol"]["ssim"], '"seed": 0', scored["weights"]):
             assert words in cards[name], words
-        assert str(trained.parent) not in cards[name]
-    assert weights_hash(own.diffusion.params) in cards["all"] and "| generated clips |" in cards["all"]
+        assert str(run.parent) not in cards[name]
+        assert "| FVD | 12.5 | sets.json |" in cards[name] and '"set": "clips"' in cards[name]
+    assert (
+        weights_hash(own.diffusion.params) in cards["all"]
+        and "| Frechet distance | 3.25 | generated clips |" in cards["all"]
+    )
     assert "generated clips" not in cards["image"]
     assert files(tmp_path / "image").keys() == {"README.md", "config.json", "vae.safetensors"}
     assert files(tmp_path / "all").keys() == {"README.md", "config.json", "vae.safetensors", "latte.safetensors"}

@@ -157,7 +157,7 @@ def test_an_upload_whose_process_is_killed_half_way_counts_for_nothing(store, fo
 
 
 def test_failing_requests_are_repeated(store, folder, monkeypatch):
-    """Of the same request every first try fails, by gcsfs as by TensorStore."""
+    """Of the same request every first try by gcsfs fails."""
     seen, lock = set(), threading.Lock()
 
     def spoil(method, path):

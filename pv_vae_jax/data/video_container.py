@@ -112,6 +112,10 @@ def damage(path: object, what: Callable[[], str] = lambda: "not readable as vide
         raise BrokenVideoError(f"{path}: {what()} ({error})") from error
 
 
+# FLV, Ogg, lists of files, any text.
+UNREAD = "neither a video container nor an image of the kinds that are read: make it MP4 with ffmpeg"
+
+
 class VideoStream:
     """An open file, and of its streams the one that a player shows: never the cover of a song. A context manager.
 
@@ -141,9 +145,7 @@ class VideoStream:
             raise_if_exhausted(error, path)
             if isinstance(error, OSError) and error.errno != errno.EIO:  # EIO also means a truncated file
                 raise
-            reason = error
-            if "not on whitelist" in str(error):  # FLV, Ogg, lists of files, any text
-                reason = "neither a video container nor an image of the kinds that are read: make it MP4 with ffmpeg"
+            reason = UNREAD if "not on whitelist" in str(error) else error
             raise BrokenVideoError(f"{path}: not readable as video ({reason})") from error
         streams, best = self.container.streams.video, self.container.streams.best("video")
         shown = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]

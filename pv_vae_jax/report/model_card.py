@@ -122,7 +122,7 @@ def _own_scores(metrics: dict[str, Any], hashes: set[str]) -> list[tuple[str, st
             rows += [(score, f"{value:.5g}", f"{name}, {stage['scored']}") for score, value in numbers.items() if value]
     samples = metrics["samples"] or {}
     if samples.get("weights") in hashes:
-        for clips, distances in samples["distances"].items():
+        for clips, distances in (samples.get("distances") or {}).items():
             rows += [(score, f"{value:.5g}", clips) for score, value in distances.items() if value is not None]
     return rows
 
