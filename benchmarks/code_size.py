@@ -62,7 +62,7 @@ def table() -> list[tuple[str, int, int | None, str]]:
     ]
     # As many as the same code took before it left the package, and what came since: the motion study; the set of
     # benches for an accelerator, and the rehearsal at paper size, which needs the clone, not an installation.
-    for folder, bar in (("studies", 2_380 + 722), ("benchmarks", 2_896 + 34 + 69)):
+    for folder, bar in (("studies", 2_380 + 722), ("benchmarks", 2_896 + 34 + 70)):
         found = sources(folder)
         rows.append((f"lines of code in {folder}/", sum(map(code_lines, found.values())), bar, f"{len(found)} files"))
     return rows
