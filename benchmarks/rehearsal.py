@@ -32,6 +32,7 @@ SETTINGS = {
     "data.threads": "1",
     "vae.dtype": "float32",
     "latte.dtype": "float32",
+    "mesh.fsdp": "1",  # and `data` is 1 in both
     "log_every": "1",
     "checkpoints_kept": "1",
 }

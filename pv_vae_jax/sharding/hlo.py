@@ -41,12 +41,12 @@ def traffic(text: str, slice_size: int = 0) -> dict[str, Traffic]:
     trips = _trips(text)
     for name, line in _lines(text):
         match = _LINE.search(line)
-        sent = _SEND.search(line) if slice_size else None
-        if not (match or sent):
+        told = match or (_SEND.search(line) if slice_size else None)
+        if told is None:
             continue
         sizes = [
             math.prod(map(int, filter(None, a["shape"].split(",")))) * _bytes(a["dtype"])
-            for a in _ARRAY.finditer((match or sent)["type"])
+            for a in _ARRAY.finditer(told["type"])
         ]
         if match:
             # An asynchronous start names operand and result; an all-to-all or a combined all-reduce a result a part.
@@ -69,11 +69,12 @@ def _leaves(line: str, slice_size: int) -> bool:
         used = re.findall(r"'(\w+)'(?::\((\d+)\))?", named[2])
         return any(spans[axis] // int(before or 1) > slice_size for axis, before in used)
     if listed := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        groups, sides, order = (tuple(map(int, part.split(","))) if part else None for part in listed.groups())
-        ids = np.arange(math.prod(sides)).reshape(sides).transpose(order or range(len(sides))).reshape(groups).tolist()
+        groups, sides = (tuple(map(int, part.split(","))) for part in listed.group(1, 2))
+        order = tuple(map(int, listed[3].split(","))) if listed[3] else tuple(range(len(sides)))
+        ids = np.arange(math.prod(sides)).reshape(sides).transpose(order).reshape(groups).tolist()
     else:
-        told = re.search(r"(?:replica_groups|source_target_pairs)=\{(|.*?\})\}", line)
-        ids = [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", told[1])] if told else []
+        listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(|.*?\})\}", line)
+        ids = [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])] if listed else []
     # No groups are one group of all devices.
     return not ids or any(len({device // slice_size for device in group}) > 1 for group in ids)
 

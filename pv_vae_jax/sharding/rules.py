@@ -160,7 +160,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         size = len(value) // len(parts) if value.ndim else 0  # rows of a part
         shape = (size * count, *value.shape[1:]) if value.ndim else ()
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             if not index:
                 return value
             first, last, _ = index[0].indices(shape[0])
