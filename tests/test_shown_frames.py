@@ -391,6 +391,7 @@ def test_hdr_becomes_the_sdr_that_it_was_made_of(tmp_path, curve):
     assert video.shape == (4, 16, 24, 3) and 240 <= video.min() and np.ptp(video.astype(int)) <= 2
     # With a part that cannot be seen.
     rgba = np.full((32, 48, 4), round(255 * white), np.uint8)
+    rgba[..., 3] = 255
     rgba[:8, :, 3] = 0
     frame = av.VideoFrame.from_ndarray(rgba, format="rgba")
     frame.color_trc = curve
