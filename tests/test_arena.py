@@ -106,7 +106,7 @@ def test_intervals():
     [
         (dict(other=np.zeros(3)), "expected an array mean"),
         (dict(mean=np.ones((39, 5, 3, 3, 2), np.float32)), "latents of all 40 clips in their order"),
-        (dict(mean=np.full((40, 5, 3, 3, 2), np.nan, np.float32)), "NaN or infinity"),
+        (dict(mean=np.full((40, 5, 3, 3, 2), np.nan, np.float32)), "NaN or beyond"),
         (dict(mean=np.ones((40, 5, 3, 3, 2), np.float32)), "all latents of .* are equal"),
         (dict(mean=np.ones((40, 5, 24, 24, 1), np.float32)), "at most 1280 latent positions a clip, got 2880"),
     ],

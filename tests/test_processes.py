@@ -220,9 +220,10 @@ def test_sigterm_ends_processes_that_report():
         "    time.sleep(60)\n"
         "run_report.evaluate_run = train.barrier = report\n"
         "none = dict(steps=lambda stage: 0, finished=lambda stage: False)\n"
-        "train.open_run = lambda *_: types.SimpleNamespace(workdir=pathlib.Path('none'), **none)\n"
-        "train.load_experiment = train.start_processes = train.perceptual_term = train.check_stages = lambda *_: None\n"
-        "flags = dict(config='', workdir='', stage='all', coordinator='', processes=0, process=-1)\n"
+        "train.open_run = lambda *_, **__: types.SimpleNamespace(workdir=pathlib.Path('none'), **none)\n"
+        "train.load_experiment = lambda *_: types.SimpleNamespace(writers=())\n"
+        "train.start_processes = train.perceptual_term = train.check_stages = train.missing_board = lambda *_: None\n"
+        "flags = dict(config='', workdir='', stage='all', profile='', coordinator='', processes=0, process=-1)\n"
         "train.run(types.SimpleNamespace(**flags), {})\n"
     )
     with two_processes(code) as processes:

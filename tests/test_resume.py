@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from pv_vae_jax import model
+from pv_vae_jax import params_io
 from pv_vae_jax.data import latents
 from pv_vae_jax.model import load
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
@@ -179,7 +179,7 @@ def test_a_kill_between_the_last_state_and_the_model(reference, train, tmp_path,
         raise PowerCut
 
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        patched.setattr(model, "write_params", half)
+        patched.setattr(params_io, "write_params", half)
         train(tmp_path)
     with pytest.raises(FileNotFoundError, match="no model at"):
         load(tmp_path)  # tensors without the config that is written last

@@ -9,7 +9,6 @@ docs/scaling.md.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 
@@ -46,7 +45,7 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Train the stages that the flags name, then write the report if all were named."""
     experiment, profile = load_experiment(values.config, overrides), parse_window(values.profile)
     start_processes(values.coordinator, values.processes, values.process)
-    run = dataclasses.replace(open_run(experiment, values.workdir), profile=profile)
+    run = open_run(experiment, values.workdir, profile=profile)
     if missing := missing_board(experiment.writers):
         say(missing)
     stages = [stage for stage in STAGES if run.steps(stage) and values.stage in ("all", stage)]

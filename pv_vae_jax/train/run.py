@@ -170,13 +170,20 @@ def _given_clips(run: Run, split: str, random: bool, kind: SizedBatch, features:
     return GivenWindows(run.clips[split], names, window=window, size=kind.size, limit=data.test_clips)
 
 
-def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, Any] | None = None) -> Run:
+def open_run(
+    experiment: Experiment,
+    workdir: str | Path,
+    clips: Mapping[str, Any] | None = None,
+    *,
+    profile: Window | None = None,
+) -> Run:
     """Open or create a work directory.
 
     Args:
       experiment: the configuration.
       workdir: folder of the run, or gs://BUCKET/FOLDER.
       clips: `train` and `test` clips of a program, see `stages.train`.
+      profile: steps of every stage that are traced, see `profiling.parse_window`.
 
     Raises:
       ConfigError: the folder belongs to another configuration (the differences are listed) or to another version, holds
@@ -209,7 +216,8 @@ def open_run(experiment: Experiment, workdir: str | Path, clips: Mapping[str, An
             f"process {jax.process_index()} cannot see {path}: all processes must share one work directory"
         )
     data = experiment.data
-    return Run(experiment, workdir, mesh, clips or {}, skips=SkipLog(data.max_damaged_files, data.max_damaged_records))
+    skips = SkipLog(data.max_damaged_files, data.max_damaged_records)
+    return Run(experiment, workdir, mesh, clips or {}, skips=skips, profile=profile)
 
 
 def begun_stages(workdir: Path) -> list[str]:
