@@ -87,6 +87,14 @@ def time_shape(shape: str, dtype: str, settings: Settings) -> dict:
             chosen = name
         sides[name] = partial(lambda name: jax.block_until_ready(work(*given, name)), name)
     ours = list(sides)
+    if chosen == "xla" and jax.default_backend() == "cpu":  # where it is not JAX's own
+
+        @jax.jit
+        def plain(q, k, v, cotangent):
+            y, pull = jax.vjp(jax.nn.dot_product_attention, q, k, v)
+            return y, *pull(cotangent)
+
+        sides["jax.nn"] = lambda: jax.block_until_ready(plain(*given))
     if settings.against != "none":
         sides["torch"] = torch_side(arrays, dtype)
     times = harness.take_turns(sides, settings.rounds, warmup=2, seconds=settings.seconds)

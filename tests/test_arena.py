@@ -12,9 +12,9 @@ from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.typing import ConfigError
 from studies.arena import __main__ as command
 from studies.arena import entries, page
-from studies.arena.protocol import TRACKS, array_hash, load_latents, read_clips, write_clips
+from studies.arena.protocol import CLIPS, TRACKS, array_hash, load_latents, read_clips, write_clips
 from studies.arena.scoring import interval, score
-from studies.arena.training import statistics, train
+from studies.arena.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 HASH = "d7e20728165c4a86"  # of 24 + 16 clips
@@ -40,6 +40,11 @@ def entry(folder, clips):
     return out
 
 
+def of_the_protocol(tree: dict) -> dict:
+    """`tree` as if its few clips had been all of them."""
+    return tree | {"clips": tree["clips"] | {"hash": CLIPS}}
+
+
 def test_clips_are_the_same_everywhere(clips, tmp_path):
     assert clips.manifest["hash"] == HASH == array_hash(clips.video, clips.label)
     assert write_clips(tmp_path / "few", train=8, test=4).video.shape == (12, 17, 24, 24, 3)
@@ -49,10 +54,14 @@ def test_clips_are_the_same_everywhere(clips, tmp_path):
 
 def test_an_entry_is_made_of_its_files(entry, clips):
     tree = json.loads((entry / "entry.json").read_text())
-    page.check_entry(tree)
+    page.check_entry(of_the_protocol(tree))
+    with pytest.raises(ConfigError, match=f"encoded clips {HASH}, expected"):
+        page.check_entry(tree)
     assert tree["latents"]["shape"] == [5, 3, 3, 12] and not tree["latents"]["rotated"]
     assert tree["ends"]["real"] > 0.9 > tree["ends"]["shuffled"]
     assert len(tree["seeds"][0]["loss"]) == 10 and tree["measures"]["straightness"]["value"] is not None
+    assert tree["measures"]["rate_nats"] == {"left_out": "needs logvar"}, "a code has no posterior, and so no rate"
+    assert tree["measures"]["label_chance"]["value"] > 0
     before = (entry / "sampled-0.npz").stat().st_mtime_ns
     train(entry / "latents.npz", clips, "tiny")
     assert (entry / "sampled-0.npz").stat().st_mtime_ns == before, "drawn twice"
@@ -84,15 +93,6 @@ def test_codes_without_training_decode_what_they_encode(clips):
         assert z.shape == (40, 5, 3, 3, 12)
         assert np.square(decode(z).astype(float) - clips.video).mean() < 0.5 * grey
         np.testing.assert_allclose(encode(decode(z))["mean"], z, atol=0.35)  # rounded and clipped
-
-
-def test_statistics_are_those_of_samples():
-    rng = np.random.default_rng(0)
-    mean = rng.normal(2.0, 3.0, (500, 2, 2, 2, 3)).astype(np.float32)
-    found = statistics({"mean": mean, "logvar": np.full_like(mean, np.log(16.0))})
-    np.testing.assert_allclose(found, [[2.0] * 3, [5.0] * 3], atol=0.2)
-    still = statistics({"mean": np.zeros((4, 1, 1, 1, 2)), "logvar": np.full((4, 1, 1, 1, 2), -30.0)})
-    np.testing.assert_array_equal(still, [[0, 0], [1, 1]])
 
 
 def test_intervals():
@@ -143,9 +143,14 @@ def test_stored_entries_can_stand_beside_each_other(entry):
     tree = json.loads((entry / "entry.json").read_text())
     for change in ({"protocol": 0}, {"track": "mine"}, {"seeds": []}, {"settings": {}}):
         with pytest.raises(ConfigError, match="pooled: "):
-            page.check_entry(tree | change)
+            page.check_entry(of_the_protocol(tree) | change)
     text = page.DOCUMENT.read_text()
     assert page.table([t for t in page.read_entries()]).splitlines()[0] in text, "python -m studies.arena page"
+
+
+@pytest.mark.slow
+def test_the_clips_of_the_protocol_have_its_hash(tmp_path):
+    assert write_clips(tmp_path).manifest["hash"] == CLIPS
 
 
 @pytest.mark.slow
@@ -161,7 +166,7 @@ def test_every_entry_of_ours_is_one_command(name, folder, tmp_path):
     ]
     assert run_command(command, "arena", arguments) == 0
     tree = json.loads((tmp_path / name / "entry.json").read_text())
-    page.check_entry(tree)
+    page.check_entry(of_the_protocol(tree))
     assert tree["latents"]["rotated"] == (name == "rotated") and tree["measures"]["rate_nats"]["value"] > 0
 
 

@@ -176,12 +176,14 @@ def test_a_mask_is_an_array_or_a_function(qkv):
     np.testing.assert_allclose(dot_product_attention(*qkv), naive(*qkv, True), atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, 40.0])  # at 40, exponentials of the logits overflow unless they are shifted
+@pytest.mark.parametrize(
+    ("scale", "atol"), [(1.0, 2e-5), (10.0, 5e-3)]
+)  # at 10, exponentials of the logits overflow unless they are shifted
 @pytest.mark.parametrize("mask", [None, banded], ids=["all", "banded"])
-def test_the_gradient_on_a_cpu_is_the_derivative(qkv, mask, scale):
+def test_the_gradient_on_a_cpu_is_the_derivative(qkv, mask, scale, atol):
     """Our backward pass against JAX's own differentiation, and forward over reverse."""
-    q, k, v = (x[:, :12] for x in qkv)
-    index = np.arange(12)
+    q, k, v = (x[:, :40] for x in qkv)  # more than the 24 channels
+    index = np.arange(40)
     dense = True if mask is None else mask(index[:, None], index[None])
 
     def attend(q, k, v):
@@ -191,7 +193,7 @@ def test_the_gradient_on_a_cpu_is_the_derivative(qkv, mask, scale):
         return jax.value_and_grad(lambda *x: jnp.sum(f(*x) ** 2), (0, 1, 2))(scale * q, scale * k, v)
 
     expected = gradients(lambda q, k, v: naive(q, k, v, dense))
-    chex.assert_trees_all_close(gradients(attend), expected, atol=1e-4 * scale, rtol=1e-4)
+    chex.assert_trees_all_close(gradients(attend), expected, atol=atol, rtol=1e-4)
     if mask is None and scale == 1.0:
         second = lambda f: jax.hessian(lambda x: jnp.sum(f(x, k[:1], v[:1]) ** 2))(q[:1, :3])  # noqa: E731
         chex.assert_trees_all_close(second(attend), second(lambda q, k, v: naive(q, k, v, True)), atol=1e-5)

@@ -28,6 +28,11 @@ def test_stages_to_come_cost_as_much_for_a_pixel_and_others_are_named(tmp_path):
     assert time_left(run, "image", 300, 2.0).startswith("10 min left, 30 min with video")
     assert time_left(run, "video", 60, 60.0) == "1 h 0 min left, then latents and diffusion"
     assert time_left(run, "diffusion", 6, 10.0) == "60 s left"
+    for stage in ("video", "latents"):  # finished before, as when an earlier stage is trained again
+        run.result(stage).parent.mkdir(parents=True)
+        run.result(stage).touch()
+    assert time_left(run, "image", 300, 2.0) == "10 min left, then diffusion"
+    run.result("video").unlink()
     # Batches of several sizes cost the same, by the number of clips in each.
     sizes = ((5, 16), (1, 16, 3))
     mixed = dataclasses.replace(experiment.video, sizes=sizes)

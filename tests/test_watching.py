@@ -143,6 +143,11 @@ def test_wandb_gets_rising_steps_of_its_own_and_gifs(tmp_path, monkeypatch):
     assert rows["loss"] == 0.5 and rows["strip"] == [(16, 24, 3)] * 2
     assert rows["clip"] == [("gif", b"GIF8")] * 2 and rows["note"] == "all is well"
     assert ("finish", (), {}) in calls
+    stage, settings = tmp_path / "video", toy_run(tmp_path / "video", writers=("wandb",))
+    for spool in ("a", "b"):  # of a run in a bucket, each start writes to a local folder of its own
+        StageWriters(settings, "video", 0, tmp_path / spool).close()
+    last = [kw for name, _, kw in calls if name == "init"][-2:]
+    assert [kw["id"] for kw in last] == [inits[0]["id"]] * 2 and last[0]["name"] == f"{tmp_path.name}/{stage.name}"
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb, or leave it out of writers"):
         WandbWriter(tmp_path / "video")

@@ -209,14 +209,14 @@ def _open(folder: Path, total: int) -> Shards:
 
 
 def _write_manifest(folder: Path, records: Iterable[dict], key: dict, total: int, class_names: tuple[str, ...]) -> None:
-    mean, std = (values.tolist() for values in _statistics(records))
+    mean, std = (values.tolist() for values in channel_statistics(records))
     shards = _open(folder, total)
     marks = [zlib.crc32(shards[rows.start]) for rows in cache_shards(folder, total).values()]
     about = {"records": total, "key": key, "class_names": list(class_names), "mean": mean, "std": std}
     write_json(folder / "manifest.json", about | {"first_records": marks})
 
 
-def _statistics(records: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(records: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Channel mean and standard deviation of posterior samples: `Var[z] = Var[mean] + E[exp(logvar)]`, in float64."""
     count = 0
     first: Any = 0.0

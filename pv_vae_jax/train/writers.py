@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -148,18 +149,24 @@ class TensorBoardWriter(MetricWriter):
 class WandbWriter(MetricWriter):
     """A run of Weights & Biases for each stage (package wandb); `WANDB_MODE=offline` keeps it on this machine.
 
+    Args:
+      folder: where W&B keeps its files.
+      start_step: as for the others; W&B goes on in the run of `stage`.
+      stage: folder of the stage, which names the run; by default `folder`, but in a bucket the two differ.
+
     Raises:
       ImportError: wandb is not installed.
     """
 
-    def __init__(self, folder: Path, start_step: int = 0):
+    def __init__(self, folder: Path, start_step: int = 0, stage: Path | None = None):
         try:
             import wandb
         except ImportError as error:
             raise ImportError("writers=wandb needs wandb: pip install wandb, or leave it out of writers") from error
-        self._wandb, group = wandb, folder.parent.name
-        key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a resumed stage goes on in its run
-        names = dict(group=group, name=f"{group}/{folder.name}", id=key, resume="allow", dir=str(folder))
+        stage = (stage or folder).resolve()
+        self._wandb, group = wandb, stage.parent.name
+        key = hashlib.sha256(str(stage).encode()).hexdigest()[:16]  # a resumed stage goes on in its run
+        names = dict(group=group, name=f"{group}/{stage.name}", id=key, resume="allow", dir=str(folder))
         self._run = wandb.init(project="pv_vae_jax", **names)
         self._run.define_metric("*", step_metric="step")  # W&B's own counter drops steps that a resumed stage repeats
 
@@ -224,7 +231,8 @@ class StageWriters:
         self._jsonl = JsonlWriter(folder, start_step)
         self.unwritten, self.save_pending = self._jsonl.unwritten, self._jsonl.save_pending
         left_out = ["tensorboard"] if missing_board(names) else []
-        self._own = [WRITERS[name](folder, start_step) for name in names if name not in left_out]
+        makers = WRITERS | {"wandb": functools.partial(WandbWriter, stage=run.folder(stage))}
+        self._own = [makers[name](folder, start_step) for name in names if name not in left_out]
         self._others = [(writer, "") for writer in self._own] + [(writer, f"{stage}/") for writer in run.writers]
         self._thread, self._failed = concurrent.futures.ThreadPoolExecutor(max_workers=1), list[Any]()
         for writer in self._own if start_step == 0 else ():

@@ -9,7 +9,7 @@ from pathlib import Path
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
 from studies.ablation.tables import markdown
-from studies.arena.protocol import TRACKS, VERSION
+from studies.arena.protocol import CLIPS, TRACKS, VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "arena.md"
@@ -29,20 +29,21 @@ def check_entry(tree: dict) -> None:
     settings = json.loads(json.dumps(dataclasses.asdict(TRACKS[track])))
     if tree["settings"] != settings or [seed["seed"] for seed in tree["seeds"]] != settings["seeds"]:
         raise ConfigError(f"{name}: settings or seeds are not those of track {track}: score it again")
+    if (found := tree["clips"]["hash"]) != CLIPS:
+        raise ConfigError(
+            f"{name}: encoded clips {found}, expected {CLIPS}: those of `python -m studies.arena clips OUT`"
+        )
 
 
 def read_entries(folder: Path = RESULTS) -> list[dict]:
     """The stored entries, those that keep most laws first.
 
     Raises:
-      ConfigError: as `check_entry`; or two of one track were not given the same clips.
+      ConfigError: as `check_entry`.
     """
     trees = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    hashes: dict[str, str] = {}
     for tree in trees:
         check_entry(tree)
-        if hashes.setdefault(tree["track"], tree["clips"]["hash"]) != tree["clips"]["hash"]:
-            raise ConfigError(f"{tree['name']}: encoded clips {tree['clips']['hash']}, others {hashes[tree['track']]}")
     return sorted(trees, key=lambda tree: (tree["track"], -tree["kept"]["mean"]))
 
 

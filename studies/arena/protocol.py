@@ -19,6 +19,10 @@ from pv_vae_jax.typing import ConfigError
 
 VERSION = 1  # of the protocol: scores of other versions cannot be compared
 WORLD = "plain:bounce,orbit,fall,swing"
+CLIPS = (
+    "57e8dd7f9a7efb01"  # hash of the clips of `python -m studies.arena clips OUT`, which stored entries have encoded
+)
+NO_NOISE = -30.0  # log variance of an encoder without a posterior
 MOST_TOKENS = 1_280  # latent positions of a clip
 
 
@@ -171,7 +175,7 @@ def load_latents(path: Path, clips: Clips) -> dict[str, np.ndarray]:
         raise ConfigError(f"expected at most {MOST_TOKENS} latent positions a clip, got {tokens}: fold some into z")
     if not mean[clips.train].std():
         raise ConfigError(f"all latents of {path} are equal: encode the clips again")
-    logvar = np.asarray(found["logvar"], np.float32) if "logvar" in found else np.full_like(mean, -30.0)
+    logvar = np.asarray(found["logvar"], np.float32) if "logvar" in found else np.full_like(mean, NO_NOISE)
     return {"mean": mean, "logvar": logvar}
 
 

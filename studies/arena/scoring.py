@@ -9,11 +9,11 @@ import numpy as np
 
 from pv_vae_jax.evaluation.diffusability import measure_latents
 from pv_vae_jax.evaluation.image_metrics import score_frames, summarize_frames
+from pv_vae_jax.evaluation.velocity import sample_posterior
 from pv_vae_jax.flow import normalize_latents
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.typing import ConfigError
-from studies.arena.protocol import TRACKS, VERSION, Clips, array_hash, load_arrays, load_latents, load_video
-from studies.arena.training import sample_posterior
+from studies.arena.protocol import NO_NOISE, TRACKS, VERSION, Clips, array_hash, load_arrays, load_latents, load_video
 from studies.motion.scores import score_clips, shuffled
 from studies.motion.skill import latent_skill
 
@@ -33,24 +33,29 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
       ConfigError: a file is missing, or belongs to other latents, clips or seeds; the message says which.
     """
     latents, settings = load_latents(folder / "latents.npz", clips), TRACKS[track]
-    real = clips.video[clips.test]
+    real, label = clips.video[clips.test], clips.label[clips.test]
     key = array_hash(*latents.values(), clips.label)
-    held_out = sample_posterior({part: array[clips.test] for part, array in latents.items()})
-    other = sample_posterior({part: array[clips.train] for part, array in latents.items()})
+    moments = {
+        split: [latents[part][getattr(clips, split)] for part in ("mean", "logvar")] for split in ("train", "test")
+    }
     seeds, rotated = [], False
     for seed in settings.seeds:
         file = folder / f"sampled-{seed}.npz"
-        found, drawn, label, loss, spread = load_arrays(file, "key", "latents", "label", "loss", "statistics")
+        found, drawn, asked, loss, spread = load_arrays(file, "key", "latents", "label", "loss", "statistics")
         began = f"{key}-{track}-"
         if not str(found).startswith(began):
             raise ConfigError(f"{file} was drawn for other latents, clips or track: run `train` again")
         rotated = str(found) == f"{began}True"
         video = load_video(folder / f"generated-{seed}.npz", (settings.samples, *real.shape[1:]))
+        held_out, other = (sample_posterior(*moments[split], *spread) for split in ("test", "train"))
         n = min(len(drawn), len(held_out))
-        normal = [normalize_latents(x, *spread) for x in (drawn[:n], held_out[:n], other)]
-        seeds.append({"seed": seed, "loss": [float(x) for x in loss], "skill": latent_skill(*map(np.asarray, normal))})
+        skill = latent_skill(np.asarray(normalize_latents(drawn[:n], *spread)), held_out[:n], other)
+        seeds.append({"seed": seed, "loss": [float(x) for x in loss], "skill": skill})
         if clips.laws:
-            seeds[-1] |= score_clips(video, label, clips.laws)
+            seeds[-1] |= score_clips(video, asked, clips.laws)
+    known = {"mean": moments["test"][0], "logvar": moments["test"][1], "label": label}
+    if (known["logvar"] == NO_NOISE).all():
+        del known["logvar"]  # there is no rate without a posterior
     frames = summarize_frames(score_frames(load_video(folder / "reconstructed.npz", real.shape), real, 255))
     tree = {
         "name": name or folder.name,
@@ -61,11 +66,10 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
         "latents": {"hash": key, "shape": list(latents["mean"].shape[1:]), "rotated": rotated},
         "seeds": seeds,
         "reconstruction": frames,
-        "measures": measure_latents({part: array[clips.test] for part, array in latents.items()}),
+        "measures": measure_latents(known),
     }
     if clips.laws:
         ends = {"real": real, "shuffled": shuffled(real)}
-        label = clips.label[clips.test]
         tree["ends"] = {end: score_clips(video, label, clips.laws)["kept"] for end, video in ends.items()}
         tree["kept"] = interval([seed["kept"] for seed in seeds], settings.samples)
     tree["skill"] = interval([seed["skill"]["energy"] for seed in seeds])

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from tqdm import trange
 
-from pv_vae_jax.flow import denormalize_latents, normalize_latents
+from pv_vae_jax.data.latents import channel_statistics
+from pv_vae_jax.evaluation.velocity import sample_posterior, velocity_loss
+from pv_vae_jax.flow import denormalize_latents
 from pv_vae_jax.model import init_latte
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.storage import atomic
@@ -17,8 +19,8 @@ from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.nan_check import check_finite_params
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.state import TrainState
-from studies.arena.protocol import TRACKS, Clips, array_hash, load_latents
-from studies.motion.measure import draw_latents, velocity_loss
+from studies.arena.protocol import TRACKS, Clips, array_hash, load_arrays, load_latents
+from studies.motion.measure import draw_latents
 from studies.motion.rotation import RotatedLatte
 
 
@@ -39,30 +41,17 @@ def train(path: Path, clips: Clips, track: str, rotated: bool = False) -> list[P
     for seed in settings.seeds:
         out = path.with_name(f"sampled-{seed}.npz")
         written.append(out)
-        if out.exists() and str(np.load(out)["key"]) == f"{key}-{track}-{rotated}":
+        if out.exists() and str(load_arrays(out, "key")[0]) == f"{key}-{track}-{rotated}":
             continue
         model, state, (mean, std) = _fit(latents, clips, track, seed, rotated)
         label = np.arange(settings.samples, dtype=np.int32) % len(clips.manifest["names"])
         drawn = draw_latents(model, state.ema, latents["mean"].shape[1:], label, settings.sampling_steps, seed)
-        held_out = sample_posterior({name: array[clips.test] for name, array in latents.items()})
-        loss = velocity_loss(model, state.ema, normalize_latents(held_out, mean, std), clips.label[clips.test])
+        held_out = sample_posterior(*(latents[name][clips.test] for name in ("mean", "logvar")), mean, std)
+        loss = velocity_loss(model, state.ema, held_out, clips.label[clips.test])
         arrays = {"latents": np.asarray(denormalize_latents(drawn, mean, std)), "label": label, "loss": loss}
         with atomic(out) as partial, open(partial, "wb") as file:
             np.savez(file, key=f"{key}-{track}-{rotated}", statistics=np.stack([mean, std]), **arrays)
     return written
-
-
-def sample_posterior(latents: dict[str, np.ndarray]) -> np.ndarray:
-    """One sample of every posterior, always the same."""
-    noise = np.random.default_rng(0).standard_normal(latents["mean"].shape, np.float32)
-    return latents["mean"] + np.exp(0.5 * latents["logvar"]) * noise
-
-
-def statistics(latents: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation `(z,)` of samples of the posteriors; a dead channel has deviation 1."""
-    places = (0, 1, 2, 3)
-    variance = latents["mean"].var(axis=places) + np.exp(latents["logvar"]).mean(axis=places)
-    return latents["mean"].mean(axis=places), np.where(variance > 1e-12, np.sqrt(variance), 1.0).astype(np.float32)
 
 
 def _fit(
@@ -70,7 +59,8 @@ def _fit(
 ) -> tuple[Latte, TrainState, tuple[np.ndarray, np.ndarray]]:
     settings, names = TRACKS[track], clips.manifest["names"]
     data = {name: array[clips.train] for name, array in latents.items()} | {"label": clips.label[clips.train]}
-    mean, std = statistics({name: data[name] for name in latents})
+    posteriors = ({"mean": m, "logvar": v} for m, v in zip(data["mean"], data["logvar"], strict=True))
+    mean, std = (np.asarray(values, np.float32) for values in channel_statistics(posteriors))
     config = LatteConfig(
         latent_channels=data["mean"].shape[-1],
         depth=settings.depth,
