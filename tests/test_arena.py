@@ -115,6 +115,8 @@ def test_latents_that_do_not_fit_are_refused(clips, tmp_path, latents, message):
     np.savez(tmp_path / "latents.npz", **latents)
     with pytest.raises(ConfigError, match=message):
         load_latents(tmp_path / "latents.npz", clips)
+    with pytest.raises(ConfigError, match="none.npz does not exist: encode the clips"):
+        load_latents(tmp_path / "none.npz", clips)
 
 
 def test_files_of_another_step_are_refused(entry, clips, folder, tmp_path, capsys):

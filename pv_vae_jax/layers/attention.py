@@ -72,8 +72,8 @@ def dot_product_attention(
 def _with_own_gradient(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     """Attention on a CPU, where passes over the `n x m` logits cost more than the products.
 
-    Scale and sum of the softmax are applied to arrays of width `d` in both directions, which halves the passes. With 256
-    and with 1280 keys of width 64 it takes 0.6 of the time of `jax.nn.dot_product_attention`; with fewer keys than
+    Scale and sum of the softmax are applied to arrays of width `d` in both directions, which halves the passes. With
+    256 and with 1280 keys of width 64 it takes 0.6 of the time of `jax.nn.dot_product_attention`; with fewer keys than
     channels, 1.2 of it (`python -m benchmarks attention`).
     """
     return _forward(q, k, v, mask)[0]

@@ -162,9 +162,11 @@ def load_latents(path: Path, clips: Clips) -> dict[str, np.ndarray]:
     Raises:
       ConfigError: they are not latents of these clips, or too many for the transformer.
     """
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: encode the clips and save them there, see docs/arena.md")
     try:
         found = read_latents(path)
-    except (FeatureError, FileNotFoundError) as error:
+    except FeatureError as error:
         raise ConfigError(str(error)) from error
     mean, count = np.asarray(found["mean"], np.float32), len(clips.video)
     if len(mean) != count:
