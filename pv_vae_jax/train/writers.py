@@ -192,6 +192,11 @@ class WandbWriter(MetricWriter):
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         self._log(step, texts)
 
+    def write_histograms(self, step: int, arrays: Arrays, num_buckets: Mapping[str, int] | None = None) -> None:
+        bins = num_buckets or {}
+        counts = {name: np.histogram(values, bins.get(name, 30)) for name, values in arrays.items()}
+        self._log(step, {name: self._wandb.Histogram(np_histogram=pair) for name, pair in counts.items()})
+
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         self._run.config.update(dict(hparams), allow_val_change=True)
 

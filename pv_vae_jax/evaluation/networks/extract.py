@@ -170,7 +170,8 @@ def extract(
     batch_size = -(-batch_size // len(devices)) * len(devices)
     found = []
     interval = 1 if sys.stderr.isatty() else 20
-    with tqdm(total=count, desc=label, unit="clip", mininterval=interval, disable=label is None) as bar:
+    shown = tqdm(total=count, desc=label, unit="clip", mininterval=interval, disable=label is None)
+    with jax.set_mesh(mesh), shown as bar:  # a training stage around it has another mesh
         for batch, count_real in padded_batches(clips, batch_size):
             features = _features(network.apply, params, jax.device_put(batch, spread))
             found.append(np.asarray(features)[:count_real])
