@@ -129,6 +129,17 @@ def test_remat_changes_neither_values_nor_gradients(graded, policy):
     assert other_program != program
 
 
+def test_unrolled_blocks_are_the_scanned_ones(graded, monkeypatch):
+    value, gradient, program = graded("none")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    graded.cache_clear()
+    other_value, other, other_program = graded("none")
+    graded.cache_clear()
+    np.testing.assert_allclose(other_value, value, rtol=1e-6)
+    chex.assert_trees_all_close(other, gradient, atol=1e-6, rtol=1e-4)
+    assert other_program != program
+
+
 def test_every_policy_is_a_policy_of_its_own(graded):
     """They save different sets of products, so the backward passes hold different numbers of them."""
     assert len({graded(policy)[2].count("dot_general") for policy in REMATS}) >= 3

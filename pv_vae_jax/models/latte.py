@@ -25,6 +25,10 @@ from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.sharding.axes import HEAD_AXES, HIDDEN_AXES, TOKEN_AXES, constrain, split
 from pv_vae_jax.typing import DTYPES, Array, check_choices, check_sizes
 
+# Pairs of blocks that one CPU device computes unrolled: stacking what each keeps for the backward pass, and taking it
+# from the stack again, is a quarter of a small transformer's step there.
+UNROLLED = 6
+
 
 @dataclasses.dataclass(frozen=True)
 class LatteConfig:
@@ -139,7 +143,7 @@ class Latte(nn.Module):
     """Noisy latents `(b, g, h, w, z)`, time `(b,)` in [0, 1], labels `(b,)` -> velocity `(b, g, h, w, z)` float32.
 
     The pairs of blocks run under `nn.scan`: their parameters are stacked on a leading axis, and compile time does not
-    grow with depth. The label `classes` means "no class".
+    grow with depth; on one CPU device a few of them are unrolled, see `UNROLLED`. The label `classes` means "no class".
     """
 
     config: LatteConfig
@@ -166,12 +170,15 @@ class Latte(nn.Module):
             label = jnp.full((b,), c.classes) if label is None else label
             condition = condition + ClassEmbedding(classes=c.classes, features=c.width, name="label")(label)
 
+        one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+        unrolled = one_cpu and c.remat == "none" and c.depth // 2 <= UNROLLED
         pairs = nn.scan(
             remat(BlockPair, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.depth // 2,
+            unroll=c.depth // 2 if unrolled else 1,
         )(c, name="pairs")
         is_first = jnp.arange(c.depth // 2) == 0
         time_table = jnp.asarray(sincos_1d(c.width, range(g)))  # (g, d)
