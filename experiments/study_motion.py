@@ -29,7 +29,7 @@ MOTION = {"video.drop_ratio": 0.0, "video.objective.motion": 1.0}
 METHOD = {"video.drop_ratio": 1.0, "video.objective.motion": 1.0}
 RISING = METHOD | {"video.drop_schedule": "cosine"}
 # The positive control: latents must tell place and velocity of the disc and its law, 8 numbers of the world's state.
-ALIGNED = BASELINE | {"video.objective.alignment": 0.1, "data.features": 8}
+ALIGNED = BASELINE | {"video.objective.alignment": 3e-3, "data.features": 8}
 
 
 def base() -> Experiment:
