@@ -114,7 +114,7 @@ def _begin(stage: Stage, run: Run, sharding: TrainState, checkpoints: Checkpoint
         network: {part: shard_from_host(tree, places[network][part]) for part, tree in trees.items()}
         for network, trees in stage.restored(run).items()
     }
-    return 0, jax.jit(stage.init_state, out_shardings=sharding, donate_argnums=0)(restored)
+    return 0, stage.jit_init(sharding)(restored)
 
 
 def count_flops(stage: Stage, static_args: dict[str, Any], state: TrainState, batch: dict, mesh: Mesh) -> float:
