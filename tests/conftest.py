@@ -60,16 +60,14 @@ TWO_LEVELS = dataclasses.replace(
 
 def settings_of(stage: Stage) -> tuple | None:
     """What the programs of a stage follow from; None for stages of other kinds, such as those of tests."""
-    experiment, key = stage.experiment, ()
+    step = stage.step if type(stage) is DiffusionStage else getattr(stage, "_step", None)
     if type(stage) is VAEStage:
-        key = (stage.sizes, experiment.discriminator, stage._step.perceptual, stage._step.features, stage.alignment.width)
+        more = (*stage.sizes, stage.experiment.discriminator, stage.alignment.width, step.perceptual, step.features)
     elif type(stage) is DiffusionStage:
-        key = (stage.shape, stage.step.model, np.asarray(stage.step.mean).tobytes(), np.asarray(stage.step.std).tobytes())
-    return key and (stage.name, stage.config, experiment.vae, experiment.seed, jax.config.jax_enable_x64, *map(_hashable, key))
-
-
-def _hashable(value):
-    return tuple(value) if isinstance(value, list) else value
+        more = (stage.shape, *(np.asarray(statistic).tobytes() for statistic in (step.mean, step.std)))
+    else:
+        return None
+    return type(stage), stage.name, stage.config, stage.experiment.seed, step.model, jax.config.jax_enable_x64, more
 
 
 def once_for_equal_stages(method):
