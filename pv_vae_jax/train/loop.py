@@ -1,7 +1,5 @@
 """The one loop that runs every stage: fetch, step, log, check, save, stop."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from typing import Any

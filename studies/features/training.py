@@ -4,8 +4,6 @@ The synthetic world knows what its clips show, so they teach shape, motion famil
 given, bring real texture to the tasks that need no label: order of frames, noise, blur.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 
