@@ -33,16 +33,7 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_truncated
 from pv_vae_jax.storage import as_path, atomic
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
-from pv_vae_jax.typing import (
-    DTYPES,
-    VAE_STAGES,
-    Array,
-    ConfigError,
-    Params,
-    PRNGKey,
-    ShapeError,
-    WeightsError,
-)
+from pv_vae_jax.typing import DTYPES, VAE_STAGES, Array, ConfigError, Params, PRNGKey, ShapeError, WeightsError
 
 # What methods take and return. Videos are uint8 or float in [-1, 1], on the host or on a device.
 Video = Num[Array | np.ndarray, "b t H W 3"]

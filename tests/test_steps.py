@@ -310,7 +310,7 @@ def test_the_bar_says_that_the_first_step_compiles_and_does_not_count_it(tmp_pat
         time.sleep(2)  # while it is traced
         return state.replace(step=state.step + 1), {"loss": batch["x"].mean()}
 
-    monkeypatch.setattr(loop, "tqdm", lambda **given: bars.append((tqdm(**given), time.time())) or bars[0][0])
+    monkeypatch.setattr(loop, "progress_bar", lambda **given: bars.append((tqdm(**given), time.time())) or bars[0][0])
     with jax.log_compiles():
         stage = ToyStage(step, lambda: create_state({"w": jnp.zeros(())}, ()), {"x": np.ones(4, np.float32)}, steps=3)
         loop.run_stage(stage, toy_run(tmp_path))

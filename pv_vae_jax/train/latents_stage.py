@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from pv_vae_jax.data import latents as cache
 from pv_vae_jax.data.pipeline import examples
@@ -24,6 +22,7 @@ from pv_vae_jax.model import load
 from pv_vae_jax.models.registry import build_vae
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.sharding.axes import DATA, FSDP
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, shard_from_host
@@ -173,8 +172,8 @@ def _encoded_clips(run: Run, vae_stage: str, source: VideoSource, rows: Sequence
     Raises:
       Preempted: SIGTERM or Ctrl-C arrived.
     """
-    shown, interval = is_primary_process() and len(rows) > 0, 1 if sys.stderr.isatty() else 20
-    bar = tqdm(total=sum(map(len, rows)), desc="latents", unit="clip", mininterval=interval, disable=not shown)
+    hidden = not rows or not is_primary_process()
+    bar = progress_bar(total=sum(map(len, rows)), desc="latents", unit="clip", disable=hidden)
     with PreemptionHandler() as preemption, bar:
         for batch in preemption.until_preempted(_batches(run, vae_stage, source, rows), "latents"):
             bar.update(len(batch))
