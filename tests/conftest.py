@@ -67,7 +67,8 @@ def settings_of(stage: Stage) -> tuple | None:
         more = (stage.shape, *(np.asarray(statistic).tobytes() for statistic in (step.mean, step.std)))
     else:
         return None
-    return type(stage), stage.name, stage.config, stage.experiment.seed, step.model, jax.config.jax_enable_x64, more
+    around = jax.sharding.get_abstract_mesh(), jax.config.jax_enable_x64
+    return type(stage), stage.name, stage.config, stage.experiment.seed, step.model, around, more
 
 
 def once_for_equal_stages(method):
