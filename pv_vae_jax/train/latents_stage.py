@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,6 +21,7 @@ from pv_vae_jax.data.sources import VideoSource, fingerprint
 from pv_vae_jax.data.transforms import clip_transforms
 from pv_vae_jax.model import load
 from pv_vae_jax.models.registry import build_vae
+from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
 from pv_vae_jax.progress import progress_bar
@@ -192,7 +194,6 @@ def _batches(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range
         return  # without reading the model
     config = run.experiment.latents
     encode, params = _load_encoder(run, vae_stage)
-    encode = jax.jit(encode)
     mesh = make_mesh(devices=list(run.mesh.local_devices))
     at_once = config.batch_size + -config.batch_size % mesh.size
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
@@ -216,13 +217,14 @@ def _load_encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:
     """
     loaded = load(run.folder(vae_stage) / "model")
     vae = build_vae(dataclasses.replace(loaded.vae.config, dtype=PRECISION))
+    return functools.partial(_encode, vae), {"encoder": loaded.vae_params["encoder"]}
 
-    def encode(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with jax.default_matmul_precision(PRECISION):  # accelerators would round factors to less
-            posterior = vae.apply({"params": params}, to_float(video), method="encode")
-        return posterior.mean, posterior.logvar
 
-    return encode, {"encoder": loaded.vae_params["encoder"]}
+@functools.partial(jax.jit, static_argnums=0)  # at module level, so that caches of one VAE share a program
+def _encode(vae: VAE, params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    with jax.default_matmul_precision(PRECISION):  # accelerators would round factors to less
+        posterior = vae.apply({"params": params}, to_float(video), method="encode")
+    return posterior.mean, posterior.logvar
 
 
 def _transforms(experiment: Experiment) -> tuple:
