@@ -10,8 +10,6 @@ Run it in a clone of the repository. The bench `benchmarks/NAME.py` writes `benc
 `--all` skips benches that have a result of this very code, `--all --fresh` does not.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import json

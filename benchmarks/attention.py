@@ -4,8 +4,6 @@ Forward and gradients of one call, everything in turns. All implementations must
 cannot run on this device are left out.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 

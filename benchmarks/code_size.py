@@ -3,8 +3,6 @@
 A line of code is a line that holds a token other than a comment or a docstring; blank lines do not count.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import sys

@@ -5,8 +5,6 @@ programs a stage compiles: one for each `k` of the truncated form, one for the f
 within the stage.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 import time

@@ -16,8 +16,6 @@ the growth of resident memory over the last nine tenths of `batches` batches (th
 `videos`, moving textures are made at 256 px and 720p.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import itertools

@@ -8,8 +8,6 @@ Memory is the highest resident size (Linux) of a process that sends so many clip
 `own` network with `evaluation.networks.extract.extract`: it should not grow with their number.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 

@@ -1,7 +1,5 @@
 """What the benches share: cores, turns and medians, processes of their own, facts about the machine, result files."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

@@ -6,8 +6,6 @@ timed. A step draws a posterior sample, time and noise, drops labels, and update
 eagerly on CPU and compiled on GPUs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

@@ -4,8 +4,6 @@ Forward and both gradients of one convolution, all ways in turns, with PyTorch's
 them. All ways must agree before they are timed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """The tables of docs/performance.md, made of the result files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from benchmarks import harness

@@ -6,8 +6,6 @@ it. Speeds are calls a second; memory is the device's peak in GiB, and on CPU wh
 paper does not name its GPU, so its columns are for orientation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 

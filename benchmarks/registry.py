@@ -1,7 +1,5 @@
 """The benches of this folder: modules with `Settings`, `run(settings)` and `table(results)`."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import importlib

@@ -8,8 +8,6 @@ is removed once its stage is finished. Stopped, the same command goes on. Furthe
 every stage: with small networks it is a test.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os

@@ -3,8 +3,6 @@
 Training steps in turns; memory is what the compiled program asks for beside its arguments.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from benchmarks import harness

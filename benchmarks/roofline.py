@@ -6,8 +6,6 @@ instruction's time on all threads, sorted by what the instruction holds. PyTorch
 same network stand beside ours.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math

@@ -10,8 +10,6 @@ Chunks of two latent frames cut 17 frames twice, so that the loop runs at every 
 which then needs a little less. What both ways return is compared first.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 

@@ -8,8 +8,6 @@ Needs the extra `tpu-topology`, and no TPU. Each row is compiled by a process of
 minutes; every finished row is kept in `benchmarks/results/topologies.json`, so the command goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

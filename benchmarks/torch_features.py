@@ -4,8 +4,6 @@
 `load` of each copies the Flax parameters over.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -4,8 +4,6 @@
 `load_flax` copies the Flax parameters over. Latents are `(b, g, h, w, z)`, tokens `(b, g, n, d)`.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

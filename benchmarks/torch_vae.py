@@ -4,8 +4,6 @@ It exists to be timed and compared: one `VAEConfig` drives both networks, the mo
 parameters, and `load_flax` copies those over. Tensors are `(b, c, t, h, w)`.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -5,8 +5,6 @@ what is seen, one program for each `k`. Training draws `k` uniformly from 0 to a
 over `k` is what a step costs. FLOPs say what could be saved, times what is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from functools import partial

@@ -7,8 +7,6 @@ layouts (on GPUs in channels-last, and compiled), and counts with the faster. Ra
 PyTorch's. Wan2.2 with diffusers beside it is the bench `wan22`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

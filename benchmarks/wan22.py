@@ -7,8 +7,6 @@ are kept apart. diffusers first runs a small clip to warm up, or with `compiled`
 the rounds, weights included, and not of loading; on GPUs it is the device's. Outputs are compared.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import json

@@ -1,7 +1,5 @@
 """Models on the Hugging Face Hub: `hf://OWNER/NAME`, or `hf://OWNER/NAME@REVISION` (extra `hub`)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from types import ModuleType

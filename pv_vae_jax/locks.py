@@ -1,7 +1,5 @@
 """Locks between processes: of the system on a disk, and objects with a sign of life in a bucket."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

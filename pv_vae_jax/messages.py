@@ -1,7 +1,5 @@
 """What error messages share: phrases, and the error of a wrong setting (here, as it must not need jax)."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

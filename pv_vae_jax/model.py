@@ -33,16 +33,7 @@ from pv_vae_jax.pixels import to_float
 from pv_vae_jax.predictive import predict_truncated
 from pv_vae_jax.storage import as_path, atomic
 from pv_vae_jax.streaming import decode_chunks, encode_chunks
-from pv_vae_jax.typing import (
-    DTYPES,
-    VAE_STAGES,
-    Array,
-    ConfigError,
-    Params,
-    PRNGKey,
-    ShapeError,
-    WeightsError,
-)
+from pv_vae_jax.typing import DTYPES, VAE_STAGES, Array, ConfigError, Params, PRNGKey, ShapeError, WeightsError
 
 # What methods take and return. Videos are uint8 or float in [-1, 1], on the host or on a device.
 Video = Num[Array | np.ndarray, "b t H W 3"]
@@ -294,10 +285,9 @@ def _load(folder: Path, dtype: str | None, sharding: params_io.Placement | None)
             diffusion = Diffusion(latte, None, mean, std, shape, names)
             _check_diffusion(diffusion)
     # Outside, since the settings of a program may keep a network from being built or placed, which is no damage.
-    vae_shapes = jax.eval_shape(lambda: _init_vae(vae))
-    vae_params = params_io.read_params(folder / "vae.safetensors", vae_shapes, hashes=hashes, sharding=sharding)
+    vae_params = params_io.read_params(folder / "vae.safetensors", _vae_shapes(vae), hashes=hashes, sharding=sharding)
     if diffusion is not None:
-        shapes = jax.eval_shape(lambda: init_latte(diffusion.model, diffusion.latent_shape))
+        shapes = _latte_shapes(diffusion.model, diffusion.latent_shape)
         params = params_io.read_params(folder / "latte.safetensors", shapes, hashes=hashes, sharding=sharding)
         diffusion = diffusion.replace(params=cast_kernels(params, dtype))
     return Model(vae, cast_kernels(vae_params, dtype), diffusion, meta)
@@ -345,7 +335,7 @@ def _load_state(state: Path, dtype: str | None, sharding: params_io.Placement | 
         config = read_model_config(workdir)
         vae, images = _vae(config["vae"], dtype), config[stage]["images"]
         meta = {"experiment": config["name"], "stage": stage, "images": images, "steps": int(state.name)}
-    shapes = jax.eval_shape(lambda: _init_vae(vae))
+    shapes = _vae_shapes(vae)
     params = params_io.restore_params(state, "ema", shapes)
     params = jax.device_put(params, sharding(shapes) if callable(sharding) else sharding)
     return Model(vae, cast_kernels(params, dtype), meta=meta)
@@ -411,6 +401,12 @@ def _with_dtype(config: Any, dtype: str | None) -> Any:
     return config if dtype is None else dataclasses.replace(config, dtype=dtype)
 
 
-def _init_vae(model: VAE) -> Params:
-    side = model.config.space_factor
-    return model.init(jax.random.key(0), jnp.zeros((1, 1 + model.config.time_factor, side, side, 3)))["params"]
+@functools.lru_cache(maxsize=16)  # tracing takes longer than reading a small file, and models of one kind come often
+def _vae_shapes(model: VAE) -> Params:
+    clip = jnp.zeros((1, 1 + model.config.time_factor, *2 * (model.config.space_factor,), 3))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), clip)["params"])
+
+
+@functools.lru_cache(maxsize=16)
+def _latte_shapes(model: Latte, latent_shape: tuple[int, ...]) -> Params:
+    return jax.eval_shape(lambda: init_latte(model, latent_shape))

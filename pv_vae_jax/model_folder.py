@@ -1,7 +1,5 @@
 """Where models are: the shipped ones, and those in model folders and work directories."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

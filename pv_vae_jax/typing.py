@@ -4,8 +4,6 @@ Shape letters used in every comment of this library: `b` batch, `t` time, `h w` 
 channels, `g` latent frames (groups), `k` dropped groups, `n` tokens, `d` width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

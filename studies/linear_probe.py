@@ -1,7 +1,5 @@
 """Linear probes of frozen features in closed form: of labels, and of targets on the features' grid."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

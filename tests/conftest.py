@@ -16,6 +16,8 @@ if installed_version("jaxlib").startswith("0.12.") and "onednn_custom_call" not 
 os.environ.setdefault("PV_VAE_CACHE", os.path.join(tempfile.gettempdir(), f"pv_vae_jax_test_cache_{os.getuid()}"))
 
 import dataclasses
+import functools
+import gc
 from pathlib import Path
 
 import jax
@@ -25,8 +27,12 @@ import pytest
 
 from pv_vae_jax.cli.main import enable_compilation_cache
 from pv_vae_jax.models.vae import VAE, VAEConfig
+from pv_vae_jax.train.dit_stage import DiffusionStage
+from pv_vae_jax.train.stage import Stage
+from pv_vae_jax.train.vae_stage import VAEStage
 
 enable_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # there are many small programs
 
 # Compilation is the test budget, so: one level of time and space, the smallest network that has every kind of layer,
 # t2s8; and direct convolutions, which compile in half the time of those that `auto` takes on CPU (these are held to the
@@ -48,8 +54,63 @@ TWO_LEVELS = dataclasses.replace(
 )
 
 
+# Commands that tests run in this process train the same few stages again and again, each time with new objects, which
+# JAX would trace and compile anew. So what depends on nothing but a stage's settings is made once in a process.
+
+
+def settings_of(stage: Stage) -> tuple | None:
+    """What the programs of a stage follow from; None for stages of other kinds, such as those of tests."""
+    step = stage.step if type(stage) is DiffusionStage else getattr(stage, "_step", None)
+    if type(stage) is VAEStage:
+        more = (*stage.sizes, stage.experiment.discriminator, stage.alignment.width, step.perceptual, step.features)
+    elif type(stage) is DiffusionStage:
+        more = (stage.shape, *(np.asarray(statistic).tobytes() for statistic in (step.mean, step.std)))
+    else:
+        return None
+    around = jax.sharding.get_abstract_mesh(), jax.config.jax_enable_x64
+    return type(stage), stage.name, stage.config, stage.experiment.seed, step.model, around, more
+
+
+def once_for_equal_stages(method):
+    """`method` of a stage, whose result for equal stages and arguments is kept."""
+    kept = {}
+
+    @functools.wraps(method)
+    def remembering(stage, *arguments):
+        if (settings := settings_of(stage)) is None:
+            return method(stage, *arguments)
+        leaves, tree = jax.tree.flatten(arguments)
+        key = (settings, tuple(leaves), tree)
+        if key not in kept:
+            kept[key] = method(stage, *arguments)
+        return kept[key]
+
+    return remembering
+
+
+for cls, method in ((Stage, "jit_init"), (Stage, "jit_step"), (Stage, "check"), (VAEStage, "check")):
+    setattr(cls, method, once_for_equal_stages(getattr(cls, method)))
+for cls, name in ((Stage, "abstract_state"), (VAEStage, "shapes")):
+    setattr(cls, name, property(once_for_equal_stages(getattr(cls, name).func)))
+
+
+def pytest_collection_finish():
+    """Spare the collector what imports left behind, and let it look less often: tracing makes many small objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+# Files that take longest, in the order in which they begin: else one of the two processes ends long before the other.
+# Those of one small run are apart, so that the later finds the programs of the earlier.
+LONGEST = ("cli", "sharding", "steps", "resume", "pipeline", "model", "watching", "prepare", "own_clips", "launch")
+LONGEST += ("notebooks", "vae", "transformer_vae", "docs", "wan", "wan_predictive", "arena", "ablations", "bench")
+
+
 def pytest_collection_modifyitems(items):
-    """Give slow tests four times the time limit of the others."""
+    """Begin with the longest files, and give slow tests four times the time limit of the others."""
+    rank = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1_200))

@@ -360,6 +360,7 @@ def test_policies_differ_in_what_is_computed_again(small_networks, monkeypatch):
         assert flops["remat" if "remat" in flops else "blocks"] > flops["none"]
 
 
+@pytest.mark.slow
 def test_truncation_saves_the_encoder_s_work(small_networks):
     from benchmarks import truncation
 
@@ -425,6 +426,7 @@ def test_a_bench_runs_whole(name, small_networks, tmp_path, monkeypatch):
         assert set(found["test"]) == {"train", "online", "sample"}
 
 
+@pytest.mark.slow
 def test_wan22_sides_agree(tmp_path):
     pytest.importorskip("torch", reason=NO_TORCH)
     pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[benchmark]'")
@@ -463,6 +465,7 @@ def test_programs_of_a_stage():
     assert programs(Experiment(video=stage), "video") == 10
 
 
+@pytest.mark.slow
 def test_reading(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
     from benchmarks import data

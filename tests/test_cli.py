@@ -644,7 +644,7 @@ def test_samples_that_are_not_finite_are_no_clips(trained):
 def test_sample_of_a_model_without_classes_needs_no_flag(trained, tmp_path, monkeypatch):
     model = load(trained)
     latte = Latte(dataclasses.replace(model.diffusion.model.config, classes=0))
-    params = init_latte(latte, model.diffusion.latent_shape)
+    params = jax.jit(lambda: init_latte(latte, model.diffusion.latent_shape))()
     free = dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, model=latte, params=params))
     save(tmp_path / "model", free)
     seen = []

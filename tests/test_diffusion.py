@@ -94,7 +94,7 @@ def test_embeddings_equal_the_reference_values():
 def latte():
     model = Latte(LatteConfig(latent_channels=4, depth=4, width=16, heads=2, classes=3))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 2, 2, 4)), jnp.float32)
-    params = model.init(jax.random.key(0), x, jnp.zeros(2), jnp.zeros(2, int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros(2), jnp.zeros(2, int))["params"]
     return model, params, x
 
 

@@ -151,7 +151,8 @@ def test_a_network_with_wans_layout_is_published_for_diffusers_as_well(tmp_path)
     config = VAEConfig.wan21()
     small = {"encoder_widths": (8, 8, 16, 16), "decoder_widths": (8, 8, 16, 16), "latent_channels": 4}
     model = VAE(VAEConfig(**(config.__dict__ | small)))
-    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 5, 16, 16, 3), np.float32))["params"]
+    params = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), shapes)
     save(tmp_path / "wan", Model(model, params, meta={"source": "somewhere"}))
     assert "say what it was trained on, --trained_on" in fails("publish", tmp_path / "wan", "me/wan")
     call = ("publish", tmp_path / "wan", "me/wan", "--trained_on=films of cats", "--out", tmp_path / "out")

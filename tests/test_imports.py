@@ -57,8 +57,8 @@ ALLOWED = {
 }
 ALLOWED["cli"] = set(ALLOWED)
 for arrows in ALLOWED.values():
-    arrows.add("_lazy")  # the lists of names that packages export
-ALLOWED["_lazy"] = set()
+    arrows |= {"_lazy", "progress"}  # the lists of names that packages export, and progress bars
+ALLOWED["_lazy"] = ALLOWED["progress"] = set()
 # Settings of the feature network and of a study lie in studies.
 EXPERIMENTS = {"train", "losses", "models", "dropping"}
 

@@ -201,12 +201,12 @@ def test_the_gradient_on_a_cpu_is_the_derivative(qkv, mask, scale, atol):
         return dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
     def gradients(f):
-        return jax.value_and_grad(lambda *x: jnp.sum(f(*x) ** 2), (0, 1, 2))(scale * q, scale * k, v)
+        return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(f(*x) ** 2), (0, 1, 2)))(scale * q, scale * k, v)
 
     expected = gradients(lambda q, k, v: naive(q, k, v, dense))
     chex.assert_trees_all_close(gradients(attend), expected, atol=atol, rtol=1e-4)
     if mask is None and scale == 1.0:
-        second = lambda f: jax.hessian(lambda x: jnp.sum(f(x, k[:1], v[:1]) ** 2))(q[:1, :3])  # noqa: E731
+        second = lambda f: jax.jit(jax.hessian(lambda x: jnp.sum(f(x, k[:1], v[:1]) ** 2)))(q[:1, :3])  # noqa: E731
         chex.assert_trees_all_close(second(attend), second(lambda q, k, v: naive(q, k, v, True)), atol=1e-5)
 
 

@@ -166,7 +166,7 @@ def test_what_a_mode_refuses_is_no_damage(monkeypatch):
     def refuse(*_):
         raise ValueError("Operands could not be broadcast together")
 
-    monkeypatch.setattr("pv_vae_jax.model._init_vae", refuse)
+    monkeypatch.setattr("pv_vae_jax.model._vae_shapes", refuse)
     with pytest.raises(ValueError, match="^Operands could not be broadcast together") as caught:
         load("tiny-synthetic")
     assert not isinstance(caught.value, WeightsError)

@@ -28,7 +28,7 @@ from pv_vae_jax.versions import versions
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # The others take more than their share of `make test`.
-FAST = ("load_wan22", "reconstruct_and_predict")
+FAST = ("reconstruct_and_predict",)
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 

@@ -63,7 +63,7 @@ def model(tmp_path_factory):
     vae, latte = VAE(SMALL), Latte(LatteConfig(latent_channels=4, depth=2, width=8, heads=2))
     params = drawn(vae)
     shape = (4, 2, 3, 4)
-    diffusion = Diffusion(latte, init_latte(latte, shape), np.zeros(4), np.ones(4), shape, ("all",))
+    diffusion = Diffusion(latte, jax.jit(lambda: init_latte(latte, shape))(), np.zeros(4), np.ones(4), shape, ("all",))
     folder = tmp_path_factory.mktemp("models") / "wide"
     save(folder, Model(vae, params, diffusion, {}))
     return folder

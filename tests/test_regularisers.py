@@ -183,7 +183,7 @@ class PatchVAE(VAE):
 def aligned():
     """A step with every term, whose features are the mean colours of latent frames, and its state."""
     model = PatchVAE(PatchConfig())
-    params = model.init(jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))["params"]
     objective = Objective(kl=1e-3, scale_equivariance=0.5, time_equivariance=0.25, alignment=2.0, latent_noise=0.1)
     groups = lambda video: jnp.stack([video[:, 0], *(video[:, i : i + 2].mean(1) for i in (1, 3))], 1)  # noqa: E731
     step = VAEStep(

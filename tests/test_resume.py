@@ -1,6 +1,7 @@
 """A run that was stopped anywhere goes on with the same command and ends with the same bits."""
 
 import asyncio
+import functools
 import json
 import os
 import resource
@@ -440,6 +441,12 @@ def test_a_curve_takes_up_only_what_belongs_to_it(tmp_path):
 # The real thing
 
 
+def start_training(experiment: Path, changes: Sequence[str], workdir: object, output=subprocess.DEVNULL):
+    """A process of its own that trains every stage."""
+    command = [sys.executable, "-m", "pv_vae_jax", "train", f"--config={experiment}", f"--workdir={workdir}", *changes]
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+
+
 def wait_for(process: subprocess.Popen, patterns: Sequence[str], folder: Path, seconds: float = 240) -> bool:
     """Whether a path of one of these patterns appeared before the process ended."""
     end = time.monotonic() + seconds
@@ -473,21 +480,9 @@ KILLS = 20
 @pytest.mark.timeout(3_600)
 def test_kill_9_at_any_moment(tiny_experiment, tmp_path):  # noqa: F811
     steps = {"image": 30, "video": 30, "decoder": 20, "diffusion": 30}
-    command = [
-        sys.executable,
-        "-m",
-        "pv_vae_jax",
-        "train",
-        "--config",
-        str(tiny_experiment),
-        "--config.latents.clips=700",
-    ]
-    command += [f"--config.{stage}.steps={n}" for stage, n in steps.items()]
-    command += ["--config.checkpoint_every=3", "--config.log_every=5", "--workdir"]
-
-    def start(workdir: Path) -> subprocess.Popen:
-        return subprocess.Popen([*command, str(workdir)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
+    changes = [f"--config.{stage}.steps={n}" for stage, n in steps.items()]
+    changes += ["--config.latents.clips=700", "--config.checkpoint_every=3", "--config.log_every=5"]
+    start = functools.partial(start_training, tiny_experiment, changes)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert start(straight).wait(timeout=900) == 0
     rng = np.random.default_rng(int(os.environ.get("PV_VAE_KILL_SEED", 0)))

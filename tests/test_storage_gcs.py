@@ -35,7 +35,7 @@ from pv_vae_jax.train.state import create_state
 from pv_vae_jax.typing import ConfigError, WeightsError
 from tests import gcs_fixture
 from tests.test_cli import tiny_experiment  # noqa: F401
-from tests.test_resume import curve
+from tests.test_resume import curve, start_training
 from tests.toy_stage import ToyStage, toy_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -416,18 +416,8 @@ def test_a_run_in_a_bucket_killed_three_times_equals_one_on_a_disk(store, folder
     workdir, log = str(folder / "run"), tmp_path / "log"
 
     def start(workdir) -> subprocess.Popen:
-        command = [
-            sys.executable,
-            "-m",
-            "pv_vae_jax",
-            "train",
-            "--config",
-            str(tiny_experiment),
-            "--workdir",
-            str(workdir),
-        ]
         with log.open("w") as file:
-            return subprocess.Popen([*command, *changes], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+            return start_training(tiny_experiment, changes, workdir, file)
 
     assert start(tmp_path / "run").wait(timeout=600) == 0, log.read_text()
     prefix = f"{folder.name}/run/"

@@ -310,7 +310,7 @@ def test_velocity_loss_is_the_mean_over_real_clips(monkeypatch):
     """By bins and in padded batches as for each clip alone."""
     monkeypatch.setattr("pv_vae_jax.evaluation.velocity.BATCH", 2)
     latte = Latte(LatteConfig(latent_channels=4, depth=2, width=8, heads=2, classes=2))
-    params = init_latte(latte, (2, 2, 2, 4))
+    params = jax.jit(lambda: init_latte(latte, (2, 2, 2, 4)))()
     params = jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(0).standard_normal(p.shape, np.float32), params)
     data = np.random.default_rng(1).standard_normal((3, 2, 2, 2, 4), np.float32)
     labels = np.array([0, 1, 1], np.int32)

@@ -19,8 +19,6 @@ LPIPS only if the published weights made it; any other carries the name and hash
 protocol, see docs/evaluation.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

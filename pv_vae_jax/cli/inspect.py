@@ -8,8 +8,6 @@ Nothing is trained. With `--topology` the step is compiled for that TPU, which m
 with `--slices` for several of them, and what crosses the network between them is counted by itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -11,16 +11,15 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
-from tqdm import tqdm
 
 from pv_vae_jax.data.listing import SplitIndex, summarize
 from pv_vae_jax.data.prepare import ClipSettings, prepare_dataset, prepare_split
 from pv_vae_jax.data.sources import DATASETS
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.storage import as_path
 from pv_vae_jax.typing import ConfigError
 
@@ -81,7 +80,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 
 def _prepare_here(listing: SplitIndex, folder: Path, settings: ClipSettings, files: int, workers: int) -> dict:
-    with tqdm(desc=folder.name, unit="shard", mininterval=1 if sys.stderr.isatty() else 20) as bar:
+    with progress_bar(desc=folder.name, unit="shard") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

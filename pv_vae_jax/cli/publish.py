@@ -9,8 +9,6 @@ folder `diffusers` holds the same weights for `AutoencoderKLWan`. With --out the
 at, and nothing is published. Log in with `hf auth login` first.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile

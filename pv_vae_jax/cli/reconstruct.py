@@ -8,14 +8,12 @@ does not grow with its length.
 
 import functools
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from pv_vae_jax.cli._shared import VideoFile, define_video_flags, open_videos, result_path, scale_for
 from pv_vae_jax.data.video_writing import write_video
@@ -23,6 +21,7 @@ from pv_vae_jax.evaluation.image_metrics import psnr
 from pv_vae_jax.model import Model, load
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.streaming import CHUNK, Cache, chunk_sizes, decode_step, encode_step
 from pv_vae_jax.typing import Array, Params
 
@@ -64,9 +63,7 @@ def _chunks(model: Model, file: VideoFile, chunk: int) -> Iterator[tuple[np.ndar
     config = model.vae.config
     sizes = chunk_sizes(config.latent_frames(file.frames), chunk)
     caches = None
-    interval = 1 if sys.stderr.isatty() else 20
-    bar = tqdm(total=file.frames, desc=file.path.name, unit="frame", mininterval=interval, disable=len(sizes) == 1)
-    with bar:
+    with progress_bar(total=file.frames, desc=file.path.name, unit="frame", disable=len(sizes) == 1) as bar:
         for i, size in enumerate(sizes):
             count = size * config.time_factor if i else config.frames(size)
             video = np.stack(list(itertools.islice(file.pictures, count)))

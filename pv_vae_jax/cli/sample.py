@@ -6,8 +6,6 @@
 Writes `samples_<class>.mp4`, the clips of a class side by side, and `samples.npz` (uint8 video, label).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 

@@ -7,8 +7,6 @@ Several processes share one work directory: each is started with the same flags 
 docs/scaling.md.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 

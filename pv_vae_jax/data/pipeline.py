@@ -38,13 +38,7 @@ class Batches(Iterator[dict[str, np.ndarray]], Protocol):
     def close(self) -> None: ...
 
 
-def examples(
-    clips: Elements,
-    transforms: Iterable[Any] = (),
-    *,
-    seed: int,
-    shuffle: bool = True,
-) -> grain.MapDataset:
+def examples(clips: Elements, transforms: Iterable[Any] = (), *, seed: int, shuffle: bool = True) -> grain.MapDataset:
     """Endless examples: every epoch walks all clips, in a new order.
 
     Every transform has a stream of draws of its own, by its name: adding one changes no other's.

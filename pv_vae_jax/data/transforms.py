@@ -5,8 +5,6 @@ decodes the window and nothing else. An element may hold `features`, `(t, f)` nu
 reversed with them. Other entries pass through. `DropFutureFrames` comes after `batch`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

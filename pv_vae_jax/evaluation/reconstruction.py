@@ -5,17 +5,16 @@ Every score of this package is taken on the pixels that a viewer sees: clamped t
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Iterator
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from pv_vae_jax.batching import padded_batches
 from pv_vae_jax.evaluation.image_metrics import FrameScores, PerceptualDistance, join_frames, score_frames
 from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.pixels import to_float, to_uint8
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.typing import Array, Params
 
 
@@ -80,8 +79,7 @@ def batches(video: np.ndarray, batch_size: int, label: str | None = None) -> Ite
     """Yield `(index of the first clip, padded batch, number of real clips)` with a progress bar."""
     if not len(video):
         raise ValueError("expected at least one clip to evaluate, got none")
-    interval = 1 if sys.stderr.isatty() else 20
-    with tqdm(total=len(video), desc=label, unit="clip", mininterval=interval, disable=label is None) as bar:
+    with progress_bar(total=len(video), desc=label, unit="clip", disable=label is None) as bar:
         for number, (batch, count) in enumerate(padded_batches(video, batch_size)):
             yield number * batch_size, batch, count
             bar.update(count)

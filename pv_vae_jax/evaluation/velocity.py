@@ -4,8 +4,6 @@ The mean over times hides what they do: near data (t = 0) the noise must be told
 loss is that of guessing the mean. Every call draws the same noise, so that two losses differ by their weights alone.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The page of a published model: what it was trained on, what it scored under which protocol, and how to load it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
@@ -31,6 +30,7 @@ from pv_vae_jax.evaluation.reconstruction import Reconstruction, reconstruct, sc
 from pv_vae_jax.model import Model, load
 from pv_vae_jax.model_folder import shipped_models
 from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.ending import ending
 from pv_vae_jax.report.page import aligned, cell, percent
@@ -165,8 +165,7 @@ def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[s
     Raises:
       NoVideosError: none of the clips can be read.
     """
-    interval = 1 if sys.stderr.isatty() else 20
-    index = tqdm(range(min(limit, len(source))), desc="clips", unit="clip", mininterval=interval)
+    index = progress_bar(range(min(limit, len(source))), desc="clips", unit="clip")
     items = [source[i] for i in index]
     replaced = getattr(source, "replaced", set())
     items = [item for i, item in enumerate(items) if i not in replaced]

@@ -1,7 +1,5 @@
 """Mesh axis names, and the logical axis names that layers use for activations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Communication and FLOPs of a program: collectives in its compiled text, operations in its jaxpr."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """Device meshes."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Sequence

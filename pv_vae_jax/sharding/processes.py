@@ -1,7 +1,5 @@
 """Programs of several processes: start, barriers, and arrays to and from the host."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

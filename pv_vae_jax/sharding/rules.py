@@ -4,8 +4,6 @@ One ordered table maps parameter names to preferred splits. It covers the whole 
 optimiser, the moving average and the discriminator carry the names of the parameters they belong to.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

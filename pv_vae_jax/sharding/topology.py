@@ -5,8 +5,6 @@
 Names as libtpu takes them: `v5e:4x4`, `v5p:2x2x1`, `v6e:16x16`. The smallest is one host.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

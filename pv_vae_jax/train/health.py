@@ -4,8 +4,6 @@ The limits lie far outside of healthy runs: the demo's latents carry 2 to 35 nat
 of the loss, and its discriminator's loss stays above 0.97 (docs/recipes.md).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ It reads the state and draws nothing from the training's randomness, so that a s
 without it.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 import time

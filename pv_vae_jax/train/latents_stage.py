@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from pv_vae_jax.data import latents as cache
 from pv_vae_jax.data.pipeline import examples
@@ -22,8 +21,10 @@ from pv_vae_jax.data.sources import VideoSource, fingerprint
 from pv_vae_jax.data.transforms import clip_transforms
 from pv_vae_jax.model import load
 from pv_vae_jax.models.registry import build_vae
+from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.sharding.axes import DATA, FSDP
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.processes import barrier, is_primary_process, shard_from_host
@@ -173,8 +174,8 @@ def _encoded_clips(run: Run, vae_stage: str, source: VideoSource, rows: Sequence
     Raises:
       Preempted: SIGTERM or Ctrl-C arrived.
     """
-    shown, interval = is_primary_process() and len(rows) > 0, 1 if sys.stderr.isatty() else 20
-    bar = tqdm(total=sum(map(len, rows)), desc="latents", unit="clip", mininterval=interval, disable=not shown)
+    hidden = not rows or not is_primary_process()
+    bar = progress_bar(total=sum(map(len, rows)), desc="latents", unit="clip", disable=hidden)
     with PreemptionHandler() as preemption, bar:
         for batch in preemption.until_preempted(_batches(run, vae_stage, source, rows), "latents"):
             bar.update(len(batch))
@@ -193,7 +194,6 @@ def _batches(run: Run, vae_stage: str, source: VideoSource, rows: Sequence[range
         return  # without reading the model
     config = run.experiment.latents
     encode, params = _load_encoder(run, vae_stage)
-    encode = jax.jit(encode)
     mesh = make_mesh(devices=list(run.mesh.local_devices))
     at_once = config.batch_size + -config.batch_size % mesh.size
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
@@ -217,13 +217,14 @@ def _load_encoder(run: Run, vae_stage: str) -> tuple[Callable, Params]:
     """
     loaded = load(run.folder(vae_stage) / "model")
     vae = build_vae(dataclasses.replace(loaded.vae.config, dtype=PRECISION))
+    return functools.partial(_encode, vae), {"encoder": loaded.vae_params["encoder"]}
 
-    def encode(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with jax.default_matmul_precision(PRECISION):  # accelerators would round factors to less
-            posterior = vae.apply({"params": params}, to_float(video), method="encode")
-        return posterior.mean, posterior.logvar
 
-    return encode, {"encoder": loaded.vae_params["encoder"]}
+@functools.partial(jax.jit, static_argnums=0)  # at module level, so that caches of one VAE share a program
+def _encode(vae: VAE, params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    with jax.default_matmul_precision(PRECISION):  # accelerators would round factors to less
+        posterior = vae.apply({"params": params}, to_float(video), method="encode")
+    return posterior.mean, posterior.logvar
 
 
 def _transforms(experiment: Experiment) -> tuple:

@@ -1,7 +1,5 @@
 """The one loop that runs every stage: fetch, step, log, check, save, stop."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from typing import Any
@@ -9,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.sharding.processes import is_primary_process, shard_from_host
 from pv_vae_jax.sharding.rules import check_split, put_batch, state_sharding
 from pv_vae_jax.storage import Spool
@@ -114,7 +112,7 @@ def _begin(stage: Stage, run: Run, sharding: TrainState, checkpoints: Checkpoint
         network: {part: shard_from_host(tree, places[network][part]) for part, tree in trees.items()}
         for network, trees in stage.restored(run).items()
     }
-    return 0, jax.jit(stage.init_state, out_shardings=sharding, donate_argnums=0)(restored)
+    return 0, stage.jit_init(sharding)(restored)
 
 
 def count_flops(stage: Stage, static_args: dict[str, Any], state: TrainState, batch: dict, mesh: Mesh) -> float:
@@ -145,8 +143,7 @@ class Curves:
         self._health = HealthMonitor(stage.name, objective, stage.frozen) if objective else None
         self._pending: list[tuple[int, dict]] = list(self._writer.unwritten)
         self.timer, self._units, self._flops, self._compiling = StepTimer(), 0, 0.0, False
-        interval = 1.0 if sys.stderr.isatty() else 20.0
-        self._bar = tqdm(total=stage.steps, initial=start, desc=self._name, unit="step", mininterval=interval)
+        self._bar = progress_bar(total=stage.steps, initial=start, desc=self._name, unit="step")
 
     def show_compiling(self) -> None:
         """Show that a program for the next step is being compiled."""

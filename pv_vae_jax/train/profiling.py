@@ -1,7 +1,5 @@
 """Traces of some training steps, and a profile of the device's memory where it ran out, both by `jax.profiler`."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import sys

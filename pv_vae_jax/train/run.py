@@ -1,7 +1,5 @@
 """A work directory: the experiment it belongs to, and the folders and data of its stages."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

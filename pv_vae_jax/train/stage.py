@@ -108,6 +108,10 @@ class Stage(abc.ABC):
     def save_model(self, run: Run, state: TrainState) -> None:
         """Write the finished model to the work directory; with several processes, all must call it."""
 
+    def jit_init(self, sharding: TrainState) -> jax.stages.Wrapped:
+        """The jitted `init_state`, whose result is placed by `sharding`."""
+        return jax.jit(self.init_state, out_shardings=sharding, donate_argnums=0)
+
     def jit_step(self, static_args: dict[str, Any], sharding: TrainState) -> jax.stages.Wrapped:
         """The jitted step: `(state, batch) -> (state, logs)`, whose state is donated and placed by `sharding`."""
 

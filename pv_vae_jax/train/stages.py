@@ -1,7 +1,5 @@
 """The stages of a run in their order: what `pv-vae train` does, for programs and notebooks."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

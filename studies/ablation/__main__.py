@@ -9,8 +9,6 @@ Each finished cell (a row with a seed) leaves one file in --results; the same co
 processes share the work: each takes cells that no other has begun.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

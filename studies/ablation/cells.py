@@ -1,7 +1,5 @@
 """Train and score the cells of a study: finished stages are kept in their folders, finished scores in their files."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

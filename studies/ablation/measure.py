@@ -1,7 +1,5 @@
 """The numbers of one cell: generation along training, reconstruction, prediction, and what the latents look like."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

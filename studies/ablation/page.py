@@ -4,8 +4,6 @@
 are: those on one study from `notes.md` in its folder, those on all of them from `notes.md` beside the folders.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Seeds are paired: cells of one seed share initial weights, order of clips and no
 seed by seed. A folder holds `study.json`, which says what was planned, and one file a cell.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

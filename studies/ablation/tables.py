@@ -1,7 +1,5 @@
 """Tables of a study's page as Markdown: each function makes one from the stored scores, `page.md.jinja` orders them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence

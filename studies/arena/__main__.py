@@ -9,8 +9,6 @@
 docs/arena.md says what each file holds.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

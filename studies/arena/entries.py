@@ -3,8 +3,6 @@
 Each is a way to encode all clips and to decode latents; `enter` then takes the steps that any entrant takes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """docs/arena.md: the table and the chart of all stored entries, and the check that a new one must pass."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

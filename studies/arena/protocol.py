@@ -1,7 +1,5 @@
 """What every entry has in common: clips, transformer, schedule and seeds; and the files between the steps, checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

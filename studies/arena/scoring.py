@@ -1,7 +1,5 @@
 """The scores of an entry: laws kept, reconstruction by frame, skill in latent space, measures without training."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

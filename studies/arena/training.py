@@ -1,7 +1,5 @@
 """The transformer of the arena on an entry's latents: one for each seed, and latents that it draws."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jax

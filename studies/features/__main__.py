@@ -9,8 +9,6 @@ It learns from the synthetic world and, with --videos, from the texture of real 
 returns a `FeatureTraining`, and flags, `--config.steps=1000`. On one machine a repetition gives the same weights.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 All take and return `(n, t, h, w, 3)` uint8 and depend on their seed alone.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 # Damage -> grades, mild to strong.

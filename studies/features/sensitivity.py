@@ -3,8 +3,6 @@
 The floor beside them is the distance of two halves of the clean set: damage below it is lost in the noise of sampling.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

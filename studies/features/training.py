@@ -4,8 +4,6 @@ The synthetic world knows what its clips show, so they teach shape, motion famil
 given, bring real texture to the tasks that need no label: order of frames, noise, blur.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 
@@ -19,6 +17,7 @@ from tqdm import tqdm
 from pv_vae_jax.data.synthetic import FAMILIES, SHAPES, Scene, SyntheticVideos
 from pv_vae_jax.evaluation.networks.feature_net import FeatureNet, FeatureNetConfig
 from pv_vae_jax.pixels import to_float
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.typing import Array, Params
 from studies.features.corruptions import smoothing
 
@@ -186,7 +185,7 @@ def train_features(config: FeatureTraining, real: np.ndarray | None = None) -> t
         update, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, update), state, terms
 
-    bar = tqdm(range(config.steps), desc="features", unit="step", mininterval=1 if sys.stderr.isatty() else 20)
+    bar = progress_bar(range(config.steps), desc="features", unit="step")
     for number in bar:
         params, state, terms = step(params, state, draw_batch(config, number, video, labels, real_train), number)
         if number % 20 == 0:

@@ -9,8 +9,6 @@ Each finished cell leaves one file in --results; the same command resumes with t
 folders share the work, each on a core of its own: `taskset -c 0 python -m studies.motion ...` and `taskset -c 1 ...`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Train and score the cells of the motion study: finished stages stay in their folders, scores in their files."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys

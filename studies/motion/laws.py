@@ -4,8 +4,6 @@ A law is a family of paths with a few numbers. Fitted is the member that is near
 best of many drawn ones, refined by Levenberg-Marquardt. Tracks here are in the world's own units, see `world_units`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The numbers of one cell: laws kept along training, reconstruction, and how well the transformer knows the latents."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

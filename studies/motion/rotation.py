@@ -4,8 +4,6 @@ Rectified flow does not change under a rotation `R`: noise stays noise, and the 
 `R^-1 net(R z)` on `z`. So the network is wrapped, and latents, statistics, sampling and decoding stay as they are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

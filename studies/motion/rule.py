@@ -5,8 +5,6 @@ they reconstruct, so it is read at one PSNR, the baseline's mean: for a seed wit
 its points, for any other by the mean slope of those lines.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exact scores of clips of the plain world: do they keep their law, how long, and with how many objects."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

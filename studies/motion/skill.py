@@ -4,8 +4,6 @@ Distances between latents have no unit that two VAEs share. Both are taken after
 their `COMPONENTS` largest principal components, and read between the two ends.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.spatial.distance import cdist
 

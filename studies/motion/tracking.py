@@ -1,7 +1,5 @@
 """The disc of the plain world, found in the pixels of a clip: where it is, and whether it is one."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

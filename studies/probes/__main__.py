@@ -13,8 +13,6 @@ the guess that nothing moves. --sintel adds flow and next frames of MPI-Sintel (
 The features of all `--clips` clips are held in memory.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Sequence

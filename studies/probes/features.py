@@ -4,8 +4,6 @@ The paper (section 4.3) does not state noise level or normalisation: here the ti
 noise (1), and features are normalised over channels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -4,8 +4,6 @@ A probe is a linear readout in closed form and a small convolutional head that a
 head's sizes: here heads are small.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Flow is `(..., 2)` (dx, dy) in pixels, tracks are `(n, t, 2)` (x, y) in pixels of a 256 x 256 picture as in TAP-Vid.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 TAPVID_THRESHOLDS = (1, 2, 4, 8, 16)  # pixels

@@ -1,7 +1,5 @@
 """Plain values and NumPy arrays of a pickle, read without running what it asks for (see `convert.pickles`)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

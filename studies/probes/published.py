@@ -4,8 +4,6 @@ Clips are stretched to the size that the model was trained on; scores are taken 
 full resolution, points on a raster of 256 x 256.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import struct
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ and two controls. *The truth* is what a probe has to find, folded onto the grid 
 it measures itself. *Noise* holds nothing: what it scores is chance. Guesses that look at nothing stand below.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

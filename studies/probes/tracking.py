@@ -1,7 +1,5 @@
 """Points tracked through a clip, from predicted paths or by the similarity of features, and the scores of tracks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from pv_vae_jax.batching import padded_batches
 from pv_vae_jax.evaluation.features import check_features
@@ -22,6 +20,7 @@ from pv_vae_jax.evaluation.networks.published import NetworkIdentity, identify
 from pv_vae_jax.model_folder import SHIPPED
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.pixels import to_float
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.typing import Array, Params
 
@@ -169,9 +168,8 @@ def extract(
     params = jax.device_put(network.params, NamedSharding(mesh, PartitionSpec()))
     batch_size = -(-batch_size // len(devices)) * len(devices)
     found = []
-    interval = 1 if sys.stderr.isatty() else 20
-    shown = tqdm(total=count, desc=label, unit="clip", mininterval=interval, disable=label is None)
-    with jax.set_mesh(mesh), shown as bar:  # a training stage around it has another mesh
+    bar = progress_bar(total=count, desc=label, unit="clip", disable=label is None)
+    with jax.set_mesh(mesh), bar:  # a training stage around it has another mesh
         for batch, count_real in padded_batches(clips, batch_size):
             features = _features(network.apply, params, jax.device_put(batch, spread))
             found.append(np.asarray(features)[:count_real])
