@@ -18,8 +18,7 @@ from typing import Any
 
 from absl import flags
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pv_vae_jax.cli.main import COMMANDS
 from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.discriminator import DiscriminatorConfig
@@ -28,9 +27,10 @@ from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.train import configs
 
+ROOT = Path(__file__).resolve().parents[1]
 # Class -> the settings that it holds.
 SECTIONS = {
-    configs.Experiment: "the experiment",
+    configs.Experiment: "",
     configs.DataConfig: "data",
     VAEConfig: "vae",
     TransformerVAEConfig: "vae",
@@ -50,10 +50,11 @@ CONFIGURATION = """# Configuration
 
 Every setting of an experiment. `python docs/reference.py` makes this page from the docstrings of the config classes.
 
-An experiment is a Python file with `get_config()` that returns an `Experiment` (`experiments/`, or a shipped name such as `demo`). Any
-setting is a flag of `pv-vae train`, `inspect` and the studies: `--config.video.drop_ratio=0.5`. Values are written as in Python; `STAGE` is
-`image`, `video`, `decoder` or `diffusion`. An unknown or impossible setting ends the command with the nearest name or the allowed range.
-Which settings may change between two starts of a run: see [running](running.md#a-run).
+An experiment is a Python file with `get_config()` that returns an `Experiment` (`experiments/`, or a shipped name such
+as `demo`). Any setting is a flag of `pv-vae train`, `inspect` and the studies: `--config.video.drop_ratio=0.5`. Values
+are written as in Python; `STAGE` is `image`, `video`, `decoder` or `diffusion`. An unknown or impossible setting ends
+the command with the nearest name or the allowed range. Which settings may change between two starts of a run: see
+[runs](running.md#a-run).
 
 ```python
 from pv_vae_jax.train import load_experiment
@@ -63,9 +64,9 @@ experiment = load_experiment("demo", {"video.drop_ratio": "0.5", "data.size": "4
 """
 HEAD = """# Commands
 
-Every command with its flags. `python docs/reference.py` makes this page from the flags themselves; `pv-vae COMMAND --help` prints them.
-Settings of an experiment (`--config.KEY=VALUE`) are in [configuration](configuration.md). Flags may stand before or after file names, and a
-switch `--[no]NAME` is turned off with `--noNAME`.
+Every command with its flags. `python docs/reference.py` makes this page from the flags themselves; `pv-vae COMMAND
+--help` prints them. Settings of an experiment (`--config.KEY=VALUE`) are in [configuration](configuration.md). Flags
+may stand before or after file names, and a switch `--[no]NAME` is turned off with `--noNAME`.
 """
 LAB = {
     "In a clone: studies": ("studies", ("ablation", "motion", "arena", "probes", "features")),
@@ -87,8 +88,9 @@ def kind(hint: Any) -> str:
     """A type as a reader wants it: choices, a range, or its name."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        low, high = hint.__metadata__[0].name, 2**31 - 1
-        return f"{kind(arguments[0])} {low.replace(f'between 1 and {high}', 'from 1').replace(f'between 0 and {high}', 'from 0')}"
+        allowed = hint.__metadata__[0].name
+        open_ended = re.match(rf"between (\d+) and {2**31 - 1}$", allowed)
+        return f"{kind(arguments[0])} {f'from {open_ended[1]}' if open_ended else allowed}"
     if origin is typing.Literal:
         return " or ".join(f"`{choice}`" for choice in arguments)
     if origin is tuple:
@@ -116,7 +118,7 @@ def cell(text: str) -> str:
 def section(cls: type, keys: str) -> str:
     """The fields of one class."""
     text, hints = described(cls), typing.get_type_hints(cls, include_extras=True)
-    lines = [f"## {cls.__name__}", "", f"`{keys}`: {summary(cls.__doc__)}", ""]
+    lines = [f"## {cls.__name__}", "", f"{f'`{keys}`: ' if keys else ''}{summary(cls.__doc__)}", ""]
     lines += ["| field | type | default | |", "|---|---|---|---|"]
     for field in dataclasses.fields(cls):
         if field.name not in text:
@@ -128,7 +130,7 @@ def section(cls: type, keys: str) -> str:
 
 def summary(doc: str | None) -> str:
     """The prose of a docstring before its sections and examples, in one line."""
-    head = re.split(r"\n\n?(?=  \S|Attributes:|Args:)", inspect.cleandoc(doc or ""))[0]
+    head = re.split(r"\n\n?(?=  \S|pv-vae |Attributes:|Args:)", inspect.cleandoc(doc or ""))[0]
     return re.sub(r"\s+", " ", head)
 
 
@@ -148,10 +150,11 @@ def command(program: str, module: Any) -> str:
             raise SystemExit(f"{program} --{name} has no help: say what it does")
         shown = f"`--[no]{name}`" if flag.boolean else f"`--{name}`"
         choices = getattr(flag.parser, "enum_values", None)
-        said = f"{flag.help} ({', '.join(choices)})" if choices else flag.help
-        value = flag.default
-        value = ",".join(map(str, value)) if isinstance(value, list) else value
-        lines.append(f"| {shown} | {'' if value in (None, '') else f'`{value}`'} | {cell(re.sub(r'\s+', ' ', said))} |")
+        said = re.sub(r"^<.*?>: ", "", flag.help) + (f" ({', '.join(choices)})" if choices else "")
+        value = ",".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
+        value = "" if value in (None, "") else f"`{value}`"
+        text = cell(re.sub(r"\s+", " ", said))
+        lines.append(f"| {shown} | {value} | {text} |")
     return "\n".join(lines)
 
 
@@ -164,7 +167,8 @@ def commands() -> str:
         for name in names:
             full = f"{package}.{name}" if package else name
             parts.append(command(f"python -m {full}", importlib.import_module(f"{full}.__main__")))
-    other = "`python launch BACKEND --help` lists the flags of the launchers ([launching](launching.md)), `make help` the targets of make."
+    other = "`python launch BACKEND --help` lists the flags of the launchers ([launching](launching.md)), "
+    other += "`make help` the targets of make."
     return "\n\n".join([*parts, "## Others", other]) + "\n"
 
 

@@ -259,7 +259,7 @@ def test_a_trial_does_not_land_among_the_published_scores(tmp_path, monkeypatch,
 
 
 def test_the_study_of_the_guide_is_valid(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "evaluation.md").read_text()
+    page = (ROOT / "docs" / "studies.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "mine.py").write_text(block)
     monkeypatch.chdir(ROOT)

@@ -48,13 +48,17 @@ def judged() -> dict:
 
 def test_three_sentences_say_what_the_study_says():
     text = VERDICT["sentences"](judged(), [])
-    assert text.startswith("**Prediction makes latents easier to diffuse.** ") and len(re.findall(r"\.(?:\s|$)", text)) == 2
-    for said in ("PSNR of 30.0 dB", "50.0% of the clips", "58.0% from", "+8.0 points [7.0, 9.0], 8 seeds", "reach 98.0%",
-                 "state of the world, wins (+20.0", "rotated latents, does not (-10.0", "difference is +0.4 points"):  # fmt: skip
+    assert text.startswith("**Prediction makes latents easier to diffuse.** ")
+    assert len(re.findall(r"\.\W", f"{text} ")) == 3
+    for said in (
+        *("PSNR of 30.0 dB", "50.0% of the clips", "58.0% from", "+8.0 points [7.0, 9.0], 8 seeds", "reach 98.0%"),
+        *("state of the world, wins (+20.0", "rotated latents, does not (-10.0", "difference is +0.4 points"),
+    ):
         assert said in text, said
     partial = judged() | {"effect": None, "placebo": {"holds": None, "effect": None}}
     partial["rows"] = partial["rows"][:1]
-    assert "predictive VAE" not in VERDICT["sentences"](partial, []) and "not measured yet" in VERDICT["sentences"](partial, [])
+    text = VERDICT["sentences"](partial, [])
+    assert "predictive VAE" not in text and "not measured yet" in text
 
 
 def test_the_sentences_take_what_the_rule_writes(tmp_path):
@@ -64,12 +68,14 @@ def test_the_sentences_take_what_the_rule_writes(tmp_path):
 
     study = load_study("study_motion", tiny=True)
     cell = {
-        "psnr": 20.0, "generated": {"kept": 0.25, "frames": 3.0, "one_object": 1.0, "class": 0.5}, "real": {"kept": 1.0},
-        "shuffled": {"kept": 0.0}, "velocity_loss": [1.0], "curve": {"step": [2, 4], "kept": [0.1, 0.25], "loss": [2, 1]},
+        "psnr": 20.0, "generated": {"kept": 0.25, "frames": 3.0, "one_object": 1.0, "class": 0.5},
+        "real": {"kept": 1.0}, "shuffled": {"kept": 0.0}, "velocity_loss": [1.0],
+        "curve": {"step": [2, 4], "kept": [0.1, 0.25], "loss": [2, 1]},
     }  # fmt: skip
     tree = judge(Cells(study, {(name, seed): cell for name in ("Baseline", "Whole method") for seed in (0, 1)}))
-    assert "25.0% of the clips" in VERDICT["sentences"](tree, []) and "unfinished" in VERDICT["sentences"](tree, []).lower()
-    assert "| Whole method | 2 | 25.0% [25.0%, 25.0%] | +0.0 points [0.0, 0.0], 2 seeds |" in VERDICT["motion_table"](tree)
+    text, table = VERDICT["sentences"](tree, []), VERDICT["motion_table"](tree)
+    assert "25.0% of the clips" in text and text.startswith("**Unfinished: ")
+    assert "| Whole method | 2 | 25.0% [25.0%, 25.0%] | +0.0 points [0.0, 0.0], 2 seeds |" in table
     assert ElementTree.fromstring(VERDICT["chart"](tree, [])[0]).tag.endswith("svg")
 
 
@@ -82,7 +88,10 @@ def test_the_page_follows_the_study_the_pilot_and_the_ablations(tmp_path):
     text = page.read_text()
     assert "is open. The study" in text and "12 cells of earlier ablations" in text and "old" not in text
     assert text.startswith("Head.\n<!--") and "\nMiddle.\n" in text and text.endswith("\nEnd.\n")
-    assert f"| [`made`](results/made/README.md) | 12 | {ROWS[3].removeprefix('+ ')} | 3 | -2.50 [-2.50, -2.50] | - |" in text
+    assert (
+        f"| [`made`](results/made/README.md) | 12 | {ROWS[3].removeprefix('+ ')} | 3 | -2.50 [-2.50, -2.50] | - |"
+        in text
+    )
     (results / "motion" / "pilot").mkdir(parents=True)
     (results / "motion" / "study.json").write_text(json.dumps(judged()))
     (results / "motion" / "pilot" / "study.json").write_text(json.dumps(judged() | {"verdict": "this size can tell"}))

@@ -338,7 +338,8 @@ class Experiment(Config):
       latte: architecture of the diffusion transformer.
       diffusion: training of the transformer.
       sampling: generation of clips.
-      log_every, checkpoint_every: steps between two log lines, and between two checkpoints.
+      log_every: steps between two log lines.
+      checkpoint_every: steps between two checkpoints.
       checkpoints_kept: number of full training states kept for each stage.
       mesh: devices along each mesh axis.
       perceptual: network of the perceptual term.

@@ -1,7 +1,7 @@
 """The page of each study, `docs/results/STUDY/README.md`, and its charts, made from the stored scores alone.
 
-`page.md.jinja` holds the prose and the order of sections, `tables.py` makes the tables. Remarks in `notes.md` beside the
-scores are printed as they are.
+`page.md.jinja` holds the prose and the order of sections, `tables.py` makes the tables. Remarks in `notes.md` beside
+the scores are printed as they are.
 """
 
 from __future__ import annotations
