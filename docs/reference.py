@@ -146,7 +146,7 @@ def command(program: str, module: Any) -> str:
     lines = [f"### `{program}`", "", summary(module.__doc__), "", "| flag | default | |", "|---|---|---|"]
     for name in sorted(values):
         flag = values[name]
-        if not flag.help:
+        if not flag.help or "no help available" in flag.help:  # which absl puts there
             raise SystemExit(f"{program} --{name} has no help: say what it does")
         shown = f"`--[no]{name}`" if flag.boolean else f"`--{name}`"
         choices = getattr(flag.parser, "enum_values", None)
