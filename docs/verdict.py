@@ -53,12 +53,13 @@ def sentences(tree: dict | None, ablations: Sequence[Results]) -> str:
     said += "from the baseline's latents keep their law of motion within a pixel"
     if METHOD in rows:
         said += f", and {rows[METHOD]['mean']:.1%} from the predictive VAE's ({_points(tree['effect'])})"
+    wins = "wins" if won["won"] else "does not win"
+    loses = "loses" if lost["lost"] else "does not lose"
     return (
         f"{verdict} {said}; real clips reach {tree['primary']['real']:.1%}. The control that must win, latents "
-        f"aligned to the state of the world, {'wins' if won['won'] else 'does not win'} ({_points(won['effect'])}), the "
-        f"control that must lose, rotated latents, {'loses' if lost['lost'] else 'does not lose'} "
-        f"({_points(lost['effect'])}), and where motion is random and nothing can be predicted, the difference is "
-        f"{_points(tree['placebo']['effect'])}."
+        f"aligned to the state of the world, {wins} ({_points(won['effect'])}), the control that must lose, rotated "
+        f"latents, {loses} ({_points(lost['effect'])}), and where motion is random and nothing can be predicted, "
+        f"the difference is {_points(tree['placebo']['effect'])}."
     )
 
 
