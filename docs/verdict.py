@@ -53,8 +53,9 @@ def sentences(tree: dict | None, ablations: Sequence[Results]) -> str:
     said += "from the baseline's latents keep their law of motion within a pixel"
     if METHOD in rows:
         said += f", and {rows[METHOD]['mean']:.1%} from the predictive VAE's ({_points(tree['effect'])})"
-    wins = "wins" if won["won"] else "does not win"
-    loses = "loses" if lost["lost"] else "does not lose"
+    early = tree["verdict"].startswith("unfinished")
+    wins = "wins" if won["won"] else "has not won yet" if early else "does not win"
+    loses = "loses" if lost["lost"] else "has not lost yet" if early else "does not lose"
     return (
         f"{verdict} {said}; real clips reach {tree['primary']['real']:.1%}. The control that must win, latents "
         f"aligned to the state of the world, {wins} ({_points(won['effect'])}), the control that must lose, rotated "
@@ -70,7 +71,7 @@ def _points(effect: dict | None) -> str:
     found = effect["difference"]
     ends = [None if found[end] is None else 100 * found[end] for end in ("low", "high")]
     interval = "" if None in ends else f" [{ends[0]:.1f}, {ends[1]:.1f}]"
-    return f"{100 * found['mean']:+.1f} points{interval}, {found['count']} seeds"
+    return f"{100 * found['mean']:+.1f} points{interval}, {found['count']} seed{'s' if found['count'] > 1 else ''}"
 
 
 # Tables

@@ -75,7 +75,7 @@ def test_the_sentences_take_what_the_rule_writes(tmp_path):
     }  # fmt: skip
     tree = judge(Cells(study, {(name, seed): cell for name in ("Baseline", "Whole method") for seed in (0, 1)}))
     text, table = VERDICT["sentences"](tree, []), VERDICT["motion_table"](tree)
-    assert "25.0% of the clips" in text and text.startswith("**Unfinished: ")
+    assert "25.0% of the clips" in text and text.startswith("**Unfinished: ") and "has not won yet" in text
     assert "| Whole method | 2 | 25.0% [25.0%, 25.0%] | +0.0 points [0.0, 0.0], 2 seeds |" in table
     assert ElementTree.fromstring(VERDICT["chart"](tree, [])[0]).tag.endswith("svg")
 
