@@ -28,7 +28,7 @@ help:
 	@echo "make notebooks   execute the notebooks and keep their outputs; ARGS=notebooks/NAME.ipynb for one of them"
 	@echo "make bench       all measurements beside PyTorch and diffusers (installs both into .venv); run it again to go on"
 	@echo "make rehearse    the paper's experiments at full size, two steps a stage, from data to samples; on a CPU, slow"
-	@echo "make results     docs/results.md again from the stored scores of the studies"
+	@echo "make results     docs/results.md and the pages of its studies again, from the stored scores of the studies"
 	@echo "make sizes       lines of code beside the bars of this repository"
 	@echo "make lint        ruff; make types for pyright (installs it into .venv)"
 	@echo "PYTHON=python3.12 picks another Python, WORKDIR=folder another work directory."
@@ -77,7 +77,8 @@ rehearse: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.rehearsal --workdir "$(WORKDIR)" $(ARGS)
 
 results: $(INSTALLED)
-	$(VENV)/bin/python -m studies.ablation --page=docs/results.md
+	$(VENV)/bin/python -m studies.ablation --pages
+	$(VENV)/bin/python docs/verdict.py --page
 
 sizes: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.code_size

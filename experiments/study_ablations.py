@@ -2,7 +2,7 @@
 
   python -m studies.ablation --config=study_ablations --workdir runs/study-ablations
 
-A cell, one row with one seed, takes about 14 minutes of a core. Expected: the study `ablations` of docs/results.md.
+A cell, one row with one seed, takes about 14 minutes of a core. Expected: docs/results/ablations.
 """
 
 import dataclasses

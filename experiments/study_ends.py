@@ -3,7 +3,7 @@
   python -m studies.ablation --config=study_ends --workdir runs/study-synthetic
 
 Run it after that study, in the same work directory: cells that are missing there are trained, without the checkpoints
-that scores along training need. Expected: the study `synthetic-ends` of docs/results.md.
+that scores along training need. Expected: docs/results/synthetic-ends.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
   python -m studies.ablation --config=study_real --workdir runs/study-real --config.data.source=clips
 
 A cell, one row with one seed, takes about as long as in the synthetic study. No results are published here; those of
-the study `real-short-decoder` in docs/results.md had a tenth of its decoder steps.
+the study docs/results/real-short-decoder had a tenth of its decoder steps.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
   python -m studies.ablation --config=study_synthetic --workdir runs/study-synthetic
 
 A cell, one row with one seed, takes about 50 minutes of a core, a tuned decoder 20 more. Expected: the study
-`synthetic` of docs/results.md.
+docs/results/synthetic.
 """
 
 import dataclasses

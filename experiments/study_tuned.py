@@ -3,7 +3,7 @@
   python -m studies.ablation --config=study_tuned --workdir runs/study-ablations
 
 Run it after that study, in the same work directory: cells that are missing there are trained. Expected: the study
-`ablations-tuned` of docs/results.md.
+docs/results/ablations-tuned.
 """
 
 import dataclasses

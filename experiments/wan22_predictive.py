@@ -1,4 +1,4 @@
-"""A predictive Wan2.2: the published VAE, trained to foretell latent frames that it was not shown (stages 2 and 3).
+"""A predictive Wan2.2: the published VAE, trained to predict latent frames that it was not shown (stages 2 and 3).
 
   pv-vae convert Wan2.2_VAE.pth models/wan22
   pv-vae train --config experiments/wan22_predictive.py --workdir runs/wan22 --config.data.source=FOLDER

@@ -86,7 +86,7 @@ def foretell_step(
       model: the VAE, trained to predict.
       params: its parameters.
       cache: the decoder's, after the latents of what was seen. To take the clip up there once the frames have come in,
-        keep it: `decode_step` their latents with it. To foretell further, go on with the one that is returned.
+        keep it: `decode_step` their latents with it. To predict further, go on with the one that is returned.
       shape: `(b, n, h, w, z)` of the latents to leave out.
       key: draws gaussian padding; a learned token needs none.
 

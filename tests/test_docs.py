@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import jax
@@ -30,6 +31,7 @@ from tests.conftest import TINY
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "launch"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+REFERENCE = runpy.run_path(str(ROOT / "docs" / "reference.py"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -107,7 +109,7 @@ def check_command(words: list[str], complete: bool = True) -> None:
         if complete and values.config:
             load_study(ROOT / values.config)
     elif complete and "config" in values and not values.config.isupper():  # FILE stands for one
-        load_experiment(ROOT / values.config, overrides)
+        load_experiment(ROOT / values.config if "/" in values.config else values.config, overrides)
     else:
         override(Experiment(), overrides)
 
@@ -283,11 +285,15 @@ ELSEWHERE = {
     "runs/large": "the same",
     "python -m benchmarks": "tests/test_bench.py runs them at their smallest",
     "python -m studies.ablation": "tests/test_study.py trains a cell",
+    "--features=i3d": "needs I3D's weights: tests/test_features.py computes it with random ones",
     "python -m studies.arena": "tests/test_arena.py takes every step",
     "runs/demo --stage": "tests/test_cli.py tunes a decoder beside diffusion",
     "--config.evaluation": "tests/test_watching.py trains with it",
     "--profile": "the same",
 }
+
+
+RUN = ("data", "evaluation", "fvd", "recipes", "scaling", "tutorial")  # pages of docs/ whose commands run here
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +332,7 @@ def workplace(tmp_path_factory) -> Path:
 def run_command(line: str) -> str:
     """A documented command, shortened, in this process; what it prints."""
     shorter = [more for start, more in SHORTER.items() if line.startswith(start)]
+    line = line.replace("--config=demo ", "--config=experiments/demo.py ")  # the small one
     words = shlex.split(f"{line} {shorter[-1]}" if shorter else line)
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         if words[0] == "pv-vae":
@@ -342,9 +349,7 @@ def executable(page: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{name}.md" for name in ("data", "evaluation", "recipes", "scaling"))]
-)
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in RUN)])
 def test_the_commands_of_a_page_run(page, workplace, tmp_path, monkeypatch):
     lines = executable(page)
     assert lines
@@ -363,17 +368,23 @@ def test_the_commands_of_a_page_run(page, workplace, tmp_path, monkeypatch):
             "shards/train",
         ],
         "docs/data.md": ["runs/demo/report/report.html"],
-        "docs/evaluation.md": ["s.json", "analysis"],
+        "docs/evaluation.md": ["analysis", "comparison.html"],
+        "docs/fvd.md": ["s.json"],
         "docs/recipes.md": ["docs/images/recipe_kl.svg", "runs/well/report/report.html"],
         "docs/scaling.md": [],
+        "docs/tutorial.md": ["runs/mine/report/report.html", "out/clip_prediction.mp4", "out/samples.npz"],
     }[page]
     assert all((place / name).exists() for name in left), left
+    if page == "docs/tutorial.md":  # and its program, with the model that the commands trained
+        names = program(page, place, monkeypatch)
+        assert names["drawn"].shape == names["shown"].shape == names["video"].shape == (1, 17, 32, 32, 3)
+        assert names["clips"].shape[0] == 1 and names["clips"].dtype == np.uint8
 
 
 def test_every_command_of_ours_is_run_or_says_where():
     pages = [str(page.relative_to(ROOT)) for page in PAGES]
     run = {page for page in pages if executable(page)}
-    assert run == {"README.md", *(f"docs/{name}.md" for name in ("data", "evaluation", "recipes", "scaling"))}
+    assert run == {"README.md", *(f"docs/{name}.md" for name in RUN)}
     for reason in ELSEWHERE.values():
         for file in re.findall(r"tests/\w+\.py", reason):
             assert (ROOT / file).exists(), file
@@ -399,7 +410,7 @@ def program(page: str, tmp_path: Path, monkeypatch, without: str = "") -> dict:
     return names
 
 
-IMPORTING = "Plain JAX", "A model as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch", "A clip from"
+IMPORTING = "A model as a pytree", "Flax NNX", "A mesh of your own", "Weights for PyTorch", "A clip from"
 
 
 def test_the_importing_page_has_the_sections_that_are_tested():
@@ -407,9 +418,21 @@ def test_the_importing_page_has_the_sections_that_are_tested():
     assert len(sections) == len(IMPORTING) and all(any(s.startswith(i) for s in sections) for i in IMPORTING)
 
 
-def test_plain_jax_and_modules_as_pytrees(tmp_path, monkeypatch):
-    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[2:]))
-    assert names["losses"][-1] < names["losses"][0]
+def test_the_method_in_plain_optax(tmp_path, monkeypatch):
+    from pv_vae_jax import load
+
+    names = program("docs/plain_jax.md", tmp_path, monkeypatch)
+    for losses in (names["vae_losses"], names["latte_losses"]):
+        assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    assert names["clips"].shape == (2, *names["video"].shape[1:]) and np.isfinite(names["clips"]).all()
+    np.testing.assert_allclose(names["data"].std((0, 1, 2, 3)), 1, rtol=1e-3)
+    again = load(tmp_path / "mine")
+    assert again.diffusion.latent_shape == names["data"].shape[1:]
+    np.testing.assert_allclose(again.encode(names["video"]), names["latents"], atol=1e-5)
+
+
+def test_modules_as_pytrees(tmp_path, monkeypatch):
+    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[1:]))
     slopes = jax.eval_shape(jax.grad(names["loss"]), names["one"])
     assert jax.tree.structure(slopes) == jax.tree.structure(names["one"])
     np.testing.assert_allclose(names["ensemble"][0], names["latents"], atol=1e-5)
@@ -420,7 +443,7 @@ def test_plain_jax_and_modules_as_pytrees(tmp_path, monkeypatch):
 def test_flax_nnx_and_a_foreign_mesh(tmp_path, monkeypatch):
     from flax import nnx
 
-    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join((*IMPORTING[:2], IMPORTING[5])))
+    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join((IMPORTING[0], *IMPORTING[3:])))
     video, params = names["video"], names["params"]
     # NNX holds the parameters that were put in, and gives what Linen gives.
     np.testing.assert_allclose(names["value"], jnp.mean(jnp.square(names["whole"] - video)), rtol=1e-5)
@@ -441,7 +464,7 @@ def test_a_clip_from_a_file_is_coded_and_scored(tmp_path, monkeypatch):
 
     video = SyntheticVideos(clips=1, frames=20, size=32)[0]["video"]
     write_video(tmp_path / "clip.mp4", np.pad(video, ((0, 0), (0, 0), (0, 6), (0, 0)), mode="edge"))
-    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[:5]))
+    names = program("docs/importing.md", tmp_path, monkeypatch, without="|".join(IMPORTING[:4]))
     assert names["clips"].shape == names["shown"].shape == (2, 9, 32, 32, 3) and names["codes"].shape[:2] == (2, 3)
     assert names["scores"]["psnr"] > 20 and 0 < names["scores"]["ssim"] < 1 and names["scores"]["frechet"] > 0
 
@@ -452,9 +475,8 @@ def test_exported_weights_work_in_pytorch(tmp_path, monkeypatch):
 
     from pv_vae_jax.layers.conv import causal_conv3d
 
-    params = program("docs/importing.md", tmp_path, monkeypatch, without="|".join((*IMPORTING[:4], IMPORTING[5])))[
-        "params"
-    ]
+    without = "|".join((*IMPORTING[:3], IMPORTING[4]))
+    params = program("docs/importing.md", tmp_path, monkeypatch, without=without)["params"]
     tensors = load_file(tmp_path / "vae.safetensors")
     weight, bias = tensors["decoder.stem.kernel"], tensors["decoder.stem.bias"]
     kernel = params["decoder"]["stem"]["kernel"]
@@ -544,6 +566,89 @@ def test_programs_name_what_the_package_has(page):
         for module, names in re.findall(r"^from (pv_vae_jax[\w.]*) import ([\w, ]+)$", block, re.MULTILINE):
             for name in names.split(", "):
                 assert hasattr(importlib.import_module(module), name), f"{page.name}: {module}.{name}"
+
+
+# Reference.
+
+
+def test_the_reference_is_made_of_the_code():
+    for name, make in REFERENCE["PAGES"].items():
+        assert make() == (ROOT / "docs" / name).read_text(), "run python docs/reference.py"
+
+
+def test_every_config_of_an_experiment_is_in_the_reference():
+    def classes(cls: type) -> set[type]:
+        hints = typing.get_type_hints(cls)
+        found = [c for hint in hints.values() for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)]
+        return {cls}.union(*map(classes, found))
+
+    assert classes(Experiment) == set(REFERENCE["SECTIONS"])
+
+
+def test_what_lacks_a_description_is_named():
+    @dataclasses.dataclass(frozen=True)
+    class Half:
+        """Half described.
+
+        Attributes:
+          a, b: two of them,
+            on two lines.
+        """
+
+        a: int = 1
+        b: float = 2.0
+        c: str = ""
+
+    assert REFERENCE["described"](Half) == dict.fromkeys("ab", "two of them, on two lines.")
+    with pytest.raises(SystemExit, match="Half.c has no description: add it under Attributes"):
+        REFERENCE["section"](Half, "half")
+
+    class Silent:
+        """A command."""
+
+        @staticmethod
+        def define_flags(values):
+            flags.DEFINE_string("quiet", None, "", flag_values=values)
+
+    with pytest.raises(SystemExit, match="pv-vae silent --quiet has no help"):
+        REFERENCE["command"]("pv-vae silent", Silent)
+
+
+# Links.
+
+LINKED = [*PAGES, *sorted((ROOT / "docs" / "results").rglob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub and mkdocs make them."""
+    headings = re.findall(
+        r"^#+ (.*)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_pages_and_headings(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {target} has no heading #{anchor}"
+
+
+def test_every_page_is_on_the_front_page_of_the_documents():
+    """A reader finds each from docs/index.md; pages of single studies from docs/results.md."""
+    for front, pages in (("index.md", "*.md"), ("results.md", "results/**/*.md")):
+        text = (ROOT / "docs" / front).read_text()
+        for page in (ROOT / "docs").glob(pages):
+            path = page.relative_to(ROOT / "docs").as_posix()
+            assert (
+                path == "index.md"
+                or f"({path})" in text
+                or page.with_name("study.json").exists()
+                and page.name == "notes.md"
+            ), path
 
 
 # Recipes.
@@ -651,6 +756,6 @@ def test_the_recipes_show_every_figure_with_the_command_that_drew_it():
     assert shown == drawn and len(drawn) >= 6
     for name in drawn:
         assert (ROOT / "docs" / name).read_text().startswith("<svg")
-    others = {"performance", "arena"}  # drawn with their pages, by `benchmarks --page` and `studies.arena page`
+    others = {"performance", "arena", "verdict"}  # drawn with their pages
     stored = {p for p in (ROOT / "docs" / "images").glob("*.svg") if p.stem not in others}
     assert {f"images/{p.name}" for p in stored} == set(drawn)

@@ -53,14 +53,21 @@ def test_the_reference_names_everything_public():
     assert set(pv_vae_jax.__all__) <= shown
 
 
+def leaves(entries: list[dict]) -> list[str]:
+    """Pages of a navigation, at any depth."""
+    values = [value for entry in entries for value in entry.values()]
+    return [page for value in values for page in (leaves(value) if isinstance(value, list) else [value])]
+
+
 def test_the_site_has_every_page():
     class Loader(yaml.SafeLoader):
         """mkdocs.yml may hold tags of its own."""
 
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
     config = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)
-    listed = [page for entry in config["nav"] for page in entry.values()]
-    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    pages = [*docs.glob("*.md"), *docs.glob("results/*.md"), *docs.glob("results/*/README.md")]
+    assert sorted(leaves(config["nav"])) == sorted(path.relative_to(docs).as_posix() for path in pages)
 
 
 def test_the_site_builds_without_warnings(tmp_path):

@@ -32,7 +32,7 @@ from pv_vae_jax.train.configs import (
 from pv_vae_jax.typing import ConfigError
 from studies.ablation import __main__ as command
 from studies.ablation import cells, measure
-from studies.ablation.page import write_page
+from studies.ablation.page import write_pages
 from studies.ablation.plan import Row, Study, load_study
 from studies.ablation.results import (
     Estimate,
@@ -238,7 +238,7 @@ def test_a_part_of_a_study_is_named_by_rows_and_seeds():
 
 def test_the_page_takes_no_flags_of_the_training(tmp_path, capsys):
     for flag in ("--rows=a", "--lpips=alexnet", "--config=x.py", "--config.video.steps=3"):
-        assert study_command(f"--page={tmp_path / 'page.md'}", flag) == 2
+        assert study_command("--pages", f"--results={tmp_path}", flag) == 2
         assert f"leave out {flag.split('=')[0].split('.')[0]}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -259,7 +259,7 @@ def test_a_trial_does_not_land_among_the_published_scores(tmp_path, monkeypatch,
 
 
 def test_the_study_of_the_guide_is_valid(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "evaluation.md").read_text()
+    page = (ROOT / "docs" / "studies.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "mine.py").write_text(block)
     monkeypatch.chdir(ROOT)
@@ -589,8 +589,8 @@ def test_differences_of_one_device_leave_the_others_out(tmp_path):
     (study,) = read_results(tmp_path)
     count = lambda row, **only: study.difference(row, ROWS[0], "generation.own.frechet", **only).count  # noqa: E731
     assert count(ROWS[1]) == 3 and count(ROWS[1], one_device=True) == 2 and count(ROWS[2], one_device=True) == 3
-    write_page(tmp_path, tmp_path / "page.md")
-    less = (tmp_path / "page.md").read_text().split("### Each row less")[1].split("###")[0]
+    write_pages(tmp_path)
+    less = (tmp_path / "made" / "README.md").read_text().split("## Each row less")[1].split("\n## ")[0]
     assert f"| {ROWS[1]}, both on one device: 2 of 3 seeds | -1 [-1, -1] |" in less
     assert f"{ROWS[2]}, both" not in less, "all of its seeds are"
 
@@ -611,8 +611,8 @@ def test_correlation_is_told_within_seeds_and_over_all(tmp_path):
     plan = json.loads((tmp_path / "made" / "study.json").read_text())
     plan["rows"][0]["settings"] = {"video.drop_ratio": 0.0}
     write_json(tmp_path / "made" / "study.json", plan)
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
     assert "| all rows | own | -1.00 | 3 |" in text and "| rows that withhold frames | own | - | 0 |" in text
 
 
@@ -636,8 +636,8 @@ def test_reach_compares_with_the_end_of_the_baseline(tmp_path):
     (study,) = read_results(tmp_path)
     found = reach(study, ROWS[1], ROWS[0], "own")
     assert found.seeds == [pytest.approx(0.25), pytest.approx(0.5), float("inf")] and found.mean is None
-    write_page(tmp_path, tmp_path / "page.md")
-    page = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    page = (tmp_path / "made" / "README.md").read_text()
     assert f"| {ROWS[1]} | Frechet, own | 2 of 3 seeds | 2 of 3 seeds | 25 %, 50 %, not reached |" in page
 
 
@@ -673,36 +673,36 @@ def test_cells_scored_at_other_steps_share_a_chart(tmp_path):
     steps, values = curves(study, ROWS[0], "own")
     assert steps == [150, 200, 400] and values[1] == pytest.approx([16.2 + np.log2(1.5) * -8, 8.2, 4.2])
     assert len(reach(study, ROWS[0], ROWS[0], "own").seeds) == 2
-    write_page(tmp_path, tmp_path / "page.md")
+    write_pages(tmp_path)
 
 
 def test_the_page_of_ends_shows_no_curves(tmp_path):
     ends = [cell(c["row"], c["seed"], c["curve"]["own"]["frechet"][-1:], 0.5) | {"seconds": {}} for c in made()]
     store(tmp_path, ends)
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
     assert "Along training" not in text and "training-own" not in text and "Seconds a stage" not in text
     assert not list(tmp_path.glob("made/training-*"))
     store(tmp_path, made())
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
     assert "Along training" in text and "Seconds a stage" in text and list(tmp_path.glob("made/training-*"))
 
 
 def test_the_page_tells_the_decoders_steps_where_a_row_tunes_one(tmp_path):
     plan = store(tmp_path, [c | {"steps": c["steps"] | {"decoder": 7}} for c in made()])
-    write_page(tmp_path, tmp_path / "page.md")
-    assert "decoder 7" not in (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    assert "decoder 7" not in (tmp_path / "made" / "README.md").read_text()
     plan["rows"][-1]["decoder_of"] = ROWS[2]
     write_json(tmp_path / "made" / "study.json", plan)
-    write_page(tmp_path, tmp_path / "page.md")
-    assert "decoder 7" in (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    assert "decoder 7" in (tmp_path / "made" / "README.md").read_text()
 
 
 def test_the_page_says_what_the_scores_say(tmp_path):
     store(tmp_path, made())
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
     assert "12 of 12 planned" in text and "| + Predictive Reconstruction | Frechet, own | 50 % [50 %, 50 %] |" in text
     step = "| Baseline → + Predictive Reconstruction |"
     assert f"{step} Frechet, own | gFVD -18.48 | -1 [-1, -1] | agrees, interval excludes 0 |" in text
@@ -710,15 +710,15 @@ def test_the_page_says_what_the_scores_say(tmp_path):
     assert f"{step} rFrechet, own | rFVD +2.63 | -0.49 [-0.515, -0.465] | **disagrees**, interval excludes 0 |" in text
     assert "| 15 % |" not in text and "174.8" in text
     for picture in re.findall(r"\]\((.*?\.svg)\)", text):
-        svg = (tmp_path / picture).read_text()
+        svg = (tmp_path / "made" / picture).read_text()
         assert ElementTree.fromstring(svg).tag.endswith("svg") and "nan" not in svg
     first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    write_page(tmp_path, tmp_path / "page.md")
+    write_pages(tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == first, "twice the same"
-    assert "All studies" not in text and "### Rows that the paper" not in text
+    assert "## Rows that the paper" not in text
     (tmp_path / "made" / "notes.md").write_text("A remark.\n")
-    write_page(tmp_path, tmp_path / "page.md")
-    assert "### Remarks\n\nA remark.\n" in (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    assert "## Remarks\n\nA remark.\n" in (tmp_path / "made" / "README.md").read_text()
 
 
 def test_rows_that_no_table_has_stand_beside_what_they_are_compared_with(tmp_path):
@@ -730,14 +730,14 @@ def test_rows_that_no_table_has_stand_beside_what_they_are_compared_with(tmp_pat
     for seed in (0, 1):
         distances = [8 + 0.1 * seed, 4 + 0.1 * seed, 2.5 + 0.1 * seed]
         write_json(tmp_path / "made" / f"infill-{seed}.json", cell("Infilling", seed, distances, 0.2 + 0.01 * seed))
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
-    table = text.split("### Rows that the paper does not have")[1].split("###")[0]
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
+    table = text.split("## Rows that the paper does not have")[1].split("\n## ")[0]
     assert "| Infilling | `video.drop_pattern=infill` | 2 | 2.55 " in table and f"| {ROWS[1]} |  | 3 | 3.1 " in table
     assert f"| {ROWS[1]} → Infilling | Frechet, own | -0.5 [-0.5, -0.5] | excludes 0 |" in table
     assert f"| {ROWS[1]} → Infilling | prediction error | -0.2 " in table
     assert "Not run" not in table and ROWS[0] not in table
-    paper = text.split(f"### {TABLES[0]['title']}")[1].split("###")[0]
+    paper = text.split(f"## {TABLES[0]['title']}")[1].split("\n## ")[0]
     assert ROWS[1] in paper and ROWS[2] not in paper, "a row of the table that is not planned"
 
 
@@ -746,9 +746,9 @@ def test_a_study_without_rows_of_the_paper_makes_a_page(tmp_path):
     write_json(tmp_path / "made" / "study.json", plan | {"rows": [{"name": "a"}, {"name": "b"}]})
     for row in "ab":
         write_json(tmp_path / "made" / f"{row}.json", cell(row, 0, [4.0, 3.0, 2.0 if row == "b" else 2.5], 0.3))
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
-    assert "### Table" not in text and "| a → b | Frechet, own | -0.5 | one seed |" in text
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
+    assert "## Table" not in text and "| a → b | Frechet, own | -0.5 | one seed |" in text
     assert "| a → a |" not in text and "| a |  | 1 | 2.5 " in text
 
 
@@ -758,8 +758,8 @@ def test_a_score_that_older_cells_lack_is_not_measured(tmp_path):
         if c["row"] == ROWS[1] or (c["row"], c["seed"]) == (ROWS[2], 0):
             c["latents"]["class_probe"] = {"accuracy": 0.75, "chance": 0.25, "clips": 4}
     store(tmp_path, found)
-    write_page(tmp_path, tmp_path / "page.md")
-    latents = (tmp_path / "page.md").read_text().split("### Latents")[1]
+    write_pages(tmp_path)
+    latents = (tmp_path / "made" / "README.md").read_text().split("## Latents")[1]
     assert f"| {ROWS[0]} | 1 [1, 1] | 2 [2, 2] | not measured | not measured |" in latents
     assert f"| {ROWS[1]} | 1 [1, 1] | 2 [2, 2] | 0.75 [0.75, 0.75] | 0.25 [0.25, 0.25] |" in latents
     assert f"| {ROWS[2]} | 1 [1, 1] | 2 [2, 2] | 0.75 (1 of 3 seeds) | 0.25 (1 of 3 seeds) |" in latents
@@ -770,37 +770,21 @@ def test_a_perceptual_distance_has_columns_where_every_cell_has_it(tmp_path):
     for c in found:
         c["perceptual"], c["reconstruction"]["perceptual"] = "LPIPS (AlexNet)", 0.25 + 0.5 * (c["row"] == ROWS[1])
     store(tmp_path, found)
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
     assert text.count("| PSNR | SSIM | LPIPS (AlexNet) |") == 2, "the rows, and each less the first"
     assert re.search(rf"^\| {re.escape(ROWS[1])} \|.*\| 0.9 \[0.9, 0.9\] \| 0.75 \[0.75, 0.75\] \|", text, re.MULTILINE)
     assert re.search(rf"^\| {re.escape(ROWS[1])} \|.*\| \+0.5 \[0.5, 0.5\] \|", text, re.MULTILINE), "less the first"
     write_json(tmp_path / "made" / "0-0.json", found[0] | {"perceptual": "LPIPS (VGG)"})
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
     assert "LPIPS" not in text and "which is left out; 12 of 12 have one" in text
-
-
-def test_what_was_tried_stands_before_the_studies(tmp_path):
-    """All studies side by side from their scores, and beneath them what somebody wrote, as it stands."""
-    plan = store(tmp_path, made())
-    (tmp_path / "tried").mkdir()
-    write_json(tmp_path / "tried" / "study.json", plan | {"name": "tried"})
-    for c in made():
-        if c["seed"] == 1 and c["row"] in ROWS[:2]:
-            write_json(tmp_path / "tried" / f"{ROWS.index(c['row'])}.json", c)
-    (tmp_path / "notes.md").write_text("A larger *weight*,\nwithout effect.\n")
-    write_page(tmp_path, tmp_path / "page.md")
-    head = (tmp_path / "page.md").read_text().split("## Study `made`")[0]
-    assert f"| `made` | {ROWS[1]} | 3 | 3.1 [2.85, 3.35] | -1 [-1, -1] |" in head
-    assert f"| `tried` | {ROWS[0]} | 1 | 4.1 | - |" in head and f"| `tried` | {ROWS[1]} | 1 | 3.1 | -1 |" in head
-    assert head.endswith("## What was tried\n\nA larger *weight*,\nwithout effect.\n\n")
 
 
 def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path):
     store(tmp_path, [c for c in made() if c["seed"] == 0 and c["row"] in ROWS[:2]])
-    write_page(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    write_pages(tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text()
     assert "2 of 12 planned" in text and "agrees, one seed" in text
     assert "| + Motion-aware Objective | 0 | - |" in text
     assert "3 [2.7, 3.3] clips" in text, "one seed: the interval over clips"
@@ -808,7 +792,7 @@ def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path):
 
 def test_damaged_and_doubled_scores_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no scores"):
-        write_page(tmp_path, tmp_path / "page.md")
+        write_pages(tmp_path)
     store(tmp_path, made())
     stale = copy.deepcopy(made()[0])
     write_json(tmp_path / "made" / "stale.json", stale)
@@ -840,22 +824,21 @@ def drawn(path: Path) -> tuple[list[str], list[float]]:
     return words, [float(number) for d in re.findall(r' d="([^"]*)"', svg) for number in re.findall(r"[-\d.]+", d)]
 
 
-def test_the_page_in_the_repository_is_that_of_the_stored_scores(tmp_path):
-    stored, page = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
-    if not page.exists():
-        pytest.skip("no study has been run yet")
-    shutil.copytree(stored, tmp_path / "results", ignore=shutil.ignore_patterns("*.svg"))
-    write_page(tmp_path / "results", tmp_path / "results.md")
-    assert (tmp_path / "results.md").read_text() == page.read_text(), (
-        "run python -m studies.ablation --page=docs/results.md"
-    )
-    for part in page.read_text().split("Signs, each row less the one before")[1:]:
-        summary, table = part.split("\n##")[0].split("| step |")
-        for sign, said in (("agrees", "as in the paper"), ("**disagrees**", "against it")):
-            verdicts = [line.split(" | ")[-1] for line in table.splitlines() if f"| {sign}, " in line]
-            told = re.findall(rf"(\d+) \((\d+) surely\) {said}", summary)
-            assert sum(int(n) for n, _ in told) == len(verdicts)
-            assert sum(int(n) for _, n in told) == sum("excludes 0" in verdict for verdict in verdicts)
+def test_the_pages_in_the_repository_are_those_of_the_stored_scores(tmp_path):
+    stored = ROOT / "docs" / "results"
+    shutil.copytree(stored, tmp_path / "results", ignore=shutil.ignore_patterns("*.svg", "README.md"))
+    written = write_pages(tmp_path / "results")
+    assert len(written) > 8
+    for made in written:
+        page = stored / made.relative_to(tmp_path / "results")
+        assert made.read_text() == page.read_text(), "run python -m studies.ablation --pages"
+        for part in page.read_text().split("Signs, each row less the one before")[1:]:
+            summary, table = part.split("\n##")[0].split("| step |")
+            for sign, said in (("agrees", "as in the paper"), ("**disagrees**", "against it")):
+                verdicts = [line.split(" | ")[-1] for line in table.splitlines() if f"| {sign}, " in line]
+                told = re.findall(rf"(\d+) \((\d+) significantly\) {said}", summary)
+                assert sum(int(n) for n, _ in told) == len(verdicts)
+                assert sum(int(n) for _, n in told) == sum("excludes 0" in verdict for verdict in verdicts)
     for picture in sorted(stored.rglob("*.svg")):
         again, kept = (drawn(folder / picture.relative_to(stored)) for folder in (tmp_path / "results", stored))
         assert again[0] == kept[0] and again[1] == pytest.approx(kept[1], abs=0.5), picture

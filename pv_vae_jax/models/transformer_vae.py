@@ -48,7 +48,7 @@ class TransformerVAEConfig(Compression):
       kind: tells this kind of VAE from others in JSON.
       time_factor: frames of a patch, `p_t`.
       space_factor: side of a patch in pixels, `p_s`.
-      latent_channels: `z`.
+      latent_channels: channels of the latents, `z`.
       width, heads: channels and attention heads of every layer; the hidden layer is four times as wide.
       encoder_layers, decoder_layers: number of layers.
       window: latent frames a token looks back; 0 is all of them, which rules out streaming.

@@ -106,7 +106,7 @@ class VAEConfig(Compression, VAEPresets):
     Attributes:
       kind: tells this kind of VAE from others in JSON.
       patch: side of the pixel patches folded into channels before the first convolution.
-      latent_channels: `z`.
+      latent_channels: channels of the latents, `z`.
       time_factors, space_factors: 1 or 2 for each resampling, first level first.
       encoder_widths, decoder_widths: channels of each level, one more than there are resamplings.
       encoder_blocks, decoder_blocks: number of residual blocks in a level.

@@ -254,7 +254,14 @@ class DiffusionConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(Config):
-    """Generation: Euler steps (paper: 100), guidance scale (1 turns guidance off), clips, and clips in a batch."""
+    """Generation of clips from the trained transformer.
+
+    Attributes:
+      steps: Euler steps (paper: 100).
+      guidance: scale of classifier-free guidance; 1 turns it off.
+      clips: number of clips.
+      batch_size: clips drawn at a time.
+    """
 
     steps: Count = 100
     guidance: NonNegative = 1.0
@@ -321,8 +328,18 @@ class Experiment(Config):
     Attributes:
       name: name of the experiment in reports.
       seed: seed of every random draw.
+      data: clips for training and evaluation.
       vae: `VAEConfig` for the CNN, `TransformerVAEConfig` for the transformer; flags change its fields, not its kind.
-      log_every, checkpoint_every: steps between two log lines, and between two checkpoints.
+      discriminator: architecture of the discriminator, for stages with `objective.gan`.
+      image: first VAE stage: single frames.
+      video: second VAE stage: clips with withheld frames.
+      decoder: third VAE stage: the decoder alone.
+      latents: the cache of posteriors on which the transformer trains.
+      latte: architecture of the diffusion transformer.
+      diffusion: training of the transformer.
+      sampling: generation of clips.
+      log_every: steps between two log lines.
+      checkpoint_every: steps between two checkpoints.
       checkpoints_kept: number of full training states kept for each stage.
       mesh: devices along each mesh axis.
       perceptual: network of the perceptual term.

@@ -3,7 +3,7 @@
   python -m studies.ablation --config experiments/study_synthetic.py --workdir runs/study-synthetic
   python -m studies.ablation --config experiments/study_real.py --workdir runs/study-real --config.data.source=clips
   python -m studies.ablation --config mine.py --workdir runs/mine --rows=my-row,baseline --seeds=0   # only these cells
-  python -m studies.ablation --page docs/results.md                 # tables and charts again, from the stored scores
+  python -m studies.ablation --pages                                # tables and charts again, from the stored scores
 
 Each finished cell (a row with a seed) leaves one file in --results; the same command resumes with the others. Several
 processes share the work: each takes cells that no other has begun.
@@ -35,25 +35,24 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("cells", 0, "number of cells to train and score; 0 is all", lower_bound=0, flag_values=values)
     flags.DEFINE_string("i3d", None, "I3D's weights, to score with it as well (slow on CPU)", flag_values=values)
     define_lpips_flags(values)
-    flags.DEFINE_string("page", "", "write this page from the scores, train nothing", flag_values=values)
+    flags.DEFINE_bool("pages", False, "write the pages from the scores, train nothing", flag_values=values)
 
 
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
-    """Run a study, or write its page."""
+    """Run a study, or write the pages of all."""
     if positional:
         raise ConfigError(f"python -m studies.ablation takes flags only, got {' '.join(positional)}")
     results = Path(values.results)
-    if values.page:
+    if values.pages:
         given = [name for name in TRAINING if values[name].present]
         if given or overrides:
-            raise ConfigError(f"--page trains and scores nothing: leave out --{given[0] if given else 'config'}")
-        from studies.ablation.page import write_page
+            raise ConfigError(f"--pages trains and scores nothing: leave out --{given[0] if given else 'config'}")
+        from studies.ablation.page import write_pages
 
-        write_page(results, Path(values.page))
-        print(f"page: {values.page}")
+        print("\n".join(f"page: {page}" for page in write_pages(results)))
         return
     if not values.config or not values.workdir:
-        raise ConfigError("set --config and --workdir, or --page")
+        raise ConfigError("set --config and --workdir, or --pages")
     from studies.ablation.cells import run_study
     from studies.ablation.measure import Published
 

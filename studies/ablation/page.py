@@ -1,10 +1,9 @@
-"""The page of all studies, `docs/results.md`, and its charts, made from the stored scores alone.
+"""The page of each study, `docs/results/STUDY/README.md`, and its charts, made from the stored scores alone.
 
-`page.md.jinja` holds the prose and the order of sections, `tables.py` makes the tables. Remarks are printed as they
-are: those on one study from `notes.md` in its folder, those on all of them from `notes.md` beside the folders.
+`page.md.jinja` holds the prose and the order of sections, `tables.py` makes the tables. Remarks in `notes.md` beside
+the scores are printed as they are.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from studies.ablation.results import Results, curves, prediction_error, read_res
 WIDTH = 640  # of a chart, in CSS pixels
 
 
-def write_page(results: Path, page: Path) -> None:
-    """Write `page`, and the charts into the folders of the studies under `results`.
+def write_pages(results: Path) -> list[Path]:
+    """Write a page and its charts into the folder of every study under `results`.
 
     Raises:
       ConfigError: no scores, or damaged files.
@@ -43,26 +42,15 @@ def write_page(results: Path, page: Path) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = environment.get_template("page.md.jinja").render(
-        studies=studies,
-        paper=paper_table()["ablations"],
-        tables=tables,
-        number=number,
-        draws=DRAWS,
-        link=os.path.relpath(results, page.parent),
-        notes=lambda study=None: _notes(results / study.name if study else results),
-    )
+    template, paper = environment.get_template("page.md.jinja"), paper_table()["ablations"]
     for study in studies:
+        folder = results / study.name
+        notes = (folder / "notes.md").read_text(encoding="utf-8").strip() if (folder / "notes.md").exists() else ""
+        facts = {"study": study, "paper": paper, "notes": notes, "draws": DRAWS}
+        write_text(folder / "README.md", template.render(**facts, tables=tables, number=number))
         for name, drawing in _charts(study).items():
-            write_text(results / study.name / f"{name}.svg", drawing)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, text)
-
-
-def _notes(folder: Path) -> str:
-    """What somebody wrote, as it stands; empty if nobody did."""
-    notes = folder / "notes.md"
-    return notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
+            write_text(folder / f"{name}.svg", drawing)
+    return [results / study.name / "README.md" for study in studies]
 
 
 def _charts(study: Results) -> dict[str, str]:

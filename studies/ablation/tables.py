@@ -38,27 +38,6 @@ NETWORKS = {
 # Facts
 
 
-def side_by_side(studies: Sequence[Results]) -> str:
-    """The final distance of every row of every study, and its difference from the first row of its study."""
-    networks = list(dict.fromkeys(network for study in studies for network in study.networks))
-    header = ["study", "row", "seeds"]
-    for network in networks:
-        header += [f"Frechet, {network}", f"less the first row, {network}"]
-    body = []
-    for study in studies:
-        first = study.plan["rows"][0]["name"]
-        most = max(len(study.seeds(row)) for row in study.rows)
-        for row in study.rows:
-            count = len(study.seeds(row))
-            cells = [f"`{study.name}`", row, str(count) if count == most else f"{count} of {most}"]
-            for network in networks:
-                score = f"generation.{network}.frechet"
-                gain = study.difference(row, first, score) if row != first else None
-                cells += [_text(study.estimate(row, score)), _text(gain, "+")]
-            body.append(cells)
-    return markdown(header, body)
-
-
 def seconds(study: Results) -> str:
     """Mean seconds of each stage over the cells that trained it without interruption; empty if none did."""
     cells = list(study.cells.values())
@@ -227,9 +206,9 @@ def signs(study: Results, table: dict) -> tuple[str, str]:
 
 
 def _count(verdicts: list[str], sign: str) -> str:
-    """`3 (2 surely)` of these verdicts."""
+    """`3 (2 significantly)` of these verdicts."""
     found = [verdict for verdict in verdicts if verdict.startswith(sign)]
-    return f"{len(found)} ({sum('excludes 0' in verdict for verdict in found)} surely)"
+    return f"{len(found)} ({sum('excludes 0' in verdict for verdict in found)} significantly)"
 
 
 def _verdict(delta: float, ours: Estimate) -> str:
