@@ -16,12 +16,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from models import held_out
 from PIL import Image, ImageDraw, ImageFont
 
 from pv_vae_jax import Model, load, to_uint8
 from pv_vae_jax.report.figures import borders, fit, frame
 from pv_vae_jax.storage import atomic
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from model_table import held_out
 
 LABEL, GAP, HELD = 22, 8, 6  # pixels of a line of text and between clips; frames for which the last one stays
 GREY = (128, 136, 148, 255)  # text that shows on a light and on a dark page

@@ -2,7 +2,7 @@
 
   python experiments/small_real.py index.csv clips      (or any folder of videos of yours)
   pv-vae train --config=small_real --workdir runs/small-real --config.data.source=clips
-  python docs/models.py clips runs/small-real tiny-synthetic --size=64 --stride=2
+  python docs/model_table.py clips runs/small-real tiny-synthetic --size=64 --stride=2
 
 About 90 minutes on one core of an AMD EPYC, at 2.1 s an image step and 2.3 s a video step: 11 minutes of images, 65 of
 clips, the rest for latents and a small transformer.

@@ -1,7 +1,7 @@
 """Models beside each other, and beside what needs no training: the rows of README's table.
 
-  python docs/models.py synthetic tiny-synthetic --clips=256
-  python docs/models.py FOLDER runs/small-real tiny-synthetic --size=64 --stride=2
+  python docs/model_table.py synthetic tiny-synthetic --clips=256
+  python docs/model_table.py FOLDER runs/small-real tiny-synthetic --size=64 --stride=2
 
 The clips are those that FOLDER, or the synthetic world, holds out. Every model is told with PSNR of frame 0, of the
 others and of all; and with the squared error on withheld groups, range [-1, 1], mean over k. Below it stand two guesses
