@@ -255,7 +255,6 @@ def test_every_command_shows_its_flags(name):
 SHORTER = {
     "pv-vae sample": "--steps=2",
     "pv-vae evaluate --real": "--clips=8 --nointervals",
-    "pv-vae evaluate --real=clips": "--clips=8 --nointervals --frames=5",
     "pv-vae analyze": "--clips=4 --frames=5 --size=16",
     "pv-vae prepare": "--min_frames=5",
     "python docs/model_table.py": "--clips=4",
