@@ -150,7 +150,7 @@ def test_a_moving_picture_shows_what_was_seen(moving):
                 np.testing.assert_array_equal(pixels[y : y + 16 : 2, x : x + 16 : 2, :3], clip[row, t])
         blue, orange = (38, 110, 214), (242, 125, 12)
         assert tuple(pixels[top, 2 * step, :3]) == (blue if t < 3 else orange)
-        assert pixels[:top].any() and not pixels[:, step - gap : step, 3].any()  # labels, and gaps that are clear
+        assert pixels[:top].any() and not pixels[top:, step - gap : step, 3].any()  # labels, and gaps that are clear
 
 
 def test_the_picture_of_the_readme_moves_and_is_small():
