@@ -57,7 +57,9 @@ EXTRAS = {
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["video"] + EXTRAS["report"] + EXTRAS["tensorboard"] + EXTRAS["benchmark"]
 
 # Found by `--config=demo`. Studies need studies/, which is not installed.
-EXPERIMENTS = [path for name in ("demo*.py", "paper*.py") for path in sorted((HERE / "experiments").glob(name))]
+EXPERIMENTS = [
+    path for name in ("demo*.py", "small*.py", "paper*.py") for path in sorted((HERE / "experiments").glob(name))
+]
 
 
 class BuildWithExperiments(build_py):

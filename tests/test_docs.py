@@ -257,9 +257,10 @@ def test_every_command_shows_its_flags(name):
 SHORTER = {
     "pv-vae sample": "--steps=2",
     "pv-vae evaluate --real": "--clips=8 --nointervals",
-    "pv-vae evaluate --real=clips": "--clips=8 --nointervals --frames=5",
     "pv-vae analyze": "--clips=4 --frames=5 --size=16",
     "pv-vae prepare": "--min_frames=5",
+    "python docs/model_table.py": "--clips=4",
+    "python docs/moving_picture.py": "--side=32",
     "python -m studies.probes": "--clips=8 --test_clips=4 --steps=2",
     "pv-vae inspect --config experiments/demo.py --stage video --config.mesh": "--config.video.batch_size=8",
 }
@@ -365,7 +366,7 @@ def test_the_commands_of_a_page_run(page, workplace, tmp_path, monkeypatch):
             "out/clip_reconstruction.mp4",
             "out/clip_prediction.mp4",
             "out/samples_orbit.mp4",
-            "shards/train",
+            "moving.webp",
         ],
         "docs/data.md": ["runs/demo/report/report.html"],
         "docs/evaluation.md": ["analysis", "comparison.html"],

@@ -95,6 +95,54 @@ def test_outputs_are_kept_whole(path):
         assert "Warning" not in words and "Error" not in words, words
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_ends_with_something_to_look_at(path):
+    *_, last = cells(path)
+    kinds = {kind for output in last["outputs"] for kind in output.get("data", {})}
+    assert kinds & {"image/png", "image/svg+xml"}, kinds
+
+
+def test_cells_say_how_long_they_took_where_they_were_timed():
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install -e '.[test]'")
+    from run import time_cells
+
+    def timed(source: str, seconds: float):
+        at = {"iopub.execute_input": "2026-01-01T10:00:00.0+00:00"}
+        at["shell.execute_reply"] = f"2026-01-01T10:00:{seconds:04.1f}+00:00"
+        return nbformat.v4.new_code_cell(source, metadata={"execution": at})
+
+    lines = ("set up", "quick", "# 9 s on a toaster\nslow", "# 3 s on a laptop\n# 9 s on a toaster\nslow")
+    code = [timed(source, seconds) for source, seconds in zip(lines, (50, 0.4, 12.4, 59.9), strict=True)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), *code])
+    time_cells(notebook, "a toaster")
+    assert [cell.source for cell in notebook.cells] == [
+        *("text", "set up", "quick", "# 12 s on a toaster\nslow"),
+        "# 60 s on a toaster\n# 3 s on a laptop\nslow",
+    ]
+
+
+@pytest.mark.parametrize(
+    "shipped, length, shape", [((), 40, (17, 32)), (("small-real",), 40, (17, 64)), ((), 14, (13, 32))]
+)
+def test_the_first_notebook_takes_a_video_of_the_reader(shipped, length, shape, monkeypatch, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed: pip install -e '.[video]'")
+    from pv_vae_jax import model_folder
+    from pv_vae_jax.data.synthetic import SyntheticVideos
+    from pv_vae_jax.data.video_writing import write_video
+
+    monkeypatch.setattr(model_folder, "shipped_models", lambda: ["tiny-synthetic", *shipped])
+    write_video(tmp_path / "mine.mp4", SyntheticVideos(clips=1, frames=length, size=64)[0]["video"][:, :, :48])
+    (code,) = (
+        text(cell["source"])
+        for cell in cells(ROOT / "notebooks" / "reconstruct_and_predict.ipynb")
+        if "VIDEO = " in text(cell["source"])
+    )
+    names = {"FRAMES": 17}
+    exec(code.replace('VIDEO = ""', f"VIDEO = {str(tmp_path / 'mine.mp4')!r}"), names)
+    assert names["video"].shape == (1, shape[0], shape[1], shape[1], 3) and names["FRAMES"] == shape[0]
+    assert names["NAME"] == (*shipped, "tiny-synthetic")[0]
+
+
 def test_setup_is_the_same_everywhere_and_installs_where_the_package_is_missing():
     setups = {text(cells(path)[0]["source"]) for path in NOTEBOOKS}
     assert len(setups) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ["demo", "demo_long", "demo_transformer", "paper_latte", "paper_vae"]
+SHIPPED = ["demo", "demo_long", "demo_transformer", "paper_latte", "paper_vae", "small_real"]
 
 
 def setup_py(*arguments: str) -> str:
