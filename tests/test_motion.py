@@ -202,7 +202,7 @@ def test_seven_of_eight_seeds_must_agree():
         ([0.05] * 8, 0),  # below a tenth of the way from 0.4 to 1
         ([0.3] * 7, 0),  # too few
     ):
-        got = effect({seed: 0.4 + gain for seed, gain in enumerate(gains)}, baseline, real=1.0)
+        got = effect({seed: 0.4 + gain for seed, gain in enumerate(gains)}, baseline, end=1.0)
         assert got.found == found and abs(got.distance - 0.6) < 1e-9
 
 
@@ -210,6 +210,17 @@ def test_broken_controls_forbid_a_verdict():
     for broken in (ROLES.positive, ROLES.negative):
         tree = judge(made_up(WORKING | {broken: 0.0, ROLES.method: 0.2}))
         assert "cannot tell" in tree["verdict"]
+
+
+def test_rotated_latents_lose_by_the_room_that_is_left_below():
+    """A baseline at 0.08 cannot lose a tenth of the way to real clips."""
+    low = -0.32  # of all rows, so that the baseline is at 0.08
+    gains = dict.fromkeys(dataclasses.asdict(ROLES).values(), low)
+    tree = judge(
+        made_up(gains | {ROLES.positive: low + 0.2, ROLES.negative: low - 0.05, ROLES.method: low - 0.05}, noise=0.001)
+    )
+    assert tree["controls"]["negative"]["lost"] and tree["effect"]["found"] == 0
+    assert tree["controls"]["negative"]["effect"]["distance"] < 0.1 < tree["effect"]["distance"]
 
 
 def test_a_gain_in_the_placebo_is_not_claimed():

@@ -35,7 +35,8 @@ RULE = {
     "the baseline's mean PSNR",
     "effect": f"mean of paired differences at least {SHARE:.0%} of the distance between the baseline and real clips, "
     f"of one sign in at least {SIGNS:.1%} of 8 or more paired seeds",
-    "controls": "latents aligned to the world's state win and rotated latents lose by the same rule; else no verdict",
+    "controls": "latents aligned to the world's state win by the same rule; rotated latents lose by it, where the "
+    "distance is that between the baseline and real clips with shuffled frames, the lowest score; else no verdict",
     "placebo": "in `walk` the 95 % interval of the difference holds 0, and the mean is below half the effect",
 }
 
@@ -121,7 +122,7 @@ class Effect:
 
     Attributes:
       difference: over seeds.
-      distance: between the baseline and real clips.
+      distance: between the baseline and the end it is measured by: real clips, or the floor.
       same_sign: share of the seeds whose difference has the sign of the mean.
       found: 1 or -1 if the rule calls it an effect of that sign, else 0.
     """
@@ -132,13 +133,14 @@ class Effect:
     found: int
 
 
-def effect(values: dict[int, float], baseline: dict[int, float], real: float, least: int = LEAST) -> Effect | None:
-    """By the rule; None without a pair."""
+def effect(values: dict[int, float], baseline: dict[int, float], end: float, least: int = LEAST) -> Effect | None:
+    """By the rule, with the distance to the score `end`; None without a pair."""
     seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
         return None
     differences = np.array([values[seed] - baseline[seed] for seed in seeds])
-    found, distance = over_seeds(differences.tolist()), real - float(np.mean([baseline[seed] for seed in seeds]))
+    found = over_seeds(differences.tolist())
+    distance = abs(end - float(np.mean([baseline[seed] for seed in seeds])))
     same = float(np.mean(np.sign(differences) == np.sign(found.mean)))
     large = abs(found.mean) >= SHARE * distance and same >= SIGNS and len(seeds) >= least
     return Effect(found, distance, same, int(np.sign(found.mean)) if large else 0)
@@ -155,8 +157,9 @@ def judge(cells: Cells) -> dict:
     placebo_psnr = cells.mean(roles.placebo_baseline, "psnr") if cells.seeds(roles.placebo_baseline) else psnr
     scores = {row.name: at_psnr(cells, row, placebo_psnr if row.name in walks else psnr) for row in study.rows}
     against = {row.name: roles.placebo_baseline if row.name in walks else roles.baseline for row in study.rows}
+    end = {name: "shuffled.kept" if name == roles.negative else "real.kept" for name in against}
     effects = {
-        name: effect(scores[name], scores[other], cells.mean(other, "real.kept"), least)
+        name: effect(scores[name], scores[other], cells.mean(other, end[name]), least)
         for name, other in against.items()
         if name != other and cells.seeds(other)
     }
