@@ -110,11 +110,24 @@ def mounted(path: Path) -> str:
     )
 
 
+def on_disk(path: str | Path, name: str = "this") -> Path:
+    """The path of what is read through the file system alone.
+
+    Raises:
+      ConfigError: it is an address of a store; the message says how to mount it.
+    """
+    if re.match(r"\w[\w+.-]+:/", str(path)):
+        how = "download it, or mount the bucket (docs/buckets.md has the commands), and name the file here"
+        how = mounted(BucketPath(re.sub("^gs:/+", "gs://", str(path)))) if re.match("gs:/+[^/]", str(path)) else how
+        raise ConfigError(f"{name} is read from a disk, got {path}: {how}")
+    return Path(path)
+
+
 def as_path(path: str | Path, name: str = "the folder") -> Path:
     """The path that a person wrote: of this machine, or in a bucket, which must answer.
 
     Raises:
-      ConfigError: as `check_address`.
+      ConfigError: as `check_address`, or the address holds what stores read as a pattern.
       ImportError: gcsfs is not installed.
       FileNotFoundError: there is no such bucket.
       OSError: the bucket does not answer within `PROBE` seconds, or may not be read.
@@ -123,6 +136,8 @@ def as_path(path: str | Path, name: str = "the folder") -> Path:
     if not re.match("gs:/", str(path)):
         return Path(path)
     address = re.sub("^gs:/+", "gs://", str(path))
+    if found := re.search(r"[*?\[\]]", address):
+        raise ConfigError(f"{name} must not hold {found[0]}, a pattern to stores, got {address}: choose another name")
     _reach(address.split("/")[2], name, address)
     return cast(Path, BucketPath(address))
 
@@ -173,6 +188,22 @@ def filesystem() -> Any:
     return fsspec.filesystem("gcs", finalize_on_close=True)  # as epath asks for it: one object for both
 
 
+def of_bucket(error: Exception) -> bool:
+    """Whether an error is an answer of a bucket, or of those who log in to it: they have no common type."""
+    libraries = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.")
+    return type(error).__module__.startswith(libraries) or str(error).startswith("Forbidden: ")
+
+
+def bucket_error(did: str, error: Exception) -> OSError:
+    """An error that says what was `did`, what the bucket answered, and what to do."""
+    answer = " ".join(str(error).split())[:300] or type(error).__name__
+    login = getattr(error, "code", None) == 401 or type(error).__module__.startswith("google.auth")
+    mend = "start the same command again later"
+    if login or answer.startswith("Forbidden: "):
+        mend = "log in (gcloud auth application-default login) with an account that may do this"
+    return OSError(f"{did} ({answer}): {mend}")
+
+
 def refuse_lost(path: Path) -> None:
     """Raise BlockingIOError if another process has taken over a lock that this one held beside or above `path`."""
     if taken := next((lock for lock in lost_locks if f"{path}/".startswith(lock.rpartition("/")[0] + "/")), None):
@@ -184,7 +215,7 @@ def _upload(source: Path, target: Path) -> None:
     try:
         filesystem().put_file(str(source), str(target))
     except Exception as error:  # see _reach
-        raise OSError(f"cannot write {target} ({error}): start the same command again later") from error
+        raise bucket_error(f"cannot write {target}", error) from error
 
 
 @contextlib.contextmanager
