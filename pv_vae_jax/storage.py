@@ -29,6 +29,7 @@ from etils.epath.gpath import PosixGPath  # the class of epath.Path("gs://...")
 from pv_vae_jax.messages import ConfigError
 
 PROBE = 45.0  # seconds within which a bucket must answer for the first time
+SPECIAL = r"[*?#\[\]]"  # gcsfs and Orbax match by these, and ArrayRecord takes # for the beginning of a version
 BUCKET_MARK = "commit_success.txt"  # Orbax writes it last into a state in a bucket, where it renames nothing
 # What is beside these locks may not be written: another process holds them now, as after a long pause of this one.
 lost_locks: set[str] = set()
@@ -127,7 +128,7 @@ def as_path(path: str | Path, name: str = "the folder") -> Path:
     """The path that a person wrote: of this machine, or in a bucket, which must answer.
 
     Raises:
-      ConfigError: as `check_address`, or the address holds what stores read as a pattern.
+      ConfigError: as `check_address`, or the address holds one of `SPECIAL`.
       ImportError: gcsfs is not installed.
       FileNotFoundError: there is no such bucket.
       OSError: the bucket does not answer within `PROBE` seconds, or may not be read.
@@ -136,8 +137,9 @@ def as_path(path: str | Path, name: str = "the folder") -> Path:
     if not re.match("gs:/", str(path)):
         return Path(path)
     address = re.sub("^gs:/+", "gs://", str(path))
-    if found := re.search(r"[*?\[\]]", address):
-        raise ConfigError(f"{name} must not hold {found[0]}, a pattern to stores, got {address}: choose another name")
+    if found := re.search(SPECIAL, address):
+        means = "which has a meaning of its own in buckets"
+        raise ConfigError(f"{name} must not hold {found[0]}, {means}, got {address}: choose another name")
     _reach(address.split("/")[2], name, address)
     return cast(Path, BucketPath(address))
 

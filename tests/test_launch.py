@@ -150,7 +150,10 @@ def test_every_back_end_runs_the_same_points(backend):
         (["stray"], "unknown argument 'stray'"),
         (["--xla-set", "fast"], "invalid choice: 'fast'"),
         (["--name", ""], "--name must not be empty"),
-        (["--workdir", "gs://b/r", "--sweep", "config.data.size=[8,8]"], "must not hold [, a pattern to stores"),
+        (
+            ["--workdir", "gs://b/r", "--sweep", "config.data.size=[8,8]"],
+            "must not hold [, which has a meaning of its own in buckets",
+        ),
     ],
 )
 def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, capsys):

@@ -55,7 +55,8 @@ def store():
 @pytest.fixture
 def folder(store, request):
     """A folder of its own for each test."""
-    return as_path(f"{store.root}/{request.node.name}")
+    name = re.sub(r"\W+", "_", request.node.name)  # brackets have a meaning of their own
+    return as_path(f"{store.root}/{name}")
 
 
 @pytest.fixture
@@ -84,16 +85,16 @@ def test_addresses_of_other_stores_are_refused_and_say_what_to_do(tmp_path):
     assert not storage.is_remote(tmp_path)
 
 
-@pytest.mark.parametrize("letter", "*?[]")
+@pytest.mark.parametrize("letter", "*?#[]")
 def test_names_that_stores_read_as_patterns_are_refused(store, letter):
-    """Orbax would remove states by them, and match none or others."""
+    """Orbax would remove by them what they match, and ArrayRecord reads no file after a #."""
     with pytest.raises(
-        ConfigError, match=rf"--out must not hold \{letter}, a pattern to stores, got gs://.*another name"
+        ConfigError, match=rf"--out must not hold \{letter}, which has a meaning .* got gs://.*another name"
     ):
         as_path(f"{store.root}/x{letter}/run", "--out")
 
 
-@pytest.mark.parametrize("name", ["a b", "é", "x#1", "50%", "%20", "a=b,c=(1,2)", "v@2", "{x}", "p+q&r", "it's", "~"])
+@pytest.mark.parametrize("name", ["a b", "é", "50%", "%20", "a=b,c=(1,2)", "v@2", "{x}", "p+q&r", "it's", "~"])
 def test_any_other_name_serves(store, name):
     path = as_path(f"{store.root}/{name}/run", "--out")
     with atomic(path / "0.json") as temporary:

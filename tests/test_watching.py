@@ -234,7 +234,8 @@ def test_curves_that_cannot_be_closed_leave_nothing_else_open(tmp_path, monkeypa
             finally:
                 closed.append("stream")
 
-    def fail(self):
+    def fail(self, close=StageWriters.close):
+        close(self)
         raise OSError("no space left")
 
     def close(self, close=loop.Checkpoints.close):
