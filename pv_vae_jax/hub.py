@@ -22,7 +22,8 @@ def download(address: str | Path) -> Path:
 
     Raises:
       ConfigError: the address has another form.
-      FileNotFoundError: there is no such model or revision, or neither the hub nor the cache has it.
+      FileNotFoundError: there is no such model or revision.
+      OSError: the hub does not answer, and the cache does not have it.
       ImportError: huggingface_hub is not installed.
     """
     match = _ADDRESS.fullmatch(str(address))
@@ -33,7 +34,8 @@ def download(address: str | Path) -> Path:
         return Path(library.snapshot_download(match[1], revision=match[2], allow_patterns=FILES))
     except Exception as error:  # of the hub, of the network: they have no common type
         _refuse_name(address, error)
-        raise FileNotFoundError(
+        absent = type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError")
+        raise (FileNotFoundError if absent else OSError)(
             f"no model at {address}: {_one_line(error)}. Compare the name with the model's page; a private one needs "
             "`hf auth login`, and what is not in the cache yet needs the network"
         ) from error

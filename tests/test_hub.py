@@ -187,6 +187,9 @@ def test_what_is_not_there_or_not_allowed_is_told(endpoint, model, monkeypatch):
     for wrong in ("hf://me", "hf://me/a/b", "hf://me/a@"):
         with pytest.raises(ConfigError, match="expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION, got hf://me"):
             load(wrong)
+    with monkeypatch.context() as patch:  # nobody listens; with this status launchers try again
+        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        assert "no model at hf://me/away: " in fails("sample", "--model=hf://me/away", status=1)
     for call in (("sample", "--model=hf://me/a..b"), ("publish", model, "me/-a", "--trained_on=x")):
         assert "expected OWNER/NAME as the hub allows it, got " in fails(*call, status=2)
     with pytest.raises(OSError, match="me/refused was not published: .*Log in with `hf auth login`"):
