@@ -186,7 +186,8 @@ def filesystem() -> Any:
     # Orbax and other processes write beside it, so no listing may be remembered.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     os.environ.setdefault("EPATH_USE_TF", "false")  # or epath would import TensorFlow where it is installed
-    logging.getLogger("gcsfs").addFilter(lambda record: "bucket type" not in str(record.msg))  # at every request
+    # It tells of the bucket's type at every request, and logs with a traceback what it also raises.
+    logging.getLogger("gcsfs").addFilter(lambda news: not news.exc_info and "bucket type" not in str(news.msg))
     return fsspec.filesystem("gcs", finalize_on_close=True)  # as epath asks for it: one object for both
 
 

@@ -242,10 +242,10 @@ def test_failing_requests_are_repeated(store, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(403, "log in .* with an account that may do this"), (429, "start the same command again later")],
+    [*((code, "log in .* with an account") for code in (401, 403)), (429, "start the same command again later")],
 )
-def test_a_bucket_that_refuses_is_told_with_what_to_do(store, folder, monkeypatch, status, says):
-    """By commands as well, whatever the type of the error, and by who only writes."""
+def test_a_bucket_that_refuses_is_told_with_what_to_do(store, folder, monkeypatch, caplog, status, says):
+    """By commands as well, whatever the type of the error, by who only writes, and without a traceback."""
 
     async def no_time(_): ...
 
@@ -261,6 +261,7 @@ def test_a_bucket_that_refuses_is_told_with_what_to_do(store, folder, monkeypatc
             monkeypatch.setenv(host, url)
         assert re.search(f"cannot write {folder}/.*: {says}", fails("sample", "--out", folder)), "before the work"
         assert re.search(f"a bucket does not do what it was asked .*: {says}", fails("sample", "--model", folder))
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # Locks
