@@ -220,6 +220,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str], **least: float) -> t
         sweep = grid(args.sweep)
     except ValueError as error:
         parser.error(str(error))
+    folders = "".join([args.workdir, *map(name_of, sweep)])
+    if folders.startswith("gs://") and (found := re.search(r"[*?#\[\]]", folders)):
+        means = "which has a meaning of its own in buckets"
+        parser.error(f"--workdir and --sweep must not hold {found[0]}, {means}: write a list as (A,B)")
     given = {flag.lstrip("-").partition("=")[0] for flag in flags if flag.startswith("-")}
     if both := sorted(given & set(sweep[0])):
         parser.error(f"--{both[0]} is both swept and set, which would win in every run: remove one")

@@ -6,9 +6,9 @@
   python launch gke --image IMAGE --gpu nvidia-h100-80gb --nodes 2 --gpus-per-node 8 --claim runs:/mnt/runs ...
 
 Build the image from launch/Dockerfile. --claim mounts a volume that all pods can write to (ReadWriteMany); the work
-directory must be in it, or results are lost with the pods. If a pod fails, all pods of the run are restarted from the
-newest checkpoint, up to --restarts times. With --slices a run has several slices of TPUs. The cluster needs the JobSet
-controller. --dry-run prints the manifests that `kubectl apply` would be given.
+directory must be in it or in a bucket, gs://BUCKET/FOLDER, or results are lost with the pods. If a pod fails, all pods
+of the run are restarted from the newest checkpoint, up to --restarts times. With --slices a run has several slices of
+TPUs. The cluster needs the JobSet controller. --dry-run prints the manifests that `kubectl apply` would be given.
 """
 
 from __future__ import annotations
@@ -69,24 +69,27 @@ def jobset(experiment: Experiment, run: Run, args) -> dict:
                 {"name": COUNT, "value": str(hosts)},
                 {"name": INDEX, "valueFrom": index},
             ]
-    claim, _, mount = args.claim.partition(":")
+    # 64 MiB of shared memory otherwise: too little for NCCL and loaders.
+    volumes = [{"name": "memory", "emptyDir": {"medium": "Memory"}}]
+    mounts = [{"name": "memory", "mountPath": "/dev/shm"}]
+    if args.claim:
+        claim, _, mount = args.claim.partition(":")
+        volumes.insert(0, {"name": "runs", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.insert(0, {"name": "runs", "mountPath": mount})
     container = {
         "name": "train",
         "image": args.image,
         "command": ["python", *run.arguments, *([AUTO] if args.tpu and hosts * args.slices > 1 else [])],
         "env": environment,
         "resources": {"limits": {resource: devices}},
-        "volumeMounts": [{"name": "runs", "mountPath": mount}, {"name": "memory", "mountPath": "/dev/shm"}],
+        "volumeMounts": mounts,
     }
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 120,
         "nodeSelector": selector,
         "containers": [container],
-        "volumes": [
-            {"name": "runs", "persistentVolumeClaim": {"claimName": claim}},
-            {"name": "memory", "emptyDir": {"medium": "Memory"}},  # 64 MiB otherwise: too little for NCCL and loaders
-        ],
+        "volumes": volumes,
     }
     if not environment:
         del container["env"]
@@ -130,7 +133,7 @@ def _scalar(value: str | int) -> str:
 def main(argv: list[str]) -> int:
     parser = make_parser(__doc__, restarts=3)
     parser.add_argument("--image", required=True, help="container image, built from launch/Dockerfile")
-    parser.add_argument("--claim", required=True, metavar="NAME:/PATH", help="persistent volume claim and mount")
+    parser.add_argument("--claim", metavar="NAME:/PATH", help="persistent volume claim and mount")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tpu", choices=TPUS, help="kind of TPU")
     kind.add_argument("--gpu", help="label of the GPU, such as nvidia-h100-80gb")
@@ -143,12 +146,13 @@ def main(argv: list[str]) -> int:
     experiment, args = parse(parser, argv, nodes=1, gpus_per_node=1, chips_per_host=1, slices=1)
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", args.namespace):
         parser.error(f"--namespace must consist of lower case, digits and dashes, got {args.namespace!r}")
-    claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim)
-    if not claim:
+    claim = re.fullmatch(r"[a-z0-9][a-z0-9.-]*:(/\S+)", args.claim or "")
+    if args.claim and not claim:
         parser.error(f"--claim must be NAME:/PATH, got {args.claim!r}")
     inside = f"{posixpath.normpath(args.workdir)}/"
-    if not inside.startswith(claim[1].rstrip("/") + "/") and not args.workdir.startswith("gs://"):
-        parser.error(f"--workdir must be in {claim[1]}, got {args.workdir}, which is lost with the pods")
+    if not args.workdir.startswith("gs://") and not (claim and inside.startswith(claim[1].rstrip("/") + "/")):
+        where = claim[1] if claim else "the volume of a --claim or at gs://BUCKET/FOLDER"
+        parser.error(f"--workdir must be in {where}, got {args.workdir}, which is lost with the pods")
     other = ("nodes", "gpus_per_node") if args.tpu else ("topology", "chips_per_host")
     if stray := [f"--{name.replace('_', '-')}" for name in other if getattr(args, name) is not None]:
         parser.error(f"{stray[0]} needs {'--gpu' if args.tpu else '--tpu'}: remove it")

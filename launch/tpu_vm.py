@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--zone", required=True, help="zone of the TPU VM")
     parser.add_argument("--project", help="project of the TPU VM (default: gcloud's)")
     parser.add_argument("--python", default="3.12", help="Python version to install there (default 3.12)")
-    parser.add_argument("--extras", default="tpu,video", help="extras to install (default tpu,video)")
+    parser.add_argument("--extras", default="tpu,video,gcs", help="extras to install (default tpu,video,gcs)")
     experiment, args = parse(parser, argv, slices=1)
     if not PurePosixPath(experiment.config).is_absolute():  # a file of this clone, which is copied
         require_config(parser, experiment)

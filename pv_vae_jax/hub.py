@@ -20,16 +20,20 @@ def download(address: str | Path) -> Path:
 
     Raises:
       ConfigError: the address has another form.
-      FileNotFoundError: there is no such model or revision, or neither the hub nor the cache has it.
+      FileNotFoundError: there is no such model or revision.
+      OSError: the hub does not answer, and the cache does not have it.
       ImportError: huggingface_hub is not installed.
     """
     match = _ADDRESS.fullmatch(str(address))
     if match is None:
         raise ConfigError(f"expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION, got {address}")
+    library = _library()
     try:
-        return Path(_library().snapshot_download(match[1], revision=match[2], allow_patterns=FILES))
-    except OSError as error:
-        raise FileNotFoundError(
+        return Path(library.snapshot_download(match[1], revision=match[2], allow_patterns=FILES))
+    except Exception as error:  # of the hub, of the network: they have no common type
+        _refuse_name(address, error)
+        absent = type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError")
+        raise (FileNotFoundError if absent else OSError)(
             f"no model at {address}: {_one_line(error)}. Compare the name with the model's page; a private one needs "
             "`hf auth login`, and what is not in the cache yet needs the network"
         ) from error
@@ -39,6 +43,7 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
     """Publish the files of `folder` as `OWNER/NAME`, which is created if needed; returns the address of this revision.
 
     Raises:
+      ConfigError: the hub allows no such name.
       OSError: the hub refused; the message says why.
       ImportError: huggingface_hub is not installed.
     """
@@ -47,6 +52,7 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(folder_path=folder, repo_id=repository, commit_message="pv-vae publish")
     except Exception as error:  # of the hub, of the network, of the token: they have no common type
+        _refuse_name(repository, error)
         raise OSError(
             f"{repository} was not published: {_one_line(error)}. Log in with `hf auth login`, with a token that may "
             "write there"
@@ -62,6 +68,12 @@ def _library() -> ModuleType:
             "models on the hub need huggingface_hub: pip install huggingface_hub (the extra [hub] holds it)"
         ) from error
     return huggingface_hub
+
+
+def _refuse_name(name: str | Path, error: Exception) -> None:
+    """Raise ConfigError if an error means that the hub allows no such name."""
+    if type(error).__name__ == "HFValidationError":
+        raise ConfigError(f"expected OWNER/NAME as the hub allows it, got {name}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

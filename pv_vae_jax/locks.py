@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pv_vae_jax.storage import filesystem, is_remote, lost_locks
+from pv_vae_jax.storage import bucket_error, filesystem, is_remote, lost_locks
 
 BEAT, EXPIRY = 15.0, 60.0  # seconds between two signs of life, and without one until the holder counts as dead
 
@@ -109,6 +109,8 @@ def _write(path: Path, owner: dict[str, str], generation: str) -> str | None:
         return filesystem().call("POST", address, bucket, headers=headers, **options)["generation"]
     except FileExistsError:  # or it is ours, by a request whose answer was lost
         return found["generation"] if _is_of(found := _look(path), owner) else None
+    except Exception as error:
+        raise bucket_error(f"cannot write {path}", error) from error
 
 
 def _is_of(found: dict | None, owner: dict[str, str]) -> bool:

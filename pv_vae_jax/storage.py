@@ -29,6 +29,7 @@ from etils.epath.gpath import PosixGPath  # the class of epath.Path("gs://...")
 from pv_vae_jax.messages import ConfigError
 
 PROBE = 45.0  # seconds within which a bucket must answer for the first time
+SPECIAL = r"[*?#\[\]]"  # gcsfs and Orbax match by these, and ArrayRecord takes # for the beginning of a version
 BUCKET_MARK = "commit_success.txt"  # Orbax writes it last into a state in a bucket, where it renames nothing
 # What is beside these locks may not be written: another process holds them now, as after a long pause of this one.
 lost_locks: set[str] = set()
@@ -110,11 +111,24 @@ def mounted(path: Path) -> str:
     )
 
 
+def on_disk(path: str | Path, name: str = "this") -> Path:
+    """The path of what is read through the file system alone.
+
+    Raises:
+      ConfigError: it is an address of a store; the message says how to mount it.
+    """
+    if re.match(r"\w[\w+.-]+:/", str(path)):
+        how = "download it, or mount the bucket (docs/buckets.md has the commands), and name the file here"
+        how = mounted(BucketPath(re.sub("^gs:/+", "gs://", str(path)))) if re.match("gs:/+[^/]", str(path)) else how
+        raise ConfigError(f"{name} is read from a disk, got {path}: {how}")
+    return Path(path)
+
+
 def as_path(path: str | Path, name: str = "the folder") -> Path:
     """The path that a person wrote: of this machine, or in a bucket, which must answer.
 
     Raises:
-      ConfigError: as `check_address`.
+      ConfigError: as `check_address`, or the address holds one of `SPECIAL`.
       ImportError: gcsfs is not installed.
       FileNotFoundError: there is no such bucket.
       OSError: the bucket does not answer within `PROBE` seconds, or may not be read.
@@ -123,6 +137,9 @@ def as_path(path: str | Path, name: str = "the folder") -> Path:
     if not re.match("gs:/", str(path)):
         return Path(path)
     address = re.sub("^gs:/+", "gs://", str(path))
+    if found := re.search(SPECIAL, address):
+        means = "which has a meaning of its own in buckets"
+        raise ConfigError(f"{name} must not hold {found[0]}, {means}, got {address}: choose another name")
     _reach(address.split("/")[2], name, address)
     return cast(Path, BucketPath(address))
 
@@ -169,8 +186,25 @@ def filesystem() -> Any:
     # Orbax and other processes write beside it, so no listing may be remembered.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     os.environ.setdefault("EPATH_USE_TF", "false")  # or epath would import TensorFlow where it is installed
-    logging.getLogger("gcsfs").addFilter(lambda record: "bucket type" not in str(record.msg))  # at every request
+    # It tells of the bucket's type at every request, and logs with a traceback what it also raises.
+    logging.getLogger("gcsfs").addFilter(lambda news: not news.exc_info and "bucket type" not in str(news.msg))
     return fsspec.filesystem("gcs", finalize_on_close=True)  # as epath asks for it: one object for both
+
+
+def of_bucket(error: Exception) -> bool:
+    """Whether an error is an answer of a bucket, or of those who log in to it: they have no common type."""
+    libraries = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.")
+    return type(error).__module__.startswith(libraries) or str(error).startswith("Forbidden: ")
+
+
+def bucket_error(did: str, error: Exception) -> OSError:
+    """An error that says what was `did`, what the bucket answered, and what to do."""
+    answer = " ".join(str(error).split())[:300] or type(error).__name__
+    login = getattr(error, "code", None) == 401 or type(error).__module__.startswith("google.auth")
+    mend = "start the same command again later"
+    if login or answer.startswith("Forbidden: "):
+        mend = "log in (gcloud auth application-default login) with an account that may do this"
+    return OSError(f"{did} ({answer}): {mend}")
 
 
 def refuse_lost(path: Path) -> None:
@@ -184,7 +218,7 @@ def _upload(source: Path, target: Path) -> None:
     try:
         filesystem().put_file(str(source), str(target))
     except Exception as error:  # see _reach
-        raise OSError(f"cannot write {target} ({error}): start the same command again later") from error
+        raise bucket_error(f"cannot write {target}", error) from error
 
 
 @contextlib.contextmanager

@@ -74,8 +74,8 @@ def running_store() -> Iterator[Store]:
 
 
 @contextlib.contextmanager
-def proxy(store: Store, spoil: Callable[[str, str], bool]) -> Iterator[str]:
-    """A server that answers 503 where `spoil(method, path)`, and passes everything else on; yields its address."""
+def proxy(store: Store, spoil: Callable[[str, str], bool], status: int = 503) -> Iterator[str]:
+    """A server that answers `status` where `spoil(method, path)`, and passes everything else on; yields its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -83,7 +83,7 @@ def proxy(store: Store, spoil: Callable[[str, str], bool]) -> Iterator[str]:
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if spoil(self.command, self.path):
-                self.reply(503, {}, b"{}")
+                self.reply(status, {}, b"{}")
                 return
             behind = http.client.HTTPConnection(store.url.removeprefix("http://"), timeout=30)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}

@@ -194,7 +194,8 @@ def test_a_card_has_the_scores_of_the_weights_that_are_published(trained, tmp_pa
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     metrics["samples"]["distances"] = {"generated clips": {"Frechet distance": 3.25}}  # of so few clips there is none
     (run / "report" / "metrics.json").write_text(json.dumps(metrics))
-    score = {"name": "FVD", "value": 12.5, "interval": None, "card": {"real": {"set": str(run / "clips")}}}
+    sets = {name: {"set": str(run / name)} for name in ("real", "fake")}
+    score = {"name": "FVD", "value": 12.5, "interval": None, "card": sets}
     (run / "report" / "sets.json").write_text(json.dumps([score]))
     for name, source in (("all", run), ("image", run / "image")):
         status, _, error = pv_vae("publish", source, f"me/{name}", "--out", tmp_path / name)
@@ -208,7 +209,7 @@ def test_a_card_has_the_scores_of_the_weights_that_are_published(trained, tmp_pa
         for words in ("synthetic: 5 frames, size 16", metrics["protocol"]["ssim"], '"seed": 0', scored["weights"]):
             assert words in cards[name], words
         assert str(run.parent) not in cards[name]
-        assert "| FVD | 12.5 | sets.json |" in cards[name] and '"set": "clips"' in cards[name]
+        assert "| FVD | 12.5 | fake against real, sets.json |" in cards[name] and '"set": "real"' in cards[name]
     assert (
         weights_hash(own.diffusion.params) in cards["all"]
         and "| Frechet distance | 3.25 | generated clips |" in cards["all"]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from pv_vae_jax import hub
 from pv_vae_jax.model import Model, load, save
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.report.model_card import model_card
+from pv_vae_jax.train.config_files import load_experiment, save_config
 from pv_vae_jax.typing import ConfigError
 from tests.test_cli import fails, pv_vae
 
@@ -166,6 +169,16 @@ def test_a_network_with_wans_layout_is_published_for_diffusers_as_well(tmp_path)
     assert "exists; name another folder" in fails(*call)
 
 
+def test_a_card_tells_of_the_training_of_these_weights_alone(tiny, tmp_path):
+    overrides = {"decoder.steps": "7", "video.init_from": "/far/models/wan22", "image.steps": "5", "video.steps": "6"}
+    save_config(load_experiment("demo", overrides), tmp_path / "config.json")
+    expected = {"image": ["image: 5"], "video": ["video: 6 wan22"], "decoder": ["video: 6 wan22", "decoder: 7"]}
+    for stage, told in expected.items():
+        card = model_card(Model(tiny[0], tiny[1], meta={"stage": stage}), "me/x", run=tmp_path)
+        rows = re.findall(r"^\| stage (\w+) \| (\d+) steps, batches of \d+(?:, from (\S+))? \|$", card, re.M)
+        assert [f"{name}: {steps} {start}".strip() for name, steps, start in rows] == told
+
+
 def test_what_is_not_there_or_not_allowed_is_told(endpoint, model, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no model at hf://me/none: .*Compare the name with the model's page"):
         load("hf://me/none")
@@ -175,6 +188,11 @@ def test_what_is_not_there_or_not_allowed_is_told(endpoint, model, monkeypatch):
     for wrong in ("hf://me", "hf://me/a/b", "hf://me/a@"):
         with pytest.raises(ConfigError, match="expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION, got hf://me"):
             load(wrong)
+    with monkeypatch.context() as patch:  # nobody listens; with this status launchers try again
+        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        assert "no model at hf://me/away: " in fails("sample", "--model=hf://me/away", status=1)
+    for call in (("sample", "--model=hf://me/a..b"), ("publish", model, "me/-a", "--trained_on=x")):
+        assert "expected OWNER/NAME as the hub allows it, got " in fails(*call, status=2)
     with pytest.raises(OSError, match="me/refused was not published: .*Log in with `hf auth login`"):
         hub.upload(model, "me/refused")
     assert "takes MODEL and OWNER/NAME, got" in fails("publish", model, "tiny")

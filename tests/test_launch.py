@@ -150,6 +150,10 @@ def test_every_back_end_runs_the_same_points(backend):
         (["stray"], "unknown argument 'stray'"),
         (["--xla-set", "fast"], "invalid choice: 'fast'"),
         (["--name", ""], "--name must not be empty"),
+        (
+            ["--workdir", "gs://b/r", "--sweep", "config.data.size=[8,8]"],
+            "must not hold [, which has a meaning",
+        ),
     ],
 )
 def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, capsys):
@@ -178,6 +182,7 @@ def test_a_wrong_call_ends_with_status_2_and_says_why(backend, flags, says, caps
         ("tpu_vm", ["--config", "none.py"], "no experiment file none.py"),
         ("gke", ["--claim", "runs"], "NAME:/PATH"),
         ("gke", ["--claim", "runs:/mnt/run"], "--workdir must be in /mnt/run, got"),
+        ("gke", ["--claim", ""], "--claim must not be empty"),
         ("gke", ["--topology", "16"], "--topology"),
         ("gke", ["--topology", "4x4x4"], "--tpu v5e needs --topology with 2 numbers"),
         ("gke", ["--topology", "3x3"], "its first two numbers must be even"),
@@ -593,7 +598,7 @@ def test_a_tpu_vm_gets_the_commit_an_installation_and_the_runs(commands, tmp_pat
     remote = [call[-1].removeprefix("--command=") for call in calls()[1:]]
     for command in remote:
         bash_parses(command)
-    assert ".[tpu,video]" in remote[0] and len(set(remote[1:])) == 1
+    assert ".[tpu,video,gcs]" in remote[0] and len(set(remote[1:])) == 1
     assert remote[1].startswith("cd demo && .venv/bin/python -m pv_vae_jax train ")
 
 
@@ -678,6 +683,25 @@ def test_manifests_have_the_fields_that_kubernetes_requires(own):
         assert mounts == volumes
         # The longest name that a pod gets, and the limit of a DNS label.
         assert len(f"{manifest['metadata']['name']}-{workers['name']}-0-00-abcde") <= 63
+
+
+def test_a_run_in_a_bucket_needs_no_claim(capsys):
+    own = OWN["gke"][:-2]
+    done = launch("gke", *BASE, *own, "--workdir", "gs://b/run", "--dry-run")
+    manifest = yaml.safe_load(done.stdout)
+    check(manifest, JOBSET, "jobset")
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    mounts = [mount["name"] for mount in pod["containers"][0]["volumeMounts"]]
+    assert mounts == [volume["name"] for volume in pod["volumes"]] == ["memory"]
+    with pytest.raises(SystemExit):
+        gke.main([*BASE, *own, "--dry-run"])
+    assert "--workdir must be in the volume of a --claim or at gs://BUCKET/FOLDER, got" in capsys.readouterr().err
+
+
+def test_images_and_machines_can_reach_buckets():
+    """Every back end passes --workdir gs://... on, which needs the extra."""
+    assert "ARG EXTRAS=tpu,video,gcs\n" in (LAUNCH / "Dockerfile").read_text()
+    assert ".[tpu,video,gcs]" in dry("tpu_vm")
 
 
 @pytest.mark.parametrize(

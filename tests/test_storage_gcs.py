@@ -6,11 +6,13 @@ The bucket is an emulator that these tests start on a free port of this machine.
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -28,13 +30,14 @@ from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.locks import locked
 from pv_vae_jax.model import Model, load, save
+from pv_vae_jax.report.run_comparison import runs_in
 from pv_vae_jax.storage import Spool, as_path, atomic, make_writable, write_json, write_text
 from pv_vae_jax.train.checkpoint import Checkpoints
 from pv_vae_jax.train.loop import run_stage
 from pv_vae_jax.train.state import create_state
 from pv_vae_jax.typing import ConfigError, WeightsError
 from tests import gcs_fixture
-from tests.test_cli import tiny_experiment  # noqa: F401
+from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 from tests.test_resume import curve, start_training
 from tests.toy_stage import ToyStage, toy_run
 
@@ -52,7 +55,8 @@ def store():
 @pytest.fixture
 def folder(store, request):
     """A folder of its own for each test."""
-    return as_path(f"{store.root}/{request.node.name}")
+    name = re.sub(r"\W+", "_", request.node.name)  # brackets have a meaning of their own
+    return as_path(f"{store.root}/{name}")
 
 
 @pytest.fixture
@@ -79,6 +83,63 @@ def test_addresses_of_other_stores_are_refused_and_say_what_to_do(tmp_path):
         as_path("", "--out")
     assert as_path(tmp_path) == tmp_path and type(as_path("runs/demo")) is type(tmp_path)
     assert not storage.is_remote(tmp_path)
+
+
+@pytest.mark.parametrize("letter", "*?#[]")
+def test_names_that_stores_read_as_patterns_are_refused(store, letter):
+    """Orbax would remove by them what they match, and ArrayRecord reads no file after a #."""
+    with pytest.raises(
+        ConfigError, match=rf"--out must not hold \{letter}, which has a meaning .* got gs://.*another name"
+    ):
+        as_path(f"{store.root}/x{letter}/run", "--out")
+
+
+@pytest.mark.parametrize("name", ["a b", "é", "50%", "%20", "a=b,c=(1,2)", "v@2", "{x}", "p+q&r", "it's", "~"])
+def test_any_other_name_serves(store, name):
+    path = as_path(f"{store.root}/{name}/run", "--out")
+    with atomic(path / "0.json") as temporary:
+        temporary.write_text("1")
+    assert [str(p) for p in path.iterdir()] == [str(p) for p in path.glob("*.json")] == [f"{path}/0.json"]
+    with locked(path / ".lock"), storage.local(path / "0.json") as copy:
+        assert copy.read_text() == "1" and store.read(f"{name}/run/0.json") == b"1"
+    records = [
+        {
+            "mean": np.full((1, 1, 1, 4), i, np.float32),
+            "logvar": np.zeros((1, 1, 1, 4), np.float32),
+            "label": np.int32(i),
+        }
+        for i in range(2)
+    ]
+    latents.write_latents(path / "cache", records, key={}, total=2, class_names=("a",))
+    assert LatentSource(path / "cache")[1]["label"] == 1
+    storage.remove_tree(path)
+    assert not (path / "0.json").exists()
+
+
+def test_what_is_read_from_disks_says_how_to_mount_its_bucket(store, tmp_path):
+    gs, far = f"{store.root}/films/a", "s3://bucket/films/a"
+    for call in (
+        ("reconstruct", "FILE.mp4"),
+        ("predict", "FILE.mp4"),
+        ("prepare", "FILE", "--out", tmp_path / "shards"),
+        ("analyze", "FILE.npz", "--out", tmp_path / "out"),
+        ("analyze", "tiny-synthetic", "--data=FILE", "--out", tmp_path / "out"),
+        ("evaluate", "--real=FILE", "--fake=FILE"),
+        ("evaluate", f"--real={tmp_path}", f"--fake={tmp_path}", "--features=i3d", "--weights=FILE.pt"),
+        ("train", "--config=FILE.py", "--workdir", tmp_path / "run"),
+    ):
+        told = fails(*(str(word).replace("FILE", gs) for word in call), status=2)
+        assert "is read from a disk, got gs://" in told and "gcsfuse --implicit-dirs" in told, told
+        assert f"and name /mnt/{gcs_fixture.BUCKET}/films/a" in told, told
+        told = fails(*(str(word).replace("FILE", far) for word in call), status=2)
+        assert "s3:/" in told and "mount the bucket (docs/buckets.md has the commands)" in told, told
+
+
+def test_the_runs_in_a_folder_of_a_bucket_are_found(folder):
+    runs = [str(folder / name) for name in ("a", "b")]
+    for run in runs:
+        write_text(as_path(run) / "report" / "metrics.json", "{}")
+    assert runs_in([str(folder)]) == runs_in(runs) == runs
 
 
 def test_a_path_in_a_bucket_serves_as_one_on_a_disk(store, folder):
@@ -177,6 +238,30 @@ def test_failing_requests_are_repeated(store, folder, monkeypatch):
             assert (folder / ".lock").exists()
         assert not (folder / ".lock").exists()
     assert {"upload", "read", "GET", "DELETE"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [*((code, "log in .* with an account") for code in (401, 403)), (429, "start the same command again later")],
+)
+def test_a_bucket_that_refuses_is_told_with_what_to_do(store, folder, monkeypatch, caplog, status, says):
+    """By commands as well, whatever the type of the error, by who only writes, and without a traceback."""
+
+    async def no_time(_): ...
+
+    monkeypatch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=no_time))
+    with gcs_fixture.proxy(store, lambda method, path: method != "GET", status) as url:
+        for host in gcs_fixture.HOSTS:
+            monkeypatch.setenv(host, url)
+        for attempt in (make_writable, lambda path: locked(path / ".lock").__enter__()):
+            with pytest.raises(OSError, match=f"cannot write {folder}/.*: {says}"):
+                attempt(folder)
+    with gcs_fixture.proxy(store, lambda method, path: True, status) as url:
+        for host in gcs_fixture.HOSTS:
+            monkeypatch.setenv(host, url)
+        assert re.search(f"cannot write {folder}/.*: {says}", fails("sample", "--out", folder)), "before the work"
+        assert re.search(f"a bucket does not do what it was asked .*: {says}", fails("sample", "--model", folder))
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # Locks
@@ -321,6 +406,13 @@ def test_a_stage_that_is_cut_off_goes_on_with_the_same_bits_as_on_a_disk(store, 
     assert {name.split("/")[2] for name in store.names(prefix)} == {"4", "6"}  # and no 9
 
 
+def test_a_profile_is_brought_to_the_bucket_and_the_line_says_how_to_open_it(store, folder, capsys):
+    run_stage(toy_stage(), toy_run(folder, profile=(2, 2)))
+    told = f"pip install xprof, gcloud storage rsync -r {folder}/profile profile, xprof --logdir profile"
+    assert told in capsys.readouterr().err
+    assert [name for name in store.names(f"{folder.name}/profile/") if name.endswith(".xplane.pb")]
+
+
 def test_a_state_that_lost_a_file_is_set_aside(store, folder, capsys):
     state = {"w": jnp.arange(4.0)}
     checkpoints = Checkpoints(folder / "checkpoints", keep=3)
@@ -349,6 +441,21 @@ def test_a_model_in_a_bucket_is_the_model_on_the_disk(tiny, store, folder, tmp_p
     (folder / "video" / "model" / "config.json").unlink()  # it is written last
     with pytest.raises(WeightsError, match="config.json is missing"):
         load(str(folder))
+
+
+def test_models_in_buckets_are_published_and_files_to_publish_go_to_one(tiny, store, folder, tmp_path):
+    for place in (folder / "model", tmp_path / "model"):
+        save(place, Model(tiny[0], tiny[1], None, {"steps": 3}))
+    for source, out in ((folder / "model", tmp_path / "out"), (tmp_path / "model", folder / "out")):
+        call = ("publish", source, "me/tiny", "--trained_on=films of cats", "--out", out)
+        assert pv_vae(*call)[0] == 0
+        for name in ("config.json", "vae.safetensors"):
+            assert (out / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+        assert "films of cats" in (out / "README.md").read_text()
+        assert "exists; name another folder" in fails(*call)
+    assert set(store.names(f"{folder.name}/out/")) == {
+        f"{folder.name}/out/{name}" for name in ("README.md", "config.json", "vae.safetensors")
+    }
 
 
 def test_a_latent_cache_in_a_bucket_is_that_on_the_disk(store, folder, tmp_path):

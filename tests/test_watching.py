@@ -207,6 +207,49 @@ def test_nothing_waits_for_a_slow_writer_or_ends_with_a_broken_one(tmp_path, cap
     assert told.count("left out") == 1 and "Noting.write_scalars failed (no route to the dashboard)" in told
 
 
+def test_a_dashboard_that_cannot_be_reached_at_the_start_ends_no_training(tmp_path, monkeypatch, capsys):
+    def init(**_):
+        raise RuntimeError("no login")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    writers = StageWriters(toy_run(tmp_path, writers=("wandb",)), "video", 0, tmp_path)
+    writers.write(1, {"scalars": {"loss": 1.0}})
+    writers.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+    assert "wandb cannot start (no login): it is left out, training goes on" in capsys.readouterr().err
+
+
+def test_curves_that_cannot_be_closed_leave_nothing_else_open(tmp_path, monkeypatch):
+    """As on a full disk: the state being written is still waited for, and the loader stopped."""
+    closed = []
+
+    def step(state, batch):
+        return state.replace(step=state.step + 1), {"loss": batch["x"].mean()}
+
+    class Stage(ToyStage):
+        def batches(self, run, start):
+            try:
+                while True:
+                    yield {"x": np.ones(4, np.float32)}
+            finally:
+                closed.append("stream")
+
+    def fail(self, close=StageWriters.close):
+        close(self)
+        raise OSError("no space left")
+
+    def close(self, close=loop.Checkpoints.close):
+        close(self)
+        closed.append("states")
+
+    monkeypatch.setattr(StageWriters, "close", fail)
+    monkeypatch.setattr(loop.Checkpoints, "close", close)
+    stage = Stage(step, lambda: create_state({"w": jnp.zeros(())}, ()), {"x": np.ones(4, np.float32)}, steps=2)
+    with pytest.raises(OSError, match="no space left"):
+        loop.run_stage(stage, toy_run(tmp_path))
+    assert closed == ["states", "stream"]
+
+
 def test_the_first_line_says_that_tensorboard_is_missing(tmp_path, monkeypatch, tiny_experiment):  # noqa: F811
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ from pv_vae_jax.data.video_container import probe
 from pv_vae_jax.data.video_reading import frame_times, iterate_video
 from pv_vae_jax.data.video_writing import check_encoder
 from pv_vae_jax.model import Model
-from pv_vae_jax.storage import as_path
+from pv_vae_jax.storage import as_path, make_writable
 from pv_vae_jax.typing import ConfigError, ShapeError, check_clip_shape
 
 CONFIG = "experiment file, or the name of a shipped one, such as demo"
@@ -125,7 +125,7 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ConfigError(f"several files are called {', '.join(sorted(twice))}: give them in separate calls")
     check_encoder()
-    as_path(values.out, "--out").mkdir(parents=True, exist_ok=True)
+    make_writable(as_path(values.out, "--out"))
     config, wanted = model.vae.config, frame_size(values)
     for path in paths:
         info = probe(path)

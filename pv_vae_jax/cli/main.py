@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from pv_vae_jax.messages import did_you_mean
-from pv_vae_jax.storage import check_address, remedy
+from pv_vae_jax.storage import bucket_error, check_address, of_bucket, remedy
 from pv_vae_jax.versions import installed_version
 
 COMMANDS = {
@@ -129,10 +129,12 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], one
 def advice_on(error: Exception) -> str | None:
     """The message of an error that a user can mend, with what to do; None for any other, which needs its traceback."""
     text = str(error).strip()
+    if of_bucket(error):
+        return str(bucket_error("a bucket does not do what it was asked", error))
     # The error classes of this library are made for users, and their messages say what to do.
     if isinstance(error, (OSError, ImportError)) or type(error).__module__.startswith("pv_vae_jax."):
         bare = type(error).__module__ == "builtins" and str(error).startswith("[Errno")  # Python's own, without advice
-        return f"{error}: {mend}" if bare and (mend := remedy(error)) else str(error)
+        return f"{error}: {mend}" if bare and (mend := remedy(error)) else text or type(error).__name__
     if not isinstance(error, (RuntimeError, AssertionError)):  # JAX raises these
         return None
     wanted = os.environ.get("JAX_PLATFORMS", "")

@@ -20,7 +20,7 @@ from pv_vae_jax.data.listing import SplitIndex, summarize
 from pv_vae_jax.data.prepare import ClipSettings, prepare_dataset, prepare_split
 from pv_vae_jax.data.sources import DATASETS
 from pv_vae_jax.progress import progress_bar
-from pv_vae_jax.storage import as_path
+from pv_vae_jax.storage import as_path, on_disk
 from pv_vae_jax.typing import ConfigError
 
 
@@ -53,7 +53,7 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
         raise ConfigError("--beam_option needs --beam")
     if values["workers"].present and values.beam:
         raise ConfigError("--workers applies to this machine; set the workers of Beam's runner by --beam_option")
-    source, out = Path(positional[0]), as_path(values.out, "--out")
+    source, out = on_disk(positional[0], "SOURCE"), as_path(values.out, "--out")
     if values.beam:  # its workers run in folders of their own
         source, out = source.absolute(), out.absolute()
     try:

@@ -22,7 +22,7 @@ from pv_vae_jax.cli.convert import export_weights
 from pv_vae_jax.model import load
 from pv_vae_jax.model_folder import find_model
 from pv_vae_jax.report.model_card import model_card
-from pv_vae_jax.storage import write_text
+from pv_vae_jax.storage import as_path, atomic, local, write_text
 from pv_vae_jax.typing import ConfigError, WeightsError
 
 
@@ -42,12 +42,13 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     run = source.parents[1] if source.name == "model" and (source.parents[1] / "config.json").exists() else None
     if not (run or values.trained_on):
         raise ConfigError(f"{source} is not in the work directory of a run: say what it was trained on, --trained_on")
-    if values.out and Path(values.out).exists():
+    out = as_path(values.out, "--out") if values.out else None
+    if out and out.exists():
         raise ConfigError(f"{values.out} exists; name another folder, or remove it first")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(values.out or temporary)
+        folder = out or Path(temporary)
         prepare(source, folder, repository, run, values.trained_on, values.license)
-        if values.out:
+        if out:
             print(f"{folder}: what would be published as {repository}; its page is README.md")
         else:
             print(hub.upload(folder, repository, private=values.private))
@@ -59,7 +60,8 @@ def prepare(source: Path, folder: Path, repository: str, run: Path | None, train
     folder.mkdir(parents=True, exist_ok=True)
     for name in hub.FILES:
         if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+            with local(source / name) as copy, atomic(folder / name) as temporary:
+                shutil.copyfile(copy, temporary)
     try:
         export_weights(source, folder / "diffusers", "diffusers")
     except WeightsError:  # a network that diffusers does not have

@@ -17,7 +17,7 @@ from pv_vae_jax.data.video_writing import check_encoder, write_video
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.model import load
 from pv_vae_jax.sampling import sample_clips
-from pv_vae_jax.storage import as_path, atomic
+from pv_vae_jax.storage import as_path, atomic, make_writable
 from pv_vae_jax.typing import ConfigError
 
 
@@ -48,6 +48,7 @@ def run(values: flags.FlagValues) -> None:
         raise ConfigError(f"--guidance must be a finite number of at least 0, got {guidance}")
     wanted = [names.index(values.class_name)] if values.class_name else range(len(names))
     labels = np.resize(wanted, values.clips)
+    out = make_writable(as_path(values.out, "--out"))
     try:
         check_encoder()
     except ImportError as error:
@@ -58,8 +59,6 @@ def run(values: flags.FlagValues) -> None:
     video = sample_clips(
         model, labels, steps=values.steps, guidance=guidance, seed=values.seed, batch_size=values.batch_size
     )
-    out = as_path(values.out, "--out")
-    out.mkdir(parents=True, exist_ok=True)
     with atomic(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, video=video, label=labels)
     print(f"{out / 'samples.npz'}: {len(video)} clips")

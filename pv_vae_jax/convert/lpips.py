@@ -10,6 +10,7 @@ from flax.traverse_util import unflatten_dict
 from pv_vae_jax.convert.files import read_tensors
 from pv_vae_jax.convert.parameters import channels_first, channels_last, check_tensors, parameter_shapes
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
+from pv_vae_jax.storage import on_disk
 from pv_vae_jax.typing import Params, WeightsError
 
 HEAD_NAMES = {"alexnet": "alex", "vgg16": "vgg"}
@@ -53,7 +54,7 @@ def read_lpips(backbone: str, path: str | Path, heads: str | Path) -> Params:
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Arrays of `.npz`, `.npy`, `.pth`, `.pt` or `.safetensors` by name; nothing is unpickled."""
-    path = Path(path)
+    path = on_disk(path, "a file of weights")
     if path.suffix not in (".npz", ".npy"):
         return read_tensors(path)
     if not path.is_file():

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.data.exhaustion import raise_if_exhausted
+from pv_vae_jax.storage import on_disk
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif")
 
@@ -93,7 +94,7 @@ def decoder_versions() -> dict[str, str]:
 def _bytes(path: str | Path | EncodedVideo) -> int:
     if isinstance(path, EncodedVideo):
         return len(path.data)
-    if not Path(path).is_file():
+    if not on_disk(path, "a video").is_file():
         raise FileNotFoundError(f"no video file {path}")
     return os.path.getsize(path)
 

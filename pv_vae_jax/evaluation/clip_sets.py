@@ -22,6 +22,7 @@ from pv_vae_jax.data.video_container import SUFFIXES
 from pv_vae_jax.data.video_reading import count_frames, read_video
 from pv_vae_jax.evaluation.features import FeatureError
 from pv_vae_jax.evaluation.image_metrics import SLACK
+from pv_vae_jax.storage import on_disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,7 @@ def open_clips(
     Raises:
       FeatureError, FileNotFoundError, BrokenVideoError: as `ArrayClips` and `FolderClips`; `size` with an array.
     """
-    if Path(path).suffix in (".npy", ".npz"):
+    if on_disk(path, "a set of clips").suffix in (".npy", ".npz"):
         if size:
             raise FeatureError(f"--size resizes videos only: resize the array {path} yourself")
         return ArrayClips(path, window, value_range)

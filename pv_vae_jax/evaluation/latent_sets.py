@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pv_vae_jax.evaluation.features import FeatureError
+from pv_vae_jax.storage import on_disk
 
 # Types, and the largest size of values: beyond it float64 cannot hold what is computed from them.
 KINDS = {"mean": (np.floating, 1e30), "logvar": (np.floating, 500), "label": (np.integer, np.inf)}
@@ -32,7 +33,8 @@ def read_latents(path: str | Path) -> dict[str, np.ndarray]:
       FeatureError: a file cannot be read, an array has another shape or type, or values that are not finite or beyond
         `KINDS`, or files of a folder differ in their arrays or in the shape of a clip's latents.
     """
-    parts = [_read(file) for file in (sorted(Path(path).glob("*.npz")) if Path(path).is_dir() else [Path(path)])]
+    path = on_disk(path, "a file of latents")
+    parts = [_read(file) for file in (sorted(path.glob("*.npz")) if path.is_dir() else [path])]
     if not parts:
         raise FileNotFoundError(f"no .npz files in {path}")
     kinds = {f"{', '.join(part)} of clips {part['mean'].shape[1:]}" for part in parts}

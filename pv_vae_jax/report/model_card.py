@@ -8,6 +8,7 @@ import jax
 
 from pv_vae_jax.model import Model
 from pv_vae_jax.params_io import weights_hash
+from pv_vae_jax.storage import is_remote
 from pv_vae_jax.typing import VAE_STAGES
 
 FRONT = """\
@@ -24,7 +25,7 @@ JAX = """\
 ## In JAX
 
 ```python
-from pv_vae_jax import load  # pip install 'pv_vae_jax[hub]'
+from pv_vae_jax import load  # installed with its extra `hub`: pip install '.[hub]' in a clone
 
 model = load("hf://{repository}")
 latents = model.encode(video)  # (b, 1 + {p_t} n, H, W, 3) uint8, sides multiples of {p_s} -> (b, 1 + n, h, w, {z})
@@ -66,7 +67,7 @@ def model_card(
     facts["latents"] = f"1 + n frames of 1 + {config.time_factor} n, 1/{config.space_factor} of each side, "
     facts["latents"] += f"{config.latent_channels} channels"
     facts |= {"trained on": trained_on} if trained_on else {}
-    facts |= _training(json.loads((run / "config.json").read_text())) if run else {}
+    facts |= _training(json.loads((run / "config.json").read_text()), model) if run else {}
     facts |= {name: str(value) for name, value in model.meta.items() if name not in ("weights", "latent_statistics")}
     scores, cards = _scores(run / "report", set(hashes.values())) if run else ([], [])
     where = {"repository": repository, "p_t": config.time_factor, "p_s": config.space_factor}
@@ -83,13 +84,18 @@ def model_card(
     return "\n".join(part for part in parts if part)
 
 
-def _training(config: dict[str, Any]) -> dict[str, str]:
-    """What the configuration of a run says about its training."""
+def _training(config: dict[str, Any], model: Model) -> dict[str, str]:
+    """What the configuration of a run says about the training of `model`, which need not be that of its last stage."""
     data = config["data"]
     facts = {"data": f"{_bare(data['source'])}: {data['frames']} frames, size {data['size']}, stride {data['stride']}"}
-    for stage in (*VAE_STAGES, "diffusion"):
-        if config[stage]["steps"]:
-            facts[f"stage {stage}"] = f"{config[stage]['steps']:,} steps, batches of {config[stage]['batch_size']}"
+    last = VAE_STAGES.index(model.meta.get("stage", VAE_STAGES[-1]))
+    stages = [stage for stage in VAE_STAGES[: last + 1] if config[stage]["steps"]]
+    # What came before a stage that started from elsewhere is not in these weights.
+    begin = max((i for i, stage in enumerate(stages) if config[stage].get("init_from")), default=0)
+    for stage in stages[begin:] + (["diffusion"] if model.diffusion is not None else []):
+        start = config[stage].get("init_from")
+        facts[f"stage {stage}"] = f"{config[stage]['steps']:,} steps, batches of {config[stage]['batch_size']}"
+        facts[f"stage {stage}"] += f", from {_bare(start)}" if start else ""
     return facts | {"seed": str(config["seed"])}
 
 
@@ -99,7 +105,8 @@ def _scores(report: Path, hashes: set[str]) -> tuple[list[tuple[str, str, str]],
     for path in sorted(report.glob("*.json")):
         found = json.loads(path.read_text())
         if isinstance(found, list):  # of `evaluate --real --fake --out`
-            rows += [(score["name"], f"{score['value']:.5g}", path.name) for score in found]
+            for score in found:
+                rows.append((score["name"], f"{score['value']:.5g}", f"{_sets(score['card'])}, {path.name}"))
             cards += [_unfolding(f"{score['name']}, {path.name}", score["card"]) for score in found]
         elif path.name == "metrics.json":
             own = _own_scores(found, hashes)
@@ -107,6 +114,11 @@ def _scores(report: Path, hashes: set[str]) -> tuple[list[tuple[str, str, str]],
             kept = ("protocol", "versions", "devices", "date")
             cards += [_unfolding(path.name, {name: found[name] for name in kept})] if own else []
     return rows, cards
+
+
+def _sets(card: dict[str, Any]) -> str:
+    """The sets that a score compares, so that nobody takes it for one of other clips."""
+    return " against ".join(_bare(card[side]["set"]) for side in ("fake", "real") if side in card)
 
 
 def _own_scores(metrics: dict[str, Any], hashes: set[str]) -> list[tuple[str, str, str]]:
@@ -136,7 +148,7 @@ def _bare(tree: Any) -> Any:
         return {name: _bare(value) for name, value in tree.items()}
     if isinstance(tree, list):
         return [_bare(value) for value in tree]
-    return Path(tree).name if isinstance(tree, str) and Path(tree).is_absolute() else tree
+    return Path(tree).name if isinstance(tree, str) and (Path(tree).is_absolute() or is_remote(tree)) else tree
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

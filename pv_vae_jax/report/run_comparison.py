@@ -17,7 +17,7 @@ from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.page import DASH, Cell, aligned, cell, short_names
 from pv_vae_jax.report.run_page import CONVERGENCE, EvaluatedRun, Pictures, arrivals, write_runs
 from pv_vae_jax.report.run_report import read_curves, read_test_clips
-from pv_vae_jax.storage import local, make_writable, write_json
+from pv_vae_jax.storage import as_path, local, make_writable, write_json
 from pv_vae_jax.train.configs import VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
 from pv_vae_jax.typing import ConfigError
@@ -76,7 +76,8 @@ def runs_in(paths: Sequence[str]) -> list[str]:
     """`paths` with the evaluated runs inside of each that is no run itself, such as the folder of a study."""
     found = []
     for path in paths:
-        inside = [] if (Path(path) / "config.json").exists() else sorted(Path(path).glob("*/report/metrics.json"))
+        folder = as_path(path)
+        inside = [] if (folder / "config.json").exists() else sorted(folder.glob("*/report/metrics.json"))
         found += [str(file.parents[1]) for file in inside] or [path]
     return found
 

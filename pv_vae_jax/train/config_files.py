@@ -18,7 +18,7 @@ import ml_collections
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.models.registry import KINDS as VAE_KINDS
 from pv_vae_jax.models.registry import RENAMED_FIELDS, RENAMED_VALUES, to_tuples, vae_fields_of
-from pv_vae_jax.storage import write_json
+from pv_vae_jax.storage import on_disk, write_json
 from pv_vae_jax.train.configs import Experiment
 from pv_vae_jax.typing import ConfigError
 
@@ -96,7 +96,7 @@ def find_config(name: str | Path, kind: type, function: str = "get_config") -> P
     """
     if not str(name):
         raise ConfigError("--config is empty: name a Python file, or a shipped one such as demo")
-    path = Path(name)
+    path = on_disk(name, "--config")
     if path.is_file():
         return path
     what = "study" if function == "get_study" else "experiment"

@@ -1,5 +1,6 @@
 """The one loop that runs every stage: fetch, step, log, check, save, stop."""
 
+import contextlib
 import functools
 import sys
 from typing import Any
@@ -51,7 +52,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
     programs = {}  # static arguments and shapes of a batch -> the step compiled for them, and its FLOPs
     stream = stage.batches(run, start)  # first, as it may refuse the data
     curves, evaluate = Curves(stage, run, start), Evaluator(stage, run)
-    profiler = StepProfiler(name, curves.folder / "profile", run.profile)
+    profiler = StepProfiler(name, curves.folder / "profile", run.profile, run.folder(name) / "profile")
     # Active until saving is done: a second signal must not interrupt it.
     with PreemptionHandler() as preemption, jax.set_mesh(mesh), memory_profile(run.folder(name)):
         number, stopping = start, False
@@ -94,11 +95,10 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
             if stopping or preemption.arrived_late():
                 raise Preempted(preemption.number, name, f" at step {number + 1}, saved")
         finally:
-            profiler.close()
-            curves.close()
-            checkpoints.close()
-            if hasattr(stream, "close"):
-                stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+            with contextlib.ExitStack() as closing:  # all of them, the last first, even if one fails
+                closing.callback(getattr(stream, "close", lambda: None))
+                for part in (checkpoints, curves, profiler):
+                    closing.callback(part.close)
     return state
 
 
@@ -200,5 +200,7 @@ class Curves:
 
     def close(self) -> None:
         self._bar.close()
-        self._writer.close()
-        self._spool.close()
+        try:
+            self._writer.close()
+        finally:
+            self._spool.close()

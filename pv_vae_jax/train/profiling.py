@@ -32,12 +32,14 @@ def parse_window(text: str) -> Window | None:
 class StepProfiler:
     """Names every step for profilers, and traces those of `window`, if there is one, into `folder`.
 
-    Each process writes a file of its own. Python's own calls are left out, so that files stay small.
+    Each process writes a file of its own. Python's own calls are left out, so that files stay small. `kept` is where
+    `folder` will be in the end, which in a bucket is elsewhere.
     """
 
-    def __init__(self, stage: str, folder: Path, window: Window | None):
-        shared = jax.process_count() > 1  # processes of one machine would take the same name
-        self._folder = folder / f"process_{jax.process_index()}" if shared else folder
+    def __init__(self, stage: str, folder: Path, window: Window | None, kept: Path):
+        # Processes of one machine would take the same name.
+        own = f"process_{jax.process_index()}" if jax.process_count() > 1 else ""
+        self._folder, self._kept = folder / own, kept / own
         self._stage, self._window, self._taken, self._tracing = stage, window, 0, False
 
     @contextlib.contextmanager
@@ -63,7 +65,10 @@ class StepProfiler:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
-            print(f"{self._stage}: profile written; pip install xprof, xprof --logdir {self._folder}", file=sys.stderr)
+            fetch, place = "", self._kept
+            if is_remote(place):
+                fetch, place = f"gcloud storage rsync -r {place} profile, ", Path("profile")
+            print(f"{self._stage}: profile written; pip install xprof, {fetch}xprof --logdir {place}", file=sys.stderr)
         elif self._window and self._taken < self._window[0]:
             print(f"{self._stage}: ended before step {self._window[0]}, nothing was profiled", file=sys.stderr)
 

@@ -237,7 +237,14 @@ class StageWriters:
         self.unwritten, self.save_pending = self._jsonl.unwritten, self._jsonl.save_pending
         left_out = ["tensorboard"] if missing_board(names) else []
         makers = WRITERS | {"wandb": functools.partial(WandbWriter, stage=run.folder(stage))}
-        self._own = [makers[name](folder, start_step) for name in names if name not in left_out]
+        self._own = []
+        for name in names:
+            try:
+                self._own += [makers[name](folder, start_step)] if name not in left_out else []
+            except ImportError:
+                raise  # it says what to install
+            except Exception as error:  # such as W&B's, without a login or a network
+                print(f"{name} cannot start ({error}): it is left out, training goes on", file=sys.stderr)
         self._others = [(writer, "") for writer in self._own] + [(writer, f"{stage}/") for writer in run.writers]
         self._thread, self._failed = concurrent.futures.ThreadPoolExecutor(max_workers=1), list[Any]()
         for writer in self._own if start_step == 0 else ():

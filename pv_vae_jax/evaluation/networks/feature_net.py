@@ -16,7 +16,7 @@ import numpy as np
 
 from pv_vae_jax.models.registry import to_tuples
 from pv_vae_jax.params_io import read_params, weights_hash, write_params
-from pv_vae_jax.storage import write_json
+from pv_vae_jax.storage import as_path, write_json
 from pv_vae_jax.typing import Array, Params, ShapeError, WeightsError
 
 LAGS = (1, 2, 4)  # frames; in a shuffled clip changes are as large over one frame as over four
@@ -115,7 +115,7 @@ def load_features(folder: str | Path) -> tuple[FeatureNet, Params, str]:
       FileNotFoundError: no such folder.
       WeightsError: tensors do not fit the sizes, or their hash is not the one that was written with them.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "the feature network")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no feature network in {folder}: it would hold config.json and features.safetensors")
     tree = json.loads((folder / "config.json").read_text())

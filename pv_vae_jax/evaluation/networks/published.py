@@ -10,6 +10,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from pv_vae_jax.storage import on_disk
+
 # Beginning of a digest -> (what the file is, network it belongs to).
 GIT_BLOBS, SHA256 = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8")).values()
 
@@ -51,7 +53,7 @@ class FileIdentity:
 
 def identify(path: str | Path) -> FileIdentity:
     """Hash a file and look it up."""
-    path = Path(path)
+    path = on_disk(path, "a file of weights")
     sha256, blob = hashlib.sha256(), hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
