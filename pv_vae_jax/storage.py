@@ -1,7 +1,8 @@
 """Files on disks and in buckets: addresses, atomic writes, local copies, spools.
 
 With `locks`, the one module that knows how an object store differs from a disk: objects appear whole or not at all, but
-nothing can be renamed, appended to or locked, and folders are no more than the beginnings of names.
+nothing can be renamed, appended to or locked, and folders are no more than the beginnings of names. An address that a
+user gave goes through `as_path` where a bucket will do, and through `on_disk` where it will not (video files, configs).
 """
 
 from __future__ import annotations
