@@ -91,7 +91,9 @@ def once_for_equal_stages(method):
 for cls, method in ((Stage, "jit_init"), (Stage, "jit_step"), (Stage, "check"), (VAEStage, "check")):
     setattr(cls, method, once_for_equal_stages(getattr(cls, method)))
 for cls, name in ((Stage, "abstract_state"), (VAEStage, "shapes")):
-    setattr(cls, name, property(once_for_equal_stages(getattr(cls, name).func)))
+    shared = functools.cached_property(once_for_equal_stages(getattr(cls, name).func))
+    shared.__set_name__(cls, name)
+    setattr(cls, name, shared)
 
 
 def pytest_collection_finish():
