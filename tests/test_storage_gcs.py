@@ -42,8 +42,11 @@ from tests.test_resume import curve, start_training
 from tests.toy_stage import ToyStage, toy_run
 
 ROOT = Path(__file__).resolve().parents[1]
-# Requests that were given up at their time limit leave connections to servers that are gone.
-pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in ("unclosed", "Exception ignored in. <socket")]
+# Requests that were given up at their time limit leave connections to servers that are gone; gcsfs sends a file whole.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in ("unclosed", "Exception ignored in. <socket", "Sending a large body")
+]
 
 
 @pytest.fixture(scope="module")
