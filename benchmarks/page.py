@@ -31,22 +31,15 @@ def compared(records: list[dict]) -> dict[str, float]:
 
 def draw_chart(times: dict[str, float]) -> None:
     """One bar for each comparison, beside a line at 1, where both take as long."""
-    import matplotlib
+    from pv_vae_jax.report.figures import SOFT, chart_file
 
-    matplotlib.use("svg")
-    # The same file from the same numbers, whose text stays text.
-    matplotlib.rcParams.update({"svg.hashsalt": "performance", "svg.fonttype": "none"})
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.4 + 0.28 * len(times)), layout="constrained")
-    colours = ["#2a7f62" if value <= 1 else "#b5533c" for value in times.values()]
-    axes.bar_label(axes.barh(list(times), list(times.values()), color=colours), fmt="%.2f", padding=3)
-    axes.axvline(1, color="#777777", linewidth=1)
-    axes.set_xlabel("ours over PyTorch or diffusers; below 1 ours takes less")
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(CHART, metadata={"Date": None})
-    pyplot.close(figure)
+    with chart_file(CHART, "Time of ours over that of PyTorch or diffusers", 576, 30 + 20 * len(times)) as axes:
+        colours = ["#2a7f62" if value <= 1 else "#b5533c" for value in times.values()]
+        axes.bar_label(axes.barh(list(times), list(times.values()), color=colours), fmt="%.2f", padding=3)
+        axes.axvline(1, color=SOFT[0], linewidth=1)
+        axes.set_xlabel("ours over PyTorch or diffusers; below 1 ours takes less")
+        axes.margins(x=0.08)
+        axes.invert_yaxis()
 
 
 def filled(text: str) -> str:

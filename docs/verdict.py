@@ -7,7 +7,6 @@ beside them.
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pv_vae_jax.report.figures import COLOURS, SOFT, chart_file
 from studies.ablation.results import Results, read_results
 from studies.ablation.tables import markdown
 
@@ -122,95 +122,66 @@ def _difference(found) -> str:
 # The chart
 
 
-def chart(tree: dict | None, studies: Sequence[Results]) -> tuple[str, str]:
-    """The drawing and its alternative text: the rows of the motion study, or without it the ablations."""
+def chart(path: Path, tree: dict | None, studies: Sequence[Results]) -> str:
+    """Draws the rows of the motion study, or without it the ablations; returns the alternative text."""
     if tree is not None:
         shown = [row for row in tree["rows"] if not row["far"] and not any(mark in row["name"] for mark in ASIDE)]
         rows = [(row["name"], row["mean"], *row["interval"]) for row in shown]
         rows.append(("Real clips", tree["primary"]["real"], None, None))
         title = "Share of generated clips that keep their law of motion, at equal PSNR"
         baseline = next(row["mean"] for row in tree["rows"] if row["name"] == BASELINE)
-        return dots(title, rows, baseline, ".0%", "baseline"), title
+        dots(path, title, rows, baseline, ".0%", "baseline")
+        return title
     title = "Frechet distance, whole method less baseline (our feature network): left of 0 is better"
     rows = []
     for study in studies:
         if (row := whole(study)) and len(study.seeds(row)) > 1:
             if found := study.difference(row, study.rows[0], "generation.own.frechet"):
                 rows.append((study.name, found.mean, found.low, found.high))
-    return dots(title, rows, 0.0, "g", "no difference"), title
+    dots(path, title, rows, 0.0, "g", "no difference")
+    return title
 
 
-def dots(title: str, rows: Sequence[tuple], mark: float, form: str, marked: str) -> str:
+def dots(path: Path, title: str, rows: Sequence[tuple], mark: float, form: str, marked: str) -> None:
     """An SVG with a line a row, `(name, mean, low, high)` with or without interval, and a dashed line at `mark`."""
-    left, right, top, step, width = 190, 40, 56, 26, 720
-    values = [value for _, *found in rows for value in found if value is not None] + [mark]
-    low, high = min(values), max(values)
-    pad = (high - low) * 0.04 or 1.0
-    low, high, bottom = low - pad, high + pad, top + step * len(rows)
-
-    def x(value: float) -> float:
-        return round(left + (width - left - right) * (value - low) / (high - low), 1)
-
-    parts = [f'<text class="t" x="12" y="24">{html.escape(title)}</text>']
-    for tick in _ticks(low, high):
-        parts.append(f'<line class="g" x1="{x(tick)}" x2="{x(tick)}" y1="{top - 8}" y2="{bottom}"/>')
-        parts.append(f'<text class="s" x="{x(tick)}" y="{bottom + 18}" text-anchor="middle">{tick:{form}}</text>')
-    parts.append(f'<line class="m" x1="{x(mark)}" x2="{x(mark)}" y1="{top - 8}" y2="{bottom}"/>')
-    parts.append(f'<text class="s" x="{x(mark)}" y="{top - 12}" text-anchor="middle">{marked}</text>')
-    for i, (name, mean, lower, upper) in enumerate(rows):
-        y = top + step * i + step / 2
-        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{html.escape(name)}</text>')
-        if lower is not None:
-            parts.append(f'<line class="c" x1="{x(lower)}" x2="{x(upper)}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle cx="{x(mean)}" cy="{y}" r="5"/>')
-    style = (
-        ".v{--i:#1b1f26;--s:#5b6472;--g:#d9dee6;--c:#1f6fd6;--p:#fff}"
-        "@media(prefers-color-scheme:dark){.v{--i:#e6e9ee;--s:#9aa4b2;--g:#333a45;--c:#6ea8fe;--p:#1c2128}}"
-        "text{font:13px system-ui,sans-serif;fill:var(--i)}.t{font-weight:bold}.s{fill:var(--s);font-size:12px}"
-        ".g{stroke:var(--g)}.m{stroke:var(--s);stroke-dasharray:4 3}.c{stroke:var(--c);stroke-width:2}"
-        "circle{fill:var(--c)}"
-    )
-    return (
-        f'<svg class="v" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 30}" width="{width}" '
-        f'height="{bottom + 30}" role="img" aria-label="{html.escape(title)}"><style>{style}</style>'
-        f'<rect width="100%" height="100%" fill="var(--p)"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About six round numbers between the ends."""
-    step = 10.0 ** np.floor(np.log10((high - low) / 3))
-    step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 7)
-    return [float(round(i * step, 9)) for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+    with chart_file(path, title, 720, 90 + 26 * len(rows)) as axes:
+        for name, mean, low, high in rows:
+            ends = None if low is None else [[mean - low], [high - mean]]
+            axes.errorbar([mean], [name], xerr=ends, fmt="o", color=COLOURS[0][0])
+        axes.axvline(mark, color=SOFT[0], linestyle="--", label=marked)
+        axes.figure.suptitle(title, x=0.01, ha="left", weight="bold", size=13)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:{form}}")
+        axes.margins(x=0.04, y=0.1)
+        axes.grid(axis="x")
+        axes.legend(loc="lower right")
+        axes.invert_yaxis()
 
 
 # The page
 
 
-def blocks(results: Path) -> tuple[dict[str, str], str]:
-    """Name -> text of every generated part of the page, and the chart."""
+def blocks(results: Path, picture: Path) -> dict[str, str]:
+    """Name -> text of every generated part of the page; the chart is drawn."""
     tree, pilot = (read(results / "motion" / name / "study.json") for name in ("", "pilot"))
     ablations = read_results(results)
-    drawing, title = chart(tree, ablations)
-    verdict = [sentences(tree, ablations), f"![{title}]({CHART})"]
+    verdict = [sentences(tree, ablations), f"![{chart(picture, tree, ablations)}]({CHART})"]
     if tree is not None:
         verdict.append(motion_table(tree))
     if pilot is not None:
         verdict += [f"Pilot, two seeds that do not count: {pilot['verdict']}.", motion_table(pilot)]
-    return {"verdict": "\n\n".join(verdict), "ablations": ablation_table(ablations)}, drawing
+    return {"verdict": "\n\n".join(verdict), "ablations": ablation_table(ablations)}
 
 
 def write_page(page: Path, results: Path) -> None:
     """Put the generated parts into `page`, leave the rest of it as it is, and draw the chart."""
-    parts, drawing = blocks(results)
-    text = page.read_text()
+    text, picture = page.read_text(), page.parent / CHART
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    parts = blocks(results, picture)
     for name, part in parts.items():
         begin, end = f"<!-- {name}: python docs/verdict.py --page -->", f"<!-- end of {name} -->"
         text, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{part}\n{end}", text, flags=re.DOTALL)  # noqa: B023
         if count != 1:
             raise SystemExit(f"{page} has lost its marks, {begin} and {end}")
-    (page.parent / CHART).parent.mkdir(parents=True, exist_ok=True)
-    (page.parent / CHART).write_text(drawing)
     page.write_text(text)
 
 

@@ -4,8 +4,8 @@
   pv-vae train --config=small_real --workdir runs/small-real --config.data.source=clips
   python docs/model_table.py clips runs/small-real tiny-synthetic --size=64 --stride=2
 
-About 90 minutes on one core of an AMD EPYC, at 2.1 s an image step and 2.3 s a video step: 11 minutes of images, 65 of
-clips, the rest for latents and a small transformer.
+An image step takes 2.1 s and a video step 2.3 s on one core of an AMD EPYC: by that about 90 minutes, 11 of images, 65
+of clips, the rest for latents and a small transformer. It has not been trained to its end yet.
 
 The clips are 168 to train on and 15 held out, short side 128, 12.5 to 30 frames a second, all of them with open rights:
 116 and all 15 held out from *Big Buck Bunny* (CC BY 3.0, (c) 2008 Blender Foundation, www.bigbuckbunny.org; the first

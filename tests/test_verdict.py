@@ -77,7 +77,8 @@ def test_the_sentences_take_what_the_rule_writes(tmp_path):
     text, table = VERDICT["sentences"](tree, []), VERDICT["motion_table"](tree)
     assert "25.0% of the clips" in text and text.startswith("**Unfinished: ") and "has not won yet" in text
     assert "| Whole method | 2 | 25.0% [25.0%, 25.0%] | +0.0 points [0.0, 0.0], 2 seeds |" in table
-    assert ElementTree.fromstring(VERDICT["chart"](tree, [])[0]).tag.endswith("svg")
+    VERDICT["chart"](tmp_path / "chart.svg", tree, [])
+    assert ElementTree.parse(tmp_path / "chart.svg").getroot().tag.endswith("svg")
 
 
 def test_the_page_follows_the_study_the_pilot_and_the_ablations(tmp_path):
@@ -112,7 +113,10 @@ def test_the_results_in_the_repository_are_those_of_the_stored_scores(tmp_path):
     docs = ROOT / "docs"
     page = shutil.copy(docs / "results.md", tmp_path)
     VERDICT["write_page"](Path(page), docs / "results")
-    again = Path(page).read_text(), (tmp_path / "images" / "verdict.svg").read_text()
-    kept = (docs / "results.md").read_text(), (docs / "images" / "verdict.svg").read_text()
-    assert again == kept, "run make results"
-    assert len(kept[0].splitlines()) <= 120
+    kept = (docs / "results.md").read_text()
+    assert Path(page).read_text() == kept, "run make results"
+    assert len(kept.splitlines()) <= 120
+    # Places of its lines depend on matplotlib's version, its words do not.
+    drawn = [(folder / "images" / "verdict.svg").read_text() for folder in (tmp_path, docs)]
+    again, stored = (re.findall(r"<text[^>]*>([^<]*)</text>", drawing) for drawing in drawn)
+    assert again == stored, "run make results"

@@ -5,6 +5,7 @@ dark scheme. The same text stands in a page, in a file behind an `<img>` and in 
 """
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
@@ -12,13 +13,14 @@ import math
 import re
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pv_vae_jax.data.video_writing import write_video
+from pv_vae_jax.storage import write_text
 
 WIDTH, PLOT_HEIGHT = 420, 182  # of a chart, and of its plotting area, in CSS pixels
 LEFT, RIGHT, BELOW, LINE = 56, 20, 46, 19  # margins, and the height of a line of text
@@ -40,6 +42,7 @@ THEME |= {light: (name, dark) for name, (light, dark) in (("--p", PAGE), ("--i",
 RC = {
     # Text stays text, names are never read as TeX, and equal charts are equal files.
     **{"svg.fonttype": "none", "svg.hashsalt": "pv-vae", "text.parse_math": False, "font.size": 12},
+    "text.color": INK[0],
     **{"axes.facecolor": "none", "axes.labelcolor": SOFT[0], "axes.axisbelow": True, "axes.spines.bottom": False},
     **{"axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False},
     **{"axes.xmargin": 0, "axes.ymargin": 0.04, "grid.color": GRID[0], "grid.linewidth": 1},
@@ -93,11 +96,6 @@ def line_chart(
       ImportError: matplotlib is not installed.
       ValueError: no series has a finite value.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("charts need matplotlib: pip install matplotlib (the extra [report] holds it)") from error
     curves = [s for s in map(_thinned, series) if np.isfinite(s.y).any()]
     if not curves:
         raise ValueError(f"{title}: there are no values to draw")
@@ -106,10 +104,8 @@ def line_chart(
     headline = textwrap.wrap(title, width // 8) or [""]
     top, plot_height = LINE * len(headline) + 19, PLOT_HEIGHT * width // WIDTH
     height = top + plot_height + BELOW + LINE * math.ceil(len(names) / columns) + 4
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a notebook's own style does not reach the chart
-        matplotlib.rcParams.update(RC | {"axes.prop_cycle": matplotlib.cycler(color=[light for light, _ in COLOURS])})
-        figure = Figure((width / 72, height / 72), dpi=72, facecolor=PAGE[0])
+    label = f"{title}{{}}, over {x_label}: " + "; ".join(f"{s.name} ends at {_last(s)}" for s in curves)
+    with _figure(width, height) as figure:
         style = {"color": INK[0], "size": 13, "weight": "bold", "va": "top"}
         figure.text(12 / width, 1 - 12 / height, "\n".join(headline), **style)
         box = (LEFT / width, 1 - (top + plot_height) / height, (width - LEFT - RIGHT) / width, plot_height / height)
@@ -118,10 +114,43 @@ def line_chart(
         y_label = f"{y_label}{' (logarithmic)' if log else ''} over " if y_label else ""
         axes.set_xlabel(y_label + x_label)
         axes.legend(lines, names, loc="upper left", bbox_to_anchor=(0, -BELOW / plot_height), ncols=columns)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=STILL, facecolor=PAGE[0])
-    label = f"{title}{', logarithmic' if log else ''}, over {x_label}: "
-    label += "; ".join(f"{s.name} ends at {_last(s)}" for s in curves)
+        return _svg(figure, label.format(", logarithmic" if log else ""))
+
+
+@contextlib.contextmanager
+def chart_file(path: Path, label: str, width: int, height: int) -> Iterator[Any]:
+    """Matplotlib's axes for any other chart; what the block draws is written to `path` when it ends.
+
+    Args:
+      path: the SVG file.
+      label: what the chart shows, for those who do not see it.
+      width, height: in CSS pixels.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    with _figure(width, height, layout="constrained") as figure:
+        yield figure.add_subplot()
+        write_text(path, _svg(figure, label))
+
+
+@contextlib.contextmanager
+def _figure(width: int, height: int, **options: Any) -> Iterator[Any]:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("charts need matplotlib: pip install matplotlib (the extra [report] holds it)") from error
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a notebook's own style does not reach the chart
+        matplotlib.rcParams.update(RC | {"axes.prop_cycle": matplotlib.cycler(color=[light for light, _ in COLOURS])})
+        yield Figure((width / 72, height / 72), dpi=72, facecolor=PAGE[0], **options)
+
+
+def _svg(figure: Any, label: str) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata=STILL, facecolor=PAGE[0])
+    width, height = (round(72 * inches) for inches in figure.get_size_inches())
     return _compact(file.getvalue(), label, width, height)
 
 

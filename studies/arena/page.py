@@ -85,20 +85,15 @@ def write_page() -> Path:
 
 def draw_chart(trees: list[dict], path: Path) -> None:
     """Generation over reconstruction, a point with its interval for each entry."""
-    import matplotlib
+    from pv_vae_jax.report.figures import chart_file
 
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "arena", "svg.fonttype": "none"})
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for tree in trees:
-        x, kept = tree["reconstruction"]["psnr"]["mean"], tree["kept"]
-        low, high = kept["mean"] - kept["low"], kept["high"] - kept["mean"]
-        axes.errorbar(x, kept["mean"], yerr=[[low], [high]], fmt="o", capsize=3)
-        axes.annotate(tree["name"], (x, kept["mean"]), xytext=(6, 4), textcoords="offset points")
-    axes.set_xlabel("PSNR of held-out clips, dB")
-    axes.set_ylabel("share of generated clips that keep their law")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with chart_file(path, "Share of generated clips that keep their law over PSNR", 504, 324) as axes:
+        for tree in trees:
+            x, kept = tree["reconstruction"]["psnr"]["mean"], tree["kept"]
+            low, high = kept["mean"] - kept["low"], kept["high"] - kept["mean"]
+            axes.errorbar(x, kept["mean"], yerr=[[low], [high]], fmt="o", capsize=3)
+            axes.annotate(tree["name"], (x, kept["mean"]), xytext=(6, 4), textcoords="offset points")
+        axes.set_xlabel("PSNR of held-out clips, dB")
+        axes.set_ylabel("share of generated clips that keep their law")
+        axes.margins(x=0.08)
+        axes.grid(axis="y")
