@@ -635,6 +635,8 @@ def test_links_lead_to_pages_and_headings(page):
             continue
         path = (page.parent / target).resolve() if target else page
         assert path.exists(), f"{page.name} links to {target}"
+        if page.is_relative_to(docs := ROOT / "docs"):  # the site is built of that folder, without most of its code
+            assert path.is_relative_to(docs) and (path.suffix != ".py" or path.name == "arena_entry.py"), target
         assert not anchor or anchor in anchors(path), f"{page.name}: {target} has no heading #{anchor}"
 
 
