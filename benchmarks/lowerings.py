@@ -73,7 +73,7 @@ def time_shape(shape: str, dtype: str, settings: Settings) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d, default_lowering
+    from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d
 
     b, t, h, w, ci, co = map(int, shape.split("x"))
     rng = np.random.default_rng(0)
@@ -98,7 +98,9 @@ def time_shape(shape: str, dtype: str, settings: Settings) -> dict:
     if settings.against != "none":
         sides["torch"] = torch_side(x, kernel, cotangent, dtype)
     times = harness.take_turns(sides, settings.rounds, warmup=2, seconds=settings.seconds)
-    chosen, best = default_lowering(ci, co, jax.default_backend()), harness.fastest({w: times[w] for w in ways}, "")
+    auto = work.lower(*given, "auto").as_text()
+    chosen = next(way for way in ways if work.lower(*given, way).as_text() == auto)
+    best = harness.fastest({way: times[way] for way in ways}, "")
     flops = 3 * 2 * 27 * b * t * h * w * ci * co
     print(f"{shape}: auto {chosen}, best {best}", flush=True)
     return {
