@@ -156,6 +156,7 @@ class Model:
         labels = model_inputs.checked_labels(self.diffusion and self.diffusion.model, labels, guidance)
         index, steps = model_inputs.checked_index(index, len(labels)), model_inputs.checked_count("steps", steps)
         guidance = model_inputs.checked_guidance(guidance)
+        key = model_inputs.checked_key(key)
         guided = isinstance(guidance, jax.core.Tracer) or guidance != 1.0  # two networks, another program
         return _sample(self.vae, steps, guided, self.vae_params, self.diffusion, key, index, labels, guidance)
 

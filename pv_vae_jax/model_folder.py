@@ -54,6 +54,11 @@ def find_model(name_or_path: str | Path) -> Path:
             missing = "vae.safetensors" if "vae" in tree and "data" not in tree else ""  # a run has "data"
         if missing:
             raise WeightsError(f"the model in {folder} is damaged: {missing} is missing. Copy the model again")
+    if (path / "config.json").exists() and "data" in read_model_config(path):
+        raise FileNotFoundError(
+            f"no model at {path}: this run has neither finished a stage nor saved a state of one yet. Wait for it, or "
+            "go on with the command that began it"
+        )
     hint = did_you_mean(str(name_or_path), shipped, else_list=False)
     raise FileNotFoundError(
         f"no model at {name_or_path}{f' ({hint})' if hint else ''}: give a model folder, the work directory of a run "

@@ -99,9 +99,24 @@ def checked_labels(latte: Latte | None, labels: ArrayLike, guidance: Any = 1.0) 
     if not classes or isinstance(labels, jax.core.Tracer):
         return labels
     if not np.issubdtype(labels.dtype, np.integer) or len(wrong := np.setdiff1d(labels, np.arange(classes))):
-        got = wrong.tolist() if np.issubdtype(labels.dtype, np.integer) else labels.dtype
-        raise ValueError(f"labels must be whole numbers from 0 to {classes - 1}, got {got}")
+        got = wrong.tolist() if np.issubdtype(labels.dtype, np.integer) else np.asarray(labels).tolist()
+        raise ValueError(
+            f"labels must be whole numbers from 0 to {classes - 1}, got {got}: a class's number is its place in "
+            "model.diffusion.class_names"
+        )
     return labels
+
+
+def checked_key(key: Any) -> Any:
+    """A key of `jax.random`, of the new or the old kind.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == "uint32" and key.ndim == 1):
+        raise TypeError(f"expected a key of jax.random, got {key!r}: pass jax.random.key(0), for example")
+    return key
 
 
 def checked_guidance(guidance: Any) -> Any:

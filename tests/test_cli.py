@@ -525,6 +525,7 @@ def test_wrong_calls_say_what_would_be_right(tiny_experiment, tmp_path):
     assert "Did you mean: workdir" in fails("train", "--wrkdir=x", "--config=y", status=2)
     call = ("train", "--config", tiny_experiment, "--workdir", tmp_path / "x")
     assert "did you mean 'steps'?" in fails(*call, "--config.video.stepz=3")
+    assert "write settings of an experiment as --config.NAME=VALUE" in fails(*call, "--confg.video.steps=3", status=2)
     assert "--config.seed needs a value" in fails(*call, "--config.seed", status=2)
     assert "takes flags only, got clip.mp4" in fails(*call, "clip.mp4")
     assert "there are tiny.py" in fails(
@@ -622,7 +623,9 @@ def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     call = ("sample", "--out", tmp_path / "out", "--model")
     assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
     assert "expected one of bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
-    assert "no diffusion transformer yet" in fails(*call, trained / "video" / "model")
+    assert "no diffusion transformer: its stage diffusion has to be finished" in fails(
+        *call, trained / "video" / "model"
+    )
     assert "--guidance must be a finite number" in fails(*call, trained, "--guidance=nan")
     for wrong in ("--clips=0", "--steps=3000000000", "--seed=-1"):
         assert fails(*call, trained, wrong, status=2)
@@ -694,7 +697,9 @@ def test_reconstruct_of_a_long_video_is_that_of_the_whole(trained, tmp_path):
     assert np.abs(written[0].astype(int) - written[1]).mean() < 0.01, "a pixel may be rounded the other way"
     assert fails("reconstruct", tmp_path / "long.mp4", "--chunk=0", status=2)
     line = fails("reconstruct", tmp_path / "long.mp4", "--model", trained, "--frames=35", "--out", tmp_path / "x")
-    assert "33 of 35 frames from frame 0 on decode" in line and not files(tmp_path / "x"), "nothing half-written stays"
+    assert "has 33 frames, fewer than --frames=35: --frames=33 takes as many as fit" in line and not files(
+        tmp_path / "x"
+    ), "nothing half-written stays"
 
 
 def test_a_name_with_a_colon_is_a_name_and_frames_keep_their_times(trained, tmp_path, monkeypatch):
@@ -756,7 +761,9 @@ def test_wrong_shapes_name_the_right_ones(trained, clips, tmp_path):
     line = fails(*call, video, "--size=18,30")
     assert "height 18 is not a multiple of 4: use 16 or 20; width 30 is not a multiple of 4: use 28 or 32" in line
     assert "height 10 is not a multiple of 4" in fails(*call, video, "--size=10")
-    assert "9 of 11 frames from frame 0 on decode" in fails(*call, video, "--frames=11")
+    assert "has 9 frames, fewer than --frames=11: --frames=9 takes" in fails(*call, video, "--frames=11")
+    write_video(tmp_path / "even.mp4", read_video(video)[:8])
+    assert "has 8 frames, which do not fit 1 + 2 n: --frames=7 takes" in fails(*call, tmp_path / "even.mp4")
     assert "bad.mp4: not readable as video" in fails(*call, clips / "train" / "walk" / "bad.mp4")
     assert "no video file" in fails(*call, "absent.mp4")
     assert "name at least one video file" in fails(*call)

@@ -25,6 +25,7 @@ from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report import unavailable
+from pv_vae_jax.report.ending import ending
 from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, line_chart, png_uri
 from pv_vae_jax.report.page import cell, chart, environment
 from pv_vae_jax.report.run_page import Pictures, curve_charts, write_report
@@ -466,6 +467,9 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys, monkeypatch):
     result, samples, _, after, last = printed.strip().splitlines()[-5:]
     assert result.startswith(f"result: stage video reconstructs at {same['psnr_db']:.2f} dB") and "8 clips" in samples
     assert after.startswith("next: Stage decoder is not finished") and last == f"report: {report}"
+    worse = same | {"prediction": same["prediction"] | {"average": same["prediction"]["average_copying"]}}
+    after = ending(run, metrics | {"stages": {"decoder": worse}, "missing": []}, report)[-2]
+    assert f"--config.video.init_from={run.workdir}" in after, "tuning the decoder again does not change what it sees"
     found = json.loads((report.parent / "metrics.json").read_text())["samples"]
     assert found["scored"] == 8 and list(found["distances"]) == ["generated clips", "other test clips"]
     for score, value in found["distances"]["generated clips"].items():

@@ -242,9 +242,12 @@ def test_what_does_not_fit_says_what_to_do(model):
         ([], "at least one"),
         (1, "pass one label per clip"),
         ([0.5], "whole numbers"),
+        (["fall"], r"got \['fall'\]: a class's number is its place in model.diffusion.class_names"),
     ):
         with pytest.raises(ValueError, match=words):
             model.sample(labels, key)
+    with pytest.raises(TypeError, match=r"expected a key of jax.random, got 0: pass jax.random.key\(0\)"):
+        model.sample([0], 0)
     with pytest.raises(ValueError, match="has no diffusion transformer: load one whose stage diffusion is finished"):
         model.replace(diffusion=None).sample([0], key)
 

@@ -10,6 +10,7 @@ import pytest
 
 from pv_vae_jax.cli.main import main
 from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.video_container import decoder_versions
 from pv_vae_jax.data.video_writing import write_video
 from pv_vae_jax.evaluation.clip_sets import ArrayClips, FolderClips, Window, open_clips, read_clips
@@ -47,6 +48,17 @@ def arrays(tmp_path):
 
 
 # Reading
+
+
+def test_a_size_is_for_videos_and_arrays_must_have_it(arrays):
+    """Samples of 8 x 10 pixels are compared with a folder of larger videos by naming their size."""
+    real, _, opened = arrays
+    height, width = CLIPS.shape[2:4]
+    np.testing.assert_array_equal(opened(real, size=FrameSize(height, width)).clip(3), opened(real).clip(3))
+    with pytest.raises(
+        FeatureError, match=f"the clips of .*real.npy are {height} x {width}: resize them to 99 yourself"
+    ):
+        opened(real, size=99)
 
 
 def test_arrays_of_every_kind_give_the_same_clips(tmp_path):

@@ -317,6 +317,7 @@ def test_the_bar_says_that_the_first_step_compiles_and_does_not_count_it(tmp_pat
     ((bar, made),) = bars
     shown = capsys.readouterr().err
     assert 0 < shown.index("image, compiling:   0%") < shown.index("image: 100%")
+    assert "step/s" not in "".join(line for line in shown.split("\r") if "compiling" in line), "no rate of nothing"
     assert bar.start_t - made > 1.9
     assert "image_step" in caplog.text and "unnamed" not in caplog.text
 

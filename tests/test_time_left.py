@@ -1,8 +1,11 @@
 """What the progress bar says about the time that is left."""
 
 import dataclasses
+import os
+import sys
 
 from pv_vae_jax.models.vae import VAEConfig
+from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.train.configs import DataConfig, DiffusionConfig, Experiment, VAEStageConfig
 from pv_vae_jax.train.run import open_run
 from pv_vae_jax.train.time_left import duration, time_left
@@ -38,3 +41,13 @@ def test_stages_to_come_cost_as_much_for_a_pixel_and_others_are_named(tmp_path):
     mixed = dataclasses.replace(experiment.video, sizes=sizes)
     run = dataclasses.replace(run, experiment=dataclasses.replace(experiment, video=mixed))
     assert time_left(run, "image", 300, 2.0).startswith("10 min left, 30 min with video")  # of equal cost
+
+
+def test_a_bar_moves_on_a_terminal_that_does_not_tell_its_size(monkeypatch):
+    screen, terminal = os.openpty()  # of 0 columns and 0 rows, as some programs that record a session open it
+    with os.fdopen(terminal, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        with progress_bar(total=4, desc="image", unit="step") as bar:
+            bar.update(4)
+    assert "image: 100%" in os.read(screen, 10_000).decode()
+    os.close(screen)

@@ -186,6 +186,9 @@ def test_what_cannot_be_a_start_is_refused(other, tmp_path):
         begin(tmp_path / "e", init_parts=("encoder",))
     with pytest.raises(FileNotFoundError, match="no model at"):
         begin(tmp_path / "f", init_from=str(tmp_path / "nowhere"))
+    open_run(Experiment(), tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="new: this run has neither finished a stage nor saved a state of one"):
+        load(tmp_path / "new")
     for data in (workdir / "video" / "checkpoints" / "1" / "default" / "d").glob("*"):
         data.write_bytes(b"flipped" + data.read_bytes()[7:])
     with pytest.raises(WeightsError, match="is damaged"):

@@ -115,9 +115,9 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
       ConfigError: no file is named, or two have the same name, so that one result would replace the other; or `--size`
         is malformed.
       ImportError: the encoder for the results is missing.
-      BrokenVideoError: a file is not a video; or it has fewer frames than `--frames`, raised as its `pictures` end.
-      ShapeError: the length or `--size` does not fit the model, and the message names the nearest that do; or frames
-        are too small for it.
+      BrokenVideoError: a file is not a video, or is damaged.
+      ShapeError: the length or `--size` does not fit the model or the file, and the message names one that does; or
+        frames are too small for the model.
     """
     if not paths:
         raise ConfigError("name at least one video file")
@@ -131,7 +131,11 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
         info = probe(path)
         # A header may be wrong about the length. Decoding costs little beside the network, and finds out early.
         times = frame_times(path, values.frames or None)
-        frames = values.frames or len(times)
+        frames, found, group = values.frames or len(times), len(times), config.time_factor
+        longest = 1 + (found - 1) // group * group
+        if frames > found or not values.frames and found > longest:
+            why = f"fewer than --frames={frames}" if values.frames else f"which do not fit 1 + {group} n"
+            raise ShapeError(f"{path} has {found} frames, {why}: --frames={longest} takes as many as fit")
         own = next(iterate_video(path, count=1)).shape[:2]  # as it is shown: the header's may be rotated
         try:
             size = wanted or nearest(*own, config.space_factor, values.fit)

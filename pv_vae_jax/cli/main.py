@@ -98,6 +98,8 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], one
                 check_address(f"--{folder}", values[folder].value)
     except (flags.Error, ConfigError) as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
+        if isinstance(error, flags.UnrecognizedFlagError) and "." in error.flagname:
+            error = f"{error}: write settings of an experiment as --config.NAME=VALUE"
         dashed = "".join(f"; write the file as ./{name}" for name in argv if name[:1] == "-" and os.path.exists(name))
         told = f"needs --{missing[1]}: {values[missing[1]].help}" if missing else f"{error}{dashed}"
         print(f"{program}: {told}", file=sys.stderr)

@@ -211,12 +211,17 @@ def open_clips(
     """The set at `path`: an array by its suffix, a folder otherwise.
 
     Raises:
-      FeatureError, FileNotFoundError, BrokenVideoError: as `ArrayClips` and `FolderClips`; `size` with an array.
+      FeatureError, FileNotFoundError, BrokenVideoError: as `ArrayClips` and `FolderClips`; an array of another `size`.
     """
     if on_disk(path, "a set of clips").suffix in (".npy", ".npz"):
-        if size:
-            raise FeatureError(f"--size resizes videos only: resize the array {path} yourself")
-        return ArrayClips(path, window, value_range)
+        clips = ArrayClips(path, window, value_range)
+        wanted = FrameSize.of(size or clips.size)
+        if tuple(clips.size) != (wanted.height, wanted.width):
+            found = " x ".join(map(str, clips.size))
+            raise FeatureError(
+                f"--size resizes videos only, and the clips of {path} are {found}: resize them to {wanted} yourself"
+            )
+        return clips
     return FolderClips(path, window, size)
 
 

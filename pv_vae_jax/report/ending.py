@@ -19,7 +19,9 @@ def ending(run: Run, metrics: dict, page: Path) -> list[str]:
     if metrics["missing"]:
         after = f"{metrics['missing'][0]} The command that began the run goes on with it"
     elif prediction and prediction["average"] >= prediction["average_copying"]:
-        after = f"more steps, in another --workdir, with --config.{stage}.init_from={workdir}"
+        # The decoder's stage leaves the encoder, and so what it predicts from, as it is.
+        trained = "video" if stage == "decoder" else stage
+        after = f"more steps, in another --workdir, with --config.{trained}.init_from={workdir}"
     else:
         after = f"pv-vae reconstruct --model {workdir} VIDEO.mp4, pv-vae predict likewise"
         after += f", pv-vae sample --model {workdir}" if "diffusion" in found else ""

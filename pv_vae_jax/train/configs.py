@@ -231,7 +231,8 @@ class DiffusionConfig(Config):
     """Training of the latent diffusion transformer (paper: 250 K steps, rate 1e-4, batch 64).
 
     Attributes:
-      steps, batch_size: number of training steps, and clips of the global batch.
+      steps: number of training steps.
+      batch_size: clips of the global batch.
       conditional: condition on the classes of the data where it has several; their number is passed to the transformer.
       label_dropout: fraction of examples trained without a class, for guidance.
       time_distribution: distribution of the flow's time.

@@ -148,11 +148,13 @@ class Curves:
     def show_compiling(self) -> None:
         """Show that a program for the next step is being compiled."""
         self._compiling = True
+        self._bar.bar_format = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]"  # no rate
         self._bar.set_description(f"{self._name}, compiling")
 
     def add(self, step: int, logs: dict, units: int, flops: float) -> None:
         """Take the terms of a step that has been dispatched."""
         if self._compiling:
+            self._bar.bar_format = None
             self._bar.set_description(self._name, refresh=False)
             self._bar.unpause()  # the rate excludes compile time
             self._compiling = False
@@ -191,11 +193,12 @@ class Curves:
             seconds = elapsed * (shares["compute"] + shares["data"])
             rates["mfu"] = utilisation(self._flops, seconds, self._devices, self._peak)
             speed += f", {rates['mfu']:.1%} of peak"
-        speed += f", {time_left(self._run, self._name, self._bar.total - step, elapsed / max(len(rows), 1))}"
+        left = time_left(self._run, self._name, self._bar.total - step, elapsed / max(len(rows), 1))
         self._writer.write(step, scores | {"scalars": means | rates | scores.get("scalars", {})})
         for warning in self._health.check(step, means) if self._health else ():
             self._bar.write(warning, file=sys.stderr)
-        self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {speed}", refresh=False)
+        # What a narrow terminal cuts off is at the end.
+        self._bar.set_postfix_str(f"{left}; loss {means['loss']:.4g}, {speed}", refresh=False)
         self._units, self._flops = 0, 0.0
 
     def close(self) -> None:
