@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md and docs/commands.md from the docstrings of the configs and the flags of the commands.
+"""Writes docs/configuration.md, commands.md and api.md from docstrings and from the flags of the commands.
 
   python docs/reference.py
 
@@ -68,6 +68,83 @@ Every command with its flags. `python docs/reference.py` makes this page from th
 --help` prints them. Settings of an experiment (`--config.KEY=VALUE`) are in [configuration](configuration.md). Flags
 may stand before or after file names, and a switch `--[no]NAME` is turned off with `--noNAME`.
 """
+API_HEAD = """# API
+
+What `import pv_vae_jax` offers, each by its own name: `from pv_vae_jax import load`. The packages have lists of their
+own, such as `from pv_vae_jax.data import read_video`. Array shapes use `b` batch, `t` time, `h w` space, `c` channels,
+`z` latent channels, `g` latent frames. `python docs/reference.py` makes this page from the docstrings.
+"""
+API_END = """## In full
+
+`help(pv_vae_jax.load)` prints arguments, shapes and errors, likewise of the others. The site of these pages shows them
+here: `pip install '.[docs]'`, then `mkdocs build`.
+"""
+API = {
+    "A trained model": (
+        "model.load",
+        "model.Model",
+        "model.save",
+        "model.Diffusion",
+        "sampling.sample_clips",
+    ),
+    "Video VAEs": (
+        "models.vae.VAEConfig",
+        "models.vae.VAE",
+        "models.vae.Posterior",
+        "models.transformer_vae.TransformerVAEConfig",
+        "models.transformer_vae.TransformerVAE",
+    ),
+    "Prediction": (
+        "predictive.predict_truncated",
+        "predictive.predict_filled",
+        "predictive.predict_masked",
+        "masking.sample_mask",
+        "predictive.Prediction",
+    ),
+    "Long videos": (
+        "streaming.encode_chunks",
+        "streaming.decode_chunks",
+        "streaming.encode_step",
+        "streaming.decode_step",
+        "streaming.foretell_step",
+    ),
+    "Losses": (
+        "losses.Objective",
+        "losses.pixel_terms",
+        "losses.latent_terms",
+        "losses.kl_divergence",
+        "models.discriminator.DiscriminatorConfig",
+        "models.discriminator.Discriminator",
+    ),
+    "Diffusion": (
+        "models.latte.LatteConfig",
+        "models.latte.Latte",
+        "flow.flow_matching_loss",
+        "flow.sample_timesteps",
+        "flow.label_dropout",
+        "flow.classifier_free_guidance",
+        "flow.euler",
+        "flow.normalize_latents",
+        "flow.denormalize_latents",
+    ),
+    "Pixels": (
+        "pixels.to_float",
+        "pixels.to_uint8",
+    ),
+    "Training, piece by piece": (
+        "train.vae_step.VAEStep",
+        "train.dit_step.DiTStep",
+        "data.pipeline.train_batches",
+        "train.stages.train",
+        "train.configs.Experiment",
+        "train.config_files.load_experiment",
+    ),
+    "Notebooks": (
+        "report.notebook.show_clips",
+        "report.notebook.show_pictures",
+        "report.notebook.show_curves",
+    ),
+}
 LAB = {
     "In a clone: studies": ("studies", ("ablation", "motion", "arena", "probes", "features")),
     "In a clone: measurements": ("", ("benchmarks",)),
@@ -172,11 +249,40 @@ def commands() -> str:
     return "\n\n".join([*parts, "## Others", other]) + "\n"
 
 
-PAGES = {"configuration.md": configuration, "commands.md": commands}
+def api() -> str:
+    """docs/api.md: a line for each name that readers of the file see, and what mkdocs writes out."""
+    parts, full = [API_HEAD.strip()], []
+    for title, names in API.items():
+        lines = [f"## {title}", "", "| name | |", "|---|---|"]
+        for path in names:
+            module, name = path.rsplit(".", 1)
+            found = getattr(importlib.import_module(f"pv_vae_jax.{module}"), name)
+            lines.append(f"| `{cell(called(found))}` | {cell(summary(found.__doc__).split('. ')[0].rstrip('.'))} |")
+            full.append(f"::: pv_vae_jax.{path}")
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, API_END.strip(), "\n".join(full)]) + "\n"
+
+
+def is_own(part: Any, cls: type) -> bool:
+    """Whether this is a method that the class itself defines, and none that a library added."""
+    return inspect.isfunction(part) and part.__module__ == cls.__module__
+
+
+def called(found: Any) -> str:
+    """How a function is called, or the name of a class and the methods of its own."""
+    if inspect.isclass(found):
+        parts = {name: getattr(part, "__func__", part) for name, part in vars(found).items()}
+        own = [n for n, p in parts.items() if n[0] != "_" and getattr(p, "__doc__", "") and is_own(p, found)]
+        return f"{found.__name__}: {', '.join(own)}" if own else found.__name__
+    given = inspect.signature(found).parameters.values()
+    return f"{found.__name__}{inspect.Signature([p.replace(annotation=p.empty) for p in given])}"
+
+
+PAGES = {"configuration.md": configuration, "commands.md": commands, "api.md": api}
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages."""
     for name, make in PAGES.items():
         (ROOT / "docs" / name).write_text(make())
 

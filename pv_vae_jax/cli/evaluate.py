@@ -2,7 +2,7 @@
 
   pv-vae evaluate --workdir runs/demo
   pv-vae evaluate runs/a runs/b --out comparison.html
-  pv-vae evaluate --real folder --fake samples.npz --clips=256 --out scores.json
+  pv-vae evaluate --real folder --fake samples.npz --size=32 --clips=256 --out scores.json
   pv-vae evaluate --real originals.npy --fake reconstructions.npy --paired --clips=64
 
 One run: writes `WORKDIR/report/report.html` (one self-contained page), `metrics.json` (the numbers with their protocol)
