@@ -15,6 +15,7 @@ from studies.arena import entries, page
 from studies.arena.protocol import CLIPS, TRACKS, array_hash, load_latents, read_clips, write_clips
 from studies.arena.scoring import interval, score
 from studies.arena.training import train
+from studies.motion.plan import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 HASH = "d7e20728165c4a86"  # of 24 + 16 clips
@@ -148,6 +149,22 @@ def test_stored_entries_can_stand_beside_each_other(entry):
             page.check_entry(of_the_protocol(tree) | change)
     text = page.DOCUMENT.read_text()
     assert page.table([t for t in page.read_entries()]).splitlines()[0] in text, "python -m studies.arena page"
+
+
+def test_an_entry_takes_the_vae_that_the_motion_study_trained(monkeypatch, tmp_path):
+    study, opened = load_study("study_motion", tiny=True), []
+
+    def record(experiment, folder):
+        opened.append(folder)
+        raise InterruptedError
+
+    monkeypatch.setattr(entries, "open_run", record)
+    for name, vaes in (("baseline", tmp_path), ("rotated", tmp_path), ("wan", tmp_path), ("baseline", None)):
+        with pytest.raises(InterruptedError):
+            entries.enter(name, tmp_path / "out", None, "tiny", study, vaes)
+    trained = tmp_path / study.cell(study.row("Baseline"), 0).vae
+    assert opened[:2] == [trained, trained] and opened[3] == tmp_path / "out" / "vae"
+    assert opened[2].parent == tmp_path and opened[2] != trained, "another network is another VAE"
 
 
 @pytest.mark.slow

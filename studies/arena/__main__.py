@@ -24,6 +24,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("clips", None, "folder that `clips` wrote", flag_values=values)
     flags.DEFINE_enum("track", "cpu", list(TRACKS), "size of the transformer and its schedule", flag_values=values)
     flags.DEFINE_string("out", None, "with `enter`: folder of the entry", flag_values=values)
+    flags.DEFINE_string(
+        "vaes", None, "with `enter`: work directory of the motion study, for its VAEs", flag_values=values
+    )
     flags.DEFINE_string("name", "", "with `score`: how the page calls the entry", flag_values=values)
     flags.DEFINE_bool("rotate", False, "with `train`: the negative control, rotated latents", flag_values=values)
     flags.DEFINE_string("data", WORLD, "with `clips`: the world, or a folder of videos", flag_values=values)
@@ -71,7 +74,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     from studies.motion.plan import load_study
 
     study = load_study("study_motion", overrides, tiny=values.track == "tiny")
-    report(enter(rest[0], Path(values.out), clips, values.track, study))
+    vaes = Path(values.vaes) if values.vaes else None
+    report(enter(rest[0], Path(values.out), clips, values.track, study, vaes))
 
 
 def report(tree: dict) -> None:

@@ -53,8 +53,16 @@ NETWORKS = {
 CODES = ("pooled", "dct")
 
 
-def enter(name: str, out: Path, clips: Clips, track: str, study: Study) -> dict:
+def enter(name: str, out: Path, clips: Clips, track: str, study: Study, vaes: Path | None = None) -> dict:
     """Make the entry `name` in `out`: encode, train, decode and score; a step that is done is not done again.
+
+    Args:
+      name: of `VAES` or `CODES`.
+      out: folder of the entry.
+      clips: the clips to encode.
+      track: name of the track.
+      study: the motion study, whose VAEs these are.
+      vaes: work directory of that study, to share VAEs with it; by default the VAE is trained in `out`.
 
     Raises:
       ConfigError: there is no such entry, or these clips do not fit it.
@@ -62,7 +70,7 @@ def enter(name: str, out: Path, clips: Clips, track: str, study: Study) -> dict:
     if name not in (*VAES, *CODES):
         raise ConfigError(f"entry must be one of {', '.join((*VAES, *CODES))}, got {name!r}")
     out.mkdir(parents=True, exist_ok=True)
-    encode, decode = _code(name, clips) if name in CODES else _vae(name, out / "vae", study)
+    encode, decode = _code(name, clips) if name in CODES else _vae(name, out, study, vaes)
     if not (out / "latents.npz").exists():
         np.savez(out / "latents.npz", **encode(clips.video))
     (mean,) = load_arrays(out / "latents.npz", "mean")
@@ -75,13 +83,13 @@ def enter(name: str, out: Path, clips: Clips, track: str, study: Study) -> dict:
     return score(out, clips, track, name)
 
 
-def _vae(name: str, folder: Path, study: Study) -> tuple[Encode, Decode]:
-    """A VAE that is trained in `folder`, unless it is there."""
+def _vae(name: str, out: Path, study: Study, vaes: Path | None) -> tuple[Encode, Decode]:
+    """A VAE that is trained in a folder of `vaes` or `out`, unless it is there."""
     row, settings = VAES[name]
-    base = study.row(row)
-    experiment = study.cell(Row(name, base.settings | settings), 0).experiment
-    experiment = dataclasses.replace(experiment, vae=NETWORKS.get(name, experiment.vae))
-    run = open_run(vae_part(experiment), folder)
+    cell = study.cell(Row(name, study.row(row).settings | settings), 0)
+    network = NETWORKS.get(name, cell.experiment.vae)
+    cell = dataclasses.replace(cell, experiment=dataclasses.replace(cell.experiment, vae=network))
+    run = open_run(vae_part(cell.experiment), vaes / cell.vae if vaes else out / "vae")
     for stage in ("video", "decoder"):
         if run.steps(stage) and not run.finished(stage):
             with run.lock(stage):
