@@ -26,6 +26,7 @@ WIDTH, PLOT_HEIGHT = 420, 182  # of a chart, and of its plotting area, in CSS pi
 LEFT, RIGHT, BELOW, LINE = 56, 20, 46, 19  # margins, and the height of a line of text
 MAX_POINTS = 400  # per curve: a chart is hardly wider on screen
 MARKER_POINTS = 40  # longer curves are drawn without markers
+NEAR = 0.02  # of the height of a chart: curves that are as near lie on each other
 GAP = 4  # pixels between pictures
 # Borders of frames: an original, one that the encoder saw, one that it had to predict.
 PLAIN, SEEN, PREDICTED = (138, 138, 146), (38, 110, 214), (242, 125, 12)
@@ -158,20 +159,20 @@ def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
     """Draw curves and ticks; returns the curves' lines, and whether the values are logarithmic."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    lines, count = [], len(curves)
+    ys = np.concatenate([np.concatenate([s.y, s.low, s.high]) for s in curves])
+    low, high = float(np.nanmin(ys)), float(np.nanmax(ys))
+    log = log and low > 0 and high > 4 * low  # a narrow range reads better on a plain axis
+    lines, count, hidden = [], len(curves), _hidden(curves, low, high, log)
     for i, s in enumerate(curves):
         marker = "o" if len(s.x) <= MARKER_POINTS and s.style != "dashed" else ""
         size = 7 if s.style == "points" or len(s.x) == 1 else 5
         # Earlier curves are wider, so that one that lies under another still shows on both sides.
         width = 2 + (1.2 * (count - 1 - i) if count <= 6 else 0)
-        line = {"points": "none", "dashed": "--", "line": "-"}[s.style]
+        line = (0, (2, 2)) if hidden[i] else {"points": "none", "dashed": "--", "line": "-"}[s.style]
         lines += axes.plot(s.x, s.y, ls=line, lw=width, marker=marker, markersize=size, clip_on=False)
         if len(s.low):
             axes.fill_between(s.x, s.low, s.high, color=lines[-1].get_color(), alpha=0.15, linewidth=0, clip_on=False)
     xs = np.unique(np.concatenate([s.x for s in curves]))
-    ys = np.concatenate([np.concatenate([s.y, s.low, s.high]) for s in curves])
-    low, high = float(np.nanmin(ys)), float(np.nanmax(ys))
-    log = log and low > 0 and high > 4 * low  # a narrow range reads better on a plain axis
     if log:
         axes.set_yscale("log")
         fine = math.log10(high / low) < 2.5
@@ -190,6 +191,17 @@ def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
         axis.set_major_formatter(lambda value, _: number(value))
     axes.grid(axis="y", clip_on=False)
     return lines, log
+
+
+def _hidden(curves: Sequence[Series], low: float, high: float, log: bool) -> list[bool]:
+    """Whether each line would hide an earlier one all along: it is drawn in dashes, between which that one shows."""
+    tall = math.log(high / low) if log else high - low
+    places = [np.log(s.y) if log else s.y for s in curves]
+
+    def covers(i: int, j: int) -> bool:
+        return np.array_equal(curves[i].x, curves[j].x) and np.nanmax(np.abs(places[i] - places[j])) <= NEAR * tall
+
+    return [s.style == "line" and any(covers(i, j) for j in range(i)) for i, s in enumerate(curves)]
 
 
 def _compact(svg: str, label: str, width: int, height: int) -> str:
