@@ -162,13 +162,15 @@ def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
     ys = np.concatenate([np.concatenate([s.y, s.low, s.high]) for s in curves])
     low, high = float(np.nanmin(ys)), float(np.nanmax(ys))
     log = log and low > 0 and high > 4 * low  # a narrow range reads better on a plain axis
-    lines, count, hidden = [], len(curves), _hidden(curves, low, high, log)
+    lines, under = [], _covered(curves, low, high, log)
+    solid = [s.style == "line" and under[i] == i for i, s in enumerate(curves)]
     for i, s in enumerate(curves):
-        marker = "o" if len(s.x) <= MARKER_POINTS and s.style != "dashed" else ""
+        over = under[i] != i
+        marker = "o" if len(s.x) <= MARKER_POINTS and s.style != "dashed" and not over else ""
         size = 7 if s.style == "points" or len(s.x) == 1 else 5
-        # Earlier curves are wider, so that one that lies under another still shows on both sides.
-        width = 2 + (1.2 * (count - 1 - i) if count <= 6 else 0)
-        line = (0, (2, 2)) if hidden[i] else {"points": "none", "dashed": "--", "line": "-"}[s.style]
+        # Earlier curves are wider, so that one that lies partly under another still shows on both sides.
+        width = 2 + (1.2 * sum(solid[under[i] + 1 :]) if len(curves) <= 6 and s.style == "line" else 0)
+        line = (0, (2.5, 2.5)) if over else {"points": "none", "dashed": "--", "line": "-"}[s.style]
         lines += axes.plot(s.x, s.y, ls=line, lw=width, marker=marker, markersize=size, clip_on=False)
         if len(s.low):
             axes.fill_between(s.x, s.low, s.high, color=lines[-1].get_color(), alpha=0.15, linewidth=0, clip_on=False)
@@ -193,15 +195,15 @@ def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
     return lines, log
 
 
-def _hidden(curves: Sequence[Series], low: float, high: float, log: bool) -> list[bool]:
-    """Whether each line would hide an earlier one all along: it is drawn in dashes, between which that one shows."""
-    tall = math.log(high / low) if log else high - low
-    places = [np.log(s.y) if log else s.y for s in curves]
+def _covered(curves: Sequence[Series], low: float, high: float, log: bool) -> list[int]:
+    """For each curve the first that its line would hide all along, or itself: its dashes let that one show."""
+    heights = [(np.log(s.y / low) / math.log(high / low) if log else (s.y - low) / ((high - low) or 1)) for s in curves]
 
     def covers(i: int, j: int) -> bool:
-        return np.array_equal(curves[i].x, curves[j].x) and np.nanmax(np.abs(places[i] - places[j])) <= NEAR * tall
+        alike = curves[i].style == curves[j].style == "line" and np.array_equal(curves[i].x, curves[j].x)
+        return i == j or alike and np.allclose(heights[i], heights[j], 0, NEAR, equal_nan=True)
 
-    return [s.style == "line" and any(covers(i, j) for j in range(i)) for i, s in enumerate(curves)]
+    return [next(j for j in range(i + 1) if covers(i, j)) for i in range(len(curves))]
 
 
 def _compact(svg: str, label: str, width: int, height: int) -> str:

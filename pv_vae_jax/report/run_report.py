@@ -389,8 +389,8 @@ def _summary(metrics: dict) -> list[str]:
         quality = cell(stage["psnr_db"], ".2f"), cell(stage["ssim"], ".4f")
         scores.append((name, *quality, stage["weights"], stage["scored"]))
     lines = [
-        f"{metrics['experiment']}: {counted(p['clips'], p['split'] + ' clip')} of {p['source']}, {p['frames']} x {size.height} x "
-        f"{size.width}, stride {p['stride']}",
+        f"{metrics['experiment']}: {counted(p['clips'], p['split'] + ' clip')} of {p['source']}, "
+        f"{p['frames']} x {size.height} x {size.width}, stride {p['stride']}",
         *metrics["notes"],
         *metrics["missing"],
         *aligned(scores),
