@@ -294,6 +294,8 @@ def test_a_curve_that_would_hide_another_is_dashed():
     )
     dashes = lambda svg: svg.count("stroke-dasharray") // 2  # noqa: E731 - the curve, and its place in the legend
     assert dashes(draw(y, y + 0.01)) == 1 and dashes(draw(y, y + 0.01, y)) == 2
+    starts = re.findall(r"stroke-dashoffset: ([\d.]+)", draw(y, y, y, y))
+    assert len(starts) == 6 and len(set(starts)) == 3, "all three take turns"
     assert dashes(draw(y, y + 1)) == dashes(draw(y, [1, 2, 5], [np.nan, 1, 3])) == 0
     low = np.array([1e-3, 1e-2, 1.0])  # where an axis is logarithmic, a small difference of small values is seen
     assert dashes(draw(low, low + 0.002)) == 1 and dashes(draw(low, low + 0.002, log=True)) == 0
@@ -511,7 +513,10 @@ def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path
     printed = capsys.readouterr().out
     assert all("training clips" in place for place in (printed, page, metrics["notes"][0]))
     assert all("reconstructs clips it was trained on at" in place for place in (page, printed.split("result: ")[1]))
-    assert metrics["held_out"] == {"count": 1, "names": ["only.mp4"]} and "Training files that were scored: 1" in page
+    assert (
+        metrics["held_out"] == {"count": 1, "names": ["only.mp4"]}
+        and "Training files, from which clips were scored: 1" in page
+    )
     assert "<h4>only.mp4</h4>" in page and "<h4>only.mp4, from frame 7</h4>" in page
 
 
