@@ -31,7 +31,7 @@ from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, line_chart, png_uri
 from pv_vae_jax.report.page import cell, chart, environment
 from pv_vae_jax.report.run_page import Pictures, curve_charts, write_report
-from pv_vae_jax.report.run_report import _files, _titles, all_in_one, evaluate_run, read_test_clips
+from pv_vae_jax.report.run_report import _files, _titles, by_class, evaluate_run, read_test_clips
 from pv_vae_jax.train.config_files import from_dict
 from pv_vae_jax.train.configs import (
     DataConfig,
@@ -529,11 +529,10 @@ def test_clips_are_titled_by_what_tells_them_apart(tiny, clips, tmp_path):
         write_video(tmp_path / "films" / name, clips[0])
     scored = read_test_clips(open_run(experiment_of(tiny[0], source=str(tmp_path / "films")), tmp_path / "run"))
     assert scored.titles == scored.files["names"] == ["test/jump/b.mp4", "test/slide/c.mp4"]
-    assert scored.names == ["jump", "slide"] and all_in_one(scored.names) == "all clips"
+    assert scored.names == ["jump", "slide"]
 
     drawn = read_test_clips(open_run(experiment_of(tiny[0]), tmp_path / "drawn"))
     assert drawn.titles[1] == f"{drawn.names[1]}: clip 2" and drawn.files["count"] == 0
-    assert all_in_one(["films", "films"]) == "films"
 
     class Records(Reader):
         lengths = np.array([7, 14])
@@ -548,3 +547,14 @@ def test_clips_are_titled_by_what_tells_them_apart(tiny, clips, tmp_path):
     source.replaced.add(0)  # its video cannot be read, so another clip was dropped
     assert _titles(source, ["slide", "slide"]) == ["slide: record 1", "slide: record 1, from frame 7"]
     assert _files(source) == {"count": 0, "names": []}
+
+
+def test_generated_clips_stand_beside_real_ones_of_their_class():
+    video, real, labels = np.arange(6), 10 + np.arange(3), np.array([0, 1, 0, 1, 0, 1])
+    pairs = by_class((video, labels), ("jump", "slide"), real, ["slide", "jump", "slide"], 2)
+    assert {k: (a.tolist(), b.tolist()) for k, (a, b) in pairs.items()} == {
+        "jump": ([0, 2], [11]), "slide": ([1, 3], [10, 12]),
+    }  # fmt: skip
+    assert list(by_class((video, 0 * labels), (), real, ["films"] * 3, 2)) == ["films"]
+    assert list(by_class((video, 0 * labels), (), real, ["jump", "slide", "jump"], 2)) == ["all clips"]
+    assert by_class((video[:0], labels[:0]), (), real, ["films"] * 3, 2) == {}

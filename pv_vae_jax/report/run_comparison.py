@@ -16,7 +16,7 @@ from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.page import DASH, Cell, aligned, cell, short_names
 from pv_vae_jax.report.run_page import CONVERGENCE, EvaluatedRun, Pictures, arrivals, write_runs
-from pv_vae_jax.report.run_report import all_in_one, read_curves, read_test_clips
+from pv_vae_jax.report.run_report import by_class, read_curves, read_test_clips
 from pv_vae_jax.storage import as_path, local, make_writable, write_json
 from pv_vae_jax.train.configs import VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
@@ -56,11 +56,9 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     count = _score_generated(scores, {name: clips for name, (clips, _) in samples.items() if len(clips)}, video)
     compared = []
     for (name, run), named in zip(runs.items(), scores_by_name(list(scores.values())), strict=True):
-        clips, labels = samples[name]
-        classes = (metrics[name].get("samples") or {}).get("class_names") or [all_in_one(names)]
-        real = {k: video[[n == classes[k] or len(classes) == 1 for n in names]][:SHOWN] for k in range(len(classes))}
-        by_class = {classes[k]: (clips[labels == k][:SHOWN], real[k]) for k in np.unique(labels) if k < len(classes)}
-        pictures = Pictures(read_curves(run), _decode(run, video[:SHOWN], names, titles), samples=by_class)
+        classes = (metrics[name].get("samples") or {}).get("class_names") or ()
+        by_name = by_class(samples[name], classes, video, names, SHOWN)
+        pictures = Pictures(read_curves(run), _decode(run, video[:SHOWN], names, titles), samples=by_name)
         compared.append(EvaluatedRun(name, metrics[name], pictures, named))
     data = first.experiment.data
     size = FrameSize.of(data.size)

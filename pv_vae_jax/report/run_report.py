@@ -205,9 +205,23 @@ def _file(source: WindowSource, video: int) -> str:
     return name.relative_to(source.reader.folder).as_posix() if isinstance(name, Path) else name
 
 
-def all_in_one(names: Sequence[str]) -> str:
-    """What clips are called together where generation knows no classes, given the class of each."""
-    return names[0] if len(set(names)) == 1 else "all clips"
+def by_class(
+    generated: tuple[np.ndarray, np.ndarray], classes: Sequence[str], real: np.ndarray, names: Sequence[str], most: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Class -> its first generated clips and its first real ones; where generation knows no classes, all are one.
+
+    Args:
+      generated: clips and the labels of each, which count `classes`.
+      classes: names of the classes that were generated; none without classes.
+      real, names: real clips and the class of each.
+      most: number of clips of a class.
+    """
+    video, labels = generated
+    if len(classes) < 2 and len(video):
+        return {names[0] if len(set(names)) == 1 else "all clips": (video[:most], real[:most])}
+    pick = lambda clips, chosen: clips[np.flatnonzero(chosen)[:most]]  # noqa: E731
+    shown = [k for k in np.unique(labels)[:SHOWN_CLASSES] if k < len(classes)]
+    return {classes[k]: (pick(video, labels == k), pick(real, np.array(names) == classes[k])) for k in shown}
 
 
 def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[str]]:
@@ -367,13 +381,7 @@ def _sample(
         # Beside them real clips, which no model need beat: the other half of the same test clips.
         "distances": own_distances(real[:half], {"generated clips": video[:half], "other test clips": real[half:]}),
     }
-    if not classes:
-        return {all_in_one(real_names): (video[:SHOWN_PER_CLASS], real[:SHOWN_PER_CLASS])}
-    of_class = lambda clips, of: clips[np.flatnonzero(of)[:SHOWN_PER_CLASS]]  # noqa: E731
-    return {
-        classes[k]: (of_class(video, labels == k), of_class(real, np.array(real_names) == classes[k]))
-        for k in np.unique(labels)[:SHOWN_CLASSES]
-    }
+    return by_class((video, labels), classes, real, real_names, SHOWN_PER_CLASS)
 
 
 def _count(params: Any) -> int:
