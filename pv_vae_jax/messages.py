@@ -8,6 +8,11 @@ class ConfigError(ValueError):
     """An experiment that cannot run as written; the message says what to change."""
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 clip`, `1,234 clips`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(name: str, known: Iterable[str], else_list: bool = True) -> str:
     """`did you mean 'encoder'?` for the nearest of `known`; without one `expected one of a, b, c`, or nothing."""
     known = list(known)

@@ -610,7 +610,8 @@ def test_sample_writes_clips_of_every_class(trained, tmp_path):
     assert video.shape == (6, 5, 16, 16, 3) and video.dtype == np.uint8 and label.tolist() == [0, 1, 2, 3, 0, 1]
     assert len({clip.tobytes() for clip in video}) == 6
     for name, count in {"bounce": 2, "orbit": 2, "fall": 1, "swing": 1}.items():
-        assert f"samples_{name}.mp4: {count} clips" in out
+        told = "1 clip" if count == 1 else f"{count} clips side by side"
+        assert f"samples_{name}.mp4: {told}\n" in out
         assert read_video(tmp_path / "all" / f"samples_{name}.mp4").shape == (5, 128, 128 * count, 3)  # enlarged
     assert pv_vae(*call, "--clips=3", "--class_name=fall", "--out", tmp_path / "one")[0] == 0
     with np.load(tmp_path / "one" / "samples.npz") as saved:

@@ -57,7 +57,7 @@ def evaluated(name):
     clip = rng.integers(0, 256, (1, 5, 16, 16, 3), dtype=np.uint8)
     samples = {"jump": (rng.integers(0, 256, (2, 5, 16, 16, 3), dtype=np.uint8), ())}
     cells = [("Original", clip[0], None), ("Reconstruction", clip[0], 5), ("saw 3 of 5", clip[0], 3)]
-    pictures = Pictures(curves, [("jump", cells)], samples=samples)
+    pictures = Pictures(curves, [("jump", "jump: a.mp4", cells)], samples=samples)
     return EvaluatedRun(name, metrics, pictures, {"Frechet distance (x)": 12.25})
 
 
@@ -176,11 +176,15 @@ def test_what_does_not_compare_is_refused(runs, tmp_path, capsys):
 
 def test_the_same_clips_open_the_page_in_a_row_for_one_run_and_in_a_row_for_each_kind_of_several():
     ((name, rows),) = side_by_side([evaluated("a")])
-    assert name == "jump" and [kind for kind, _ in rows] == ["Clip"]
-    assert [cell[0] for cell in rows[0][1]] == ["Truth", "Reconstruction", "Prediction from 3 frames", "Sample"]
+    assert name == "jump: a.mp4" and [kind for kind, _ in rows] == ["Clip"]
+    assert [cell[0] for cell in rows[0][1]] == ["Truth", "Reconstruction", "Prediction, saw 3", "Sample"]
     ((_, rows),) = side_by_side([evaluated("a"), evaluated("b")])
     assert [kind for kind, _ in rows] == ["Reconstruction", "Prediction", "Sample"]
-    assert [cell[0] for cell in rows[1][1]] == ["Truth", "a from 3 frames", "b from 3 frames"]
+    assert [cell[0] for cell in rows[1][1]] == ["Truth", "a, saw 3", "b, saw 3"]
+    other = evaluated("a")  # a clip stands beside the sample of its class
+    jump, slide = other.pictures.samples.pop("jump"), (np.zeros((1, 5, 16, 16, 3), np.uint8), ())
+    other.pictures.samples.update(slide=slide, jump=jump)
+    assert side_by_side([other])[0][1][0][1][-1][1].any()
     assert side_by_side([EvaluatedRun("a", evaluated("a").metrics, Pictures())]) == []
 
 
@@ -188,6 +192,8 @@ def test_verdicts_name_what_a_stage_should_beat():
     rivals = {name: {"psnr_db": psnr, "scored": "4 clips"} for name, psnr in (("small", 20.0), ("large", 31.0))}
     metrics = evaluated("a").metrics | {"baselines": rivals}
     assert verdicts(metrics)["video"] == "reconstructs at 25.50 dB PSNR, shipped large at 31.00"
+    on_training_clips = metrics | {"protocol": {"split": "train"}}
+    assert verdicts(on_training_clips)["video"].startswith("reconstructs clips it was trained on at 25.50 dB PSNR")
     images = {"image": metrics["stages"]["video"] | {"scored": "the middle frame of 4 clips"}}
     assert verdicts(metrics | {"stages": images})["image"] == "reconstructs at 25.50 dB PSNR"
     guesses = {"average_copying": 0.2, "average_extrapolation": 0.1}

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.cli.main import main
+from pv_vae_jax.data.clips import Reader, WindowSource
+from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.synthetic import FAMILIES
 from pv_vae_jax.evaluation.image_metrics import psnr, score_frames, ssim, summarize_frames
 from pv_vae_jax.evaluation.latent_analysis import principal_colours, temporal_distance
 from pv_vae_jax.evaluation.networks.published import NetworkIdentity
 from pv_vae_jax.evaluation.prediction import copy_last, extrapolate, predict, score_prediction
 from pv_vae_jax.evaluation.reconstruction import reconstruct, score_reconstruction
+from pv_vae_jax.messages import counted
 from pv_vae_jax.model import Diffusion, Model, init_latte, save
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.params_io import weights_hash
@@ -29,7 +32,7 @@ from pv_vae_jax.report.ending import ending
 from pv_vae_jax.report.figures import COLOURS, Media, Series, fit, line_chart, png_uri
 from pv_vae_jax.report.page import cell, chart, environment
 from pv_vae_jax.report.run_page import Pictures, curve_charts, write_report
-from pv_vae_jax.report.run_report import evaluate_run
+from pv_vae_jax.report.run_report import _files, _titles, by_class, evaluate_run, read_test_clips
 from pv_vae_jax.train.config_files import from_dict
 from pv_vae_jax.train.configs import (
     DataConfig,
@@ -285,6 +288,20 @@ def test_charts_are_the_same_each_time_and_legible_light_and_dark():
     assert all(f",{colour})" in drawn for colour in re.findall(r"#[0-9a-f]{6}", drawn)), "a colour without a dark mate"
 
 
+def test_a_curve_that_would_hide_another_is_dashed():
+    x, y = [1, 2, 3], np.array([1.0, 2.0, 10.0])
+    draw = lambda *curves, **options: line_chart(  # noqa: E731
+        "t", [Series(str(i), x, c) for i, c in enumerate(curves)], x_label="x", **options
+    )
+    dashes = lambda svg: svg.count("stroke-dasharray") // 2  # noqa: E731 - the curve, and its place in the legend
+    assert dashes(draw(y, y + 0.01)) == 1 and dashes(draw(y, y + 0.01, y)) == 2
+    starts = re.findall(r"stroke-dashoffset: ([\d.]+)", draw(y, y, y, y))
+    assert len(starts) == 6 and len(set(starts)) == 3, "all three take turns"
+    assert dashes(draw(y, y + 1)) == dashes(draw(y, [1, 2, 5], [np.nan, 1, 3])) == 0
+    low = np.array([1e-3, 1e-2, 1.0])  # where an axis is logarithmic, a small difference of small values is seen
+    assert dashes(draw(low, low + 0.002)) == 1 and dashes(draw(low, low + 0.002, log=True)) == 0
+
+
 def test_a_new_loss_term_shows_up_by_itself():
     rows = [{"step": i, "loss": 2.0 / i, "mse": 1.0 / i, "motion": 0.0, "my_term": 0.5 / i, "odd": -1.0, "mfu": 0.4,
              "mse/5x16": 1.0} for i in (1, 2, 3)]  # fmt: skip
@@ -313,6 +330,7 @@ def test_a_number_that_does_not_exist_is_a_dash():
     assert [cell(value) for value in (None, float("nan"), 0.12345, 12_345.6, 12_345, "a")] == [
         *("–", "–", "0.1235", "12,346", "12,345", "a")
     ]
+    assert [counted(n, "clip") for n in (0, 1, 1_234)] == ["0 clips", "1 clip", "1,234 clips"]
 
 
 def test_what_a_report_needs_is_named(monkeypatch):
@@ -379,15 +397,19 @@ def test_report_escapes_what_comes_from_outside(tmp_path, clips):
         "command": f"pv-vae evaluate --workdir {HOSTILE}",
         "configuration": {"name": HOSTILE},
         "notes": [HOSTILE],
+        "held_out": {"count": 3, "names": [HOSTILE]},
         "missing": [],
     }
     cells = [("Original", clips[0], None), ("Reconstruction", clips[1], 7), (HOSTILE, clips[2], 5)]
-    pictures = Pictures(clips=[(HOSTILE, cells)], clips_stage="video", curves={"video": [{"step": 1, HOSTILE: 2.0}]})
+    pictures = Pictures(
+        clips=[("jump", HOSTILE, cells)], clips_stage="video", curves={"video": [{"step": 1, HOSTILE: 2.0}]}
+    )
     write_report(tmp_path / "report.html", metrics, pictures)
     page = (tmp_path / "report.html").read_text()
     assert assert_stands_alone(page).count("video") == 2  # at the top, and with all predictions
     assert "<script" not in page and "&lt;script&gt;" in page
     assert 'src="data:video/mp4;base64,' in page and "playsinline" in page and "43% below" in page and "12,345" in page
+    assert "Held-out files: 3" in page and "And 2 more" in page
     assert "No samples" in page and "PSNR, dB, by frame" in page and "SSIM, by frame: no values" in page
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -463,7 +485,9 @@ def test_evaluation_of_a_run(tiny, tmp_path, capsys, monkeypatch):
     metrics = json.loads((report.parent / "metrics.json").read_text())
     (rival,), same = metrics["baselines"].values(), metrics["stages"]["video"]
     assert {k: v for k, v in rival.items() if k != "steps"} == {k: v for k, v in same.items() if k != "steps"}
-    assert f"shipped {shipped}" in page and "copying" in page
+    assert rival["steps"] is None, "its last stage's steps are no measure of its training"
+    for name in (f"shipped {shipped}", "copying"):  # set back in both tables
+        assert page.count(f'<tr class="reference"><th scope="row">{name}</th>') == 2
     result, samples, _, after, last = printed.strip().splitlines()[-5:]
     assert result.startswith(f"result: stage video reconstructs at {same['psnr_db']:.2f} dB") and "8 clips" in samples
     assert after.startswith("next: Stage decoder is not finished") and last == f"report: {report}"
@@ -490,4 +514,51 @@ def test_evaluation_of_a_folder_without_test_clips_says_so(tiny, clips, tmp_path
     metrics = json.loads((run.workdir / "report" / "metrics.json").read_text())
     assert metrics["protocol"]["split"] == "train" and metrics["protocol"]["clips"] == 2 and metrics["samples"] is None
     page = (run.workdir / "report" / "report.html").read_text()
-    assert all("training clips" in place for place in (capsys.readouterr().out, page, metrics["notes"][0]))
+    printed = capsys.readouterr().out
+    assert all("training clips" in place for place in (printed, page, metrics["notes"][0]))
+    assert all("reconstructs clips it was trained on at" in place for place in (page, printed.split("result: ")[1]))
+    assert (
+        metrics["held_out"] == {"count": 1, "names": ["only.mp4"]}
+        and "Training files, from which clips were scored: 1" in page
+    )
+    assert "<h4>only.mp4</h4>" in page and "<h4>only.mp4, from frame 7</h4>" in page
+
+
+def test_clips_are_titled_by_what_tells_them_apart(tiny, clips, tmp_path):
+    pytest.importorskip("av")
+    from pv_vae_jax.data.video_writing import write_video
+
+    for name in ("train/jump/a.mp4", "train/slide/a.mp4", "test/jump/b.mp4", "test/slide/c.mp4"):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "films" / name, clips[0])
+    scored = read_test_clips(open_run(experiment_of(tiny[0], source=str(tmp_path / "films")), tmp_path / "run"))
+    assert scored.titles == scored.files["names"] == ["test/jump/b.mp4", "test/slide/c.mp4"]
+    assert scored.names == ["jump", "slide"]
+
+    drawn = read_test_clips(open_run(experiment_of(tiny[0]), tmp_path / "drawn"))
+    assert drawn.titles[1] == f"{drawn.names[1]}: clip 2" and drawn.files["count"] == 0
+
+    class Records(Reader):
+        lengths = np.array([7, 14])
+
+        def __len__(self):
+            return 2
+
+        def name(self, index):
+            return f"record {index}"
+
+    source = WindowSource(Records(tmp_path, ("jump", "slide"), FrameSize(16, 16)), frames=7)
+    source.replaced.add(0)  # its video cannot be read, so another clip was dropped
+    assert _titles(source, ["slide", "slide"]) == ["slide: record 1", "slide: record 1, from frame 7"]
+    assert _files(source) == {"count": 0, "names": []}
+
+
+def test_generated_clips_stand_beside_real_ones_of_their_class():
+    video, real, labels = np.arange(6), 10 + np.arange(3), np.array([0, 1, 0, 1, 0, 1])
+    pairs = by_class((video, labels), ("jump", "slide"), real, ["slide", "jump", "slide"], 2)
+    assert {k: (a.tolist(), b.tolist()) for k, (a, b) in pairs.items()} == {
+        "jump": ([0, 2], [11]), "slide": ([1, 3], [10, 12]),
+    }  # fmt: skip
+    assert list(by_class((video, 0 * labels), (), real, ["films"] * 3, 2)) == ["films"]
+    assert list(by_class((video, 0 * labels), (), real, ["jump", "slide", "jump"], 2)) == ["all clips"]
+    assert by_class((video[:0], labels[:0]), (), real, ["films"] * 3, 2) == {}

@@ -14,7 +14,7 @@ from absl import flags
 
 from pv_vae_jax.cli._shared import define_model_flags, scale_for
 from pv_vae_jax.data.video_writing import check_encoder, write_video
-from pv_vae_jax.messages import did_you_mean
+from pv_vae_jax.messages import counted, did_you_mean
 from pv_vae_jax.model import load
 from pv_vae_jax.sampling import sample_clips
 from pv_vae_jax.storage import as_path, atomic, make_writable
@@ -61,11 +61,11 @@ def run(values: flags.FlagValues) -> None:
     )
     with atomic(out / "samples.npz") as temporary:
         np.savez_compressed(temporary, video=video, label=labels)
-    print(f"{out / 'samples.npz'}: {len(video)} clips")
+    print(f"{out / 'samples.npz'}: {counted(len(video), 'clip')}")
     if no_video:
         return
     for label in np.unique(labels):
         target = out / f"samples_{names[label]}.mp4"
         clips = video[labels == label]
         write_video(target, np.concatenate(list(clips), axis=2), fps=8, scale=scale_for(video.shape[2]))
-        print(f"{target}: {len(clips)} clips side by side")
+        print(f"{target}: {counted(len(clips), 'clip')}{' side by side' if len(clips) > 1 else ''}")

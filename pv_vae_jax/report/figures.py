@@ -26,6 +26,9 @@ WIDTH, PLOT_HEIGHT = 420, 182  # of a chart, and of its plotting area, in CSS pi
 LEFT, RIGHT, BELOW, LINE = 56, 20, 46, 19  # margins, and the height of a line of text
 MAX_POINTS = 400  # per curve: a chart is hardly wider on screen
 MARKER_POINTS = 40  # longer curves are drawn without markers
+FEW = 8  # curves of which two that lie on each other can be told apart
+DASH = 2.5  # line widths that a dash is long
+NEAR = 0.02  # of the height of a chart: curves that are as near lie on each other
 GAP = 4  # pixels between pictures
 # Borders of frames: an original, one that the encoder saw, one that it had to predict.
 PLAIN, SEEN, PREDICTED = (138, 138, 146), (38, 110, 214), (242, 125, 12)
@@ -158,20 +161,25 @@ def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
     """Draw curves and ticks; returns the curves' lines, and whether the values are logarithmic."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    lines, count = [], len(curves)
+    ys = np.concatenate([np.concatenate([s.y, s.low, s.high]) for s in curves])
+    low, high = float(np.nanmin(ys)), float(np.nanmax(ys))
+    log = log and low > 0 and high > 4 * low  # a narrow range reads better on a plain axis
+    lines, under = [], _covered(curves, low, high, log) if len(curves) <= FEW else [*range(len(curves))]
+    solid = [s.style == "line" and under[i] == i for i, s in enumerate(curves)]
     for i, s in enumerate(curves):
-        marker = "o" if len(s.x) <= MARKER_POINTS and s.style != "dashed" else ""
+        over = under[i] != i
+        marker = "o" if len(s.x) <= MARKER_POINTS and s.style != "dashed" and not over else ""
         size = 7 if s.style == "points" or len(s.x) == 1 else 5
-        # Earlier curves are wider, so that one that lies under another still shows on both sides.
-        width = 2 + (1.2 * (count - 1 - i) if count <= 6 else 0)
+        # Earlier curves are wider, so that one that lies partly under another still shows on both sides.
+        width = 2 + (1.2 * sum(solid[under[i] + 1 :]) if sum(solid) <= 6 and s.style == "line" else 0)
         line = {"points": "none", "dashed": "--", "line": "-"}[s.style]
+        if over:  # curves on the same one take turns
+            count, turn = under.count(under[i]) - 1, under[:i].count(under[i]) - 1
+            line = DASH * (count + 1 - turn), (DASH, DASH * count)
         lines += axes.plot(s.x, s.y, ls=line, lw=width, marker=marker, markersize=size, clip_on=False)
         if len(s.low):
             axes.fill_between(s.x, s.low, s.high, color=lines[-1].get_color(), alpha=0.15, linewidth=0, clip_on=False)
     xs = np.unique(np.concatenate([s.x for s in curves]))
-    ys = np.concatenate([np.concatenate([s.y, s.low, s.high]) for s in curves])
-    low, high = float(np.nanmin(ys)), float(np.nanmax(ys))
-    log = log and low > 0 and high > 4 * low  # a narrow range reads better on a plain axis
     if log:
         axes.set_yscale("log")
         fine = math.log10(high / low) < 2.5
@@ -190,6 +198,17 @@ def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
         axis.set_major_formatter(lambda value, _: number(value))
     axes.grid(axis="y", clip_on=False)
     return lines, log
+
+
+def _covered(curves: Sequence[Series], low: float, high: float, log: bool) -> list[int]:
+    """For each curve the first that its line would hide all along, or itself: its dashes let that one show."""
+    heights = [(np.log(s.y / low) / math.log(high / low) if log else (s.y - low) / ((high - low) or 1)) for s in curves]
+
+    def covers(i: int, j: int) -> bool:
+        alike = curves[i].style == curves[j].style == "line" and np.array_equal(curves[i].x, curves[j].x)
+        return i == j or alike and np.allclose(heights[i], heights[j], 0, NEAR, equal_nan=True)
+
+    return [next(j for j in range(i + 1) if covers(i, j)) for i in range(len(curves))]
 
 
 def _compact(svg: str, label: str, width: int, height: int) -> str:

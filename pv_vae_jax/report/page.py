@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pv_vae_jax.messages import counted
 from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, line_chart, strip
 from pv_vae_jax.storage import as_path, write_text
 from pv_vae_jax.typing import ConfigError
@@ -34,7 +35,7 @@ def unavailable() -> str | None:
 
 
 def environment() -> Any:
-    """Jinja2's environment of the templates, with the filters `cell` and `percent`.
+    """Jinja2's environment of the templates, with the filters `cell`, `percent` and `counted`.
 
     Raises:
       ImportError: Jinja2 is not installed.
@@ -51,7 +52,7 @@ def environment() -> Any:
         lstrip_blocks=True,
         extensions=["jinja2.ext.do"],
     )
-    made.filters |= {"cell": cell, "percent": percent}
+    made.filters |= {"cell": cell, "percent": percent, "counted": counted}
     return made
 
 
@@ -122,7 +123,8 @@ def reel(title: str, clips: np.ndarray, media: Media) -> dict:
     row = [frame(clip, PLAIN, 2) for clip in (fit(clips, PANEL) if len(clips) else ())]
     if not row:
         return {"missing": "No clip of this class."}
-    return media.video(np.concatenate(row, axis=2), f"{title}, {len(row)} side by side")
+    label = f"{title}, {len(row)} side by side" if len(row) > 1 else title
+    return media.video(np.concatenate(row, axis=2), label)
 
 
 def paint(frames: np.ndarray, colours: np.ndarray, media: Media) -> dict:

@@ -16,7 +16,7 @@ from pv_vae_jax.model import load
 from pv_vae_jax.report import unavailable
 from pv_vae_jax.report.page import DASH, Cell, aligned, cell, short_names
 from pv_vae_jax.report.run_page import CONVERGENCE, EvaluatedRun, Pictures, arrivals, write_runs
-from pv_vae_jax.report.run_report import read_curves, read_test_clips
+from pv_vae_jax.report.run_report import by_class, read_curves, read_test_clips
 from pv_vae_jax.storage import as_path, local, make_writable, write_json
 from pv_vae_jax.train.configs import VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
@@ -46,7 +46,7 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     make_writable(out.parent)
     runs = _open(workdirs)
     first = next(iter(runs.values()))
-    video, names, *_ = read_test_clips(first)
+    video, names, titles, *_ = read_test_clips(first)
     metrics = {name: _read_json(run.workdir / "report" / "metrics.json") for name, run in runs.items()}
     for name, tree in metrics.items():
         if not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict) or "model" not in tree:
@@ -56,11 +56,9 @@ def compare_runs(workdirs: Sequence[str], out: Path) -> None:
     count = _score_generated(scores, {name: clips for name, (clips, _) in samples.items() if len(clips)}, video)
     compared = []
     for (name, run), named in zip(runs.items(), scores_by_name(list(scores.values())), strict=True):
-        clips, labels = samples[name]
-        classes = (metrics[name].get("samples") or {}).get("class_names") or ["all clips"]
-        real = {k: video[[n == classes[k] or len(classes) == 1 for n in names]][:SHOWN] for k in range(len(classes))}
-        by_class = {classes[k]: (clips[labels == k][:SHOWN], real[k]) for k in np.unique(labels) if k < len(classes)}
-        pictures = Pictures(read_curves(run), _decode(run, video[:SHOWN], names), samples=by_class)
+        classes = (metrics[name].get("samples") or {}).get("class_names") or ()
+        by_name = by_class(samples[name], classes, video, names, SHOWN)
+        pictures = Pictures(read_curves(run), _decode(run, video[:SHOWN], names, titles), samples=by_name)
         compared.append(EvaluatedRun(name, metrics[name], pictures, named))
     data = first.experiment.data
     size = FrameSize.of(data.size)
@@ -98,8 +96,10 @@ def _open(workdirs: Sequence[str]) -> dict[str, Run]:
     return runs
 
 
-def _decode(run: Run, shown: np.ndarray, names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
-    """What the last stage that was trained on clips makes of some: their class, and cells as of `Pictures`."""
+def _decode(
+    run: Run, shown: np.ndarray, names: Sequence[str], titles: Sequence[str]
+) -> list[tuple[str, str, list[Cell]]]:
+    """What the last stage that was trained on clips makes of some, as `Pictures.clips`."""
     on_clips = [s for s in VAE_STAGES if run.finished(s) and not getattr(run.experiment, s).images]
     if not on_clips:
         return []
@@ -108,7 +108,8 @@ def _decode(run: Run, shown: np.ndarray, names: Sequence[str]) -> list[tuple[str
     rows = [("Original", shown, None), ("Reconstruction", reconstruct(*vae, batch_size=len(shown)), frames)]
     predicted, observed = predict_half(*vae, batch_size=len(shown))
     rows += [] if predicted is None else [(f"saw {observed} of {frames}", predicted, observed)]
-    return [(names[i], [(label, clips[i], seen) for label, clips, seen in rows]) for i in range(len(shown))]
+    cells = [[(label, clips[i], seen) for label, clips, seen in rows] for i in range(len(shown))]
+    return list(zip(names, titles, cells, strict=False))
 
 
 def stored_scores(report: Path) -> Scores:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pv_vae_jax.evaluation.convergence import StepsToTarget, running_mean, steps_to_target
 from pv_vae_jax.evaluation.latent_analysis import rank_correlation
+from pv_vae_jax.messages import counted
 from pv_vae_jax.report.figures import Series
 from pv_vae_jax.report.page import GUESSES, Cell, cell, chart, percent, write_page
 from pv_vae_jax.report.paper import paper_table
@@ -49,15 +50,15 @@ class Pictures:
 
     Attributes:
       curves: stage -> rows of its metrics file.
-      clips: class of each test clip, and its cells: original, reconstruction, predictions.
+      clips: class of each test clip, its title, and its cells: original, reconstruction, predictions.
       clips_stage: VAE stage that made them.
       stills: original and reconstructed pictures `(n, h, w, 3)` of the image stage.
-      latents: (class, frames `(g, h, w, 3)`, principal components as colours `(g, h', w', 3)`) of some clips.
+      latents: (title, frames `(g, h, w, 3)`, principal components as colours `(g, h', w', 3)`) of some clips.
       samples: class -> generated clips and real clips, each `(n, t, h, w, 3)`.
     """
 
     curves: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
-    clips: Sequence[tuple[str, list[Cell]]] = ()
+    clips: Sequence[tuple[str, str, list[Cell]]] = ()
     clips_stage: str = ""
     stills: tuple[np.ndarray, np.ndarray] | None = None
     latents: Sequence[tuple[str, np.ndarray, np.ndarray]] = ()
@@ -128,11 +129,12 @@ def write_runs(path: Path, runs: Sequence[EvaluatedRun], real: str = "") -> None
 
 def verdicts(metrics: dict) -> dict[str, str]:
     """One line a stage: what it came to, beside what it should beat."""
-    rivals = metrics.get("baselines") or {}
+    rivals, split = metrics.get("baselines") or {}, metrics.get("protocol", {}).get("split")
     best = max(rivals, key=lambda name: rivals[name]["psnr_db"], default=None)
     found = {}
     for name, stage in metrics["stages"].items():
-        line = f"reconstructs at {cell(stage['psnr_db'], '.2f')} dB PSNR"
+        clips = "clips it was trained on " if split == "train" else ""
+        line = f"reconstructs {clips}at {cell(stage['psnr_db'], '.2f')} dB PSNR"
         if best and rivals[best]["scored"] == stage["scored"]:  # not single frames beside clips
             line += f", shipped {best} at {cell(rivals[best]['psnr_db'], '.2f')}"
         if p := stage["prediction"]:
@@ -141,7 +143,7 @@ def verdicts(metrics: dict) -> dict[str, str]:
             line += "and so predicts motion" if len(wins) == len(GUESSES) else "and does not beat both guesses yet"
         found[name] = line
     if samples := metrics.get("samples"):
-        found["diffusion"] = f"{samples['clips']} clips generated"
+        found["diffusion"] = f"{counted(samples['clips'], 'clip')} generated"
         sets = samples["distances"]
         for score, value in list(sets.get("generated clips", {}).items())[:1]:
             other = sets["other test clips"][score]
@@ -150,16 +152,16 @@ def verdicts(metrics: dict) -> dict[str, str]:
 
 
 def side_by_side(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
-    """Class of the first clips, and rows of cells that play in step: truth, reconstruction, prediction, sample.
+    """Title of the first clips, and rows of cells that play in step: truth, reconstruction, prediction, sample.
 
     All of them are one row for one run; for several runs each kind is a row, with a cell for each run.
     """
     several, found = len(runs) > 1, []
     clips = next((run.pictures.clips for run in runs if run.pictures.clips), ())
-    for i, (name, (truth, *_)) in enumerate(clips[:AT_THE_TOP]):
+    for i, (name, title, (truth, *_)) in enumerate(clips[:AT_THE_TOP]):
         kinds: dict[str, list[Cell]] = {"Reconstruction": [], "Prediction": [], "Sample": []}
         for run in runs:
-            _, reconstruction, *predicted = run.pictures.clips[i][1] if i < len(run.pictures.clips) else (None, None)
+            _, reconstruction, *predicted = run.pictures.clips[i][2] if i < len(run.pictures.clips) else (None, None)
             generated = run.pictures.samples.get(name, next(iter(run.pictures.samples.values()), ((),)))[0]
             shown = {
                 "Reconstruction": reconstruction,
@@ -167,11 +169,11 @@ def side_by_side(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[tuple[str
             }
             shown["Sample"] = ("", generated[i % len(generated)], None) if len(generated) else None
             for kind, (_, clip, seen) in ((kind, each) for kind, each in shown.items() if each):
-                saw = f" from {seen} frames" if kind == "Prediction" else ""
+                saw = f", saw {seen}" if kind == "Prediction" else ""
                 kinds[kind].append(((run.name if several else kind) + saw, clip, seen))
         truth, rows = ("Truth", *truth[1:]), [(kind, cells) for kind, cells in kinds.items() if cells]
         joined = [("Clip", [each for _, cells in rows for each in cells])]
-        found.append((name, [(kind, [truth, *cells]) for kind, cells in (rows if several else joined)]))
+        found.append((title, [(kind, [truth, *cells]) for kind, cells in (rows if several else joined)]))
     return found
 
 

@@ -11,11 +11,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from pv_vae_jax.data.clips import WindowSource
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.listing import NoVideosError, summarize
 from pv_vae_jax.data.sources import VideoSource
@@ -27,6 +28,7 @@ from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.prediction import PredictionErrors, predict, score_prediction
 from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import Reconstruction, reconstruct, score_reconstruction
+from pv_vae_jax.messages import counted
 from pv_vae_jax.model import Model, load
 from pv_vae_jax.model_folder import shipped_models
 from pv_vae_jax.params_io import weights_hash
@@ -47,6 +49,7 @@ from pv_vae_jax.versions import versions
 SHOWN_CLIPS = 6  # with reconstruction and predictions, and as latents
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 SHOWN_STILLS = 8
+LISTED = 1_000  # held-out files, by name
 DRAWN = "gaussian padding and posterior sample drawn with the seed"
 
 
@@ -78,22 +81,23 @@ def evaluate_run(
             "started it, pv-vae train continues where it stopped"
         )
     perceptual, network = lpips_distance(*lpips) if lpips else (None, None)
-    video, names, facts, notes = read_test_clips(run, clips)
+    scored = read_test_clips(run, clips)
+    video = scored.video
     if network:
-        facts["perceptual"] = name_of(network.name, network)
-    metrics = _describe(run, facts) | {"notes": notes, "stages": {}}
+        scored.facts["perceptual"] = name_of(network.name, network)
+    metrics = _describe(run, scored.facts) | {"notes": scored.notes, "stages": {}, "held_out": scored.files}
     unfinished = [stage for stage in STAGES if run.steps(stage) and not run.finished(stage)]
     metrics["missing"] = [f"Stage {stage} is not finished: it has no numbers here yet." for stage in unfinished]
     shown: dict[str, Any] = {"curves": read_curves(run)}
     metrics["baselines"] = _score_shipped(run, video)
     for stage in vae_stages:
-        shown |= _score_stage(run, stage, video, names, metrics, perceptual)
+        shown |= _score_stage(run, stage, scored, metrics, perceptual)
     folder = _report_folder(run, len(video), clips, sampled)
     folder.mkdir(exist_ok=True)
     sampled = run.experiment.sampling.clips if sampled is None else sampled
     if run.finished("diffusion") and sampled:
         try:
-            shown["samples"] = _sample(run, sampled, folder, metrics, video, names)
+            shown["samples"] = _sample(run, sampled, folder, metrics, video, scored.names)
         except NonFiniteError as error:  # the scores of the VAE stages are reported without samples
             metrics["missing"].append(f"There are no samples: {error}.")
             print(f"pv-vae: no samples: {error}", file=sys.stderr)
@@ -131,12 +135,30 @@ def _report_folder(run: Run, count: int, clips: int | None, sampled: int | None)
     return run.workdir / name
 
 
-def read_test_clips(run: Run, clips: int | None = None) -> tuple[np.ndarray, list[str], dict, list[str]]:
+class ScoredClips(NamedTuple):
+    """The clips that a run is scored on.
+
+    Attributes:
+      video: `(n, t, h, w, 3)` uint8.
+      names: class of each.
+      titles: what tells each from the others: its file where the source has files.
+      facts: about them, for the protocol.
+      notes: for the reader.
+      files: how many files their split has, and the names of the first; none for a source that knows none.
+    """
+
+    video: np.ndarray
+    names: list[str]
+    titles: list[str]
+    facts: dict
+    notes: list[str]
+    files: dict
+
+
+def read_test_clips(run: Run, clips: int | None = None) -> ScoredClips:
     """The first `clips` test clips of a run, by default as many as its configuration says.
 
-    Returns:
-      The clips `(n, t, h, w, 3)` uint8, the class of each, facts about them for the protocol, and notes for the reader.
-      The split is `train` if the data has no test clips.
+    The split is `train` if the data has no test clips.
     """
     data, split, notes = run.experiment.data, "test", []
     if clips:
@@ -149,12 +171,57 @@ def read_test_clips(run: Run, clips: int | None = None) -> tuple[np.ndarray, lis
         notes.append(f"Scored on training clips, which flatters every number: {error}.")
     video, names = read_every_clip(source, data.test_clips)
     if clips and len(video) < clips:
-        notes.append(f"{clips} clips were requested; {len(video)} of the {split} split can be scored.")
+        notes.append(f"{counted(clips, 'clip')} requested; {len(video)} of the {split} split can be scored.")
     skipped = left_out(source)
     facts = {"split": split, "clips": len(video)}
     if skipped:
         facts["left_out"] = skipped[0]
-    return video, names, facts, notes + skipped
+    return ScoredClips(video, names, _titles(source, names), facts, notes + skipped, _files(source))
+
+
+def _titles(source: VideoSource, names: Sequence[str]) -> list[str]:
+    """A title of each clip that `read_every_clip` returned, whose classes are `names`."""
+    origins = [f"clip {i}" for i in range(1, len(names) + 1)]
+    if isinstance(source, WindowSource):
+        kept = [each for i, each in enumerate(source.windows) if i not in source.replaced][: len(names)]
+        later = [f", from frame {window * source.span}" if window else "" for window, _ in kept]
+        origins = [_file(source, video) + start for (_, video), start in zip(kept, later, strict=True)]
+    if len(source.class_names) == 1:
+        return origins
+    pairs = zip(names, origins, strict=True)  # folders are often named after classes
+    return [origin if name in origin.split("/") else f"{name}: {origin}" for name, origin in pairs]
+
+
+def _files(source: VideoSource) -> dict:
+    """How many files a source reads, and the names of the first `LISTED`; records and drawn clips have none."""
+    total = len(source.reader) if isinstance(source, WindowSource) else 0
+    if not total or not isinstance(source.reader.name(0), Path):
+        return {"count": 0, "names": []}
+    return {"count": total, "names": [_file(source, i) for i in range(min(total, LISTED))]}
+
+
+def _file(source: WindowSource, video: int) -> str:
+    name = source.reader.name(video)
+    return name.relative_to(source.reader.folder).as_posix() if isinstance(name, Path) else name
+
+
+def by_class(
+    generated: tuple[np.ndarray, np.ndarray], classes: Sequence[str], real: np.ndarray, names: Sequence[str], most: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Class -> its first generated clips and its first real ones; where generation knows no classes, all are one.
+
+    Args:
+      generated: clips and the labels of each, which count `classes`.
+      classes: names of the classes that were generated; none without classes.
+      real, names: real clips and the class of each.
+      most: number of clips of a class.
+    """
+    video, labels = generated
+    if len(classes) < 2 and len(video):
+        return {names[0] if len(set(names)) == 1 else "all clips": (video[:most], real[:most])}
+    pick = lambda clips, chosen: clips[np.flatnonzero(chosen)[:most]]  # noqa: E731
+    shown = [k for k in np.unique(labels)[:SHOWN_CLASSES] if k < len(classes)]
+    return {classes[k]: (pick(video, labels == k), pick(real, np.array(names) == classes[k])) for k in shown}
 
 
 def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[str]]:
@@ -217,10 +284,11 @@ def _score_vae(
     vae, frames = (model.vae, model.vae_params), video.shape[1]
     size = min(run.experiment.latents.batch_size, len(video))  # as many clips as the encoding of latents takes at once
     seeded = {"seed": run.experiment.seed, "batch_size": size}
-    scored = video[:, frames // 2 : frames // 2 + 1] if images else video
-    score = score_reconstruction(*vae, scored, batch_size=size, perceptual=perceptual, label=f"{label}: reconstruction")
-    clips = f"the middle frame of {len(video)} clips" if images else f"{len(video)} clips of {frames} frames"
-    numbers = {"scored": clips, "steps": model.meta.get("steps"), "weights": weights_hash(model.vae_params)}
+    shown = video[:, frames // 2 : frames // 2 + 1] if images else video
+    score = score_reconstruction(*vae, shown, batch_size=size, perceptual=perceptual, label=f"{label}: reconstruction")
+    clips = counted(len(video), "clip")
+    scored = f"the middle frame of {clips}" if images else f"{clips} of {counted(frames, 'frame')}"
+    numbers = {"scored": scored, "steps": model.meta.get("steps"), "weights": weights_hash(model.vae_params)}
     numbers |= {"psnr_db": score.psnr, "ssim": score.ssim, "prediction": None, "by_frame": {}}
     if images:
         return numbers, score
@@ -243,15 +311,17 @@ def _score_shipped(run: Run, video: np.ndarray) -> dict[str, dict]:
         with contextlib.suppress(ShapeError):
             check_clip_shape(*video.shape[1:4], model.vae.config.time_factor, model.vae.config.space_factor)
             found[name], _ = _score_vae(run, model, video, name, None)
+            found[name]["steps"] = None  # its last stage's, which would stand beside a stage of the run
             if model.vae.config.time_factor != run.experiment.vae.time_factor:
                 found[name]["prediction"] = None  # its groups are other frames, so no error stands beside ours
     return found
 
 
 def _score_stage(
-    run: Run, stage: str, video: np.ndarray, names: Sequence[str], metrics: dict, perceptual: PerceptualDistance | None
+    run: Run, stage: str, scored: ScoredClips, metrics: dict, perceptual: PerceptualDistance | None
 ) -> dict:
     """Add the numbers of a VAE stage to `metrics`; returns what the page shows of it, as fields of `Pictures`."""
+    video, names, titles = scored.video, scored.names, scored.titles
     model, images = load(run.folder(stage) / "model"), getattr(run.experiment, stage).images
     numbers, score = _score_vae(run, model, video, stage, perceptual, images)
     metrics["parameters"] |= {part: _count(tree) for part, tree in model.vae_params.items()}
@@ -272,9 +342,11 @@ def _score_stage(
         label = f"k = {k}: saw {frames - k * p_t} of {frames}"
         rows.append((label, predict(*vae, shown, k, **seeded), frames - k * p_t))
     return {  # those of the last such stage are shown, which is the one that later stages use
-        "clips": [(names[i], [(label, clips[i], seen) for label, clips, seen in rows]) for i in range(len(shown))],
+        "clips": [
+            (names[i], titles[i], [(label, clips[i], seen) for label, clips, seen in rows]) for i in range(len(shown))
+        ],
         "clips_stage": stage,
-        "latents": list(zip(names, shown[:, ::p_t], colours.pictures, strict=False)),
+        "latents": list(zip(titles, shown[:, ::p_t], colours.pictures, strict=False)),
     }
 
 
@@ -309,13 +381,7 @@ def _sample(
         # Beside them real clips, which no model need beat: the other half of the same test clips.
         "distances": own_distances(real[:half], {"generated clips": video[:half], "other test clips": real[half:]}),
     }
-    if not classes:
-        return {"all clips": (video[:SHOWN_PER_CLASS], real[:SHOWN_PER_CLASS])}
-    of_class = lambda clips, of: clips[np.flatnonzero(of)[:SHOWN_PER_CLASS]]  # noqa: E731
-    return {
-        classes[k]: (of_class(video, labels == k), of_class(real, np.array(real_names) == classes[k]))
-        for k in np.unique(labels)[:SHOWN_CLASSES]
-    }
+    return by_class((video, labels), classes, real, real_names, SHOWN_PER_CLASS)
 
 
 def _count(params: Any) -> int:
@@ -331,8 +397,8 @@ def _summary(metrics: dict) -> list[str]:
         quality = cell(stage["psnr_db"], ".2f"), cell(stage["ssim"], ".4f")
         scores.append((name, *quality, stage["weights"], stage["scored"]))
     lines = [
-        f"{metrics['experiment']}: {p['clips']} {p['split']} clips of {p['source']}, {p['frames']} x {size.height} x "
-        f"{size.width}, stride {p['stride']}",
+        f"{metrics['experiment']}: {counted(p['clips'], p['split'] + ' clip')} of {p['source']}, "
+        f"{p['frames']} x {size.height} x {size.width}, stride {p['stride']}",
         *metrics["notes"],
         *metrics["missing"],
         *aligned(scores),
