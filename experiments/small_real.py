@@ -5,7 +5,10 @@
   python docs/model_table.py clips runs/small-real tiny-synthetic --size=64 --stride=2
 
 An image step takes 2.1 s and a video step 2.3 s on one core of an AMD EPYC: by that about 90 minutes, 11 of images, 65
-of clips, the rest for latents and a small transformer. It has not been trained to its end yet.
+of clips, the rest for latents and a small transformer. On 18 held-out windows (the last command above) its VAE
+reconstructs at 23.31 dB (`tiny-synthetic`: 23.04) and its error on withheld groups is 0.0621 (copying: 0.0642).
+Averages of pixels, as many as its latents have numbers, keep 24.00 dB, so no weights are shipped yet. They are as good
+on clips that it trained on, too: it needs more steps, not more clips.
 
 The clips are 168 to train on and 15 held out, short side 128, 12.5 to 30 frames a second, all of them with open rights:
 116 and all 15 held out from *Big Buck Bunny* (CC BY 3.0, (c) 2008 Blender Foundation, www.bigbuckbunny.org; the first
