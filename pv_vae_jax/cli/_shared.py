@@ -133,7 +133,7 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
         times = frame_times(path, values.frames or None)
         frames, found, group = values.frames or len(times), len(times), config.time_factor
         longest = 1 + (found - 1) // group * group
-        if frames > found or not values.frames and found > longest:
+        if found and (frames > found or not values.frames and found > longest):  # none at all is said below
             why = f"fewer than --frames={frames}" if values.frames else f"which do not fit 1 + {group} n"
             raise ShapeError(f"{path} has {found} frames, {why}: --frames={longest} takes as many as fit")
         own = next(iterate_video(path, count=1)).shape[:2]  # as it is shown: the header's may be rotated

@@ -215,8 +215,8 @@ def open_clips(
     """
     if on_disk(path, "a set of clips").suffix in (".npy", ".npz"):
         clips = ArrayClips(path, window, value_range)
-        wanted = FrameSize.of(size or clips.size)
-        if tuple(clips.size) != (wanted.height, wanted.width):
+        wanted = FrameSize.of(size) if size else None
+        if wanted and tuple(clips.size) != (wanted.height, wanted.width):
             found = " x ".join(map(str, clips.size))
             raise FeatureError(
                 f"--size resizes videos only, and the clips of {path} are {found}: resize them to {wanted} yourself"
