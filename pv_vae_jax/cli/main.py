@@ -1,5 +1,6 @@
 """`pv-vae COMMAND ...`: picks the sub-command, turns expected errors into one clear line."""
 
+import ctypes
 import importlib
 import inspect
 import os
@@ -28,6 +29,8 @@ COMMANDS = {
     "publish": "put a model on the Hugging Face Hub, with a card",
     "inspect": "show configuration, parameters, FLOPs and memory, then exit",
 }
+# From glibc's malloc.h.
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 # Commands that moved; what only answers this repository's own questions is run from a clone.
 MOVED = {
     "compare": "'pv-vae evaluate A B'",
@@ -58,10 +61,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"pv-vae: unknown command {name!r}; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"pv_vae_jax.cli.{name}")
-    return run_command(module, f"pv-vae {name}", argv[2:], onednn=name == "train")
+    return run_command(module, f"pv-vae {name}", argv[2:], long=name == "train")
 
 
-def run_command(module: types.ModuleType, program: str, argv: Sequence[str], onednn: bool = False) -> int:
+def run_command(module: types.ModuleType, program: str, argv: Sequence[str], long: bool = False) -> int:
     """Parse the flags of a command and run it.
 
     Args:
@@ -70,7 +73,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], one
         are refused.
       program: how the command is called, for messages.
       argv: its arguments.
-      onednn: whether it computes for so long that oneDNN pays off, see `configure_cpu`.
+      long: whether it repeats what it computes, see `configure_cpu`.
     """
     from absl import flags
 
@@ -105,7 +108,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], one
         print(f"{program}: {told}", file=sys.stderr)
         return 2
     try:
-        configure_cpu(onednn)
+        configure_cpu(long)
         enable_compilation_cache()
         given = {"positional": positional, "overrides": overrides}
         module.run(values, **{name: value for name, value in given.items() if name in takes})
@@ -162,22 +165,35 @@ def advice_on(error: Exception) -> str | None:
     return None
 
 
-def configure_cpu(onednn: bool = True) -> None:
-    """Set XLA's flags for CPUs as this library is tested with them. To be called before JAX starts its backend.
+def configure_cpu(long: bool = True) -> None:
+    """Set XLA and the C library for CPUs as this library is tested with them. To be called before JAX starts its backend.
 
-    A flag that `XLA_FLAGS` names already stays as it is. Nothing is set for versions where it was not seen to work: XLA
-    ends a process that sets a flag which it does not know.
+    What the environment sets already (`XLA_FLAGS`, `MALLOC_*`, `GLIBC_TUNABLES`) stays as it is. No flag is set for
+    versions where it was not seen to work: XLA ends a process that sets a flag which it does not know.
 
     Args:
-      onednn: run convolutions by oneDNN, where jaxlib has a sound one (0.12 on x86). Such programs cannot be kept in
-        the compilation cache (their serialisation fails in jaxlib 0.12.0), so it is for what runs longer than it
-        compiles.
+      long: whether the program repeats what it computes, as training does. Then convolutions run by oneDNN, where
+        jaxlib has a sound one (0.12 on x86); such programs cannot be kept in the compilation cache (their
+        serialisation fails in jaxlib 0.12.0). And memory that a step frees stays with the process for the next step,
+        where the C library is glibc.
     """
-    if onednn and installed_version("jaxlib").startswith("0.12.") and platform.machine() in ("x86_64", "AMD64"):
+    if not long:
+        return
+    if installed_version("jaxlib").startswith("0.12.") and platform.machine() in ("x86_64", "AMD64"):
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*std::bad_alloc")
         flag, flags = "--xla_cpu_experimental_onednn_custom_call", os.environ.get("XLA_FLAGS", "")
         if flag not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {flag}=true".strip()
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: it hands large buffers back to the system, which clears each page anew when the
+    next step asks for it, and that took two fifths of a transformer's step."""
+    if platform.libc_ver()[0] == "glibc" and not any(name.startswith(("MALLOC_", "GLIBC_TUN")) for name in os.environ):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(MALLOPT_TRIM_THRESHOLD, -1)  # never shrink the heap
+        mallopt(MALLOPT_MMAP_MAX, 0)  # and put everything there
 
 
 def enable_compilation_cache() -> None:

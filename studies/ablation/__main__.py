@@ -68,4 +68,4 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.ablation", sys.argv[1:], onednn=True))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.ablation", sys.argv[1:], long=True))

@@ -89,4 +89,4 @@ def report(tree: dict) -> None:
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.arena", sys.argv[1:], onednn=True))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.arena", sys.argv[1:], long=True))

@@ -85,4 +85,4 @@ def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.features", sys.argv[1:], onednn=True))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.features", sys.argv[1:], long=True))

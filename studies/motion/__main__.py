@@ -61,4 +61,4 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.motion", sys.argv[1:], onednn=True))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.motion", sys.argv[1:], long=True))

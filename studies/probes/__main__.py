@@ -146,4 +146,4 @@ def _table(title: str, rows: Scores) -> list[str]:
 if __name__ == "__main__":
     from pv_vae_jax.cli.main import run_command
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.probes", sys.argv[1:], onednn=True))
+    sys.exit(run_command(sys.modules[__name__], "python -m studies.probes", sys.argv[1:], long=True))
