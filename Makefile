@@ -22,7 +22,7 @@ ARGS ?=
 .PHONY: help install demo demo-long test test-slow notebooks bench rehearse results sizes lint types clean
 
 help:
-	@echo "make demo        train, sample and report in 7 to 11 minutes on 2 cores; DATA=folder for your own videos"
+	@echo "make demo        train, sample and report in 8 to 16 minutes on 2 cores; DATA=folder for your own videos"
 	@echo "make demo-long   the same at more length: about an hour on 2 cores; run it again to resume"
 	@echo "make test        the tests; make test-slow for those that take longer"
 	@echo "make notebooks   execute the notebooks and keep their outputs; ARGS=notebooks/NAME.ipynb for one of them"
