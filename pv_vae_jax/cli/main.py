@@ -166,7 +166,7 @@ def advice_on(error: Exception) -> str | None:
 
 
 def configure_cpu(long: bool = True) -> None:
-    """Set XLA and the C library for CPUs as this library is tested with them; to be called before JAX starts its backend.
+    """Set XLA and the C library for CPUs as this library is tested with them. To be called before JAX starts a backend.
 
     What the environment sets already (`XLA_FLAGS`, `MALLOC_*`, `GLIBC_TUNABLES`) stays as it is. No flag is set for
     versions where it was not seen to work: XLA ends a process that sets a flag which it does not know.
