@@ -100,6 +100,7 @@ setup(
             "py.typed",
             "weights/**/*.safetensors",
             "weights/**/*.json",
+            "weights/**/*.md",
             "convert/*.json",
             "evaluation/networks/*.json",
             "report/*.json",

@@ -328,8 +328,12 @@ def atomic(path: Path) -> Iterator[Path]:
             _upload(Path(folder, path.name), path)
         return
     temporary = partial(path)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # what the user's umask leaves
     try:
         yield temporary
+        if temporary.stat().st_mode != mode:  # safetensors 0.8 lets the owner alone read its files
+            temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or the name may reach the disk before the bytes
         temporary.replace(path)

@@ -682,6 +682,28 @@ def test_reconstruct_writes_both_side_by_side(trained, clips, tmp_path):
     assert f"PSNR {np.mean(10 * np.log10(255**2 / np.mean(error**2, (1, 2, 3)))):.2f} dB" in out
 
 
+def test_a_stride_takes_every_so_many_frames_at_their_own_times(trained, tmp_path):
+    """Of a video, what a file of every third of its frames gives."""
+    video = waves(13, 16, 16)
+    write_video(tmp_path / "all.mp4", video, fps=12)
+    write_video(tmp_path / "third.mp4", read_video(tmp_path / "all.mp4")[::3], fps=4)
+    told, written = {}, {}
+    for name, more in (("all", ["--stride=3"]), ("third", [])):
+        status, told[name], error = pv_vae(
+            "reconstruct", tmp_path / f"{name}.mp4", "--model", trained, "--out", tmp_path / name, *more
+        )
+        assert status == 0, error
+        written[name] = tmp_path / name / f"{name}_reconstruction.mp4"
+    assert "5x16x16" in told["all"] and "5x16x16" in told["third"]
+    times = frame_times(written["all"])
+    np.testing.assert_allclose(times, np.arange(5) / 4)
+    np.testing.assert_allclose(times, frame_times(written["third"]))
+    difference = read_video(written["all"]).astype(int) - read_video(written["third"])
+    assert np.abs(difference).mean() < 3, "the third was coded twice"
+    call = ("reconstruct", tmp_path / "all.mp4", "--model", trained, "--out", tmp_path / "x", "--stride=3")
+    assert "has 5 frames at --stride=3, fewer than --frames=7: --frames=5 takes" in fails(*call, "--frames=7")
+
+
 def test_reconstruct_of_a_long_video_is_that_of_the_whole(trained, tmp_path):
     """Read, coded and written chunk by chunk: the same pictures whatever the chunk."""
     write_video(tmp_path / "long.mp4", waves(33, 16, 16), fps=12)

@@ -3,8 +3,10 @@
 import json
 import threading
 
+import jax.numpy as jnp
 import pytest
 
+from pv_vae_jax.params_io import write_params
 from pv_vae_jax.storage import atomic, partial, partials, write_json
 
 
@@ -55,3 +57,10 @@ def test_a_temporary_name_keeps_the_suffix(tmp_path):
         temporary.write_bytes(b"2")
         raise KeyError
     assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"] and (tmp_path / "a.npz").read_bytes() == b"1"
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    """Weights above all, whose library makes files for the owner alone."""
+    write_params(tmp_path / "vae.safetensors", {"a": jnp.zeros(3)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "vae.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

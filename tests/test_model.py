@@ -399,7 +399,7 @@ def test_damage_to_a_model_folder_is_named(model, tmp_path):
 
 def test_a_name_means_one_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="the name of the model is empty: name a folder, or one of tiny-synthetic"):
+    with pytest.raises(ConfigError, match="model is empty: name a folder, or one of small-real, tiny-synthetic"):
         load("")
     shipped = load("tiny-synthetic")
     save("./tiny-synthetic", shipped.replace(meta={"mine": True}))

@@ -74,7 +74,7 @@ def test_wheel_holds_the_weights(built):
     assert {p.relative_to(built) for p in built.rglob("*") if p.suffix in (".safetensors", ".json")} >= data
     # Data only: a pickle or a script among the weights would run code of others on load.
     assert not {p for p in weights - data if p.suffix not in (".py", ".md", ".pyc")}
-    assert sum((ROOT / p).stat().st_size for p in data) < 8e6
+    assert sum((ROOT / p).stat().st_size for p in data) < 18e6  # 10 of small-real, 6 of tiny-synthetic
 
 
 def test_wheel_says_that_it_is_typed(built):

@@ -1,6 +1,7 @@
 """What several commands share: flags, and videos from files with the paths of their results."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,10 +29,12 @@ def define_model_flags(values: flags.FlagValues) -> None:
 
 
 def define_video_flags(values: flags.FlagValues) -> None:
-    """Define `--model`, `--out`, `--size`, `--fit` and `--frames`, for commands that take video files."""
+    """Define `--model`, `--out`, `--size`, `--fit`, `--frames` and `--stride`, for commands that take video files."""
     define_model_flags(values)
     define_size_flags(values, "0", "0 keeps the size, or takes the nearest that the model accepts")
     flags.DEFINE_integer("frames", 0, "frames of each video; 0 takes all", lower_bound=0, flag_values=values)
+    stride = "from one frame to the next in the file; a model predicts best at the stride of its training"
+    flags.DEFINE_integer("stride", 1, stride, lower_bound=1, flag_values=values)
 
 
 def define_size_flags(values: flags.FlagValues, default: str | None, note: str) -> None:
@@ -126,16 +129,21 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
         raise ConfigError(f"several files are called {', '.join(sorted(twice))}: give them in separate calls")
     check_encoder()
     make_writable(as_path(values.out, "--out"))
-    config, wanted = model.vae.config, frame_size(values)
+    config, wanted, stride = model.vae.config, frame_size(values), values.stride
+
+    def spanned(frames: int) -> int:
+        return 1 + (frames - 1) * stride
+
     for path in paths:
         info = probe(path)
         # A header may be wrong about the length. Decoding costs little beside the network, and finds out early.
-        times = frame_times(path, values.frames or None)
+        times = frame_times(path, spanned(values.frames) if values.frames else None)[::stride]
         frames, found, group = values.frames or len(times), len(times), config.time_factor
         longest = 1 + (found - 1) // group * group
         if found and (frames > found or not values.frames and found > longest):  # none at all is said below
             why = f"fewer than --frames={frames}" if values.frames else f"which do not fit 1 + {group} n"
-            raise ShapeError(f"{path} has {found} frames, {why}: --frames={longest} takes as many as fit")
+            strided = f" at --stride={stride}" if stride > 1 else ""
+            raise ShapeError(f"{path} has {found} frames{strided}, {why}: --frames={longest} takes as many as fit")
         own = next(iterate_video(path, count=1)).shape[:2]  # as it is shown: the header's may be rotated
         try:
             size = wanted or nearest(*own, config.space_factor, values.fit)
@@ -152,10 +160,10 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
             print(f"{path}: {own[0]} x {own[1]} {' and '.join(steps)}")
         if info.sound:
             print(f"{path}: its sound is left out of the result")
-        pictures = iterate_video(path, resize=size if scaled != own else None, count=frames)
-        pictures = (size.cut(picture[None])[0] for picture in pictures)
+        pictures = iterate_video(path, resize=size if scaled != own else None, count=spanned(frames))
+        pictures = (size.cut(picture[None])[0] for picture in itertools.islice(pictures, 0, None, stride))
         shown = scaled if size.fit == "pad" else final
-        yield VideoFile(Path(path), frames, size, *shown, pictures, info.fps, times)
+        yield VideoFile(Path(path), frames, size, *shown, pictures, info.fps / stride, times)
 
 
 def result_path(values: flags.FlagValues, path: Path, kind: str, inputs: Sequence[str]) -> Path:
