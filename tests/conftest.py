@@ -71,9 +71,12 @@ def settings_of(stage: Stage) -> tuple | None:
     return type(stage), stage.name, stage.config, stage.experiment.seed, step.model, around, more
 
 
+KEPT = []
+
+
 def once_for_equal_stages(method):
     """`method` of a stage, whose result for equal stages and arguments is kept."""
-    kept = {}
+    KEPT.append(kept := {})
 
     @functools.wraps(method)
     def remembering(stage, *arguments):
@@ -101,6 +104,22 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+# Linux lets a process have 65,530 pieces of memory. Every compiled program takes some, and XLA dies without them.
+MOST_PIECES = 40_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget all programs when they are too many."""
+    pieces = Path("/proc/self/maps")
+    between_files = nextitem is None or nextitem.path != item.path
+    if (between_files or item.get_closest_marker("slow")) and pieces.exists():
+        if pieces.read_bytes().count(b"\n") > MOST_PIECES:
+            for kept in KEPT:
+                kept.clear()
+            jax.clear_caches()
+            gc.collect()
 
 
 # Files that take longest, in the order in which they begin: else one of the two processes ends long before the other.

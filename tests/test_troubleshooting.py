@@ -129,6 +129,11 @@ def out_of_memory(tmp_path) -> str:
     return message
 
 
+def too_many_programs(tmp_path) -> str:
+    """XLA at the limit, where it may also die without a word, so that it is not taken there."""
+    return advice_on(RuntimeError("INTERNAL: Failed to materialize symbols: { (<xla_jit_dylib_0>, { fusion }) }"))
+
+
 def test_the_advice_on_memory_is_taken_by_the_demo():
     """The page's flags and the message's, each set of them together."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text().split("### `RESOURCE_EXHAUSTED")[1].split("###")[0]
@@ -399,6 +404,7 @@ PROVOKE = [
     falls_back("num_available_tpu_chips_and_device_id", "(4, 'x')"),
     versions_apart,
     out_of_memory,
+    too_many_programs,
     lambda tmp_path: train_with(tmp_path, "mesh.data=64"),
     lambda tmp_path: train_with(tmp_path, "image.batch_size=6"),
     whole_everywhere,

@@ -156,6 +156,12 @@ def advice_on(error: Exception) -> str | None:
             f"{text.splitlines()[0]} Another process of this run ended or cannot be reached: its own last lines say "
             "why. Start all of them again; they go on from the newest checkpoint"
         )
+    if "Failed to materialize symbols" in text:
+        return (
+            f"{text.splitlines()[0]} The system gave XLA no memory for another program. If some is left, the process "
+            "has as many pieces of it as Linux allows (sysctl vm.max_map_count), and programs take some each: start "
+            "the same command again"
+        )
     if "RESOURCE_EXHAUSTED" in text:
         return (
             f"{text.splitlines()[0]} The device has too little memory: lower the stage's batch_size, data.size or "
