@@ -310,7 +310,7 @@ def workplace(tmp_path_factory) -> Path:
     videos = np.stack([world[i]["video"] for i in range(16)])
     (place / "experiments").mkdir()
     (place / "experiments" / "demo.py").write_text(TINY_EXPERIMENT)
-    write_video(place / "clip.mp4", videos[0], fps=8)
+    write_video(place / "clip.mp4", SyntheticVideos(clips=1, frames=33, size=32)[0]["video"], fps=8)
     for name in ("clips", "folder", "generated"):
         for i, video in enumerate(videos):
             path = place / name / world.class_names[i % 2] / f"{i}.mp4"
