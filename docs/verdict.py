@@ -56,12 +56,17 @@ def sentences(tree: dict | None, ablations: Sequence[Results]) -> str:
     early = tree["verdict"].startswith("unfinished")
     wins = "wins" if won["won"] else "has not won yet" if early else "does not win"
     loses = "loses" if lost["lost"] else "has not lost yet" if early else "does not lose"
+    walk = tree["placebo"]["effect"]
+    level = "nothing has been measured yet" if walk is None else f"the difference is {_points(walk)}"
     return (
         f"{verdict} {said}; real clips reach {tree['primary']['real']:.1%}. The control that must win, latents "
-        f"aligned to the state of the world, {wins} ({_points(won['effect'])}), the control that must lose, rotated "
-        f"latents, {loses} ({_points(lost['effect'])}), and where motion is random and nothing can be predicted, "
-        f"the difference is {_points(tree['placebo']['effect'])}."
+        f"aligned to the state of the world, {_control(wins, won)}, the control that must lose, rotated latents, "
+        f"{_control(loses, lost)}, and where motion is random and nothing can be predicted, {level}."
     )
+
+
+def _control(word: str, control: dict) -> str:
+    return "is not measured yet" if control["effect"] is None else f"{word} ({_points(control['effect'])})"
 
 
 def _points(effect: dict | None) -> str:
@@ -79,7 +84,10 @@ def _points(effect: dict | None) -> str:
 
 def motion_table(tree: dict) -> str:
     """One line a row of the motion study."""
-    head = ("row", "seeds", "clips that keep their law", "less the baseline", "PSNR, dB", "steps to the baseline's end")
+    head = ["row", "seeds", "clips that keep their law", "less the baseline", "PSNR, dB"]
+    head += ["steps to the baseline's end"]
+    predicted = any("predicted" in row["secondary"] for row in tree["rows"])
+    head += ["laws kept with 1, 2 groups withheld"] * predicted
     body = []
     for row in tree["rows"]:
         low, high = row["interval"]
@@ -88,7 +96,10 @@ def motion_table(tree: dict) -> str:
         reached = f"{np.median(shares):.0%}" if len(shares) == len(row["seeds"]) and shares else "-"
         name = f"{row['name']}{' (far)' if row['far'] else ''}"
         less = "-" if row["difference"] is None else _points(row["difference"])
-        body.append((name, str(len(row["seeds"])), f"{row['mean']:.1%}{span}", less, f"{row['psnr']:.2f}", reached))
+        seen = [row["secondary"].get(key) for key in ("predicted", "predicted_two")]
+        drawn = "-" if None in seen else ", ".join(f"{share:.0%}" for share in seen)
+        mean, level = f"{row['mean']:.1%}{span}", f"{row['psnr']:.2f}"
+        body.append((name, str(len(row["seeds"])), mean, less, level, reached, *[drawn] * predicted))
     return markdown(head, body)
 
 

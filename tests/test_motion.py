@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
 from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.latte import Latte, LatteConfig
+from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.train.configs import Experiment
 from studies.motion import __main__ as command
+from studies.motion import predicting
 from studies.motion.plan import Roles, Row, Study
 from studies.motion.rotation import RotatedLatte, rotation
 from studies.motion.rule import Cells, effect, judge, read_at
@@ -143,13 +145,38 @@ def test_the_negative_control_is_latte_on_rotated_latents():
     assert np.abs(inside - Latte(config).apply({"params": params}, x, t)).max() > 0.1
 
 
+class Oracle:
+    """A VAE that draws withheld frames as they are, or repeats the last one that it saw."""
+
+    def __init__(self, knows: bool):
+        self.knows, self.vae = knows, VAE(VAEConfig())
+
+    def predict(self, video: np.ndarray, observed: int) -> np.ndarray:
+        still = np.repeat(video[:, observed - 1 : observed], video.shape[1] - observed, axis=1)
+        drawn = video if self.knows else np.concatenate([video[:, :observed], still], axis=1)
+        return drawn / np.float32(127.5) - 1
+
+
+def test_what_a_vae_predicts_is_scored_by_the_law(clips, monkeypatch, tmp_path):
+    cell, vae = SimpleNamespace(families=("fall", "swing")), SimpleNamespace(folder=lambda stage: tmp_path / stage)
+    kinds = [FAMILIES.index(name) for name in cell.families]
+    mine = np.isin(LABELS, kinds)
+    held_out = clips[mine], np.array([kinds.index(label) for label in LABELS[mine]])
+    monkeypatch.setattr(predicting, "real_clips", lambda run, split, most: held_out)
+    for knows in (True, False):
+        monkeypatch.setattr(predicting, "load", lambda path, knows=knows: Oracle(knows))
+        found = predicting.predicted(cell, vae)
+        assert set(found) == {"1", "2", "3", "4"}
+        assert all(share == 1 for share in found.values()) if knows else max(found.values()) < 0.3
+
+
 # The rule.
 
 ROLES = Roles()
 ROWS = (
     *(Row(name, seeds=8) for name in (ROLES.baseline, ROLES.method, ROLES.positive, ROLES.negative)),
     *(Row(f"{name}, {kl}", curve=name) for name in (ROLES.baseline, ROLES.method) for kl in ("less", "more")),
-    *(Row(name) for name in (ROLES.placebo_baseline, ROLES.placebo_method)),
+    *(Row(name, against=ROLES.placebo_baseline) for name in (ROLES.placebo_baseline, ROLES.placebo_method)),
 )
 
 
@@ -245,6 +272,26 @@ def test_missing_rows_leave_the_study_unfinished():
     assert "unfinished" in judge(Cells(cells.plan, fewer))["verdict"], "seven seeds are too few"
 
 
+def test_a_pair_under_other_circumstances_is_compared_with_itself_alone():
+    """Its baseline is 3 dB better and keeps far more laws than the study's; the method is 0.1 better than that."""
+    names = ("Baseline, long", "Whole method, long")
+    pair = tuple(Row(name, seeds=8, against=names[0]) for name in names)
+    cells = made_up(WORKING)
+    tree = cells.trees[ROLES.baseline, 0]
+    more = {(name, seed): tree | {"psnr": 33.0} for name in names for seed in range(8)}
+    for (name, seed), cell in more.items():
+        kept = 0.7 + 0.01 * (seed % 2) + 0.1 * (name == names[1])
+        more[name, seed] = cell | {"generated": tree["generated"] | {"kept": kept}}
+    found = judge(Cells(dataclasses.replace(cells.plan, rows=(*ROWS, *pair)), cells.trees | more))
+    rows = {row["name"]: row for row in found["rows"]}
+    baseline, method = (rows[name] for name in names)
+    assert baseline["difference"] is None and not baseline["far"] and abs(baseline["mean"] - 0.705) < 1e-6
+    assert abs(method["difference"]["difference"]["mean"] - 0.1) < 1e-6 and method["difference"]["found"] == 1
+    unpaired = dataclasses.replace(pair[1], against="")
+    found = judge(Cells(dataclasses.replace(cells.plan, rows=(*ROWS, pair[0], unpaired)), cells.trees | more))
+    assert next(row for row in found["rows"] if row["name"] == names[1])["far"]
+
+
 def test_scores_are_read_between_points_and_beyond_them_by_the_slope():
     x, y = np.array([28.0, 30, 34]), np.array([0.1, 0.3, 0.4])
     read = [read_at(x, y, at, outside=0.05) for at in (29, 32, 34, 36, 26)]
@@ -282,12 +329,21 @@ def test_the_whole_pipeline_runs_resumes_and_judges(tmp_path, capsys):
     rows = "--rows=Baseline,Aligned to the state,Baseline rotated,Baseline walk"
     assert run(rows, "--cells=1") == 0
     assert run(rows) == 0
-    found = sorted(path.name for path in (tmp_path / "results" / "cells").iterdir())
+    cells = tmp_path / "results" / "cells"
+    found = sorted(path.name for path in cells.iterdir())
     assert len(found) == 4
+    shares = {name.partition("-seed")[0]: json.loads((cells / name).read_text())["predicted"] for name in found}
+    assert shares["baseline-walk"] == {} and set(shares["baseline"]) == {"1", "2", "3", "4"}
     vaes = [path for path in (tmp_path / "work").iterdir() if path.name.startswith("vae-")]
     assert len(vaes) == 3 and all((path / "latents" / "manifest.json").exists() for path in vaes)
-    again = Path(tmp_path / "results" / "cells" / found[-1])
+    again = cells / found[-1]
     before = json.loads(again.read_text())
+    older = cells / found[0]  # from before there was this score
+    tree = json.loads(older.read_text())
+    del tree["predicted"]
+    older.write_text(json.dumps(tree))
+    assert run("--predicted") == 0 and "1 cells were given the score" in capsys.readouterr().out
+    assert json.loads(older.read_text())["predicted"] in shares.values()
     again.unlink()  # killed before its scores were written
     assert run(rows) == 0
     after = json.loads(again.read_text())

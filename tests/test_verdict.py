@@ -19,6 +19,7 @@ def row(name: str, mean: float, psnr: float = 30.0, far: bool = False, differenc
     return {
         "name": name, "seeds": list(range(seeds)), "mean": mean, "interval": [mean - 0.02, mean + 0.02], "psnr": psnr,
         "far": far, "difference": difference, "share_of_steps": [0.5] * (seeds - 1) + [0.7],
+        "secondary": {"predicted": 0.6, "predicted_two": 0.2},
     }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_three_sentences_say_what_the_study_says():
     partial = judged() | {"effect": None, "placebo": {"holds": None, "effect": None}}
     partial["rows"] = partial["rows"][:1]
     text = VERDICT["sentences"](partial, [])
-    assert "predictive VAE" not in text and "not measured yet" in text
+    assert "predictive VAE" not in text and "nothing has been measured yet" in text
 
 
 def test_the_sentences_take_what_the_rule_writes(tmp_path):
@@ -75,7 +76,8 @@ def test_the_sentences_take_what_the_rule_writes(tmp_path):
     }  # fmt: skip
     tree = judge(Cells(study, {(name, seed): cell for name in ("Baseline", "Whole method") for seed in (0, 1)}))
     text, table = VERDICT["sentences"](tree, []), VERDICT["motion_table"](tree)
-    assert "25.0% of the clips" in text and text.startswith("**Unfinished: ") and "has not won yet" in text
+    assert "25.0% of the clips" in text and text.startswith("**Unfinished: ")
+    assert "aligned to the state of the world, is not measured yet" in text
     assert "| Whole method | 2 | 25.0% [25.0%, 25.0%] | +0.0 points [0.0, 0.0], 2 seeds |" in table
     VERDICT["chart"](tmp_path / "chart.svg", tree, [])
     assert ElementTree.parse(tmp_path / "chart.svg").getroot().tag.endswith("svg")
@@ -100,7 +102,7 @@ def test_the_page_follows_the_study_the_pilot_and_the_ablations(tmp_path):
     VERDICT["write_page"](page, results)
     text, drawing = page.read_text(), (tmp_path / "images" / "verdict.svg").read_text()
     assert "is open" not in text and "do not count: this size can tell." in text
-    assert "| Far row (far) | 8 | 10.0% [8.0%, 12.0%] |" in text
+    assert "| Far row (far) | 8 | 10.0% [8.0%, 12.0%] | - | 27.00 | 50% | 60%, 20% |" in text
     shown = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
     assert {"Whole method", "Baseline, rotated", "Real clips"} <= set(shown)
     assert not {"Far row", "Baseline, walk"} & set(shown)

@@ -3,6 +3,7 @@
   python -m studies.motion --workdir ~/motion --pilot                       # first: can this size tell?
   python -m studies.motion --workdir ~/motion                               # every cell, and the verdict
   python -m studies.motion --verdict                                        # from the stored cells; trains nothing
+  python -m studies.motion --workdir ~/motion --predicted                   # a score that stored cells may lack
   python -m studies.motion --workdir /tmp/m --results /tmp/m/results --tiny # the whole pipeline in minutes
 
 Each finished cell leaves one file in --results; the same command resumes with the others. Two processes with the same
@@ -32,12 +33,13 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_bool("pilot", False, "baseline, method and controls, with seeds that do not count", flag_values=values)
     flags.DEFINE_bool("tiny", False, "everything in seconds, to try the pipeline", flag_values=values)
+    flags.DEFINE_bool("predicted", False, "add what VAEs predict to stored cells, train nothing", flag_values=values)
     flags.DEFINE_bool("verdict", False, "judge the stored cells, train nothing", flag_values=values)
 
 
 def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Run cells, and judge what is stored."""
-    if not values.workdir and not values.verdict:
+    if not values.workdir and (values.predicted or not values.verdict):
         raise ConfigError("set --workdir, or --verdict")
     results = Path(values.results)
     if (overrides or values.tiny) and values["results"].using_default_value:
@@ -46,7 +48,12 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     study = dataclasses.replace(load_study(values.config, overrides, values.tiny), pilot=values.pilot)
     if values.pilot:
         results = results / "pilot"
-    if not values.verdict:
+    if values.predicted:
+        from studies.motion.predicting import add_predicted
+
+        added = add_predicted(study, Path(values.workdir), results / "cells")
+        print(f"{added} cells were given the score; others have it, or their VAE is not in {values.workdir}")
+    elif not values.verdict:
         from studies.motion.cells import run_cells
 
         part = study.part(values.rows, values.seeds)

@@ -16,6 +16,7 @@ from pv_vae_jax.train.run import Run, open_run
 from pv_vae_jax.train.stages import train_stage
 from studies.motion.measure import measure
 from studies.motion.plan import Cell, Study, vae_part
+from studies.motion.predicting import predicted
 from studies.motion.rotation import RotatedStage
 
 VAE_PARTS = ("video", "decoder", "latents")
@@ -81,7 +82,7 @@ def run_cell(cell: Cell, workdir: Path) -> dict:
             run.folder(stage).symlink_to(vae.folder(stage), target_is_directory=True)
     _train(run, "diffusion", seconds, rotated=cell.row.rotated)
     began = time.time()
-    scores = measure(cell, run)
+    scores = measure(cell, run) | {"predicted": predicted(cell, vae)}
     shutil.rmtree(run.folder("diffusion") / "checkpoints", ignore_errors=True)
     return scores | {"seconds": seconds | {"scores": round(time.time() - began, 1)}}
 

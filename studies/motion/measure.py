@@ -34,8 +34,8 @@ def measure(cell: Cell, run: Run) -> dict:
     model, study = load(run.folder("diffusion") / "model"), cell.study
     diffusion: Any = model.diffusion
     latte = RotatedLatte(diffusion.model.config) if cell.row.rotated else diffusion.model
-    real, kinds = _clips(run, "test", study.clips)
-    band = walk_band(_clips(run, "train", study.clips)[0]) if cell.families == ("walk",) else None
+    real, kinds = real_clips(run, "test", study.clips)
+    band = walk_band(real_clips(run, "train", study.clips)[0]) if cell.families == ("walk",) else None
     score = functools.partial(score_clips, families=cell.families, band=band)
 
     rebuilt = score_reconstruction(model.vae, model.vae_params, real, batch_size=BATCH)
@@ -118,7 +118,7 @@ def _states(cell: Cell, run: Run, last: Params) -> list[tuple[int, Params]]:
     return [*found, (steps, last)]
 
 
-def _clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+def real_clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     """`(n, t, H, W, 3)` uint8 and labels of the first clips of a split."""
     source = run.source(split, random=False)
     items = [source[i] for i in range(min(most, len(source)))]

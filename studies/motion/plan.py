@@ -30,6 +30,8 @@ class Row:
       settings: what differs from the study's experiment.
       seeds: number of seeds, from 0 on.
       curve: name of the row at whose place on the curve over KL weights it is another point; empty for none.
+      against: name of the row that it is compared with, at the PSNR of that row; empty for the study's baseline, its
+        own name for none.
       rotated: the transformer sees latents under a fixed random rotation, see `rotation`.
       group: rows of a smaller number are run first, each with all of its seeds.
     """
@@ -38,6 +40,7 @@ class Row:
     settings: dict = dataclasses.field(default_factory=dict)
     seeds: int = 4
     curve: str = ""
+    against: str = ""
     rotated: bool = False
     group: int = 0
 
@@ -82,15 +85,15 @@ class Study:
         """Return self.
 
         Raises:
-          ConfigError: names of rows are not distinct, a row that the rule or a curve names is missing, or settings are
-            invalid.
+          ConfigError: names of rows are not distinct, a row that the rule or another row names is missing, or settings
+            are invalid.
         """
         names = [row.name for row in self.rows]
         if len({slug_of(name) for name in names}) < len(names):
             raise ConfigError(f"rows of the study need distinct names, got {', '.join(names)}")
-        wanted = [*dataclasses.asdict(self.roles).values(), *(row.curve for row in self.rows if row.curve)]
-        if missing := [name for name in wanted if name not in names]:
-            raise ConfigError(f"the rule or a curve names the row {missing[0]!r}, and there are {', '.join(names)}")
+        named = [name for row in self.rows for name in (row.curve, row.against) if name]
+        if missing := [name for name in (*dataclasses.asdict(self.roles).values(), *named) if name not in names]:
+            raise ConfigError(f"the rule or a row names the row {missing[0]!r}, and there are {', '.join(names)}")
         if self.experiment.diffusion.steps % self.scores:
             raise ConfigError(
                 f"diffusion.steps must be a multiple of scores={self.scores}, got {self.experiment.diffusion.steps}"

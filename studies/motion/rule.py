@@ -29,6 +29,8 @@ SECONDARY = {
     "skill_sliced_wasserstein": "skill.sliced_wasserstein",
     "reconstructed": "reconstructed.kept",
     "rate": "rate",
+    "predicted": "predicted.1",
+    "predicted_two": "predicted.2",
 }
 RULE = {
     "primary": "share of generated clips with one object in all frames that keeps the law asked for within a pixel, at "
@@ -152,17 +154,14 @@ def judge(cells: Cells) -> dict:
     if not cells.seeds(roles.baseline):
         raise ConfigError(f"there is no cell of the row {roles.baseline!r} yet: run the study first")
     least = PILOT if study.pilot else LEAST
-    psnr, real = cells.mean(roles.baseline, "psnr"), cells.mean(roles.baseline, "real.kept")
-    walks = [row.name for row in study.rows if row.name in (roles.placebo_baseline, roles.placebo_method)]
-    placebo_psnr = cells.mean(roles.placebo_baseline, "psnr") if cells.seeds(roles.placebo_baseline) else psnr
-    scores = {row.name: at_psnr(cells, row, placebo_psnr if row.name in walks else psnr) for row in study.rows}
-    against = {row.name: roles.placebo_baseline if row.name in walks else roles.baseline for row in study.rows}
-    end = {name: "shuffled.kept" if name == roles.negative else "real.kept" for name in against}
-    effects = {
-        name: effect(scores[name], scores[other], cells.mean(other, end[name]), least)
-        for name, other in against.items()
-        if name != other and cells.seeds(other)
-    }
+    scores, effects = {}, {}
+    for row in study.rows:
+        other = row.against or roles.baseline
+        level = cells.mean(other, "psnr") if cells.seeds(other) else cells.mean(roles.baseline, "psnr")
+        scores[row.name] = at_psnr(cells, row, level)
+        if row.name != other and cells.seeds(other):
+            end = cells.mean(other, "shuffled.kept" if row.name == roles.negative else "real.kept")
+            effects[row.name] = effect(scores[row.name], at_psnr(cells, study.row(other), level), end, least)
     positive, negative, method = (effects.get(name) for name in (roles.positive, roles.negative, roles.method))
     won, lost = bool(positive and positive.found > 0), bool(negative and negative.found < 0)
     placebo = effects.get(roles.placebo_method)
@@ -172,7 +171,11 @@ def judge(cells: Cells) -> dict:
         holds = bool(still and abs(placebo.difference.mean) < abs(method.difference.mean) / 2)
     return {
         "rule": RULE,
-        "primary": {"psnr": psnr, "real": real, "shuffled": cells.mean(roles.baseline, "shuffled.kept")},
+        "primary": {
+            "psnr": cells.mean(roles.baseline, "psnr"),
+            "real": cells.mean(roles.baseline, "real.kept"),
+            "shuffled": cells.mean(roles.baseline, "shuffled.kept"),
+        },
         "rows": [_row(cells, row, scores[row.name], effects.get(row.name)) for row in study.rows if scores[row.name]],
         "controls": {
             "positive": {"row": roles.positive, "won": won, "effect": _tree(positive)},
@@ -205,6 +208,7 @@ def _verdict(effects: tuple[Effect | None, ...], controls: bool, holds: bool | N
 
 def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None) -> dict:
     own, level = over_seeds(list(scores.values())), cells.mean(row.name, "psnr")
+    other = row.against if cells.seeds(row.against) else cells.plan.roles.baseline
     shares = [share for seed in scores if (share := reach(cells, row.name, seed)) is not None]
     losses = [cells.get(row.name, seed, "curve.loss")[-2:] for seed in scores]
     still = float(np.mean([pair[0] / pair[-1] - 1 for pair in losses]))  # from the last score but one to the last
@@ -219,7 +223,7 @@ def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None)
         "interval": [own.low, own.high],
         "as_sampled": cells.mean(row.name, "generated.kept"),
         "psnr": level,
-        "far": bool(abs(level - cells.mean(cells.plan.roles.baseline, "psnr")) > FAR),
+        "far": bool(abs(level - cells.mean(other, "psnr")) > FAR),
         "difference": _tree(found),
         "share_of_steps": shares,
         "loss_still_falls": still,
