@@ -28,6 +28,7 @@ import pytest
 from pv_vae_jax.cli.main import enable_compilation_cache
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.train.dit_stage import DiffusionStage
+from pv_vae_jax.train.programs import forget_programs
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.vae_stage import VAEStage
 
@@ -106,20 +107,13 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 100)
 
 
-# Linux lets a process have 65,530 pieces of memory. Every compiled program takes some, and XLA dies without them.
-MOST_PIECES = 40_000
-
-
 def pytest_runtest_teardown(item, nextitem):
-    """Forget all programs when they are too many."""
-    pieces = Path("/proc/self/maps")
+    """Forget all programs when they are too many, and what holds on to them."""
     between_files = nextitem is None or nextitem.path != item.path
-    if (between_files or item.get_closest_marker("slow")) and pieces.exists():
-        if pieces.read_bytes().count(b"\n") > MOST_PIECES:
-            for kept in KEPT:
-                kept.clear()
-            jax.clear_caches()
-            gc.collect()
+    if (between_files or item.get_closest_marker("slow")) and forget_programs():
+        for kept in KEPT:
+            kept.clear()
+        gc.collect()
 
 
 # Files that take longest, in the order in which they begin: else one of the two processes ends long before the other.

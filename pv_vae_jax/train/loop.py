@@ -20,6 +20,7 @@ from pv_vae_jax.train.mfu import StepTimer, model_flops, peak, utilisation
 from pv_vae_jax.train.nan_check import check_finite, check_finite_params
 from pv_vae_jax.train.preemption import Preempted, PreemptionHandler
 from pv_vae_jax.train.profiling import StepProfiler, memory_profile
+from pv_vae_jax.train.programs import forget_programs
 from pv_vae_jax.train.run import Run
 from pv_vae_jax.train.stage import Stage
 from pv_vae_jax.train.state import TrainState
@@ -40,6 +41,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
       NonFiniteError: a term became NaN or infinite; no state after that step is saved.
       Preempted: SIGTERM or the first Ctrl-C arrived; the state is saved.
     """
+    forget_programs()  # of models trained before in this process
     name, mesh, settings = stage.name, run.mesh, run.experiment
     sharding = state_sharding(mesh, stage.abstract_state)
     check_split(mesh, stage.abstract_state.params, sharding.params)
