@@ -49,7 +49,8 @@ def table(trees: list[dict]) -> str:
     """One line an entry."""
     if not trees:
         return "No entry is stored yet."
-    head = ("entry", "track", "latents of a clip", "PSNR, dB", "laws kept", "95 %", "skill", "rate, nats")
+    head = ["entry", "track", "latents of a clip", "PSNR, dB", "laws kept: reconstructed", "generated", "95 %"]
+    head += ["skill", "rate, nats"]
     rows = []
     for tree in trees:
         kept, rate = tree["kept"], tree["measures"]["rate_nats"].get("value")
@@ -59,6 +60,7 @@ def table(trees: list[dict]) -> str:
                 tree["track"],
                 " x ".join(map(str, tree["latents"]["shape"])),
                 f"{tree['reconstruction']['psnr']['mean']:.2f}",
+                f"{tree['ends']['reconstructed']:.3f}",
                 f"{kept['mean']:.3f}",
                 f"{kept['low']:.3f} to {kept['high']:.3f}",
                 f"{tree['skill']['mean']:.2f}",

@@ -54,7 +54,7 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
     known = {"mean": moments["test"][0], "logvar": moments["test"][1], "label": label}
     if (known["logvar"] == NO_NOISE).all():
         del known["logvar"]  # there is no rate without a posterior
-    frames = summarize_frames(score_frames(load_video(folder / "reconstructed.npz", real.shape), real, 255))
+    rebuilt = load_video(folder / "reconstructed.npz", real.shape)
     tree = {
         "name": name or folder.name,
         "protocol": VERSION,
@@ -63,11 +63,11 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
         "clips": clips.manifest,
         "latents": {"hash": key, "shape": list(latents["mean"].shape[1:]), "rotated": rotated},
         "seeds": seeds,
-        "reconstruction": frames,
+        "reconstruction": summarize_frames(score_frames(rebuilt, real, 255)),
         "measures": measure_latents(known),
     }
     if clips.laws:
-        ends = {"real": real, "shuffled": shuffled(real)}
+        ends = {"real": real, "shuffled": shuffled(real), "reconstructed": rebuilt}
         tree["ends"] = {end: score_clips(video, label, clips.laws)["kept"] for end, video in ends.items()}
         tree["kept"] = interval([seed["kept"] for seed in seeds], settings.samples)
     tree["skill"] = interval([seed["skill"]["energy"] for seed in seeds])
