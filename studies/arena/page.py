@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
 from studies.ablation.tables import markdown
@@ -89,13 +91,17 @@ def draw_chart(trees: list[dict], path: Path) -> None:
     """Generation over reconstruction, a point with its interval for each entry."""
     from pv_vae_jax.report.figures import chart_file
 
+    points = [
+        (tree["reconstruction"]["psnr"]["mean"], *(tree["kept"][k] for k in ("low", "mean", "high"))) for tree in trees
+    ]
+    near = 0.3 * np.ptp([x for x, *_ in points]), 0.02  # the size of a name
     with chart_file(path, "Share of generated clips that keep their law over PSNR", 504, 324) as axes:
-        for tree in trees:
-            x, kept = tree["reconstruction"]["psnr"]["mean"], tree["kept"]
-            low, high = kept["mean"] - kept["low"], kept["high"] - kept["mean"]
-            axes.errorbar(x, kept["mean"], yerr=[[low], [high]], fmt="o", capsize=3)
-            axes.annotate(tree["name"], (x, kept["mean"]), xytext=(6, 4), textcoords="offset points")
+        for tree, (x, low, y, high) in zip(trees, points, strict=True):
+            axes.errorbar(x, y, yerr=[[y - low], [high - y]], fmt="o", capsize=3)
+            crowd = any(0 < u - x < near[0] and bottom - near[1] < y < top + near[1] for u, bottom, _, top in points)
+            side = {"xytext": (-6, 4), "ha": "right"} if crowd else {"xytext": (6, 4)}
+            axes.annotate(tree["name"], (x, y), textcoords="offset points", **side)
         axes.set_xlabel("PSNR of held-out clips, dB")
         axes.set_ylabel("share of generated clips that keep their law")
-        axes.margins(x=0.08)
+        axes.margins(x=0.12)
         axes.grid(axis="y")
