@@ -13,11 +13,11 @@ from scipy import ndimage
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.data.sources import open_source
 from pv_vae_jax.data.synthetic import FAMILIES, SyntheticVideos
-from pv_vae_jax.losses import Objective
 from pv_vae_jax.models.latte import Latte, LatteConfig
 from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.train.configs import Experiment
 from studies.motion import __main__ as command
+from studies.motion import cells as cell_file
 from studies.motion import predicting
 from studies.motion.plan import Roles, Row, Study
 from studies.motion.rotation import RotatedLatte, rotation
@@ -30,8 +30,6 @@ from tests.conftest import perturbed
 N, SIZE = 32, 24
 LABELS = np.arange(N) % len(FAMILIES)
 WORLD = open_source("plain:" + ",".join(FAMILIES), frames=17, size=SIZE, clips=N, seed=5)
-# The study's file aligns latents in its positive control.
-needs_alignment = pytest.mark.skipif(not hasattr(Objective(), "alignment"), reason="no objective.alignment here")
 
 
 @pytest.fixture(scope="module")
@@ -260,14 +258,28 @@ def test_a_gain_of_reconstruction_is_none_of_generation():
     tree = judge(made_up(WORKING, {ROLES.method: 1.5}))
     row = next(row for row in tree["rows"] if row["name"] == ROLES.method)
     assert row["as_sampled"] > 0.45 and abs(tree["effect"]["difference"]["mean"]) < 0.02
-    assert "no effect" in tree["verdict"] and row["far"]
+    assert "no effect" in tree["verdict"]
+    assert not row["far"], "its curve reaches from 29.5 to 33.5 dB"
+    assert tree["primary"]["equal_psnr"]
+
+
+def test_a_row_read_far_from_its_points_is_marked():
+    tree = judge(made_up(WORKING, {ROLES.positive: 1.5, ROLES.negative: 0.5}))
+    far = {row["name"]: row["far"] for row in tree["rows"]}
+    assert far[ROLES.positive] and not far[ROLES.negative] and not far[ROLES.baseline]
 
 
 def test_missing_rows_leave_the_study_unfinished():
     cells = made_up(WORKING | {ROLES.method: 0.2})
-    for name, word in ((ROLES.positive, "unfinished"), (ROLES.placebo_method, "placebo has no cells")):
+    for name, word in ((ROLES.positive, "unfinished"), (ROLES.placebo_method, "placebo lacks cells")):
         left = {key: tree for key, tree in cells.trees.items() if key[0] != name}
         assert word in judge(Cells(cells.plan, left))["verdict"]
+    for seeds in (1, 2, 3):  # a placebo of two seeds would hardly ever differ, one of a single seed has no interval
+        left = {key: tree for key, tree in cells.trees.items() if key[0] != ROLES.placebo_method or key[1] < seeds}
+        assert "placebo lacks cells" in judge(Cells(cells.plan, left))["verdict"]
+    left = {key: tree for key, tree in cells.trees.items() if key != (f"{ROLES.method}, less", 3)}
+    tree = judge(Cells(cells.plan, left))
+    assert "no PSNR is equal, have 15 of 16 cells" in tree["verdict"] and not tree["primary"]["equal_psnr"]
     fewer = {key: tree for key, tree in cells.trees.items() if key[1] < 7}
     assert "unfinished" in judge(Cells(cells.plan, fewer))["verdict"], "seven seeds are too few"
 
@@ -286,6 +298,8 @@ def test_a_pair_under_other_circumstances_is_compared_with_itself_alone():
     rows = {row["name"]: row for row in found["rows"]}
     baseline, method = (rows[name] for name in names)
     assert baseline["difference"] is None and not baseline["far"] and abs(baseline["mean"] - 0.705) < 1e-6
+    assert baseline["against"] == "" and method["against"] == names[0]
+    assert baseline["share_of_steps"] == [1.0] * 8, "the end of its own baseline, not of the study's"
     assert abs(method["difference"]["difference"]["mean"] - 0.1) < 1e-6 and method["difference"]["found"] == 1
     unpaired = dataclasses.replace(pair[1], against="")
     found = judge(Cells(dataclasses.replace(cells.plan, rows=(*ROWS, pair[0], unpaired)), cells.trees | more))
@@ -301,7 +315,6 @@ def test_scores_are_read_between_points_and_beyond_them_by_the_slope():
 # The pipeline.
 
 
-@needs_alignment
 def test_rows_of_the_study_differ_by_their_settings_and_share_vaes():
     from studies.motion.plan import load_study
 
@@ -319,9 +332,8 @@ def test_rows_of_the_study_differ_by_their_settings_and_share_vaes():
     assert study.experiment.vae.latent_frames(study.experiment.data.frames) >= 5
 
 
-@needs_alignment
 @pytest.mark.slow
-def test_the_whole_pipeline_runs_resumes_and_judges(tmp_path, capsys):
+def test_the_whole_pipeline_runs_resumes_and_judges(tmp_path, capsys, monkeypatch):
     def run(*more: str) -> int:
         folders = (f"--workdir={tmp_path / 'work'}", f"--results={tmp_path / 'results'}")
         return run_command(command, "python -m studies.motion", [*folders, "--tiny", "--seeds=0", *more])
@@ -336,17 +348,25 @@ def test_the_whole_pipeline_runs_resumes_and_judges(tmp_path, capsys):
     assert shares["baseline-walk"] == {} and set(shares["baseline"]) == {"1", "2", "3", "4"}
     vaes = [path for path in (tmp_path / "work").iterdir() if path.name.startswith("vae-")]
     assert len(vaes) == 3 and all((path / "latents" / "manifest.json").exists() for path in vaes)
-    again = cells / found[-1]
-    before = json.loads(again.read_text())
     older = cells / found[0]  # from before there was this score
     tree = json.loads(older.read_text())
     del tree["predicted"]
     older.write_text(json.dumps(tree))
     assert run("--predicted") == 0 and "1 cells were given the score" in capsys.readouterr().out
     assert json.loads(older.read_text())["predicted"] in shares.values()
-    again.unlink()  # killed before its scores were written
+    again = cells / found[-1]
+    before = json.loads(again.read_text())
+    again.unlink()  # its states are gone, so the transformer is trained again, and the VAE is not
     assert run(rows) == 0
     after = json.loads(again.read_text())
-    assert after["generated"] == before["generated"] and set(after["seconds"]) == {"scores"}, "nothing trained twice"
+    assert all(after[part] == before[part] for part in ("generated", "curve", "predicted"))
+    assert set(after["seconds"]) == {"diffusion", "scores"}
+    monkeypatch.setattr(cell_file, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    again.unlink()
+    assert run(rows) == 130  # killed before its scores were written
+    monkeypatch.undo()
+    assert run(rows) == 0
+    after = json.loads(again.read_text())
+    assert after["curve"] == before["curve"] and set(after["seconds"]) == {"scores"}, "nothing trained twice"
     assert "unfinished" in json.loads((tmp_path / "results" / "study.json").read_text())["verdict"]
     assert "unfinished" in capsys.readouterr().out

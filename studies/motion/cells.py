@@ -61,6 +61,7 @@ def run_cells(
             place = f"{cells.index(cell) + 1} of {len(cells)}"
             print(f"motion study: {cell.row.name}, seed {cell.seed} ({place})", file=sys.stderr)
             write_json(path, run_cell(cell, workdir.absolute()) | {"draws": DRAWS})
+            shutil.rmtree(states(workdir / cell.name), ignore_errors=True)  # now that nothing is left to score
             scored += 1
     return scored
 
@@ -80,11 +81,17 @@ def run_cell(cell: Cell, workdir: Path) -> dict:
     for stage in VAE_PARTS:
         if vae.steps(stage) and not run.folder(stage).exists():
             run.folder(stage).symlink_to(vae.folder(stage), target_is_directory=True)
+    if run.finished("diffusion") and not states(workdir / cell.name).exists():
+        shutil.rmtree(run.folder("diffusion"))  # its scores were removed, and with one state alone there is no curve
     _train(run, "diffusion", seconds, rotated=cell.row.rotated)
     began = time.time()
     scores = measure(cell, run) | {"predicted": predicted(cell, vae)}
-    shutil.rmtree(run.folder("diffusion") / "checkpoints", ignore_errors=True)
     return scores | {"seconds": seconds | {"scores": round(time.time() - began, 1)}}
+
+
+def states(folder: Path) -> Path:
+    """Where a cell keeps its transformer at several steps, until it is scored."""
+    return folder / "diffusion" / "checkpoints"
 
 
 def _train(run: Run, stage: str, seconds: dict, rotated: bool = False) -> None:

@@ -114,8 +114,7 @@ def _states(cell: Cell, run: Run, last: Params) -> list[tuple[int, Params]]:
         step: run.folder("diffusion") / "checkpoints" / str(step)
         for step in range(steps // scores, steps, steps // scores)
     }
-    found = [(step, restore_params(path, "ema", shapes)) for step, path in kept.items() if path.is_dir()]
-    return [*found, (steps, last)]
+    return [*((step, restore_params(path, "ema", shapes)) for step, path in kept.items()), (steps, last)]
 
 
 def real_clips(run: Run, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:

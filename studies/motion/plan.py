@@ -69,7 +69,7 @@ class Study:
       clips: generated clips of the last score, and real clips beside them.
       curve_clips: generated clips of the scores before it.
       sampling_steps: Euler steps of a sample.
-      pilot: run the baseline and both controls alone, with seeds that do not count.
+      pilot: run the baseline, the method and both controls alone, with seeds that do not count.
     """
 
     experiment: Experiment

@@ -20,10 +20,12 @@ from studies.motion.plan import Row, Study
 SHARE = 0.1  # an effect is at least this part of the distance between the baseline and real clips
 SIGNS = 7 / 8  # of the paired seeds must have its sign
 LEAST, PILOT = 8, 2  # pairs of seeds; fewer decide nothing
-FAR = 1.0  # dB; a row that is read farther from its own points is marked
+FAR = 1.0  # dB; a row whose own points are farther from where it is read is marked
 SECONDARY = {
     "frames": "generated.frames",
     "one_object": "generated.one_object",
+    "appear": "generated.appear",
+    "vanish": "generated.vanish",
     "class": "generated.class",
     "skill_energy": "skill.energy",
     "skill_sliced_wasserstein": "skill.sliced_wasserstein",
@@ -112,9 +114,10 @@ def read_at(x: np.ndarray, y: np.ndarray, psnr: float, outside: float) -> float:
 
 
 def at_psnr(cells: Cells, row: Row, psnr: float) -> dict[int, float]:
-    """Seed -> primary score of a row at `psnr`. A row without a curve of its own has the slope of the baseline's."""
-    own = any(other.curve == row.name for other in cells.plan.rows)
-    line = slope(cells, row if own else cells.plan.row(cells.plan.roles.baseline))
+    """Seed -> primary score of a row at `psnr`. A row that is on no curve has the slope of the baseline's."""
+    mine = row.curve or row.name
+    has_curve = any(other.curve == mine for other in cells.plan.rows)
+    line = slope(cells, cells.plan.row(mine if has_curve else cells.plan.roles.baseline))
     return {seed: read_at(*cells.points(row, seed), psnr, line) for seed in cells.seeds(row.name)}
 
 
@@ -156,22 +159,27 @@ def judge(cells: Cells) -> dict:
     least = PILOT if study.pilot else LEAST
     scores, effects = {}, {}
     for row in study.rows:
-        other = row.against or roles.baseline
-        level = cells.mean(other, "psnr") if cells.seeds(other) else cells.mean(roles.baseline, "psnr")
+        scores[row.name] = {}
+        if not cells.seeds(row.name):
+            continue
+        other = reference(cells, row)
+        level = cells.mean(other.name, "psnr")
         scores[row.name] = at_psnr(cells, row, level)
-        if row.name != other and cells.seeds(other):
-            end = cells.mean(other, "shuffled.kept" if row.name == roles.negative else "real.kept")
-            effects[row.name] = effect(scores[row.name], at_psnr(cells, study.row(other), level), end, least)
+        if row != other:
+            end = cells.mean(other.name, "shuffled.kept" if row.name == roles.negative else "real.kept")
+            effects[row.name] = effect(scores[row.name], at_psnr(cells, other, level), end, least)
     positive, negative, method = (effects.get(name) for name in (roles.positive, roles.negative, roles.method))
     won, lost = bool(positive and positive.found > 0), bool(negative and negative.found < 0)
     placebo = effects.get(roles.placebo_method)
     holds = None
-    if placebo and method:
+    if placebo and method and placebo.difference.count >= study.row(roles.placebo_method).seeds:
         still = placebo.difference.sign == 0 and placebo.difference.low is not None
         holds = bool(still and abs(placebo.difference.mean) < abs(method.difference.mean) / 2)
+    curves = [0, 0] if study.pilot else curve_cells(cells)
     return {
         "rule": RULE,
         "primary": {
+            "equal_psnr": curves[1] > 0 and curves[0] == curves[1],
             "psnr": cells.mean(roles.baseline, "psnr"),
             "real": cells.mean(roles.baseline, "real.kept"),
             "shuffled": cells.mean(roles.baseline, "shuffled.kept"),
@@ -183,15 +191,37 @@ def judge(cells: Cells) -> dict:
         },
         "placebo": {"holds": holds, "effect": _tree(placebo)},
         "effect": _tree(method),
-        "verdict": _verdict((positive, negative, method), won and lost, holds, least),
+        "verdict": _verdict((positive, negative, method), won and lost, holds, least, curves),
     }
 
 
-def _verdict(effects: tuple[Effect | None, ...], controls: bool, holds: bool | None, least: int) -> str:
+def curve_cells(cells: Cells) -> list[int]:
+    """How many cells of the curves of the baseline and the method there are, and how many are planned."""
+    roles = cells.plan.roles
+    planned = [
+        (row.name, seed)
+        for row in cells.plan.rows
+        if row.curve in (roles.baseline, roles.method)
+        for seed in range(row.seeds)
+    ]
+    return [sum(cell in cells.trees for cell in planned), len(planned)]
+
+
+def reference(cells: Cells, row: Row) -> Row:
+    """The row that `row` is compared with, of which there are cells: itself, if there are none."""
+    name = row.against or cells.plan.roles.baseline
+    return cells.plan.row(name) if cells.seeds(name) else row
+
+
+def _verdict(
+    effects: tuple[Effect | None, ...], controls: bool, holds: bool | None, least: int, curves: list[int]
+) -> str:
     """A sentence; `effects` are of the positive control, the negative one, and the method."""
     counts = [found.difference.count if found else 0 for found in effects]
     if min(counts) < least:
         return f"unfinished: the rule needs {least} pairs of both controls and the method, and there are {min(counts)}"
+    if curves[0] < curves[1]:
+        return f"unfinished: the curves, without which no PSNR is equal, have {curves[0]} of {curves[1]} cells"
     if not controls:
         return "this size cannot tell: a control is not as it must be"
     if least < LEAST:
@@ -200,7 +230,7 @@ def _verdict(effects: tuple[Effect | None, ...], controls: bool, holds: bool | N
     if not method or not method.found:
         return f"no effect of {SHARE:.0%} found, with working controls"
     if holds is None:
-        return "unfinished: the placebo has no cells"
+        return "unfinished: the placebo lacks cells"
     if not holds:
         return "an effect, but in the placebo as well, or its interval is too wide: not claimed"
     return f"prediction makes latents {'easier' if method.found > 0 else 'harder'} to diffuse"
@@ -208,8 +238,8 @@ def _verdict(effects: tuple[Effect | None, ...], controls: bool, holds: bool | N
 
 def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None) -> dict:
     own, level = over_seeds(list(scores.values())), cells.mean(row.name, "psnr")
-    other = row.against if cells.seeds(row.against) else cells.plan.roles.baseline
-    shares = [share for seed in scores if (share := reach(cells, row.name, seed)) is not None]
+    other = reference(cells, row)
+    shares = [share for seed in scores if (share := reach(cells, row.name, other.name, seed)) is not None]
     losses = [cells.get(row.name, seed, "curve.loss")[-2:] for seed in scores]
     still = float(np.mean([pair[0] / pair[-1] - 1 for pair in losses]))  # from the last score but one to the last
     secondary = {}
@@ -223,7 +253,8 @@ def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None)
         "interval": [own.low, own.high],
         "as_sampled": cells.mean(row.name, "generated.kept"),
         "psnr": level,
-        "far": bool(abs(level - cells.mean(other, "psnr")) > FAR),
+        "far": bool(abs(level - cells.mean(other.name, "psnr")) > FAR and not _spans(cells, row, other)),
+        "against": "" if row == other else other.name,
         "difference": _tree(found),
         "share_of_steps": shares,
         "loss_still_falls": still,
@@ -232,12 +263,21 @@ def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None)
     }
 
 
-def reach(cells: Cells, row: str, seed: int) -> float | None:
-    """Share of its steps in which a row keeps as many laws as the baseline at its end; None if it never does."""
-    baseline = cells.plan.roles.baseline
-    if (baseline, seed) not in cells.trees:
+def _spans(cells: Cells, row: Row, other: Row) -> bool:
+    """Whether the row's mean curve over KL weights spans the PSNR of the row that it is compared with."""
+    curve = [name.name for name in cells.plan.rows if row.name in (name.name, name.curve) and cells.seeds(name.name)]
+    levels = [cells.mean(name, "psnr") for name in curve]
+    return len(levels) > 1 and min(levels) <= cells.mean(other.name, "psnr") <= max(levels)
+
+
+def reach(cells: Cells, row: str, other: str, seed: int) -> float | None:
+    """Share of its steps in which a row keeps as many laws as `other` at its end; None if it never does.
+
+    Scores before the last one are of fewer clips, and so noisier.
+    """
+    if (other, seed) not in cells.trees:
         return None
-    curve, end = cells.get(row, seed, "curve"), cells.get(baseline, seed, "curve.kept")[-1]
+    curve, end = cells.get(row, seed, "curve"), cells.get(other, seed, "curve.kept")[-1]
     share = steps_to_reach(curve["step"], -np.array(curve["kept"]), -end) / curve["step"][-1]
     return share if np.isfinite(share) else None
 
