@@ -84,17 +84,24 @@ def is_remote(path: str | Path) -> bool:
 
 
 def check_address(name: str, path: Any) -> None:
-    """Refuse an empty path and addresses of other stores than Google's, which as a path would name a folder here.
+    """Refuse an empty path, a ~ that no shell replaced, and addresses of other stores than Google's.
+
+    As paths, the last two would name a folder here.
 
     Args:
       name: name of the setting, used in the message.
       path: value of the setting; a `Path` has lost one of the slashes.
 
     Raises:
-      ConfigError: `path` is such an address, or empty, which would mean the current folder.
+      ConfigError: `path` is one of these; an empty one would mean the current folder.
     """
     if not str(path):
         raise ConfigError(f"{name} is empty: name a folder, such as runs/demo")
+    if re.match(r"~[\w.-]*(/|$)", str(path)):
+        raise ConfigError(
+            f"{name} is {path}, and no shell has replaced its ~ by a home folder: write $HOME, or a space in place of "
+            "the = before it"
+        )
     if (scheme := re.match(r"(\w[\w+.-]+):/", str(path))) and not re.match("gs:/{1,2}[^/]", str(path)):
         why = "it names no bucket" if scheme[1] == "gs" else f"training states cannot be written to {scheme[1]}://"
         raise ConfigError(

@@ -1,5 +1,6 @@
 """`python -m studies.arena`: the same clips everywhere, files that are checked, and scores that tell good from bad."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,16 @@ from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.typing import ConfigError
 from studies.arena import __main__ as command
 from studies.arena import entries, page
-from studies.arena.protocol import CLIPS, TRACKS, array_hash, load_latents, read_clips, write_clips
+from studies.arena.protocol import (
+    ENDS,
+    MANIFEST,
+    TRACKS,
+    Drawn,
+    array_hash,
+    load_latents,
+    read_clips,
+    write_clips,
+)
 from studies.arena.scoring import interval, score
 from studies.arena.training import train
 from studies.motion.plan import load_study
@@ -42,8 +52,14 @@ def entry(folder, clips):
 
 
 def of_the_protocol(tree: dict) -> dict:
-    """`tree` as if its few clips had been all of them."""
-    return tree | {"clips": tree["clips"] | {"hash": CLIPS}}
+    """An entry of track `tiny` as if it were one of `cpu`, of all clips."""
+    settings = json.loads(json.dumps(dataclasses.asdict(TRACKS["cpu"])))
+    seeds = [tree["seeds"][0] | {"seed": seed, "kept": 0.1 * seed} for seed in settings["seeds"]]
+    kept = interval([seed["kept"] for seed in seeds], settings["samples"])
+    skill = interval([seed["skill"]["energy"] for seed in seeds])
+    ends = tree["ends"] | ENDS
+    told = {"track": "cpu", "settings": settings, "seeds": seeds, "kept": kept, "skill": skill, "ends": ends}
+    return tree | told | {"clips": MANIFEST}
 
 
 def test_clips_are_the_same_everywhere(clips, tmp_path):
@@ -56,7 +72,9 @@ def test_clips_are_the_same_everywhere(clips, tmp_path):
 def test_an_entry_is_made_of_its_files(entry, clips):
     tree = json.loads((entry / "entry.json").read_text())
     page.check_entry(of_the_protocol(tree))
-    with pytest.raises(ConfigError, match=f"encoded clips {HASH}, expected"):
+    with pytest.raises(ConfigError, match=f"encoded clips .*{HASH}.*, expected"):
+        page.check_entry(of_the_protocol(tree) | {"clips": tree["clips"]})
+    with pytest.raises(ConfigError, match="expected track cpu or gpu, got tiny"):
         page.check_entry(tree)
     assert tree["latents"]["shape"] == [5, 3, 3, 12] and not tree["latents"]["rotated"]
     assert tree["ends"]["real"] > 0.9 > tree["ends"]["shuffled"]
@@ -103,7 +121,10 @@ def test_codes_without_training_decode_what_they_encode(clips):
 
 
 def test_intervals():
-    assert interval([0.2, 0.4, 0.3])["low"] == pytest.approx(0.3 - 1.96 * 0.1 / 3**0.5)
+    assert interval([0.2, 0.4, 0.3])["low"] == pytest.approx(0.3 - 4.303 * 0.1 / 3**0.5, abs=1e-4)
+    assert interval([0.3, 0.3, 0.3], clips=100)["high"] == pytest.approx(
+        0.3 + 1.96 * (0.3 * 0.7 / 300) ** 0.5, abs=1e-3
+    )
     none = interval([0.0, 0.0], clips=100)
     assert none["low"] == 0 < none["high"] < 0.05
 
@@ -131,33 +152,124 @@ def test_files_of_another_step_are_refused(entry, clips, folder, tmp_path, capsy
         (tmp_path / path.name).write_bytes(path.read_bytes())
     mean = np.load(entry / "latents.npz")["mean"]
     np.savez(tmp_path / "latents.npz", mean=mean + 1)
-    with pytest.raises(ConfigError, match=r"sampled-0.npz was drawn for other latents"):
-        score(tmp_path, clips, "tiny")
+    for step in (score, lambda folder, *rest: train(folder / "latents.npz", *rest)):
+        with pytest.raises(ConfigError, match=r"sampled-0.npz was drawn for latents \w+, expected \w+: name another"):
+            step(tmp_path, clips, "tiny")
+        with pytest.raises(
+            ConfigError, match=r"sampled-0.npz was drawn for track tiny, expected cpu: give the same --tr"
+        ):
+            step(tmp_path, clips, "cpu")
     np.savez(tmp_path / "latents.npz", mean=mean)
     np.savez(tmp_path / "generated-0.npz", video=np.zeros((7, 17, 24, 24, 3), np.uint8))
     with pytest.raises(ConfigError, match=r"expected video \(8, 17, 24, 24, 3\) uint8 .*, got \(7, 17"):
         score(tmp_path, clips, "tiny")
     (tmp_path / "generated-0.npz").unlink()
     assert run_command(command, "arena", ["score", str(tmp_path), f"--clips={folder}", "--track=tiny"]) == 2
-    assert "generated-0.npz does not exist" in capsys.readouterr().err
+    assert "generated-0.npz does not exist: decode `latents` of the `sampled` file" in capsys.readouterr().err
     (tmp_path / "manifest.json").write_text((folder / "manifest.json").read_text())
     np.savez(tmp_path / "clips.npz", video=clips.video[::-1], label=clips.label)
     with pytest.raises(ConfigError, match=f"has hash .*, expected {HASH}"):
         read_clips(tmp_path)
 
 
-def test_stored_entries_can_stand_beside_each_other(entry):
+def test_what_is_drawn_is_of_its_seed_and_complete(entry, clips, tmp_path):
+    for name in ("latents", "reconstructed", "sampled-0", "generated-0"):
+        (tmp_path / f"{name}.npz").write_bytes((entry / f"{name}.npz").read_bytes())
+    with pytest.raises(ConfigError, match="sampled-0.npz was drawn for seed 0, expected 1"):
+        Drawn(json.loads((entry / "entry.json").read_text())["latents"]["hash"], "tiny", 1, False).check(
+            tmp_path / "sampled-0.npz"
+        )
+    drawn = dict(np.load(entry / "sampled-0.npz"))
+    for latents, message in ((drawn["latents"][:4], "expected latents .8, 5"), (drawn["latents"] * np.nan, "has NaN")):
+        np.savez(tmp_path / "sampled-0.npz", **drawn | {"latents": latents})
+        with pytest.raises(ConfigError, match=message):
+            score(tmp_path, clips, "tiny")
+    (tmp_path / "sampled-0.npz").unlink()
+    train(tmp_path / "latents.npz", clips, "tiny")
+    assert not (tmp_path / "generated-0.npz").exists(), "it was decoded from other latents"
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_damaged_files_are_told(entry, clips, folder, tmp_path, damage):
+    for name in ("latents", "reconstructed", "sampled-0", "generated-0"):
+        (tmp_path / f"{name}.npz").write_bytes((entry / f"{name}.npz").read_bytes())
+    for name in ("reconstructed", "generated-0", "sampled-0"):
+        path = tmp_path / f"{name}.npz"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+        with pytest.raises(ConfigError, match=f"{name}.npz: .*; write it again"):
+            score(tmp_path, clips, "tiny")
+        path.write_bytes(whole)
+    (tmp_path / "clips.npz").write_bytes((folder / "clips.npz").read_bytes()[:99] if damage is None else damage)
+    for manifest, message in (((folder / "manifest.json").read_text(), "clips.npz: "), ("[1]", "json is damaged")):
+        (tmp_path / "manifest.json").write_text(manifest)
+        with pytest.raises(ConfigError, match=message):
+            read_clips(tmp_path)
+
+
+def test_nothing_is_written_over(entry, clips, folder, tmp_path, capsys):
+    small = ["--train=4", "--test=2"]
+    assert run_command(command, "arena", ["clips", str(folder), *small]) == 2
+    assert "holds other clips (24 + 16): name another folder" in capsys.readouterr().err
+    assert run_command(command, "arena", ["clips", str(folder), "--train=24", "--test=16"]) == 0, "the same ones"
+    with pytest.raises(ConfigError, match="has latents of .*pooled.*expected .*dct.*: name another folder"):
+        entries.enter("dct", entry, clips, "tiny", load_study("study_motion", tiny=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "x", "--rotate"], "`score` takes no --rotate"),
+        (["enter", "pooled", "--name=x"], "`enter` takes no --name"),
+        (["clips", "x", "--out=y"], "`clips` takes no --out"),
+        (["page", "--track=cpu"], "`page` takes no --track: its flags are none"),
+        (["train", "x", "--clips=~/c"], "no shell has replaced its ~"),
+        (["clips", "OUT", "--data=plain:jump"], "--data: plain:jump: the families of motion"),
+        (
+            ["score", "ENTRY", "--clips=CLIPS", "--track=tiny", "--name=a|b"],
+            "letters, digits, dots and dashes, got 'a|b'",
+        ),
+        (["enter", "dct", "--clips=CLIPS", "--out=OUT", "--vaes=OUT"], "dct has no VAE: leave out --vaes"),
+    ],
+)
+def test_what_a_step_cannot_use_is_refused(entry, folder, tmp_path, capsys, arguments, message):
+    for name, path in (("OUT", tmp_path / "out"), ("ENTRY", entry), ("CLIPS", folder)):
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    assert run_command(command, "arena", arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_stored_entries_can_stand_beside_each_other(entry, tmp_path):
     """What a pull request with an entry is held to."""
-    page.read_entries()
-    tree = json.loads((entry / "entry.json").read_text())
-    for change in ({"protocol": 0}, {"track": "mine"}, {"seeds": []}, {"settings": {}}):
-        with pytest.raises(ConfigError, match="pooled: "):
-            page.check_entry(of_the_protocol(tree) | change)
-    text = page.DOCUMENT.read_text()
-    assert page.table([t for t in page.read_entries()]).splitlines()[0] in text, "python -m studies.arena page"
+    assert page.table(page.read_entries()) in page.DOCUMENT.read_text(), "python -m studies.arena page"
+    good = of_the_protocol(json.loads((entry / "entry.json").read_text()))
+    path = tmp_path / "pooled.json"
+    path.write_text(json.dumps(good))
+    assert len(page.read_entries(tmp_path)) == 1
+    forged = good["kept"] | {"mean": 0.9}
+    for change, message in (
+        ({"protocol": 0}, "expected protocol 1, got 0"),
+        ({"track": "mine"}, "expected track cpu or gpu, got mine"),
+        ({"seeds": []}, "settings or seeds"),
+        ({"settings": {}}, "settings or seeds"),
+        ({"kept": forged}, "its seeds make"),
+        ({"skill": {"mean": float("nan"), "low": 0, "high": 0}}, "its seeds make"),
+        ({"clips": MANIFEST | {"train": 4_600, "test": 8}}, "encoded clips"),
+        ({"ends": good["ends"] | {"real": 0.5}}, "ends are"),
+        ({"name": "mine"}, "name the file mine.json"),
+        ({"name": "a\n# b"}, "letters, digits"),
+        ({"reconstruction": []}, "is no entry"),
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(ConfigError, match=f"pooled.json.*{message}"):
+            page.read_entries(tmp_path)
+    for text in ("", "[1]", "{", json.dumps({key: part for key, part in good.items() if key != "measures"})):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="pooled.json is no entry .*: copy the entry.json"):
+            page.read_entries(tmp_path)
 
 
-def test_an_entry_takes_the_vae_that_the_motion_study_trained(monkeypatch, tmp_path):
+def test_an_entry_takes_the_vae_that_the_motion_study_trained(clips, monkeypatch, tmp_path):
     study, opened = load_study("study_motion", tiny=True), []
 
     def record(experiment, folder):
@@ -167,7 +279,7 @@ def test_an_entry_takes_the_vae_that_the_motion_study_trained(monkeypatch, tmp_p
     monkeypatch.setattr(entries, "open_run", record)
     for name, vaes in (("baseline", tmp_path), ("rotated", tmp_path), ("wan", tmp_path), ("baseline", None)):
         with pytest.raises(InterruptedError):
-            entries.enter(name, tmp_path / "out", None, "tiny", study, vaes)
+            entries.enter(name, tmp_path / "out", clips, "tiny", study, vaes)
     trained = tmp_path / study.cell(study.row("Baseline"), 0).vae
     assert opened[:2] == [trained, trained] and opened[3] == tmp_path / "out" / "vae"
     assert opened[2].parent == tmp_path and opened[2] != trained, "another network is another VAE"
@@ -175,7 +287,7 @@ def test_an_entry_takes_the_vae_that_the_motion_study_trained(monkeypatch, tmp_p
 
 @pytest.mark.slow
 def test_the_clips_of_the_protocol_have_its_hash(tmp_path):
-    assert write_clips(tmp_path).manifest["hash"] == CLIPS
+    assert write_clips(tmp_path).manifest == MANIFEST
 
 
 @pytest.mark.slow

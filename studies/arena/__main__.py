@@ -15,8 +15,18 @@ from pathlib import Path
 
 from absl import flags
 
+from pv_vae_jax.storage import check_address
 from pv_vae_jax.typing import ConfigError
-from studies.arena.protocol import TRACKS, WORLD, read_clips, write_clips
+from studies.arena.protocol import TRACKS, WORLD, load_latents, read_clips, write_clips
+
+# Step -> its flags; others are refused.
+FLAGS = {
+    "clips": ("data", "frames", "size", "train", "test"),
+    "train": ("clips", "track", "rotate"),
+    "score": ("clips", "track", "name"),
+    "enter": ("clips", "track", "out", "vaes"),
+    "page": (),
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -39,9 +49,14 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str, str]) -> None:
     """Take one step."""
     step, *rest = positional or [""]
-    wanted = {"clips": 1, "train": 1, "score": 1, "enter": 1, "page": 0}
-    if step not in wanted or len(rest) != wanted[step]:
+    if step not in FLAGS or len(rest) != (step != "page"):
         raise ConfigError("name a step: clips OUT, train ENTRY, score ENTRY, enter NAME, or page; see --help")
+    every = {name for names in FLAGS.values() for name in names}
+    if unused := [f"--{name}" for name in sorted(every - set(FLAGS[step])) if values[name].present]:
+        raise ConfigError(f"`{step}` takes no {unused[0]}: its flags are {', '.join(FLAGS[step]) or 'none'}")
+    for name in ("clips", "out", "vaes"):
+        if values[name].value is not None:
+            check_address(f"--{name}", values[name].value)
     if overrides and step != "enter":
         raise ConfigError("--config settings are for `enter`: the protocol is the same for all")
     if step == "page":
@@ -60,6 +75,8 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
     if step == "train":
         from studies.arena.training import train
 
+        shape = " x ".join(map(str, load_latents(Path(rest[0]) / "latents.npz", clips)["mean"].shape[1:]))
+        print(f"latents of a clip: {shape} (g, h, w, z)")
         for path in train(Path(rest[0]) / "latents.npz", clips, values.track, values.rotate):
             print(f"{path}: decode its `latents` to `video` in {path.name.replace('sampled', 'generated')} beside it")
         return
@@ -70,9 +87,11 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
         return
     if not values.out:
         raise ConfigError("set --out to a folder for the entry")
-    from studies.arena.entries import enter
+    from studies.arena.entries import CODES, enter
     from studies.motion.plan import load_study
 
+    if rest[0] in CODES and (values.vaes or overrides):
+        raise ConfigError(f"{rest[0]} has no VAE: leave out --vaes and --config settings")
     study = load_study("study_motion", overrides, tiny=values.track == "tiny")
     vaes = Path(values.vaes) if values.vaes else None
     report(enter(rest[0], Path(values.out), clips, values.track, study, vaes))

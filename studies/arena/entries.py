@@ -5,6 +5,7 @@ Each is a way to encode all clips and to decode latents; `enter` then takes the 
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from pv_vae_jax.model import load
 from pv_vae_jax.models.transformer_vae import TransformerVAEConfig
 from pv_vae_jax.models.vae import VAEConfig
 from pv_vae_jax.pixels import to_uint8
+from pv_vae_jax.storage import atomic
 from pv_vae_jax.train.run import open_run
 from pv_vae_jax.train.stages import train_stage
 from pv_vae_jax.typing import ConfigError
 from studies.arena.protocol import TRACKS, Clips, load_arrays
 from studies.arena.scoring import score
 from studies.arena.training import train
-from studies.motion.plan import Row, Study, vae_part
+from studies.motion.plan import Cell, Row, Study, vae_part
 
 BATCH = 32
 BLOCK = 8  # pixels of a side, and so the space factor, of the codes without training
@@ -65,14 +67,18 @@ def enter(name: str, out: Path, clips: Clips, track: str, study: Study, vaes: Pa
       vaes: work directory of that study, to share VAEs with it; by default the VAE is trained in `out`.
 
     Raises:
-      ConfigError: there is no such entry, or these clips do not fit it.
+      ConfigError: there is no such entry, these clips do not fit it, or `out` has latents of another one.
     """
     if name not in (*VAES, *CODES):
         raise ConfigError(f"entry must be one of {', '.join((*VAES, *CODES))}, got {name!r}")
     out.mkdir(parents=True, exist_ok=True)
+    made_of = json.dumps([name, clips.manifest["hash"], "" if name in CODES else _cell(name, study).vae])
+    if (out / "latents.npz").exists() and (found := str(load_arrays(out / "latents.npz", "made_of")[0])) != made_of:
+        raise ConfigError(f"{out} has latents of {found}, expected {made_of}: name another folder")
     encode, decode = _code(name, clips) if name in CODES else _vae(name, out, study, vaes)
     if not (out / "latents.npz").exists():
-        np.savez(out / "latents.npz", **encode(clips.video))
+        with atomic(out / "latents.npz") as partial, open(partial, "wb") as file:
+            np.savez(file, made_of=made_of, **encode(clips.video))
     (mean,) = load_arrays(out / "latents.npz", "mean")
     np.savez_compressed(out / "reconstructed.npz", video=decode(mean[clips.test]))
     for path, seed in zip(
@@ -83,12 +89,17 @@ def enter(name: str, out: Path, clips: Clips, track: str, study: Study, vaes: Pa
     return score(out, clips, track, name)
 
 
-def _vae(name: str, out: Path, study: Study, vaes: Path | None) -> tuple[Encode, Decode]:
-    """A VAE that is trained in a folder of `vaes` or `out`, unless it is there."""
+def _cell(name: str, study: Study) -> Cell:
+    """The cell of the study whose VAE this is, with the entry's own network and settings."""
     row, settings = VAES[name]
     cell = study.cell(Row(name, study.row(row).settings | settings), 0)
     network = NETWORKS.get(name, cell.experiment.vae)
-    cell = dataclasses.replace(cell, experiment=dataclasses.replace(cell.experiment, vae=network))
+    return dataclasses.replace(cell, experiment=dataclasses.replace(cell.experiment, vae=network))
+
+
+def _vae(name: str, out: Path, study: Study, vaes: Path | None) -> tuple[Encode, Decode]:
+    """A VAE that is trained in a folder of `vaes` or `out`, unless it is there."""
+    cell = _cell(name, study)
     run = open_run(vae_part(cell.experiment), vaes / cell.vae if vaes else out / "vae")
     for stage in ("video", "decoder"):
         if run.steps(stage) and not run.finished(stage):

@@ -9,11 +9,13 @@ import numpy as np
 from pv_vae_jax.storage import write_text
 from pv_vae_jax.typing import ConfigError
 from studies.ablation.tables import markdown
-from studies.arena.protocol import CLIPS, TRACKS, VERSION
+from studies.arena.protocol import ENDS, MANIFEST, PUBLIC, TRACKS, VERSION, check_name
+from studies.arena.scoring import interval
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "arena.md"
 RESULTS = ROOT / "docs" / "results" / "arena"
+CONTROLS, CONTROL = ("aligned", "rotated"), " (control)"  # they are no entries that could win
 BEGIN, END = "<!-- entries: python -m studies.arena page -->", "<!-- end of entries -->"
 
 
@@ -21,44 +23,73 @@ def check_entry(tree: dict) -> None:
     """Refuse an entry that cannot stand beside the others.
 
     Raises:
-      ConfigError: it is of another protocol, or its settings, seeds or clips are not those of its track.
+      ConfigError: it is of another protocol, its settings, seeds or clips are not those of its track, or its scores do
+        not follow from those of its seeds.
     """
-    name, track = tree.get("name"), tree.get("track")
-    if tree.get("protocol") != VERSION or track not in TRACKS:
-        raise ConfigError(f"{name}: expected protocol {VERSION} and a track of {', '.join(TRACKS)}")
+    track = tree["track"]
+    if tree["protocol"] != VERSION:
+        raise ConfigError(f"expected protocol {VERSION}, got {tree['protocol']}: enter again with this version")
+    if track not in PUBLIC:
+        raise ConfigError(f"expected track {' or '.join(PUBLIC)}, got {track}: other tracks try the steps")
     settings = json.loads(json.dumps(dataclasses.asdict(TRACKS[track])))
     if tree["settings"] != settings or [seed["seed"] for seed in tree["seeds"]] != settings["seeds"]:
-        raise ConfigError(f"{name}: settings or seeds are not those of track {track}: score it again")
-    if (found := tree["clips"]["hash"]) != CLIPS:
+        raise ConfigError(f"settings or seeds are not those of track {track}: score it again")
+    if tree["clips"] != MANIFEST:
         raise ConfigError(
-            f"{name}: encoded clips {found}, expected {CLIPS}: those of `python -m studies.arena clips OUT`"
+            f"encoded clips {tree['clips']}, expected {MANIFEST}: those of `python -m studies.arena clips OUT`"
         )
+    kept = interval([seed["kept"] for seed in tree["seeds"]], settings["samples"])
+    skill = interval([seed["skill"]["energy"] for seed in tree["seeds"]])
+    for name, found, wanted in (("kept", tree["kept"], kept), ("skill", tree["skill"], skill)):
+        if not all(np.isclose(found[end], wanted[end]) for end in wanted):
+            raise ConfigError(f"{name} is {found}, but its seeds make {wanted}: score it again")
+    if {end: tree["ends"][end] for end in ENDS} != ENDS:
+        raise ConfigError(f"ends are {tree['ends']}, expected {ENDS} of these clips: score it again")
 
 
 def read_entries(folder: Path = RESULTS) -> list[dict]:
     """The stored entries, those that keep most laws first.
 
     Raises:
-      ConfigError: as `check_entry`.
+      ConfigError: a file holds no entry, has another name than its entry, or as `check_entry`.
     """
-    trees = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    for tree in trees:
-        check_entry(tree)
-    return sorted(trees, key=lambda tree: (tree["track"], -tree["kept"]["mean"]))
+    trees = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            tree = json.loads(path.read_text())
+            check_entry(tree)
+            if check_name(tree["name"]) != path.stem:
+                raise ConfigError(f"the entry is called {tree['name']}: name the file {tree['name']}.json")
+            table([tree])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ConfigError(f"{path} is no entry ({why}): copy the entry.json of `score` again") from error
+        trees.append(tree)
+    return sorted(trees, key=lambda tree: (PUBLIC.index(tree["track"]), -tree["kept"]["mean"]))
 
 
 def table(trees: list[dict]) -> str:
     """One line an entry."""
     if not trees:
         return "No entry is stored yet."
-    head = ["entry", "track", "latents of a clip", "PSNR, dB", "laws kept: reconstructed", "generated", "95 %"]
+    head = [
+        "entry",
+        "track",
+        "latents of a clip",
+        "PSNR, dB",
+        "laws kept: reconstructed",
+        "generated",
+        "95 % of generated",
+    ]
     head += ["skill", "rate, nats"]
     rows = []
     for tree in trees:
         kept, rate = tree["kept"], tree["measures"]["rate_nats"].get("value")
         rows.append(
             (
-                tree["name"],
+                f"{tree['name']}{CONTROL * (tree['name'] in CONTROLS)}",
                 tree["track"],
                 " x ".join(map(str, tree["latents"]["shape"])),
                 f"{tree['reconstruction']['psnr']['mean']:.2f}",
@@ -80,10 +111,11 @@ def write_page() -> Path:
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has lost its marks, {BEGIN} and {END}")
+    chart = "![Laws kept over PSNR](images/arena.svg)\n\n" if trees else ""
+    lines = table(trees)
     if trees:
         draw_chart(trees, DOCUMENT.parent / "images" / "arena.svg")
-    chart = "![Laws kept over PSNR](images/arena.svg)\n\n" if trees else ""
-    write_text(DOCUMENT, f"{head}{BEGIN}\n{chart}{table(trees)}\n{END}{tail}")
+    write_text(DOCUMENT, f"{head}{BEGIN}\n{chart}{lines}\n{END}{tail}")
     return DOCUMENT
 
 

@@ -11,7 +11,19 @@ from pv_vae_jax.evaluation.velocity import sample_posterior
 from pv_vae_jax.flow import normalize_latents
 from pv_vae_jax.storage import write_json
 from pv_vae_jax.typing import ConfigError
-from studies.arena.protocol import NO_NOISE, TRACKS, VERSION, Clips, array_hash, load_arrays, load_latents, load_video
+from studies.ablation.results import over_seeds
+from studies.arena.protocol import (
+    NO_NOISE,
+    TRACKS,
+    VERSION,
+    Clips,
+    Drawn,
+    array_hash,
+    check_name,
+    load_arrays,
+    load_latents,
+    load_video,
+)
 from studies.motion.scores import score_clips, shuffled
 from studies.motion.skill import latent_skill
 
@@ -28,22 +40,25 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
       name: how the page calls the entry; the folder's name by default.
 
     Raises:
-      ConfigError: a file is missing, or belongs to other latents, clips or seeds; the message says which.
+      ConfigError: the name is none, or a file is missing, or belongs to other latents, clips or seeds; the message says
+        which.
     """
+    name = check_name(name or folder.resolve().name)
     latents, settings = load_latents(folder / "latents.npz", clips), TRACKS[track]
     real, label = clips.video[clips.test], clips.label[clips.test]
     key = array_hash(*latents.values(), clips.label)
     moments = {
         split: [latents[part][getattr(clips, split)] for part in ("mean", "logvar")] for split in ("train", "test")
     }
-    seeds, rotated = [], False
+    seeds, turned = [], set()
     for seed in settings.seeds:
         file = folder / f"sampled-{seed}.npz"
-        found, drawn, asked, loss, spread = load_arrays(file, "key", "latents", "label", "loss", "statistics")
-        began = f"{key}-{track}-"
-        if not str(found).startswith(began):
-            raise ConfigError(f"{file} was drawn for other latents, clips or track: run `train` again")
-        rotated = str(found) == f"{began}True"
+        turned.add(Drawn(key, track, seed, False).check(file, rotated=False)["rotated"])
+        drawn, asked, loss, spread = load_arrays(file, "latents", "label", "loss", "statistics")
+        if (found := drawn.shape) != (wanted := (settings.samples, *latents["mean"].shape[1:])):
+            raise ConfigError(f"expected latents {wanted} in {file}, got {found}: remove it and run `train` again")
+        if not np.isfinite(drawn).all():
+            raise ConfigError(f"{file} has NaN or infinite latents: remove it and run `train` again")
         video = load_video(folder / f"generated-{seed}.npz", (settings.samples, *real.shape[1:]))
         held_out, other = (sample_posterior(*moments[split], *spread) for split in ("test", "train"))
         n = min(len(drawn), len(held_out))
@@ -51,17 +66,19 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
         seeds.append({"seed": seed, "loss": [float(x) for x in loss], "skill": skill})
         if clips.laws:
             seeds[-1] |= score_clips(video, asked, clips.laws)
+    if len(turned) > 1:
+        raise ConfigError(f"some seeds in {folder} were drawn for rotated latents and some not: run `train` again")
     known = {"mean": moments["test"][0], "logvar": moments["test"][1], "label": label}
     if (known["logvar"] == NO_NOISE).all():
         del known["logvar"]  # there is no rate without a posterior
     rebuilt = load_video(folder / "reconstructed.npz", real.shape)
     tree = {
-        "name": name or folder.name,
+        "name": name,
         "protocol": VERSION,
         "track": track,
         "settings": dataclasses.asdict(settings),
         "clips": clips.manifest,
-        "latents": {"hash": key, "shape": list(latents["mean"].shape[1:]), "rotated": rotated},
+        "latents": {"hash": key, "shape": list(latents["mean"].shape[1:]), "rotated": turned.pop()},
         "seeds": seeds,
         "reconstruction": summarize_frames(score_frames(rebuilt, real, 255)),
         "measures": measure_latents(known),
@@ -76,14 +93,15 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
 
 
 def interval(values: list[float], clips: int = 0) -> dict[str, float]:
-    """Mean over seeds with a 95 % interval.
+    """Mean over seeds with a 95 % interval: Student's between seeds.
 
-    Its standard error is that between seeds; for a share of `clips` clips it is at least that of drawing so many.
+    For a share of `clips` clips it is at least as wide as drawing so many makes it.
     """
-    mean, count = float(np.mean(values)), len(values)
-    error = float(np.std(values, ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-    if clips:
-        share = (mean * clips * count + 2) / (clips * count + 4)  # Agresti and Coull: not 0 at the ends
-        error = max(error, float(np.sqrt(share * (1 - share) / (clips * count))))
-        return {"mean": mean, "low": max(0.0, mean - NORMAL * error), "high": min(1.0, mean + NORMAL * error)}
-    return {"mean": mean, "low": mean - NORMAL * error, "high": mean + NORMAL * error}
+    found = over_seeds(values)
+    half = 0.0 if found.high is None else float(found.high) - found.mean
+    if not clips:
+        return {"mean": found.mean, "low": found.mean - half, "high": found.mean + half}
+    drawn = clips * len(values)
+    share = (found.mean * drawn + 2) / (drawn + 4)  # Agresti and Coull: not 0 at the ends
+    half = max(half, NORMAL * float(np.sqrt(share * (1 - share) / drawn)))
+    return {"mean": found.mean, "low": max(0.0, found.mean - half), "high": min(1.0, found.mean + half)}

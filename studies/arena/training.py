@@ -17,29 +17,36 @@ from pv_vae_jax.train.dit_step import DiTStep
 from pv_vae_jax.train.nan_check import check_finite_params
 from pv_vae_jax.train.optim import optimizer
 from pv_vae_jax.train.state import TrainState
-from studies.arena.protocol import TRACKS, Clips, array_hash, load_arrays, load_latents
+from studies.arena.protocol import TRACKS, Clips, Drawn, array_hash, load_latents
 from studies.motion.measure import draw_latents
 from studies.motion.rotation import RotatedLatte
 
 
 def train(path: Path, clips: Clips, track: str, rotated: bool = False) -> list[Path]:
-    """Write `sampled-SEED.npz` beside the latents `path`, for every seed of the track that has none of these latents.
+    """Write `sampled-SEED.npz` beside the latents `path`, for every seed of the track that has none yet.
 
     A file holds `latents (n, g, h, w, z)` to decode, in the units of the encoder; `label (n,)`, the law that each was
-    asked for; `loss (10,)`, held-out loss by time; and the hash of the latents that were trained on.
+    asked for; `loss (10,)`, held-out loss by time; and what it was drawn for. A `generated-SEED.npz` without it is
+    removed, for it was decoded from other latents.
 
     Args:
       path: the entry's latents of all clips.
       clips: the clips that they were encoded from.
       track: name of the track.
       rotated: train on latents under a fixed random rotation, the negative control.
+
+    Raises:
+      ConfigError: latents do not fit the clips, or a file is there that was drawn for something else.
     """
     latents, settings = load_latents(path, clips), TRACKS[track]
-    key, written = array_hash(*latents.values(), clips.label), []
-    for seed in settings.seeds:
-        out = path.with_name(f"sampled-{seed}.npz")
-        written.append(out)
-        if out.exists() and str(load_arrays(out, "key")[0]) == f"{key}-{track}-{rotated}":
+    key = array_hash(*latents.values(), clips.label)
+    files = {path.with_name(f"sampled-{seed}.npz"): Drawn(key, track, seed, rotated) for seed in settings.seeds}
+    for out, drawn_for in files.items():
+        if out.exists():
+            drawn_for.check(out)
+    for out, drawn_for in files.items():
+        seed = drawn_for.seed
+        if out.exists():
             continue
         model, state, (mean, std) = _fit(latents, clips, track, seed, rotated)
         label = np.arange(settings.samples, dtype=np.int32) % len(clips.manifest["names"])
@@ -47,9 +54,10 @@ def train(path: Path, clips: Clips, track: str, rotated: bool = False) -> list[P
         held_out = sample_posterior(*(latents[name][clips.test] for name in ("mean", "logvar")), mean, std)
         loss = velocity_loss(model, state.ema, held_out, clips.label[clips.test])
         arrays = {"latents": np.asarray(denormalize_latents(drawn, mean, std)), "label": label, "loss": loss}
+        path.with_name(f"generated-{seed}.npz").unlink(missing_ok=True)
         with atomic(out) as partial, open(partial, "wb") as file:
-            np.savez(file, key=f"{key}-{track}-{rotated}", statistics=np.stack([mean, std]), **arrays)
-    return written
+            np.savez(file, drawn_for=drawn_for.text(), statistics=np.stack([mean, std]), **arrays)
+    return list(files)
 
 
 def _fit(

@@ -41,6 +41,9 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Run cells, and judge what is stored."""
     if not values.workdir and (values.predicted or not values.verdict):
         raise ConfigError("set --workdir, or --verdict")
+    if values.verdict or values.predicted:
+        if unused := [name for name in ("rows", "seeds", "cells", "minutes") if values[name].present]:
+            raise ConfigError(f"--{unused[0]} chooses cells to train, and --verdict and --predicted train none")
     results = Path(values.results)
     if (overrides or values.tiny) and values["results"].using_default_value:
         own = Path(values.workdir or "runs") / "results"
