@@ -551,8 +551,11 @@ def test_another_store_is_no_folder(tiny_experiment, tmp_path, monkeypatch):
         line = fails(*call, f"{flag}=s3://b/x", status=2)
         assert f"{flag} must be a folder or gs://BUCKET/FOLDER, got s3://b/x (" in line and "mount the bucket" in line
         assert f"{flag} is empty: name a folder, such as runs/demo" in fails(*call, f"{flag}=", status=2)
+        assert f"{flag} is ~/x, and no shell has replaced its ~" in fails(*call, f"{flag}=~/x", status=2)
     with pytest.raises(ConfigError, match="--workdir is empty: name a folder"):
         open_run(load_experiment(tiny_experiment), "")
+    with pytest.raises(ConfigError, match="write .HOME, or a space in place of the ="):
+        open_run(load_experiment(tiny_experiment), Path("~someone/x"))
     for address in ("s3://b/run", Path("s3://b/run")):
         with pytest.raises(ConfigError, match="--workdir must be a folder or .*, got s3:/+b/run .*: mount the bucket"):
             open_run(load_experiment(tiny_experiment), address)
