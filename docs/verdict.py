@@ -83,7 +83,7 @@ def _points(effect: dict | None) -> str:
 
 
 def called(row: dict) -> str:
-    """A row's name, marked if its score is an extrapolation of more than a dB."""
+    """A row's name, marked if its PSNR is more than a dB away and no curve of its own bridges that."""
     return f"{row['name']} (far)" if row["far"] else row["name"]
 
 

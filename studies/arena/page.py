@@ -74,16 +74,8 @@ def table(trees: list[dict]) -> str:
     """One line an entry."""
     if not trees:
         return "No entry is stored yet."
-    head = [
-        "entry",
-        "track",
-        "latents of a clip",
-        "PSNR, dB",
-        "laws kept: reconstructed",
-        "generated",
-        "95 % of generated",
-    ]
-    head += ["skill", "rate, nats"]
+    head = ["entry", "track", "latents of a clip", "PSNR, dB", "laws kept: reconstructed", "generated"]
+    head += ["95 % of generated", "skill", "rate, nats"]
     rows = []
     for tree in trees:
         kept, rate = tree["kept"], tree["measures"]["rate_nats"].get("value")

@@ -67,7 +67,9 @@ def score(folder: Path, clips: Clips, track: str, name: str = "") -> dict:
         if clips.laws:
             seeds[-1] |= score_clips(video, asked, clips.laws)
     if len(turned) > 1:
-        raise ConfigError(f"some seeds in {folder} were drawn for rotated latents and some not: run `train` again")
+        raise ConfigError(
+            f"sampled files in {folder} are of rotated and of other latents: remove those of one kind and run `train`"
+        )
     known = {"mean": moments["test"][0], "logvar": moments["test"][1], "label": label}
     if (known["logvar"] == NO_NOISE).all():
         del known["logvar"]  # there is no rate without a posterior

@@ -46,10 +46,10 @@ def track(video: np.ndarray) -> Tracks:
     around = ndimage.grey_dilation(labels, size=(1, 5, 5))
     weight = np.maximum(away - FAINTEST / 4, 0)  # without the noise of the ground
     y, x = np.mgrid[0:height, 0:width] + 0.5
-    mass, inner, my, mx = (
-        np.bincount(where.ravel(), weights=np.broadcast_to(value, away.shape).ravel(), minlength=count + 1)
-        for where, value in ((around, weight), (labels, away), (around, weight * y), (around, weight * x))
-    )
+    total = lambda where, value: np.bincount(where.ravel(), weights=value.ravel(), minlength=count + 1)  # noqa: E731
+    near, own = (np.stack([total(where, weight * value) for value in (1, y, x)]) for where in (around, labels))
+    mass, my, mx = np.where(near[0] > 0, near, own)  # neighbours on all sides may leave an object nothing around it
+    inner = total(labels, away)
     large = inner >= 0.25 * FAINTEST * np.pi * (SMALLEST * min(height, width)) ** 2
     large[0] = False  # the ground
     objects = np.bincount(frame_of[large], minlength=n * t)
