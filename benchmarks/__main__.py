@@ -152,6 +152,6 @@ def run_accelerator(threads: int, out: Path, fresh: bool) -> Path:
 
 
 if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
+    from pv_vae_jax.cli.main import run_module
 
-    sys.exit(run_command(sys.modules[__name__], "python -m benchmarks", sys.argv[1:], long=True))
+    run_module("python -m benchmarks")

@@ -484,10 +484,11 @@ def test_a_kill_while_the_configuration_is_written_does_not_block_the_work_direc
 # Calls
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+@pytest.mark.parametrize("call", ["pv_vae_jax inspect", "studies.motion"])
+def test_a_reader_that_has_seen_enough_is_no_error(call):
     """`pv-vae inspect --help | head -1`."""
-    call = [sys.executable, "-m", "pv_vae_jax", "inspect", "--help"]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+    call, root = [sys.executable, "-m", *call.split(), "--help"], Path(__file__).resolve().parents[1]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as command:
         command.stdout.close()
         assert (command.wait(), command.stderr.read()) == (0, "")
 

@@ -10,7 +10,8 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.storage import bucket_error, check_address, of_bucket, remedy
@@ -118,7 +119,7 @@ def run_command(module: types.ModuleType, program: str, argv: Sequence[str], lon
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # no error: see run
+    except BrokenPipeError:  # no error: see end_with
         raise
     except Exception as error:
         advice = advice_on(error)
@@ -218,11 +219,25 @@ def enable_compilation_cache() -> None:
 
 def run() -> None:
     """Entry point of the installed command."""
+    end_with("pv-vae", lambda: main(sys.argv))
+
+
+def run_module(program: str) -> None:
+    """Entry point of the module that Python runs by `-m`, which is a command as `run_command` takes it and runs long.
+
+    Args:
+      program: `python -m` and its name.
+    """
+    end_with(program, lambda: run_command(sys.modules["__main__"], program, sys.argv[1:], long=True))
+
+
+def end_with(program: str, work: Callable[[], int]) -> NoReturn:
+    """End the process with the status that `work` returns."""
     try:
-        status = main(sys.argv)
+        status = work()
         sys.stdout.flush()
     except KeyboardInterrupt:  # while modules are imported
-        print("pv-vae: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere

@@ -9,7 +9,6 @@ Each finished cell (a row with a seed) leaves one file in --results; the same co
 processes share the work: each takes cells that no other has begun.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +65,6 @@ def run(values: flags.FlagValues, positional: Sequence[str], overrides: dict[str
 
 
 if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
+    from pv_vae_jax.cli.main import run_module
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.ablation", sys.argv[1:], long=True))
+    run_module("python -m studies.ablation")

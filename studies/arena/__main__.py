@@ -9,7 +9,6 @@
 docs/arena.md says what each file holds.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,6 +105,6 @@ def report(tree: dict) -> None:
 
 
 if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
+    from pv_vae_jax.cli.main import run_module
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.arena", sys.argv[1:], long=True))
+    run_module("python -m studies.arena")

@@ -83,6 +83,6 @@ def _real_clips(folder: str, config: FeatureTraining) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
+    from pv_vae_jax.cli.main import run_module
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.features", sys.argv[1:], long=True))
+    run_module("python -m studies.features")

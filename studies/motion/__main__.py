@@ -11,7 +11,6 @@ folders share the work, each on a core of its own: `taskset -c 0 python -m studi
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -40,7 +39,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
     """Run cells, and judge what is stored."""
     if not values.workdir and (values.predicted or not values.verdict):
-        raise ConfigError("set --workdir, or --verdict")
+        raise ConfigError(f"set --workdir{', where the VAEs are' if values.predicted else ', or --verdict'}")
     if values.verdict or values.predicted:
         if unused := [name for name in ("rows", "seeds", "cells", "minutes") if values[name].present]:
             raise ConfigError(f"--{unused[0]} chooses cells to train, and --verdict and --predicted train none")
@@ -69,6 +68,6 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
+    from pv_vae_jax.cli.main import run_module
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.motion", sys.argv[1:], long=True))
+    run_module("python -m studies.motion")

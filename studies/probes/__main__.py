@@ -14,7 +14,6 @@ The features of all `--clips` clips are held in memory.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,6 +143,6 @@ def _table(title: str, rows: Scores) -> list[str]:
 
 
 if __name__ == "__main__":
-    from pv_vae_jax.cli.main import run_command
+    from pv_vae_jax.cli.main import run_module
 
-    sys.exit(run_command(sys.modules[__name__], "python -m studies.probes", sys.argv[1:], long=True))
+    run_module("python -m studies.probes")
