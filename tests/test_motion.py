@@ -21,7 +21,7 @@ from studies.motion import cells as cell_file
 from studies.motion import predicting
 from studies.motion.plan import Roles, Row, Study
 from studies.motion.rotation import RotatedLatte, rotation
-from studies.motion.rule import Cells, effect, judge, read_at
+from studies.motion.rule import Cells, at_psnr, effect, judge, read_at
 from studies.motion.scores import score_clips, shuffled, walk_band
 from studies.motion.skill import latent_skill
 from studies.motion.tracking import GROUND, track
@@ -270,6 +270,35 @@ def test_a_gain_of_reconstruction_is_none_of_generation():
     assert "no effect" in tree["verdict"]
     assert not row["far"], "its curve reaches from 29.5 to 33.5 dB"
     assert tree["primary"]["equal_psnr"]
+
+
+def test_a_gain_that_is_an_extrapolation_alone_is_not_claimed():
+    """The method's points lie close together and 1.2 dB below the baseline; their line is steep by chance."""
+    cells = made_up(WORKING, noise=0.001)
+    for (name, _), tree in cells.trees.items():
+        if name.startswith(ROLES.method) and name != ROLES.placebo_method:
+            step = {"less": 0.1, "more": -0.1}.get(name.rpartition(", ")[2], 0)
+            tree["psnr"], tree["generated"]["kept"] = 28.8 + step, 0.34 + 0.5 * step
+    tree = judge(cells)
+    assert tree["effect"]["found"] == 1 and next(r for r in tree["rows"] if r["name"] == ROLES.method)["far"]
+    ends = tree["both_ends"]
+    assert ends["psnr"] == pytest.approx(28.8) and ends["effect"]["found"] == 0
+    assert ends["baseline"] == pytest.approx(0.34, abs=0.01) and ends["method"] == pytest.approx(0.34)
+    assert ends["slopes"][ROLES.method] == pytest.approx(0.5)
+    assert "none at the method's: not claimed" in tree["verdict"]
+
+
+def test_a_row_is_moved_along_the_curve_of_the_baseline_it_is_compared_with():
+    walk = ROLES.placebo_baseline
+    rows = (*ROWS, Row(f"{walk}, heavy", curve=walk, against=walk))
+    trees = dict(made_up(WORKING).trees)
+    for seed in range(4):
+        trees[walk, seed] = {"psnr": 30.0, "generated": {"kept": 0.8}}
+        trees[f"{walk}, heavy", seed] = {"psnr": 28.0, "generated": {"kept": 0.6}}
+        trees[ROLES.placebo_method, seed] = {"psnr": 29.0, "generated": {"kept": 0.75}}
+    cells = Cells(Study(Experiment(), rows), trees)
+    moved = at_psnr(cells, cells.plan.row(ROLES.placebo_method), 30.0)
+    assert moved == pytest.approx(dict.fromkeys(range(4), 0.85)), "0.1 a dB there, 0.05 in the other world"
 
 
 def test_a_row_read_far_from_its_points_is_marked():

@@ -42,6 +42,7 @@ RULE = {
     "controls": "latents aligned to the world's state win by the same rule; rotated latents lose by it, where the "
     "distance is that between the baseline and real clips with shuffled frames, the lowest score; else no verdict",
     "placebo": "in `walk` the 95 % interval of the difference holds 0, and the mean is below half the effect",
+    "both ends": "read at the method's mean PSNR, the effect is one by the same rule",
 }
 
 
@@ -114,10 +115,10 @@ def read_at(x: np.ndarray, y: np.ndarray, psnr: float, outside: float) -> float:
 
 
 def at_psnr(cells: Cells, row: Row, psnr: float) -> dict[int, float]:
-    """Seed -> primary score of a row at `psnr`. A row that is on no curve has the slope of the baseline's."""
-    mine = row.curve or row.name
-    has_curve = any(other.curve == mine for other in cells.plan.rows)
-    line = slope(cells, cells.plan.row(mine if has_curve else cells.plan.roles.baseline))
+    """Seed -> primary score of a row at `psnr`. A row that is on no curve has the slope of its baseline's."""
+    curves = {other.curve for other in cells.plan.rows}
+    own = next((name for name in (row.curve, row.name, row.against) if name and name in curves), "")
+    line = slope(cells, cells.plan.row(own or cells.plan.roles.baseline))
     return {seed: read_at(*cells.points(row, seed), psnr, line) for seed in cells.seeds(row.name)}
 
 
@@ -183,6 +184,7 @@ def judge(cells: Cells) -> dict:
     if placebo and method and placebo.difference.count >= study.row(roles.placebo_method).seeds:
         still = placebo.difference.sign == 0 and placebo.difference.low is not None
         holds = bool(still and abs(placebo.difference.mean) < abs(method.difference.mean) / 2)
+    both_ends = _at_method(cells) if equal else None
     return {
         "rule": RULE,
         "primary": {
@@ -198,19 +200,31 @@ def judge(cells: Cells) -> dict:
         },
         "placebo": {"holds": holds, "effect": _tree(placebo)},
         "effect": _tree(method),
-        "verdict": _verdict((positive, negative, method), won and lost, holds, least, curves),
+        "both_ends": both_ends,
+        "verdict": _verdict((positive, negative, method), won and lost, holds, both_ends, least, curves),
+    }
+
+
+def _at_method(cells: Cells) -> dict:
+    """Method and baseline at the mean PSNR of the method.
+
+    Where no KL weight takes the method up to the PSNR of the baseline, its score there is an extrapolation. Heavier
+    weights take the baseline down to the method, so here both are read where there are cells of both.
+    """
+    roles, level = cells.plan.roles, cells.mean(cells.plan.roles.method, "psnr")
+    method, baseline = (at_psnr(cells, cells.plan.row(name), level) for name in (roles.method, roles.baseline))
+    return {
+        "psnr": level,
+        "baseline": float(np.mean(list(baseline.values()))),
+        "method": float(np.mean(list(method.values()))),
+        "effect": _tree(effect(method, baseline, cells.mean(roles.baseline, "real.kept"))),
+        "slopes": {name: slope(cells, cells.plan.row(name)) for name in (roles.baseline, roles.method)},
     }
 
 
 def curve_cells(cells: Cells) -> list[int]:
-    """How many cells of the curves of the baseline and the method there are, and how many are planned."""
-    roles = cells.plan.roles
-    planned = [
-        (row.name, seed)
-        for row in cells.plan.rows
-        if row.curve in (roles.baseline, roles.method)
-        for seed in range(row.seeds)
-    ]
+    """How many cells of the curves there are, and how many are planned."""
+    planned = [(row.name, seed) for row in cells.plan.rows if row.curve for seed in range(row.seeds)]
     return [sum(cell in cells.trees for cell in planned), len(planned)]
 
 
@@ -221,7 +235,12 @@ def reference(cells: Cells, row: Row) -> Row:
 
 
 def _verdict(
-    effects: tuple[Effect | None, ...], controls: bool, holds: bool | None, least: int, curves: list[int]
+    effects: tuple[Effect | None, ...],
+    controls: bool,
+    holds: bool | None,
+    both_ends: dict | None,
+    least: int,
+    curves: list[int],
 ) -> str:
     """A sentence; `effects` are of the positive control, the negative one, and the method."""
     counts = [found.difference.count if found else 0 for found in effects]
@@ -240,6 +259,8 @@ def _verdict(
         return "unfinished: the placebo lacks cells"
     if not holds:
         return "an effect, but in the placebo as well, or its interval is too wide: not claimed"
+    if both_ends is None or both_ends["effect"]["found"] != method.found:
+        return "an effect at the baseline's PSNR and none at the method's: not claimed"
     return f"prediction makes latents {'easier' if method.found > 0 else 'harder'} to diffuse"
 
 
