@@ -52,7 +52,10 @@ def sentences(tree: dict | None, ablations: Sequence[Results]) -> str:
     said = f"{read}, {rows[BASELINE]['mean']:.1%} of the clips generated from the baseline's latents keep their law of "
     said += "motion within a pixel"
     if METHOD in rows:
-        said += f", and {rows[METHOD]['mean']:.1%} from the predictive VAE's ({_points(tree['effect'])})"
+        ends, far = tree["both_ends"], ", an extrapolation" * rows[METHOD]["far"]
+        again = f"; at its own PSNR of {ends['psnr']:.1f} dB {_points(ends['effect'])}" if ends else ""
+        shown = f"{_points(tree['effect'])}{far * bool(ends)}{again}"
+        said += f", and {rows[METHOD]['mean']:.1%} from the predictive VAE's ({shown})"
     early = tree["verdict"].startswith("unfinished")
     wins = "wins" if won["won"] else "has not won yet" if early else "does not win"
     loses = "loses" if lost["lost"] else "has not lost yet" if early else "does not lose"
