@@ -35,7 +35,8 @@ def measure(cell: Cell, run: Run) -> dict:
     diffusion: Any = model.diffusion
     latte = RotatedLatte(diffusion.model.config) if cell.row.rotated else diffusion.model
     real, kinds = real_clips(run, "test", study.clips)
-    band = walk_band(real_clips(run, "train", study.clips)[0]) if cell.families == ("walk",) else None
+    rebuild = functools.partial(reconstruct, model.vae, model.vae_params, batch_size=BATCH)
+    band = walk_band(rebuild(real_clips(run, "train", study.clips)[0])) if cell.families == ("walk",) else None
     score = functools.partial(score_clips, families=cell.families, band=band)
 
     rebuilt = score_reconstruction(model.vae, model.vae_params, real, batch_size=BATCH)
@@ -68,7 +69,7 @@ def measure(cell: Cell, run: Run) -> dict:
         "ssim": rebuilt.ssim,
         "rate": float(0.5 * np.mean(mean**2 + np.exp(logvar) - 1 - logvar)),  # nats per value
         "generated": found,
-        "reconstructed": score(reconstruct(model.vae, model.vae_params, real, batch_size=BATCH), kinds),
+        "reconstructed": score(rebuild(real), kinds),
         "real": score(real[:ENDS], kinds[:ENDS]),
         "shuffled": score(shuffled(real[:ENDS]), kinds[:ENDS]),
         "curve": curve,

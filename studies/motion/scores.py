@@ -10,12 +10,16 @@ from studies.motion.laws import fit, world_units
 from studies.motion.tracking import Tracks, track
 
 PIXEL = 1.0  # a clip keeps its law if no frame lies farther from it
-WALK_SHARE = 0.98  # of real walks, the middle that counts as a walk, for each of its numbers
+WALK_SHARE = 0.98  # of reconstructed walks, the middle that counts as a walk, for each of its numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class WalkBand:
-    """What real clips of `walk` have: the range of each number of `walk_numbers`, and the lengths of their steps."""
+    """What clips of `walk` have: the range of each number of `walk_numbers`, and the lengths of their steps.
+
+    Of reconstructions, for no latents hold such steps as they are: a decoder smooths them, and none of its clips, of
+    real latents or of drawn ones, moves like a real one.
+    """
 
     low: np.ndarray
     high: np.ndarray
@@ -32,7 +36,7 @@ def walk_numbers(place: np.ndarray) -> np.ndarray:
 
 
 def walk_band(video: np.ndarray) -> WalkBand:
-    """The band of real clips `(n, t, H, W, 3)` uint8 of `walk`."""
+    """The band of clips `(n, t, H, W, 3)` uint8 of `walk`."""
     tracks = track(video)
     place = tracks.place[tracks.whole]
     low, high = np.quantile(walk_numbers(place), [(1 - WALK_SHARE) / 2, (1 + WALK_SHARE) / 2], axis=0)
@@ -46,11 +50,11 @@ def score_clips(video: np.ndarray, labels: np.ndarray, families: tuple[str, ...]
       video: the clips.
       labels: `(n,)`.
       families: laws of motion; `walk` must be the only one.
-      band: of real clips, for `walk`.
+      band: of reconstructed clips, for `walk`.
 
     Returns:
       `kept`, the primary score: the share of clips that show one object in all frames and keep their law within a
-        pixel; for `walk`, whose steps are like those of real ones. `frames`: mean number of first frames in which one
+        pixel; for `walk`, whose steps are like those of the band. `frames`: mean number of first frames in which one
         object keeps the law. `one_object`: share of clips with one object throughout; `appear`, `vanish`: mean number
         of frames of a clip with more than one, and with none. With several laws `class`, the share whose nearest law is
         the one asked for, and `kept_by`; for `walk`, `steps`: the distance (Kolmogorov) between the distributions of
@@ -64,7 +68,7 @@ def score_clips(video: np.ndarray, labels: np.ndarray, families: tuple[str, ...]
         "vanish": float((tracks.objects == 0).sum(1).mean()),
     }
     if families == ("walk",):
-        assert band is not None, "walk is scored by real clips"
+        assert band is not None, "walk is scored by reconstructed clips"
         return scores | _score_walk(tracks, band)
     first = np.where(tracks.whole, video.shape[1], np.argmax(tracks.objects != 1, axis=1))  # frames with one object
     place = world_units(np.where(np.isnan(tracks.place), size / 2, tracks.place), size)
