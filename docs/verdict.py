@@ -54,6 +54,8 @@ def sentences(tree: dict | None, ablations: Sequence[Results]) -> str:
     if METHOD in rows:
         ends, far = tree["both_ends"], ", an extrapolation" * rows[METHOD]["far"]
         again = f"; at its own PSNR of {ends['psnr']:.1f} dB {_points(ends['effect'])}" if ends else ""
+        plain = rows[METHOD]["as_sampled"]["difference"]
+        again += f"; as sampled, at one KL weight, {_points(plain)}" if ends else ""
         shown = f"{_points(tree['effect'])}{far * bool(ends)}{again}"
         said += f", and {rows[METHOD]['mean']:.1%} from the predictive VAE's ({shown})"
     early = tree["verdict"].startswith("unfinished")
@@ -92,8 +94,9 @@ def called(row: dict) -> str:
 
 def motion_table(tree: dict) -> str:
     """One line a row of the motion study."""
-    head = ["row", "seeds", "clips that keep their law", "less the baseline", "PSNR, dB"]
-    head += ["steps to the baseline's end"]
+    equal = tree["primary"]["equal_psnr"]
+    head = ["row", "seeds", "clips that keep their law", "less the baseline"]
+    head += ["as sampled", "less the baseline"] * equal + ["PSNR, dB", "steps to the baseline's end"]
     predicted = any("predicted" in row["secondary"] for row in tree["rows"])
     head += ["laws kept with 1, 2 groups withheld"] * predicted
     body = []
@@ -106,7 +109,9 @@ def motion_table(tree: dict) -> str:
         seen = [row["secondary"].get(key) for key in ("predicted", "predicted_two")]
         drawn = "-" if None in seen else ", ".join(f"{share:.0%}" for share in seen)
         mean, level = f"{row['mean']:.1%}{span}", f"{row['psnr']:.2f}"
-        body.append((called(row), str(len(row["seeds"])), mean, less, level, reached, *[drawn] * predicted))
+        plain = row["as_sampled"]
+        sampled = [f"{plain['mean']:.1%}", "-" if plain["difference"] is None else _points(plain["difference"])] * equal
+        body.append((called(row), str(len(row["seeds"])), mean, less, *sampled, level, reached, *[drawn] * predicted))
     return markdown(head, body)
 
 

@@ -19,7 +19,8 @@ def row(name: str, mean: float, psnr: float = 30.0, far: bool = False, differenc
     return {
         "against": "" if name.startswith("Baseline") and "rotated" not in name else "Baseline",
         "name": name, "seeds": list(range(seeds)), "mean": mean, "interval": [mean - 0.02, mean + 0.02], "psnr": psnr,
-        "far": far, "difference": difference, "share_of_steps": [0.5] * (seeds - 1) + [0.7],
+        "far": far, "difference": difference, "as_sampled": {"mean": mean, "difference": difference},
+        "share_of_steps": [0.5] * (seeds - 1) + [0.7],
         "secondary": {"predicted": 0.6, "predicted_two": 0.2},
     }  # fmt: skip
 
@@ -56,7 +57,7 @@ def test_three_sentences_say_what_the_study_says():
     assert len(re.findall(r"\.\W", f"{text} ")) == 3
     for said in (
         *("PSNR of 30.0 dB", "50.0% of the clips", "58.0% from", "(+8.0 points [7.0, 9.0], 8 seeds; at", "reach 98.0%"),
-        "its own PSNR of 28.9 dB +7.0 points [6.0, 8.0], 8 seeds)",
+        "its own PSNR of 28.9 dB +7.0 points [6.0, 8.0], 8 seeds; as sampled, at one KL weight, +8.0 points",
         *("state of the world, wins (+20.0", "rotated latents, does not lose (-10.0", "difference is +0.4 points"),
     ):
         assert said in text, said
@@ -105,7 +106,7 @@ def test_the_page_follows_the_study_the_pilot_and_the_ablations(tmp_path):
     VERDICT["write_page"](page, results)
     text, drawing = page.read_text(), (tmp_path / "images" / "verdict.svg").read_text()
     assert "is open" not in text and "do not count: this size can tell." in text
-    assert "| Far row (far) | 8 | 10.0% [8.0%, 12.0%] | - | 27.00 | 50% | 60%, 20% |" in text
+    assert "| Far row (far) | 8 | 10.0% [8.0%, 12.0%] | - | 10.0% | - | 27.00 | 50% | 60%, 20% |" in text
     shown = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
     assert {"Whole method", "Baseline, rotated", "Real clips"} <= set(shown)
     assert not {"Far row", "Baseline, walk"} & set(shown)

@@ -166,7 +166,7 @@ def judge(cells: Cells) -> dict:
     curves = [0, 0] if study.pilot else curve_cells(cells)
     equal = curves[1] > 0 and curves[0] == curves[1]
     read = at_psnr if equal else as_sampled  # the slope of a few seeds would move all rows
-    scores, effects = {}, {}
+    scores, effects, plain = {}, {}, {}
     for row in study.rows:
         scores[row.name] = {}
         if not cells.seeds(row.name):
@@ -177,6 +177,7 @@ def judge(cells: Cells) -> dict:
         if row != other:
             end = cells.mean(other.name, "shuffled.kept" if row.name == roles.negative else "real.kept")
             effects[row.name] = effect(scores[row.name], read(cells, other, level), end, least)
+            plain[row.name] = effect(as_sampled(cells, row, level), as_sampled(cells, other, level), end, least)
     positive, negative, method = (effects.get(name) for name in (roles.positive, roles.negative, roles.method))
     won, lost = bool(positive and positive.found > 0), bool(negative and negative.found < 0)
     placebo = effects.get(roles.placebo_method)
@@ -193,7 +194,11 @@ def judge(cells: Cells) -> dict:
             "real": cells.mean(roles.baseline, "real.kept"),
             "shuffled": cells.mean(roles.baseline, "shuffled.kept"),
         },
-        "rows": [_row(cells, row, scores[row.name], effects.get(row.name)) for row in study.rows if scores[row.name]],
+        "rows": [
+            _row(cells, row, scores[row.name], effects.get(row.name), plain.get(row.name))
+            for row in study.rows
+            if scores[row.name]
+        ],
         "controls": {
             "positive": {"row": roles.positive, "won": won, "effect": _tree(positive)},
             "negative": {"row": roles.negative, "lost": lost, "effect": _tree(negative)},
@@ -264,7 +269,7 @@ def _verdict(
     return f"prediction makes latents {'easier' if method.found > 0 else 'harder'} to diffuse"
 
 
-def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None) -> dict:
+def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None, plain: Effect | None) -> dict:
     own, level = over_seeds(list(scores.values())), cells.mean(row.name, "psnr")
     other = reference(cells, row)
     shares = [share for seed in scores if (share := reach(cells, row.name, other.name, seed)) is not None]
@@ -279,7 +284,7 @@ def _row(cells: Cells, row: Row, scores: dict[int, float], found: Effect | None)
         "seeds": sorted(scores),
         "mean": own.mean,
         "interval": [own.low, own.high],
-        "as_sampled": cells.mean(row.name, "generated.kept"),
+        "as_sampled": {"mean": cells.mean(row.name, "generated.kept"), "difference": _tree(plain)},
         "psnr": level,
         "far": bool(abs(level - cells.mean(other.name, "psnr")) > FAR and not _spans(cells, row, other)),
         "against": "" if row == other else other.name,
