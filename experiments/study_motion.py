@@ -97,7 +97,7 @@ def get_study() -> Study:
     longer = [
         row
         for times in (3, 9)
-        for row in pair(f"{times} x as long", {"video.steps": times * VIDEO_STEPS}, seeds=3, group=3)
+        for row in pair(f"{times} x as long", {"video.steps": times * VIDEO_STEPS}, seeds=3, group=4)
     ]
     return Study(
         experiment=base(),
@@ -109,9 +109,9 @@ def get_study() -> Study:
             Row("Rising ratio", RISING, seeds=8),
             *curve,
             *walk,
-            *pair("wide decoder", WIDE, group=5),
-            Row("Prediction alone", PREDICTION, group=4),
-            Row("Motion term alone", MOTION, group=4),  # with decoders tuned alike, both together are the whole method
+            *pair("wide decoder", WIDE, group=3),
+            Row("Prediction alone", PREDICTION, group=5),
+            Row("Motion term alone", MOTION, group=5),  # with decoders tuned alike, both together are the whole method
             *longer,
         ),
     )
