@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -200,6 +201,7 @@ def made_up(gains: dict[str, float], psnr: dict[str, float] | None = None, noise
                 "psnr": level,
                 "generated": generated,
                 "real": {"kept": 1.0},
+                "reconstructed": {"kept": 0.95},
                 "shuffled": {"kept": 0.0},
                 "curve": {"step": [1, 2, 4], "kept": [kept / 4, kept / 2, kept], "loss": [3.0, 2.0, 1.9]},
                 "velocity_loss": [1.0, 2.0],
@@ -260,6 +262,7 @@ def test_rotated_latents_lose_by_the_room_that_is_left_below():
 def test_a_gain_in_the_placebo_is_not_claimed():
     tree = judge(made_up(WORKING | {ROLES.method: 0.12, ROLES.placebo_method: 0.12}))
     assert not tree["placebo"]["holds"] and "placebo" in tree["verdict"]
+    assert tree["placebo"]["effect"]["distance"] == pytest.approx(0.55, abs=0.02), "from 0.4 to reconstructed clips"
 
 
 def test_a_gain_of_reconstruction_is_none_of_generation():
@@ -324,6 +327,15 @@ def test_missing_rows_leave_the_study_unfinished():
     assert all(row["mean"] == pytest.approx(row["as_sampled"]["mean"]) for row in rows), "a few curves move no row"
     fewer = {key: tree for key, tree in cells.trees.items() if key[1] < 7}
     assert "unfinished" in judge(Cells(cells.plan, fewer))["verdict"], "seven seeds are too few"
+
+
+def test_no_stored_cell_is_scored_by_what_its_decoder_cannot_draw():
+    """A score that reconstructions miss is at its floor in every row, and a placebo that is read by it holds."""
+    cells = list((Path(__file__).resolve().parents[1] / "docs" / "results" / "motion" / "cells").glob("*.json"))
+    assert len(cells) > 70
+    for cell in cells:
+        tree = json.loads(cell.read_text())
+        assert tree["reconstructed"]["kept"] > 0.9 > 10 * tree["shuffled"]["kept"], cell.name
 
 
 def test_a_pair_under_other_circumstances_is_compared_with_itself_alone():

@@ -175,7 +175,9 @@ def judge(cells: Cells) -> dict:
         level = cells.mean(other.name, "psnr")
         scores[row.name] = read(cells, row, level)
         if row != other:
-            end = cells.mean(other.name, "shuffled.kept" if row.name == roles.negative else "real.kept")
+            # In `walk`, clips are compared with reconstructed ones.
+            top = "reconstructed.kept" if other.name == roles.placebo_baseline else "real.kept"
+            end = cells.mean(other.name, "shuffled.kept" if row.name == roles.negative else top)
             effects[row.name] = effect(scores[row.name], read(cells, other, level), end, least)
             plain[row.name] = effect(as_sampled(cells, row, level), as_sampled(cells, other, level), end, least)
     positive, negative, method = (effects.get(name) for name in (roles.positive, roles.negative, roles.method))
