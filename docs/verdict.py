@@ -148,16 +148,13 @@ def _difference(found) -> str:
 def chart(path: Path, tree: dict | None, studies: Sequence[Results]) -> str:
     """Draws the rows of the motion study, or without it the ablations; returns the alternative text."""
     if tree is not None:
-        shown = [
-            row for row in tree["rows"] if BASELINE in (row["name"], row["against"]) and ", KL " not in row["name"]
-        ]
-        shown = [row for row in shown if row["name"] == METHOD or not row["far"]]
-        rows = [(called(row), row["mean"], *row["interval"]) for row in shown]
-        rows.append(("Real clips", tree["primary"]["real"], None, None))
-        title = "Share of generated clips that keep their law of motion"
-        title += ", at equal PSNR" * tree["primary"]["equal_psnr"]
-        baseline = next(row["mean"] for row in tree["rows"] if row["name"] == BASELINE)
-        dots(path, title, rows, baseline, ".0%", "baseline")
+        shown = [row for row in tree["rows"] if row["difference"] is not None and ", KL " not in row["name"]]
+        equal = tree["primary"]["equal_psnr"]
+        series = {"as sampled": [(row["name"], *_difference_of(row["as_sampled"]["difference"])) for row in shown]}
+        if equal:
+            series["at equal PSNR"] = [(called(row), *_difference_of(row["difference"])) for row in shown]
+        title = "Clips that keep their law of motion, less those of the same baseline"
+        dots(path, title, series, "+.0%")
         return title
     title = "Frechet distance, whole method less baseline (our feature network): left of 0 is better"
     rows = []
@@ -165,22 +162,31 @@ def chart(path: Path, tree: dict | None, studies: Sequence[Results]) -> str:
         if (row := whole(study)) and len(study.seeds(row)) > 1:
             if found := study.difference(row, study.rows[0], "generation.own.frechet"):
                 rows.append((study.name, found.mean, found.low, found.high))
-    dots(path, title, rows, 0.0, "g", "no difference")
+    dots(path, title, {"mean and 95 % interval": rows}, "g")
     return title
 
 
-def dots(path: Path, title: str, rows: Sequence[tuple], mark: float, form: str, marked: str) -> None:
-    """An SVG with a line a row, `(name, mean, low, high)` with or without interval, and a dashed line at `mark`."""
-    with chart_file(path, title, 720, 90 + 26 * len(rows)) as axes:
-        for name, mean, low, high in rows:
-            ends = None if low is None else [[mean - low], [high - mean]]
-            axes.errorbar([mean], [name], xerr=ends, fmt="o", color=COLOURS[0][0])
-        axes.axvline(mark, color=SOFT[0], linestyle="--", label=marked)
+def _difference_of(found: dict) -> tuple[float, float | None, float | None]:
+    return found["difference"]["mean"], found["difference"]["low"], found["difference"]["high"]
+
+
+def dots(path: Path, title: str, series: dict[str, Sequence[tuple]], form: str) -> None:
+    """An SVG with a line a row, `(name, mean, low, high)` with or without interval, in each of the series."""
+    rows = next(reversed(series.values()))  # the last one's names are shown
+    with chart_file(path, title, 720, 90 + 30 * len(rows)) as axes:
+        for number, (name, values) in enumerate(series.items()):
+            offset = 0.24 * (number - (len(series) - 1) / 2)
+            for y, (_, mean, low, high) in enumerate(values):
+                ends = None if low is None else [[mean - low], [high - mean]]
+                label = {"label": name} if y == 0 else {}
+                axes.errorbar([mean], [y + offset], xerr=ends, fmt="o", color=COLOURS[number][0], **label)
+        axes.axvline(0.0, color=SOFT[0], linestyle="--")
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.figure.suptitle(title, x=0.01, ha="left", weight="bold", size=13)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:{form}}")
         axes.margins(x=0.04, y=0.1)
         axes.grid(axis="x")
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
         axes.invert_yaxis()
 
 

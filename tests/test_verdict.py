@@ -108,8 +108,8 @@ def test_the_page_follows_the_study_the_pilot_and_the_ablations(tmp_path):
     assert "is open" not in text and "do not count: this size can tell." in text
     assert "| Far row (far) | 8 | 10.0% [8.0%, 12.0%] | - | 10.0% | - | 27.00 | 50% | 60%, 20% |" in text
     shown = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
-    assert {"Whole method", "Baseline, rotated", "Real clips"} <= set(shown)
-    assert not {"Far row", "Baseline, walk"} & set(shown)
+    assert {"Whole method", "as sampled", "at equal PSNR"} <= set(shown)
+    assert not {"Far row", "Baseline, walk", "Baseline"} & set(shown), "they are not compared with anything"
     page.write_text("no marks")
     with pytest.raises(SystemExit, match="has lost its marks"):
         VERDICT["write_page"](page, results)
