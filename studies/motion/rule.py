@@ -183,10 +183,11 @@ def judge(cells: Cells) -> dict:
     positive, negative, method = (effects.get(name) for name in (roles.positive, roles.negative, roles.method))
     won, lost = bool(positive and positive.found > 0), bool(negative and negative.found < 0)
     placebo = effects.get(roles.placebo_method)
-    holds = None
+    doubt = None  # why the placebo forbids a claim; empty if it does not
     if placebo and method and placebo.difference.count >= study.row(roles.placebo_method).seeds:
-        still = placebo.difference.sign == 0 and placebo.difference.low is not None
-        holds = bool(still and abs(placebo.difference.mean) < abs(method.difference.mean) / 2)
+        half = abs(placebo.difference.mean) >= abs(method.difference.mean) / 2
+        seen = placebo.difference.sign != 0 or placebo.difference.low is None
+        doubt = "in the placebo as well" if seen else "half of it or more in the placebo as well" if half else ""
     both_ends = _at_method(cells) if equal else None
     return {
         "rule": RULE,
@@ -205,10 +206,10 @@ def judge(cells: Cells) -> dict:
             "positive": {"row": roles.positive, "won": won, "effect": _tree(positive)},
             "negative": {"row": roles.negative, "lost": lost, "effect": _tree(negative)},
         },
-        "placebo": {"holds": holds, "effect": _tree(placebo)},
+        "placebo": {"holds": None if doubt is None else not doubt, "effect": _tree(placebo)},
         "effect": _tree(method),
         "both_ends": both_ends,
-        "verdict": _verdict((positive, negative, method), won and lost, holds, both_ends, least, curves),
+        "verdict": _verdict((positive, negative, method), won and lost, doubt, both_ends, least, curves),
     }
 
 
@@ -244,7 +245,7 @@ def reference(cells: Cells, row: Row) -> Row:
 def _verdict(
     effects: tuple[Effect | None, ...],
     controls: bool,
-    holds: bool | None,
+    doubt: str | None,
     both_ends: dict | None,
     least: int,
     curves: list[int],
@@ -262,10 +263,10 @@ def _verdict(
     method = effects[2]
     if not method or not method.found:
         return f"no effect of {SHARE:.0%} found, with working controls"
-    if holds is None:
+    if doubt is None:
         return "unfinished: the placebo lacks cells"
-    if not holds:
-        return "an effect, but in the placebo as well, or its interval is too wide: not claimed"
+    if doubt:
+        return f"an effect at equal PSNR, but {doubt}: not claimed"
     if both_ends is None or both_ends["effect"]["found"] != method.found:
         return "an effect at the baseline's PSNR and none at the method's: not claimed"
     return f"prediction makes latents {'easier' if method.found > 0 else 'harder'} to diffuse"
