@@ -25,7 +25,7 @@ from studies.motion.plan import Row, Study
 VIDEO_STEPS = 1_200
 LAWS, WALK = "plain:bounce,orbit,fall,swing", "plain:walk"
 KL = (1e-4, 3e-4, 1e-3)  # the middle one is the matched weight
-HEAVY = 3e-3  # takes the baseline down to the PSNR of the whole method, which no weight takes up to the baseline's
+HEAVY = 3e-3  # takes the baseline down towards the PSNR of the whole method, which no weight takes up to the baseline's
 BASELINE = {"video.drop_ratio": 0.0, "video.objective.motion": 0.0}
 PREDICTION = {"video.drop_ratio": 1.0, "video.objective.motion": 0.0}
 MOTION = {"video.drop_ratio": 0.0, "video.objective.motion": 1.0}

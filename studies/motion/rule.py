@@ -217,7 +217,7 @@ def _at_method(cells: Cells) -> dict:
     """Method and baseline at the mean PSNR of the method.
 
     Where no KL weight takes the method up to the PSNR of the baseline, its score there is an extrapolation. Heavier
-    weights take the baseline down to the method, so here both are read where there are cells of both.
+    weights take the baseline down towards the method, so here both are read near cells of both.
     """
     roles, level = cells.plan.roles, cells.mean(cells.plan.roles.method, "psnr")
     method, baseline = (at_psnr(cells, cells.plan.row(name), level) for name in (roles.method, roles.baseline))
