@@ -39,8 +39,9 @@ class Objective:
       scale_equivariance: weight of the error with which latents at half the size decode to the clip at half the size.
       time_equivariance: weight of the error with which every second latent frame decodes to every second frame.
       alignment: weight of the share of given features that latents do not tell, see `alignment_error`.
-      latent_noise: no weight, but the standard deviation of Gaussian noise that is added to all that the decoder gets,
-        in training alone (arXiv 2507.15856 and 2510.11690 train decoders on noised latents).
+      latent_noise: no weight, but the standard deviation of Gaussian noise that is added to what the decoder draws the
+        clip from, in training alone (arXiv 2507.15856 and 2510.11690 train decoders on noised latents); the two
+        equivariance terms decode without it.
     """
 
     reconstruction: float = 1.0

@@ -305,7 +305,7 @@ def cast_kernels(params: Params, dtype: str | None) -> Params:
 
 
 # First and last layers that compute in float32, or add kernels before they are cast.
-FLOAT32_LAYERS = {"dense1", "dense2", "output", "moments", "head"}
+FLOAT32_LAYERS = {"dense1", "dense2", "output", "moments", "head", "latents", "first", "later"}
 
 
 def _check_diffusion(diffusion: Diffusion) -> None:

@@ -15,9 +15,12 @@ SHIPPED = Path(__file__).parent / "weights"
 STAGE_ORDER = ("diffusion", *reversed(VAE_STAGES))
 
 
-def local_or_bucket(name_or_path: str | Path) -> Path:
-    """The path that `name_or_path` means; a model on the Hugging Face Hub is downloaded first."""
-    return hub.download(name_or_path) if hub.is_address(name_or_path) else as_path(name_or_path, "the model")
+def local_or_bucket(name_or_path: str | Path, name: str = "the model") -> Path:
+    """The path that `name_or_path` means; a model on the Hugging Face Hub is downloaded first.
+
+    `name` says in messages what the path is of.
+    """
+    return hub.download(name_or_path) if hub.is_address(name_or_path) else as_path(name_or_path, name)
 
 
 def find_model(name_or_path: str | Path) -> Path:

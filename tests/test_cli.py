@@ -30,7 +30,7 @@ from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.params_io import weights_hash, write_params
 from pv_vae_jax.pixels import to_float, to_uint8
 from pv_vae_jax.report import run_report
-from pv_vae_jax.train.config_files import load_experiment
+from pv_vae_jax.train.config_files import load_experiment, save_config
 from pv_vae_jax.train.run import open_run, reopen_run
 from pv_vae_jax.train.stages import check_stages, train_stage
 from pv_vae_jax.train.writers import read_metrics
@@ -269,6 +269,16 @@ def test_settings_of_which_no_stage_began_may_change(tiny_experiment, tmp_path):
         open_run(load_experiment(tiny_experiment), tmp_path / "w")
 
 
+def test_a_run_can_be_used_on_other_devices_than_it_trained_on(tiny_experiment, tmp_path):
+    many = {"mesh.data": "16", "image.batch_size": "16", "video.batch_size": "16", "decoder.batch_size": "16"}
+    experiment = load_experiment(tiny_experiment, many | {"diffusion.batch_size": "16"})
+    save_config(experiment, tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="needs 16 devices, got 8"):
+        open_run(experiment, tmp_path)
+    run = reopen_run(tmp_path)
+    assert run.mesh.size == 8 and run.experiment == experiment
+
+
 def test_settings_of_stages_to_come_may_change(tiny_experiment, tmp_path):
     first = open_run(load_experiment(tiny_experiment), tmp_path / "w")
     first.folder("image").mkdir()
@@ -317,7 +327,7 @@ def test_two_processes_do_not_train_one_stage(trained, tiny_experiment, tmp_path
     assert pv_vae("encode", "--workdir", trained)[0] == 0
 
 
-def test_the_decoder_is_tuned_while_the_transformer_trains(trained, tiny_experiment, tmp_path):
+def test_the_decoder_is_tuned_while_the_transformer_trains(trained, tiny_experiment, tmp_path, monkeypatch):
     """The encoder is frozen, so latents and transformer are those of stages that run one after the other."""
     workdir = tmp_path / "run"
     workdir.mkdir()
@@ -334,6 +344,18 @@ def test_the_decoder_is_tuned_while_the_transformer_trains(trained, tiny_experim
     assert same(side_by_side.diffusion.params, one_by_one.diffusion.params)
     assert same(side_by_side.vae_params, one_by_one.vae_params) and not same(side_by_side.vae_params, first.vae_params)
     assert side_by_side.meta == one_by_one.meta
+    # The decoder may even be finished at the moment at which the transformer's model is written.
+    shutil.rmtree(workdir / "diffusion" / "model")
+    (workdir / "decoder" / "model").rename(tmp_path / "late")
+
+    def finish_first(folder, model):
+        if (tmp_path / "late").exists():
+            (tmp_path / "late").rename(workdir / "decoder" / "model")
+        save(folder, model)
+
+    monkeypatch.setattr("pv_vae_jax.train.dit_stage.save", finish_first)
+    assert pv_vae(*train, "diffusion")[0] == 0
+    assert same(load(workdir / "diffusion" / "model").vae_params, one_by_one.vae_params)
 
 
 def test_training_on_a_folder_skips_what_it_cannot_read(clips, tmp_path, tiny_experiment):

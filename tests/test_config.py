@@ -56,6 +56,7 @@ def test_every_experiment_loads_and_survives_json(path):
         ("vae.time_factors", "[2, 2, 2, 1]", (2, 2, 2, 1)),
         ("decoder.frozen", "encoder", ("encoder",)),
         ("decoder.frozen", "()", ()),
+        ("video.frozen", "", ()),
         ("video.frozen", "('encoder','pad')", ("encoder", "pad")),
         ("discriminator.kinds", "2d", ("2d",)),
         ("video.objective.gan_adaptive", "FALSE", False),
@@ -450,6 +451,8 @@ def test_a_bare_name_means_a_shipped_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_experiment("demo") == load_experiment(FOLDER / "demo.py")
     assert load_experiment("paper_latte", {"seed": "7"}).seed == 7
+    (tmp_path / "synthetic").mkdir()  # a folder of clips is named by its path
+    assert load_experiment("demo").data.source == "synthetic"
     known = ", ".join(path.stem for path in EXPERIMENTS)
     with pytest.raises(ConfigError, match=f"unknown experiment 'dmo': shipped are {known}; did you mean 'demo'"):
         load_experiment("dmo")

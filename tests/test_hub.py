@@ -1,6 +1,7 @@
 """Models on a hub: published with a card, loaded by their address, against an endpoint on this machine."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,8 +22,12 @@ from pv_vae_jax.models.vae import VAE, VAEConfig
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.report.model_card import model_card
 from pv_vae_jax.train.config_files import load_experiment, save_config
+from pv_vae_jax.train.run import reopen_run
+from pv_vae_jax.train.stages import check_stages
 from pv_vae_jax.typing import ConfigError
 from tests.test_cli import fails, pv_vae
+from tests.test_warm_start import TINY as START
+from tests.test_warm_start import begin, drawn, same
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -148,6 +153,19 @@ def test_a_model_is_published_and_comes_back_by_its_address(endpoint, model):
     for words in ("license: apache-2.0", 'load("hf://me/tiny")', "films of cats", weights_hash(own.vae_params)):
         assert words in card, words
     assert "AutoencoderKLWan" not in card, "another network than Wan's"
+
+
+def test_a_stage_starts_from_a_published_model(endpoint, tmp_path):
+    params = drawn(START, 3)
+    save(tmp_path / "model", Model(VAE(START), params))
+    hub.upload(tmp_path / "model", "me/start")
+    assert same(begin(tmp_path, init_from="hf://me/start"), params)
+    run = reopen_run(tmp_path / "mine")
+    check_stages(run, ["video"])
+    video = dataclasses.replace(run.experiment.video, init_from="hf://me/nothing")
+    run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, video=video))
+    with pytest.raises(FileNotFoundError, match="no model at hf://me/nothing"):
+        check_stages(run, ["video"])
 
 
 def test_a_network_with_wans_layout_is_published_for_diffusers_as_well(tmp_path):

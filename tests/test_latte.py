@@ -246,6 +246,7 @@ def test_kernels_that_cannot_run_say_what_can(qkv, monkeypatch):
     class Cuda:
         platform_version = "PJRT C API\ncuda 12090"
 
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
     monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: Cuda)
     with pytest.raises(ValueError, match="float16 or bfloat16, not float32"):
         dot_product_attention(*qkv, implementation="cudnn")

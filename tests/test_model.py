@@ -268,6 +268,7 @@ def test_a_model_is_loaded_for_a_type_and_a_place(model, tmp_path):
     assert half.diffusion.model.config.dtype == "bfloat16"
     for tree, layer in ((half.vae_params["decoder"], "stem"), (half.diffusion.params, "embed")):
         assert tree[layer]["kernel"].dtype == jnp.bfloat16 and tree[layer]["bias"].dtype == jnp.float32
+    assert half.vae_params["decoder"]["latents"]["kernel"].dtype == jnp.float32, "it computes in float32"
     # Layers cast their kernels before use, so holding them cast gains memory and loses nothing.
     held = half.replace(vae_params=model.vae_params, diffusion=half.diffusion.replace(params=model.diffusion.params))
     drawn = [m.sample([0, 1], jax.random.key(0), steps=2) for m in (model, half, held)]

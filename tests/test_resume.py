@@ -145,6 +145,7 @@ def test_a_crash_costs_the_steps_since_the_last_whole_state_and_nothing_else(ref
     (folder / "checkpoints" / "4.orbax-checkpoint-tmp-123" / "_CHECKPOINT_METADATA").write_text("{}")
     status, state, error = train(tmp_path)
     assert status == 0 and "video: resumed at step 2 of 4" in error
+    assert f"removed {folder}/checkpoints/7: it is not whole" in error
     assert_same_run(reference, tmp_path, state)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
 
@@ -337,6 +338,11 @@ def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys):
     step, state = checkpoints.restore_newest(shapes)
     assert step == checkpoints.latest() == 1 and (np.asarray(state["w"]) == 1).all()
     assert "set aside as 2.damaged" in capsys.readouterr().err and (tmp_path / "2.damaged").is_dir()
+    checkpoints.save(2, jax.device_put({"w": np.zeros(1 << 12, np.float32)}))
+    checkpoints.close()
+    (tmp_path / "2" / "checksums.json").write_text("{")  # once more, of a state of the same step
+    assert Checkpoints(tmp_path).restore_newest(shapes)[0] == 1
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, jax.device_put({"w": np.zeros(1 << 12, np.float32)}))
     checkpoints.close()
     assert Checkpoints(tmp_path).latest() == 2

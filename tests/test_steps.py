@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 
 import chex
@@ -20,10 +21,12 @@ from pv_vae_jax.models.vae import VAE
 from pv_vae_jax.train import loop
 from pv_vae_jax.train.configs import Experiment, OptimizerConfig, VAEStageConfig
 from pv_vae_jax.train.dit_step import DiTStep
+from pv_vae_jax.train.nan_check import check_finite
 from pv_vae_jax.train.optim import ema_update, optimizer, schedule, split_frozen
-from pv_vae_jax.train.state import create_state
+from pv_vae_jax.train.state import ParamsAndOpt, create_state
 from pv_vae_jax.train.vae_stage import VAEStage
 from pv_vae_jax.train.vae_step import VAEStep
+from pv_vae_jax.typing import NonFiniteError
 from tests.conftest import TINY
 from tests.test_cli import pv_vae, tiny_experiment  # noqa: F401
 from tests.toy_stage import ToyStage, toy_run
@@ -301,6 +304,32 @@ def test_nothing_crosses_to_the_device_unasked_inside_the_loop(tmp_path, monkeyp
     monkeypatch.setattr(loop, "put_batch", lambda mesh, batch: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(tmp_path / "unasked")
+
+
+@pytest.mark.parametrize("network", ["params", "discriminator", "head"])
+def test_no_state_is_saved_with_a_network_that_is_not_finite(tmp_path, network):
+    """Only the next step would show it, and a resumed run would meet it again and again."""
+
+    def step(state, batch):
+        spoilt = {"w": state.params["w"] * jnp.inf}
+        spoilt = spoilt if network == "params" else ParamsAndOpt(spoilt, ())
+        return state.replace(step=state.step + 1, **{network: spoilt}), {"loss": batch["x"].mean()}
+
+    def create():
+        along = {name: ParamsAndOpt({"w": jnp.ones(())}, ()) for name in ("discriminator", "head")}
+        return create_state({"w": jnp.ones(())}, ()).replace(**along)
+
+    name = "w" if network == "params" else f"{network}/w"
+    with pytest.raises(NonFiniteError, match=f"step 1: 1 parameters are not finite, {name} among them"):
+        loop.run_stage(ToyStage(step, create, {"x": np.ones(4, np.float32)}, steps=1), toy_run(tmp_path))
+    assert not list(tmp_path.glob("checkpoints/[0-9]*"))
+
+
+@pytest.mark.parametrize("size", ["", "/17x32"])
+def test_the_term_that_is_not_finite_is_named_before_those_that_follow_from_it(size):
+    terms = {f"{name}{size}": math.nan for name in ("gradient_norm", "loss", "kl")} | {f"mse{size}": 0.1}
+    with pytest.raises(NonFiniteError, match=f"step 2: kl{size} is nan"):
+        check_finite("video", [(1, {f"mse{size}": 0.1}), (2, terms)])
 
 
 def test_the_bar_says_that_the_first_step_compiles_and_does_not_count_it(tmp_path, monkeypatch, capsys, caplog):

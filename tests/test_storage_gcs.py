@@ -433,6 +433,23 @@ def test_a_state_that_lost_a_file_is_set_aside(store, folder, capsys):
     assert store.names(f"{folder.name}/checkpoints/2.damaged/") and not store.names(f"{folder.name}/checkpoints/2/")
 
 
+def test_states_copied_from_a_disk_are_states_if_they_came_whole(store, folder, tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"w": jnp.full(4, float(step))})
+    checkpoints.close()
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            target = folder / "checkpoints" / path.relative_to(tmp_path).as_posix()
+            target.write_bytes(path.read_bytes()[: -1 if "/3/" in str(path) and "/d/" in str(path) else None])
+    checkpoints = Checkpoints(folder / "checkpoints", keep=3)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    step, found = checkpoints.restore_newest({"w": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=where)})
+    checkpoints.close()
+    assert step == 2 and found["w"].tolist() == [2, 2, 2, 2]
+    assert "has 199 bytes of 200): set aside as 3.damaged" in capsys.readouterr().err
+
+
 def test_a_model_in_a_bucket_is_the_model_on_the_disk(tiny, store, folder, tmp_path):
     model = Model(tiny[0], tiny[1], None, {"steps": 3})
     save(tmp_path / "model", model)

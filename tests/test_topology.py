@@ -1,5 +1,6 @@
 """What a step costs, read from its trace and from compiled programs; TPU programs where libtpu is installed."""
 
+import dataclasses
 import math
 import os
 import runpy
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pv_vae_jax.layers.attention import dot_product_attention
+from pv_vae_jax.layers.conv import CausalConv3D
 from pv_vae_jax.sharding.hlo import Traffic, step_flops, traffic
 from pv_vae_jax.sharding.mesh import make_mesh
 from pv_vae_jax.sharding.rules import array_shardings
@@ -188,6 +191,26 @@ def test_inspect_refuses_what_the_mesh_cannot_split(tiny_experiment):  # noqa: F
     assert "is for 2 slices, got 1: set --config.mesh.dcn_data=1" in fails(*call, "--config.mesh.dcn_data=2")
 
 
+def test_layers_take_the_kernels_of_the_devices_that_a_program_is_for():
+    """They may be absent: the platform is that of the mesh in context, not that of this process."""
+    here = make_mesh(data=1).abstract_mesh
+    of = {"axis_sizes": here.axis_sizes, "axis_names": here.axis_names, "axis_types": here.axis_types}
+    device = dataclasses.replace(here.abstract_device, platform="tpu")
+
+    def network(x, q):
+        y, _ = CausalConv3D(4).init_with_output(jax.random.key(0), x)
+        return y.sum() + dot_product_attention(q, q, q).sum()
+
+    def has(mesh):
+        with jax.sharding.use_abstract_mesh(mesh):
+            text = str(
+                jax.make_jaxpr(lambda *args: network(*args))(jnp.zeros((1, 3, 8, 8, 4)), jnp.zeros((1, 32, 2, 8)))
+            )
+        return "custom_vjp_call" in text, "lhs_spec=(0, 4, 1, 2, 3)" in text  # attention's own gradient, a 3-D kernel
+
+    assert has(here)[0] and has(jax.sharding.AbstractMesh(**of, abstract_device=device)) == (False, True)
+
+
 @pytest.fixture(scope="module")
 def topology():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra tpu-topology")
@@ -206,6 +229,7 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_here(topology, tiny_experiment
 def test_two_slices_are_compiled_and_the_network_between_them_is_a_row(topology, tiny_experiment):  # noqa: F811
     command = [sys.executable, "-m", "pv_vae_jax", "inspect", "--config", str(tiny_experiment), "--stage=diffusion"]
     command += [f"--topology={topology}", "--slices=2", "--summary", "--config.mesh.data=1", "--config.mesh.fsdp=4"]
+    command += ["--config.diffusion.batch_size=8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | {"XLA_FLAGS": ""})
     assert done.returncode == 0, done.stderr
     assert "'data': 2, 'fsdp': 4" in done.stdout and "2 x v5e:2x2" in done.stdout

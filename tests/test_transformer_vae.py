@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pv_vae_jax.losses import Objective
-from pv_vae_jax.model import Model, load, save
+from pv_vae_jax.model import Model, cast_kernels, load, save
 from pv_vae_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.transformer_vae import TransformerVAE, TransformerVAEConfig, frame_causal
@@ -191,6 +191,8 @@ def test_bfloat16_stays_close(tiny, apply):
     a, b = apply("__call__", video)[0], jax.jit(low.apply)({"params": params}, video)[0]
     assert b.dtype == jnp.float32
     assert float(jnp.sqrt(jnp.mean((a - b) ** 2)) / jnp.std(a)) < 0.03
+    held, _ = jax.jit(low.apply)({"params": cast_kernels(params, "bfloat16")}, video)
+    np.testing.assert_array_equal(held, b, "holding kernels in the type of their layers loses nothing")
 
 
 def test_remat_changes_nothing(tiny):

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import io
 import json
+import shutil
 import struct
 import sys
 import threading
@@ -150,6 +151,9 @@ def test_wandb_gets_rising_steps_of_its_own_and_gifs(tmp_path, monkeypatch):
         StageWriters(settings, "video", 0, tmp_path / spool).close()
     last = [kw for name, _, kw in calls if name == "init"][-2:]
     assert [kw["id"] for kw in last] == [inits[0]["id"]] * 2 and last[0]["name"] == f"{tmp_path.name}/{stage.name}"
+    shutil.rmtree(stage)
+    WandbWriter(stage)
+    assert calls[-2][2]["id"] != inits[0]["id"], "another run in the same place is another run"
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb, or leave it out of writers"):
         WandbWriter(tmp_path / "video")

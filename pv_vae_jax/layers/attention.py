@@ -9,6 +9,7 @@ import jax.extend.backend
 import jax.numpy as jnp
 import numpy as np
 
+from pv_vae_jax.layers.platform import platform
 from pv_vae_jax.sharding.axes import per_example
 from pv_vae_jax.typing import Array
 
@@ -53,8 +54,8 @@ def dot_product_attention(
         long = max(q.shape[1], k.shape[1]) >= FUSED_LENGTH
         implementation = "cudnn" if long and not _missing_for_cudnn(q, k, mask is not None) else "xla"
     if implementation == "splash":
-        if jax.default_backend() != "tpu":
-            raise ValueError(f"splash attention needs a TPU, got {jax.default_backend()}; use 'auto' or 'xla'")
+        if platform() != "tpu":
+            raise ValueError(f"splash attention needs a TPU, got {platform()}; use 'auto' or 'xla'")
         return _splash(q, k, v, mask)
     if implementation == "cudnn" and (missing := _missing_for_cudnn(q, k, mask is not None)):
         raise ValueError(f"cuDNN attention needs {missing}; provide it, or use 'auto' or 'xla'")
@@ -63,7 +64,7 @@ def dot_product_attention(
         mask = mask(jnp.arange(n)[:, None], jnp.arange(m)[None]) if callable(mask) else jnp.asarray(mask)
         mask = jnp.broadcast_to(mask, (1, 1, n, m))
     many = k.shape[1] > q.shape[-1]  # more keys than channels of a head, so that the logits are what is large
-    if implementation == "xla" and many and jax.default_backend() == "cpu" and q.dtype == jnp.float32:
+    if implementation == "xla" and many and platform() == "cpu" and q.dtype == jnp.float32:
         return _with_own_gradient(q, k, v, mask)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
@@ -107,7 +108,7 @@ def _missing_for_cudnn(q: Array, k: Array, masked: bool) -> str:
 
     The rules are those that jax.nn enforces, and those that keep clear of known faults.
     """
-    if "cuda" not in jax.extend.backend.get_backend().platform_version.lower():
+    if platform() != "gpu" or "cuda" not in jax.extend.backend.get_backend().platform_version.lower():
         return "an NVIDIA GPU"
     if q.dtype not in (jnp.float16, jnp.bfloat16):
         return f"float16 or bfloat16, not {q.dtype}"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from pv_vae_jax.layers import conv_cpu
 from pv_vae_jax.layers.cache import left_context
 from pv_vae_jax.layers.initializers import last_tap_init, lecun_normal
+from pv_vae_jax.layers.platform import on_one_cpu, platform
 from pv_vae_jax.sharding.axes import gather_weights
 from pv_vae_jax.typing import Array, sum_of
 
@@ -61,7 +62,7 @@ def causal_conv3d(
         if x.shape[1] == 1 and context is None:  # an image: only the last tap touches data, so the others need no work
             kernel, kt = kernel[-1:], 1
         if lowering == "auto":
-            lowering = default_lowering(ci, co, jax.default_backend(), x.shape[2] * x.shape[3])
+            lowering = default_lowering(ci, co, platform(), x.shape[2] * x.shape[3])
         y = _LOWERED["sum2d" if kt == 1 and lowering != "direct" else lowering](x, kernel, context)
     return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
@@ -85,9 +86,9 @@ def conv2d(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 
         (side + sum(pad) - size) // stride + 1 for side, pad, size in zip(sides, padding, kernel.shape[:2], strict=True)
     )
     run = conv_cpu.convolve
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         # On several devices the batch may be split, and every chunk of our gradient would be summed across them.
-        many_pixels = conv_cpu.convolve_with_own_gradient if jax.device_count() == 1 else conv_cpu.convolve
+        many_pixels = conv_cpu.convolve_with_own_gradient if on_one_cpu() else conv_cpu.convolve
         run = conv_cpu.convolve_by_matmul if height * width <= conv_cpu.FEW_PIXELS else many_pixels
     # Batch and frames stay apart: where the batch is sharded, a loop over frames needs no communication.
     batch, frames = lead[0] if lead else 1, math.prod(lead[1:])
@@ -131,7 +132,7 @@ def _direct(x: Array, kernel: Array, context: Array | None) -> Array:
     if context is not None:
         x, left = jnp.concatenate([context, x], axis=1), 0
     padding = ((left, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
-    own_gradient = jax.device_count() == 1 and conv_cpu.has_onednn()
+    own_gradient = on_one_cpu() and conv_cpu.has_onednn()
     run = conv_cpu.convolve3d_with_own_gradient if own_gradient else conv_cpu.convolve3d
     return run(x, kernel, padding)
 

@@ -21,6 +21,7 @@ from einops import rearrange
 
 from pv_vae_jax.layers.attention import IMPLEMENTATIONS, Implementation, dot_product_attention
 from pv_vae_jax.layers.embeddings import ClassEmbedding, TimestepEmbedding, sincos_1d, sincos_2d
+from pv_vae_jax.layers.platform import on_one_cpu
 from pv_vae_jax.layers.remat import REMATS, Remat, remat
 from pv_vae_jax.sharding.axes import HEAD_AXES, HIDDEN_AXES, TOKEN_AXES, constrain, split
 from pv_vae_jax.typing import DTYPES, Array, check_choices, check_sizes
@@ -170,8 +171,7 @@ class Latte(nn.Module):
             label = jnp.full((b,), c.classes) if label is None else label
             condition = condition + ClassEmbedding(classes=c.classes, features=c.width, name="label")(label)
 
-        one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-        unrolled = one_cpu and c.remat == "none" and c.depth // 2 <= UNROLLED
+        unrolled = on_one_cpu() and c.remat == "none" and c.depth // 2 <= UNROLLED
         pairs = nn.scan(
             remat(BlockPair, c.remat),
             variable_axes={"params": 0},

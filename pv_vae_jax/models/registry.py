@@ -55,7 +55,7 @@ def vae_fields_of(tree: dict) -> tuple[type[AnyVAEConfig], dict]:
     kind = tree.get("kind", "cnn")
     if kind not in KINDS:
         raise ValueError(f"unknown kind of VAE {kind!r}; {did_you_mean(str(kind), KINDS)}")
-    cls, _ = KINDS[kind]
+    cls = KINDS[kind][0]
     return cls, {name: value for name, value in tree.items() if name != "kind" or hasattr(cls, "kind")}
 
 

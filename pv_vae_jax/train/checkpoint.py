@@ -65,9 +65,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, every: int = 1):
-        for step in folder.glob("[0-9]*") if is_primary_process() else ():
-            if step.name.isdigit() and step not in complete_states(folder):
-                remove_tree(step)  # an interrupted copy or deletion
+        if is_primary_process():
+            _clean(folder)
         barrier(f"checkpoints of {folder} are clean")
         self._folder, self._saving, remote = folder, -1, is_remote(folder)
         options = ocp.CheckpointManagerOptions(
@@ -132,7 +131,9 @@ class Checkpoints:
             path = self._folder / str(step)
             # A bucket has it moved file by file: it is no state from now on.
             (path / BUCKET_MARK).unlink(missing_ok=True)
-            path.rename(path.with_name(f"{step}.damaged"))
+            aside = path.with_name(f"{step}.damaged")
+            remove_tree(aside)  # of an earlier damage of this step, which was then trained anew
+            path.rename(aside)
             print(f"{path} cannot be read ({reason}): set aside as {step}.damaged", file=sys.stderr)
         if damaged:
             barrier(f"damaged states of {self._folder} are set aside")
@@ -167,6 +168,15 @@ class Checkpoints:
                 f"a training state could not be written to {self._folder} ({one_line(error)}); {newest}. To go on, "
                 f"{remedy(error) or 'find what the system objects to'}, then start the same command again"
             ) from error
+
+
+def _clean(folder: Path) -> None:
+    """Remove what an interrupted copy or deletion left of states."""
+    complete = complete_states(folder)
+    for state in sorted(folder.glob("[0-9]*")):
+        if state.name.isdigit() and state not in complete:
+            remove_tree(state)
+            print(f"removed {state}: it is not whole", file=sys.stderr)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ml_collections
 
+from pv_vae_jax.data.synthetic import families_of
 from pv_vae_jax.messages import did_you_mean
 from pv_vae_jax.models.registry import KINDS as VAE_KINDS
 from pv_vae_jax.models.registry import RENAMED_FIELDS, RENAMED_VALUES, to_tuples, vae_fields_of
@@ -54,7 +55,7 @@ def load_experiment(name: str | Path, overrides: dict[str, str] | None = None) -
     """
     experiment = override(run_config(name, Experiment), overrides or {})
     source = experiment.data.source
-    if os.path.isdir(source):  # a run means the same folder from wherever it is continued
+    if not families_of(source) and os.path.isdir(source):  # a run means this folder from wherever it is continued
         data = dataclasses.replace(experiment.data, source=os.path.abspath(source))
         experiment = dataclasses.replace(experiment, data=data)
     return experiment.validate()
@@ -189,7 +190,7 @@ def _parse(text: str, old: Any) -> Any:
     if isinstance(value, bool) and not isinstance(old, bool):
         return text  # which from_dict refuses; a ConfigDict would make it 1.0 in place of a float
     if isinstance(old, tuple) and not isinstance(value, (tuple, list)):
-        value = value.split(",") if isinstance(value, str) and value else (value,)
+        value = tuple(filter(None, value.split(","))) if isinstance(value, str) else (value,)
     return to_tuples(value)
 
 

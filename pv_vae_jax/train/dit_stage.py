@@ -84,15 +84,21 @@ class DiffusionStage(Stage):
         return self.config.batch_size
 
     def save_model(self, run: Run, state: TrainState) -> None:
-        """Write the transformer with the VAE of the last stage finished now: its decoder may have been tuned since."""
+        """Write the transformer with the VAE of the last stage finished now: its decoder may have been tuned since.
+
+        It may even be finished while this is written, by a process that does not see this stage finished yet; hence the
+        second look.
+        """
         assert self.latents is not None
         ema = gather_to_host(state.ema)
         if is_primary_process():
-            vae = load(run.folder(run.last_vae_stage()) / "model")
-            step, names = self.step, tuple(self.latents.class_names)
+            step, names, stage = self.step, tuple(self.latents.class_names), ""
             diffusion = Diffusion(step.model, ema, step.mean, step.std, self.shape, names)
-            meta = vae.meta | {"diffusion_steps": self.steps, "diffusion_weights": weights_hash(ema)}
-            save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
+            while stage != (newest := run.last_vae_stage()):
+                stage = newest
+                vae = load(run.folder(stage) / "model")
+                meta = vae.meta | {"diffusion_steps": self.steps, "diffusion_weights": weights_hash(ema)}
+                save(run.folder("diffusion") / "model", dataclasses.replace(vae, diffusion=diffusion, meta=meta))
         barrier("model of diffusion")
 
 

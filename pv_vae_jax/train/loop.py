@@ -88,7 +88,7 @@ def run_stage(stage: Stage, run: Run) -> TrainState:
                 if stopping:
                     curves.save_pending()
                 if regular or stopping:
-                    check_finite_params(name, number + 1, state.params)
+                    check_finite_params(name, number + 1, state.all_params)
                     with curves.timer("checkpoint"):
                         curves.sync()
                         checkpoints.save(number + 1, state)

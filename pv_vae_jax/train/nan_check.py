@@ -19,7 +19,7 @@ def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> No
     """
     for step, terms in rows:
         if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
-            name = min(bad, key=lambda n: (n == "gradient_norm", n == "loss"))
+            name = min(bad, key=lambda n: ("gradient_norm", "loss").count(n.split("/")[0]))
             raise NonFiniteError(
                 f"stage {stage}, step {step}: {name} is {terms[name]}. The newest checkpoint is from before this step; "
                 f"try a lower learning rate, a lower weight of this term, or a smaller clip_norm, with "

@@ -51,10 +51,6 @@ def plan_stage(experiment: Experiment, name: str, mesh: Mesh, perceptual: Percep
       ConfigError: the batches or the networks cannot be split over this mesh.
     """
     check_mesh(mesh, experiment, name)
-    if mesh.devices.flat[0].platform != "cpu":  # `auto` looks at the devices of this process
-        direct = lambda c: dataclasses.replace(c, lowering="direct") if hasattr(c, "lowering") else c  # noqa: E731
-        networks = {"vae": direct(experiment.vae), "discriminator": direct(experiment.discriminator)}
-        experiment = dataclasses.replace(experiment, **networks)
     stage = build_stage(experiment, name, perceptual)
     sharding = state_sharding(mesh, stage.abstract_state)
     plans = []

@@ -174,6 +174,7 @@ def open_run(
     clips: Mapping[str, Any] | None = None,
     *,
     profile: Window | None = None,
+    mesh: Mesh | None = None,
 ) -> Run:
     """Open or create a work directory.
 
@@ -182,6 +183,7 @@ def open_run(
       workdir: folder of the run, or gs://BUCKET/FOLDER.
       clips: `train` and `test` clips of a program, see `stages.train`.
       profile: steps of every stage that are traced, see `profiling.parse_window`.
+      mesh: the devices; by default those of `experiment.mesh`.
 
     Raises:
       ConfigError: the folder belongs to another configuration (the differences are listed) or to another version, holds
@@ -193,7 +195,7 @@ def open_run(
         )
     path = as_path(workdir, "--workdir") / "config.json"
     workdir = path.parent
-    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+    mesh = mesh or make_mesh(**dataclasses.asdict(experiment.mesh))
     if path.exists():
         refuse_changes(experiment, workdir)
     elif workdir.is_dir() and set(workdir.iterdir()) - set(partials(path)):  # which a kill may leave
@@ -231,13 +233,13 @@ def refuse_changes(experiment: Experiment, workdir: Path) -> None:
     Raises:
       ConfigError: other settings have changed; the differences are listed.
     """
-    changed = differences(to_dict(read_config(workdir / "config.json")), to_dict(experiment))
+    lines = differences(to_dict(read_config(workdir / "config.json")), to_dict(experiment))
     begun = begun_stages(workdir)
     if not begun:
         return
     later = STAGES[STAGES.index(begun[-1]) + 1 :]
     free = FREE_KEYS + tuple(f"{stage}." for stage in later)
-    if changed := [line for line in changed if not line.startswith(free)]:
+    if changed := [line for line in lines if not line.startswith(free)]:
         raise ConfigError(
             f"{workdir} belongs to another configuration; use another --workdir, or undo: " + "; ".join(changed)
         )
@@ -260,12 +262,20 @@ def refuse_old_draws(workdir: Path) -> None:
 
 
 def reopen_run(workdir: str | Path) -> Run:
-    """Open the run that `workdir` holds, with the configuration it was made with."""
+    """Open the run that `workdir` holds, with the configuration it was made with, to use what it has learnt.
+
+    The devices may be others than those it trained on: where its mesh does not fit them, the mesh is all of them.
+    """
     path = as_path(workdir, "--workdir") / "config.json"
     if not path.exists():
         train = f"pv-vae train --config experiments/demo.py --workdir {workdir}"
         raise ConfigError(f"{workdir} holds no run: train one with {train}")
-    return open_run(read_config(path).validate(), workdir)
+    experiment = read_config(path).validate()
+    try:
+        mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+    except ConfigError:
+        mesh = make_mesh()
+    return open_run(experiment, workdir, mesh=mesh)
 
 
 def read_config(path: Path) -> Experiment:

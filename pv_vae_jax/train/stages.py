@@ -15,11 +15,11 @@ from pv_vae_jax.convert.lpips import read_lpips
 from pv_vae_jax.data.pipeline import Elements
 from pv_vae_jax.data.sources import NoVideosError, describe, program_name
 from pv_vae_jax.losses import Perceptual
-from pv_vae_jax.model_folder import find_model
+from pv_vae_jax.model_folder import find_model, local_or_bucket
 from pv_vae_jax.models.lpips import LEAST_SIDE, LPIPS
 from pv_vae_jax.params_io import find_checkpoint, weights_hash
 from pv_vae_jax.sharding.processes import is_primary_process
-from pv_vae_jax.storage import as_path, write_json
+from pv_vae_jax.storage import write_json
 from pv_vae_jax.train.alignment import Features
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES, Experiment
 from pv_vae_jax.train.dit_stage import DiffusionStage, renew_vae
@@ -178,7 +178,7 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
     for name in [stage for stage in stages if stage != "latents"]:
         check_mesh(run.mesh, run.experiment, name)
         start = getattr(getattr(run.experiment, name), "init_from", "")
-        place = as_path(start, f"{name}.init_from") if start else run.workdir
+        place = local_or_bucket(start, f"{name}.init_from") if start else run.workdir
         if not place.resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
             find_checkpoint(place) or find_model(start)
         try:

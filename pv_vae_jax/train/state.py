@@ -36,6 +36,12 @@ class TrainState:
     discriminator: ParamsAndOpt | None = None
     head: ParamsAndOpt | None = None
 
+    @property
+    def all_params(self) -> Params:
+        """The parameters by part, those of the networks that train along included."""
+        along = {"discriminator": self.discriminator, "head": self.head}
+        return {**self.params, **{name: network.params for name, network in along.items() if network}}
+
 
 def create_state(params: Params, opt_state: optax.OptState, discriminator: ParamsAndOpt | None = None) -> TrainState:
     """State before the first step; the moving average begins as a copy of the parameters."""

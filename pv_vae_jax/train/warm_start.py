@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pv_vae_jax.model_folder import find_model, read_model_config
+from pv_vae_jax.model_folder import find_model, local_or_bucket, read_model_config
 from pv_vae_jax.models.inflate import inflate_image_params
 from pv_vae_jax.models.registry import vae_config_of
 from pv_vae_jax.params_io import find_checkpoint, read_params, restore_params
 from pv_vae_jax.sharding.processes import is_primary_process
-from pv_vae_jax.storage import as_path
 from pv_vae_jax.train.checks import PARTS
 from pv_vae_jax.train.configs import VAEStageConfig
 from pv_vae_jax.train.run import Run, read_config
@@ -56,7 +55,8 @@ def first_parameters(stage: VAEStage, run: Run) -> Params | None:
     if absent := [part for part in parts if part not in stage.shapes]:
         known = ", ".join(part for part in PARTS if part in stage.shapes)
         raise ConfigError(f"{name}.init_parts must be among this VAE's parts ({known}), got {absent[0]!r}")
-    state = find_checkpoint(as_path(given.init_from, f"{name}.init_from")) if given.init_from else None
+    start = local_or_bucket(given.init_from, f"{name}.init_from") if given.init_from else None
+    state = start and find_checkpoint(start)
     if state is not None:
         source, hashes, (config, images) = state, {}, _config_of_state(state)
     else:

@@ -7,12 +7,13 @@ TensorFlow. It therefore works inside clu's own `MultiWriter`, and clu's writers
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import io
 import json
+import secrets
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from pv_vae_jax.storage import write_text
+from pv_vae_jax.storage import write_json, write_text
 from pv_vae_jax.typing import ConfigError
 
 if TYPE_CHECKING:  # its configs check the names of writers
@@ -152,7 +153,8 @@ class WandbWriter(MetricWriter):
     Args:
       folder: where W&B keeps its files.
       start_step: as for the others; W&B goes on in the run of `stage`.
-      stage: folder of the stage, which names the run; by default `folder`, but in a bucket the two differ.
+      stage: folder of the stage, which names the run and holds its id, `wandb.json`; by default `folder`, but in a
+        bucket the two differ.
 
     Raises:
       ImportError: wandb is not installed.
@@ -165,8 +167,7 @@ class WandbWriter(MetricWriter):
             raise ImportError("writers=wandb needs wandb: pip install wandb, or leave it out of writers") from error
         stage = (stage or folder).resolve()
         self._wandb, group = wandb, stage.parent.name
-        key = hashlib.sha256(str(stage).encode()).hexdigest()[:16]  # a resumed stage goes on in its run
-        names = dict(group=group, name=f"{group}/{stage.name}", id=key, resume="allow", dir=str(folder))
+        names = dict(group=group, name=f"{group}/{stage.name}", id=_wandb_id(stage), resume="allow", dir=str(folder))
         self._run = wandb.init(project="pv_vae_jax", **names)
         self._run.define_metric("*", step_metric="step")  # W&B's own counter drops steps that a resumed stage repeats
 
@@ -202,6 +203,17 @@ class WandbWriter(MetricWriter):
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _wandb_id(stage: Path) -> str:
+    """The id of a stage's W&B run: drawn once, so that a resumed stage goes on in its run and no other stage does."""
+    record = stage / "wandb.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or a damaged one
+        return str(json.loads(record.read_text())["id"])
+    stage.mkdir(parents=True, exist_ok=True)
+    drawn = secrets.token_hex(8)
+    write_json(record, {"id": drawn})
+    return drawn
 
 
 WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}  # of `config.writers`

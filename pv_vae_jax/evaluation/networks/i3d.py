@@ -25,6 +25,7 @@ from flax.traverse_util import unflatten_dict
 
 from pv_vae_jax.convert.files import read_tensors
 from pv_vae_jax.convert.parameters import channels_first, channels_last, check_tensors, parameter_shapes
+from pv_vae_jax.layers.platform import platform
 from pv_vae_jax.typing import Array, Params, ShapeError, WeightsError
 
 CLASSES = 400
@@ -134,7 +135,7 @@ def _conv_same(x: Array, kernel: Array, stride: int) -> Array:
     kt = kernel.shape[0]
     if kernel.shape[:3] == (1, 1, 1):
         return jnp.matmul(x, kernel[0, 0, 0], precision="highest")
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.lax.conv_general_dilated(
             x, kernel, (stride,) * 3, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"), precision="highest"
         )
