@@ -39,6 +39,8 @@ from experiment import (
     shell_line,
 )
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -203,14 +205,29 @@ def _end(running: list[subprocess.Popen], grace: float) -> None:
                 pass
 
 
-def devices_of(args, slot: int, index: int) -> dict[str, str]:
+def gpus_for(args, parser, environment: dict[str, str]) -> list[str]:
+    """The GPUs to give out, by the names that CUDA knows; CUDA_VISIBLE_DEVICES, of --env or of this shell, names them.
+
+    It is set by many schedulers, and the others belong to somebody else.
+    """
+    wanted = args.parallel * args.processes * args.gpus
+    visible = environment.get(VISIBLE, os.environ.get(VISIBLE))
+    if visible is None:
+        return [str(number) for number in range(wanted)]
+    found = [name for name in visible.split(",") if name]
+    if len(found) < wanted:
+        parser.error(f"{wanted} GPUs are needed, and {VISIBLE}={visible} names {len(found)}: give fewer --gpus")
+    return found
+
+
+def devices_of(args, gpus: list[str], slot: int, index: int) -> dict[str, str]:
     """Variables that give process `index` of the run in `slot` its devices."""
     if args.cpu_devices:
         count = f"--xla_force_host_platform_device_count={args.cpu_devices}"
         return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
     if args.gpus:
         first = (slot * args.processes + index) * args.gpus
-        return {"CUDA_VISIBLE_DEVICES": ",".join(str(first + i) for i in range(args.gpus))}
+        return {VISIBLE: ",".join(gpus[first : first + args.gpus])}
     return {}
 
 
@@ -224,13 +241,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=0, help="port of process 0 (default: a free one)")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds a run has to save its state (default 60)")
     experiment, args = parse(parser, argv, processes=1, parallel=1, cpu_devices=0, gpus=0, port=0, grace=0)
+    gpus = gpus_for(args, parser, experiment.environment)
     if args.port and args.parallel > 1:
         parser.error("--port needs --parallel 1: leave it out, and every run takes a free port")
 
     def make(run: Run) -> Callable[[int], list[Process]]:
         def processes(slot: int) -> list[Process]:
             port = args.port or free_port()
-            return processes_of(experiment, run, args.processes, port, lambda index: devices_of(args, slot, index))
+            return processes_of(
+                experiment, run, args.processes, port, lambda index: devices_of(args, gpus, slot, index)
+            )
 
         return processes
 

@@ -369,7 +369,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_writable(folder: Path) -> Path:
+def make_writable(folder: Path, remedy: str = "choose another --out") -> Path:
     """Create `folder` if needed, check that it is writable, and return it. To be called before the work, not after it.
 
     Raises:
@@ -384,5 +384,5 @@ def make_writable(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"cannot write into {folder} ({error.strerror or error}): choose another --out") from error
+        raise OSError(f"cannot write into {folder} ({error.strerror or error}): {remedy}") from error
     return folder

@@ -24,8 +24,9 @@ from pv_vae_jax.cli.main import COMMANDS, main
 from pv_vae_jax.data.latents import LatentSource
 from pv_vae_jax.data.listing import NoVideosError
 from pv_vae_jax.data.shards import BrokenRecordError
+from pv_vae_jax.evaluation.comparison import LEAST_CLIPS
 from pv_vae_jax.model import init_latte, save
-from pv_vae_jax.model_folder import SHIPPED
+from pv_vae_jax.model_folder import SHIPPED, shipped_models
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.params_io import weights_hash, write_params
 from pv_vae_jax.pixels import to_float, to_uint8
@@ -627,7 +628,7 @@ def test_encode_finishes_what_is_missing(trained, tmp_path):
     assert "are stale (encoder: cached 'other', now " in fails("encode", "--workdir", copy)
 
 
-def test_sample_writes_clips_of_every_class(trained, tmp_path):
+def test_sample_writes_clips_of_every_class(trained, tmp_path, monkeypatch):
     call = ("sample", "--model", trained, "--steps=2", "--batch_size=4")
     status, out, error = pv_vae(*call, "--clips=6", "--out", tmp_path / "all")
     assert status == 0, error
@@ -644,6 +645,15 @@ def test_sample_writes_clips_of_every_class(trained, tmp_path):
         assert saved["label"].tolist() == [2, 2, 2]
         np.testing.assert_array_equal(saved["video"][2], video[2])  # clip i depends on the seed, i and the class
     assert set(files(tmp_path / "one")) == {"samples.npz", "samples_fall.mp4"}
+    model = load(trained)
+    names = ("up/down", "b", "c", "d")  # as a program may call its classes
+    save(tmp_path / "model", model.replace(diffusion=model.diffusion.replace(class_names=names)))
+    call = ("sample", "--model", tmp_path / "model", "--steps=1", "--class_name=up/down", "--clips=1")
+    assert pv_vae(*call, "--out", tmp_path / "two")[0] == 0
+    assert set(files(tmp_path / "two")) == {"samples.npz", "samples_up%2Fdown.mp4"}
+    monkeypatch.setattr("pv_vae_jax.data.video_writing.ENCODER", "none of this build")
+    status, out, error = pv_vae(*call, "--out", tmp_path / "three")
+    assert status == 0 and "samples.npz only, " in error and set(files(tmp_path / "three")) == {"samples.npz"}
 
 
 def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
@@ -761,6 +771,20 @@ def test_a_name_with_a_colon_is_a_name_and_frames_keep_their_times(trained, tmp_
         assert status == 0 and "a:b.mp4: its sound is left out of the result" in out, error
     for result in ("c:d/a:b_reconstruction.mp4", "c:d/a:b_prediction.mp4"):
         np.testing.assert_allclose(frame_times(result), times, atol=1e-4)  # each frame at its own time
+
+
+def test_a_report_that_cannot_be_written_costs_no_scoring(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
+    (tmp_path / "run" / "report").write_text("in the way")
+    monkeypatch.setattr(run_report, "_score_stage", lambda *_: pytest.fail("scored already"))
+    assert "cannot write into" in fails("evaluate", "--workdir", tmp_path / "run", status=1)
+
+
+def test_a_folder_with_the_name_of_a_shipped_model_is_not_in_the_way_of_a_report(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in shipped_models():
+        (tmp_path / name).mkdir()
+    assert run_report._score_shipped(reopen_run(trained), np.zeros((LEAST_CLIPS, 5, 32, 32, 3), np.uint8))
 
 
 def test_a_smaller_report_does_not_take_the_place_of_a_larger(trained, tmp_path):

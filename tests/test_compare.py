@@ -9,6 +9,7 @@ import pytest
 from pv_vae_jax.cli.main import run_command
 from pv_vae_jax.evaluation.convergence import running_mean, steps_to_target
 from pv_vae_jax.report import paper_table
+from pv_vae_jax.report.page import short_names
 from pv_vae_jax.report.run_comparison import SAME, runs_in, scores_by_name, stored_scores
 from pv_vae_jax.report.run_page import (
     EvaluatedRun,
@@ -18,6 +19,7 @@ from pv_vae_jax.report.run_page import (
     verdicts,
     write_runs,
 )
+from pv_vae_jax.typing import ConfigError
 from studies.probes import __main__ as probes
 from tests.test_cli import fails, pv_vae, tiny_experiment  # noqa: F401
 
@@ -171,7 +173,13 @@ def test_what_does_not_compare_is_refused(runs, tmp_path, capsys):
     report.rename(report.with_suffix(".aside"))
     assert "pv-vae evaluate --workdir" in fails("evaluate", runs / "a", runs / "b")
     report.with_suffix(".aside").rename(report)
-    assert set(SAME) == {"source", "frames", "size", "stride"}
+    assert set(SAME) == {"source", "fold", "frames", "size", "fit", "stride"}
+
+
+def test_short_names_are_those_of_folders_and_of_models_on_the_hub():
+    assert short_names(["runs/a", "hf://me/b"], "model") == {"a": "runs/a", "b": "hf://me/b"}
+    with pytest.raises(ConfigError, match="a model is named twice"):
+        short_names(["hf://me/b", "hf://me/b"], "model")
 
 
 def test_the_same_clips_open_the_page_in_a_row_for_one_run_and_in_a_row_for_each_kind_of_several():

@@ -321,6 +321,16 @@ def test_processes_are_told_who_they_are_and_share_out_the_gpus():
     assert addresses[0] == addresses[1] != addresses[2] == addresses[3]
 
 
+def test_gpus_are_given_out_of_those_that_are_visible(monkeypatch):
+    """A scheduler or --env names them; the others belong to somebody else."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5a,6")
+    for flags, expected in (([], ["4", "GPU-5a"]), (["--env", "CUDA_VISIBLE_DEVICES=2,7"], ["2", "7"])):
+        lines = dry("local", "--processes=2", "--gpus=1", *flags).splitlines()
+        assert [re.search("CUDA_VISIBLE_DEVICES=([^ ]+)", line)[1] for line in lines] == expected
+    done = launch("local", *BASE, "--processes=2", "--gpus=2", "--dry-run")
+    assert done.returncode == 2 and "4 GPUs are needed, and CUDA_VISIBLE_DEVICES=4,GPU-5a,6 names 3" in done.stderr
+
+
 def test_processes_of_a_run_meet_through_jax_distributed():
     """Two processes of two devices each, and a sum over all four."""
     code = (

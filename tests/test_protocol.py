@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import struct
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pv_vae_jax.cli import evaluate
 from pv_vae_jax.cli.main import main
-from pv_vae_jax.convert.lpips import read_lpips
+from pv_vae_jax.convert.lpips import read_arrays, read_lpips
 from pv_vae_jax.data.frame_size import FrameSize
 from pv_vae_jax.data.video_container import decoder_versions
 from pv_vae_jax.data.video_writing import write_video
@@ -22,6 +25,7 @@ from pv_vae_jax.evaluation.networks.feature_net import FeatureNet, FeatureNetCon
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, MetricProtocol, name_of
 from pv_vae_jax.models.lpips import LPIPS
 from pv_vae_jax.pixels import to_float
+from pv_vae_jax.typing import WeightsError
 from studies.features.corruptions import corrupt
 from tests.test_lpips import seeded_lpips
 
@@ -72,6 +76,17 @@ def test_arrays_of_every_kind_give_the_same_clips(tmp_path):
         np.testing.assert_array_equal(found.clip(3), CLIPS[3])
 
 
+def flipped_deflate(path, **arrays):
+    """An archive whose packed bytes are no deflate stream any more."""
+    np.savez_compressed(path, **arrays)
+    data = bytearray(path.read_bytes())
+    start = 30 + sum(struct.unpack("<HH", data[26:30]))  # behind the header, a name and an extra field
+    data[start] = 0b111  # a kind of block that does not exist
+    path.write_bytes(data)
+    with pytest.raises(zlib.error), np.load(path) as archive:
+        archive["video"]
+
+
 def test_arrays_that_cannot_be_meant_are_refused(tmp_path):
     def refused(array, match, value_range=None, frames=6, **named):
         np.savez(tmp_path / "a.npz", **named) if named else np.save(tmp_path / "a.npy", array)
@@ -87,6 +102,11 @@ def test_arrays_that_cannot_be_meant_are_refused(tmp_path):
     refused(CLIPS, "at least 7 frames .*got 6", frames=7)
     refused(None, "name the clips `video`", a=CLIPS, b=CLIPS)
     refused(np.array([{}], dtype=object), "expected an array file")  # a pickle is not opened
+    flipped_deflate(tmp_path / "flipped.npz", video=CLIPS)
+    with pytest.raises(FeatureError, match="flipped.npz cannot be read as one"):
+        ArrayClips(tmp_path / "flipped.npz", Window(6))
+    with pytest.raises(WeightsError, match="flipped.npz does not hold plain arrays"):
+        read_arrays(tmp_path / "flipped.npz")
     with pytest.raises(FileNotFoundError):
         ArrayClips(tmp_path / "none.npy", Window(6))
 
@@ -209,6 +229,21 @@ def test_inception_score_with_its_splits(arrays):
     score = score_inception(open_set(fake), classifier, SHORT, splits=2, label=None)
     assert 1 < score.value <= 3 and score.card["splits"] == 2 and score.interval.low <= score.interval.high
     assert score.name.startswith("inception score (")
+
+
+def test_what_a_network_will_refuse_is_told_before_anything_is_scored(arrays, network_folder, monkeypatch, capsys):
+    real, fake, _ = arrays
+    classifier = dataclasses.replace(NETWORK, name="c3d", least_frames=7)
+    monkeypatch.setattr(evaluate, "c3d_network", lambda path, mean: classifier)
+    monkeypatch.setattr(evaluate, "compare_pairs", lambda *_, **__: pytest.fail("scored already"))
+    call = ["pv-vae", "evaluate", f"--real={real}", f"--fake={fake}", "--paired", f"--weights={network_folder}"]
+    call += ["--c3d=a.npz", "--c3d_mean=b.npz", "--clips=12"]
+    for flags, told in (
+        (["--frames=1"], "own needs clips of at least"),
+        (["--frames=6"], "c3d needs clips of at least 7 frames, got 6"),
+        (["--frames=7", "--splits=7"], "7 splits need at least 14 clips, got 12"),
+    ):
+        assert main([*call, *flags]) == 1 and told in capsys.readouterr().err
 
 
 # The command

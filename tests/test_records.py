@@ -1,6 +1,7 @@
 """Prepared shards: what is in them comes back, and what is damaged in them costs nothing else."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -252,3 +253,8 @@ def test_a_folder_that_is_not_finished_says_what_to_do(prepared, tmp_path):
     (folder / "test").rmdir()
     with pytest.raises(NoVideosError, match="was prepared without the split test"):
         open_source(str(folder), split="test", **SHAPE)
+    only = copy(prepared[0], tmp_path / "only")
+    shutil.rmtree(only / "train")
+    for look in (lambda: open_source(str(only), split="train", **SHAPE), lambda: class_names(str(only))):
+        with pytest.raises(NoVideosError, match="was prepared without the split train: add it with --split=train"):
+            look()

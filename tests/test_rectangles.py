@@ -111,6 +111,11 @@ def test_every_fit_ends_at_the_size():
     assert FrameSize(240, 424, "pad").scaled(480, 854) == (238, 424)
 
 
+def test_a_frame_is_enlarged_if_either_side_is():
+    stretched = FrameSize(40, 80, "resize")
+    assert stretched.enlarges(50, 60) and stretched.enlarges(30, 90) and not stretched.enlarges(50, 90)
+
+
 def test_bars_are_black_even_and_removed():
     size = FrameSize(27, 40, "pad")
     padded = size.cut(NOISE)
@@ -339,6 +344,10 @@ def test_sizes_that_commands_refuse(model, tmp_path):
     assert "--fit says how videos are brought to --size: add it" in fails(*sets, "--fit=pad")
     assert "got 8x8" in fails(*sets, "--size=8x8")
     assert "--size must be the side of a square for synthetic clips" in fails("analyze", model, "--size=32,48")
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 32, 48, 3), np.uint8))
+    for data in ((), (f"--data={tmp_path / 'a.npy'}",), (f"--data={tmp_path}", "--size=0")):
+        line = fails("analyze", model, *data, "--fit=pad", "--frames=3", "--out", tmp_path / "out")
+        assert "--fit says how videos are brought to --size; leave it out, since" in line
 
 
 def test_sets_of_videos_at_one_size(tmp_path):

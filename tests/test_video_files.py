@@ -20,9 +20,10 @@ from pv_vae_jax.data.prepare import ClipSettings, prepare_dataset, prepare_split
 from pv_vae_jax.data.skip_log import SkipLog
 from pv_vae_jax.data.sources import NoVideosError, open_source
 from pv_vae_jax.data.transforms import RandomWindow
-from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, probe
+from pv_vae_jax.data.video_container import BrokenVideoError, EncodedVideo, damage, probe
 from pv_vae_jax.data.video_reading import count_frames, frame_times, iterate_video, read_video
 from pv_vae_jax.data.video_writing import NoEncoderError, check_encoder, write_video
+from pv_vae_jax.report.figures import Media
 from pv_vae_jax.report.run_report import left_out, read_every_clip
 from pv_vae_jax.train.configs import DataConfig, Experiment
 from pv_vae_jax.train.run import Run
@@ -93,6 +94,17 @@ def test_frames_are_written_at_their_times_in_tagged_colours(tmp_path):
     np.testing.assert_allclose(
         [255 * red, 255 * (y - 0.299 * red - 0.114 * blue) / 0.587, 255 * blue], (200, 40, 40), atol=4
     )
+
+
+def test_a_damaged_file_is_named_once(tmp_path):
+    with pytest.raises(BrokenVideoError) as caught, damage(tmp_path / "a.mp4"):
+        raise BrokenVideoError(f"{tmp_path / 'a.mp4'}: the frame size changes within the video")
+    assert str(caught.value) == f"{tmp_path / 'a.mp4'}: the frame size changes within the video"
+
+
+def test_pages_leave_out_clips_that_cannot_be_encoded(monkeypatch):
+    monkeypatch.setattr(video_writing, "ENCODER", "none of this build")
+    assert "no encoder for H.264" in Media(1 << 20).video(waves(3), "a clip")["missing"]
 
 
 def test_what_refuses_to_encode_is_named(tmp_path, monkeypatch, capsys):

@@ -91,6 +91,7 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, np.ndarray
             raise ConfigError(
                 f"--size must be the side of a square for synthetic clips, got {values.size}: or add --data"
             )
+        _refuse_fit(values, "the synthetic world draws its clips at their size")
         source = SyntheticVideos(values.clips, values.frames, size.height, SEED)
         video = np.stack([source[i]["video"] for i in range(len(source))])
         flow = np.stack([exact_flow(source.scene(i), size.height)[0] for i in range(len(source))])
@@ -99,6 +100,8 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, np.ndarray
     arrays = Path(values.data).suffix in (".npy", ".npz")
     if arrays and values["size"].present:
         raise ConfigError(f"--size applies to videos; leave it out, since the clips of {values.data} keep their size")
+    if not size or arrays:
+        _refuse_fit(values, f"the clips of {values.data} keep their size")
     clips = open_clips(values.data, Window(values.frames), size=None if arrays else size)
     video = np.stack(list(read_clips(clips, np.arange(min(values.clips, len(clips))))))
     grey = video.astype(np.float32).mean(axis=-1)
@@ -107,6 +110,11 @@ def _clips(values: flags.FlagValues) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise ConfigError(f"expected integers label ({len(clips)},) in {values.data}, got {label.shape} {label.dtype}")
     label = None if label is None else label[: len(video)]
     return video, np.abs(np.diff(grey, axis=1)), label, f"{values.data}; motion: change of brightness, of 255"
+
+
+def _refuse_fit(values: flags.FlagValues, why: str) -> None:
+    if values["fit"].present:
+        raise ConfigError(f"--fit says how videos are brought to --size; leave it out, since {why}")
 
 
 def _table(analyses: Sequence[LatentAnalysis]) -> list[str]:

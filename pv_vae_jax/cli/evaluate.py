@@ -26,7 +26,7 @@ from absl import flags
 
 from pv_vae_jax.cli._shared import define_lpips_flags, define_size_flags, frame_size, lpips_files
 from pv_vae_jax.evaluation.clip_sets import open_clips
-from pv_vae_jax.evaluation.comparison import compare_pairs, compare_sets, score_inception
+from pv_vae_jax.evaluation.comparison import check_network, compare_pairs, compare_sets, score_inception
 from pv_vae_jax.evaluation.networks.extract import c3d_network, i3d_network, own_network
 from pv_vae_jax.evaluation.perceptual import lpips_distance
 from pv_vae_jax.evaluation.protocol import PROTOCOLS, Score
@@ -123,6 +123,11 @@ def _compare_sets(values: flags.FlagValues) -> None:
         network = own_network(values.weights)
     else:
         network = i3d_network(values.weights, resize_rule=protocol.resize, crop=protocol.crop)
+    classifier, splits = c3d_network(values.c3d, values.c3d_mean) if values.c3d else None, values.splits or 10
+    # All that can be told beforehand, so that no score is lost to the last one.
+    check_network(network, protocol)
+    if classifier:
+        check_network(classifier, protocol, splits)
     reading = {"size": size, "value_range": _range(values.value_range)}
     real_window = protocol.fake_window() if values.paired else protocol.real_window(**seeded)
     real = open_clips(values.real, real_window, **reading)
@@ -133,9 +138,8 @@ def _compare_sets(values: flags.FlagValues) -> None:
         scores += compare_pairs(real, fake, protocol, perceptual=distance, perceptual_network=named, **seeded)
     resamples = 40 if values.intervals else 0
     scores += compare_sets(real, fake, network, protocol, paired=values.paired, resamples=resamples, **batched)
-    if values.c3d:
-        classifier = c3d_network(values.c3d, values.c3d_mean)
-        scores.append(score_inception(fake, classifier, protocol, splits=values.splits or 10, **batched))
+    if classifier:
+        scores.append(score_inception(fake, classifier, protocol, splits=splits, **batched))
     print("\n".join(_table(scores)))
     if values.out:
         write_json(as_path(values.out, "--out"), [s.to_json() for s in scores])

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from pv_vae_jax.cli._shared import define_model_flags, scale_for
-from pv_vae_jax.data.video_writing import check_encoder, write_video
+from pv_vae_jax.data.video_writing import NoEncoderError, check_encoder, write_video
 from pv_vae_jax.messages import counted, did_you_mean
 from pv_vae_jax.model import load
 from pv_vae_jax.sampling import sample_clips
@@ -51,7 +51,7 @@ def run(values: flags.FlagValues) -> None:
     out = make_writable(as_path(values.out, "--out"))
     try:
         check_encoder()
-    except ImportError as error:
+    except (ImportError, NoEncoderError) as error:
         no_video = True
         print(f"pv-vae sample: samples.npz only, {error}", file=sys.stderr)
     else:
@@ -65,7 +65,7 @@ def run(values: flags.FlagValues) -> None:
     if no_video:
         return
     for label in np.unique(labels):
-        target = out / f"samples_{names[label]}.mp4"
+        target = out / f"samples_{names[label].replace('/', '%2F')}.mp4"
         clips = video[labels == label]
         write_video(target, np.concatenate(list(clips), axis=2), fps=8, scale=scale_for(video.shape[2]))
         print(f"{target}: {counted(len(clips), 'clip')}{' side by side' if len(clips) > 1 else ''}")

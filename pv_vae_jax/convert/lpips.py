@@ -1,6 +1,7 @@
 """Published AlexNet and VGG16 (torchvision) with LPIPS's heads, to parameters of our `LPIPS`."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,5 +63,5 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     try:
         loaded = np.load(path, allow_pickle=False)
         return {"array": loaded} if path.suffix == ".npy" else {name: loaded[name] for name in loaded.files}
-    except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise WeightsError(f"{path} does not hold plain arrays: {error}") from error

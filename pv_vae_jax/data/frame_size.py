@@ -48,7 +48,7 @@ class FrameSize:
 
     def enlarges(self, height: int, width: int) -> bool:
         """Whether frames of `height x width` are enlarged to it."""
-        return self.scaled(height, width) > (height, width)
+        return any(new > old for new, old in zip(self.scaled(height, width), (height, width), strict=True))
 
     @property
     def description(self) -> str:

@@ -108,6 +108,8 @@ def damage(path: object, what: Callable[[], str] = lambda: "not readable as vide
     """
     try:
         yield
+    except BrokenVideoError:
+        raise
     except (import_av().error.FFmpegError, ValueError, OSError) as error:
         raise_if_exhausted(error, path)
         raise BrokenVideoError(f"{path}: {what()} ({error})") from error
@@ -269,7 +271,7 @@ def _probe(path: str | Path, modified: int, size: int) -> VideoInfo:
             if len(known) == frames > 1 and video.container.format.name.startswith(TIMED):
                 fps = _mean_rate(fps, frames, float((max(known) - min(known)) * stream.time_base))
         if not min(video.shape):
-            raise BrokenVideoError("the header gives no frame size")
+            raise BrokenVideoError(f"{path}: the header gives no frame size")
         return VideoInfo(frames, fps, *video.shape, bool(video.container.streams.audio))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -254,5 +255,5 @@ def _load_array(path: Path) -> np.ndarray:
             return archive["video" if "video" in names else names[0]]
     except FeatureError:
         raise
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise FeatureError(f"expected an array file, but {path} cannot be read as one: {error}") from error

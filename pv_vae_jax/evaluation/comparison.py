@@ -45,10 +45,7 @@ def compare_sets(
       FeatureError: too few clips, clips of different sizes, features that are not finite, or fewer frames than the
         network needs.
     """
-    if protocol.frames < network.least_frames:
-        raise FeatureError(
-            f"{network.name} needs clips of at least {network.least_frames} frames, got {protocol.frames}"
-        )
+    check_network(network, protocol)
     fake = check_sets(real, fake, protocol, paired)
     features, cards = [], []
     for number, (clips, label) in enumerate(zip((real, fake), labels, strict=True)):
@@ -157,8 +154,9 @@ def score_inception(
     """Inception score of one set.
 
     Raises:
-      FeatureError: as `compare_sets`.
+      FeatureError: as `compare_sets`, or fewer clips than twice the splits.
     """
+    check_network(network, protocol, splits)
     index = choose(_enough(fake, protocol, "fake"), protocol.clips, False, [seed, 1])
     logits, described = _features(network, fake, index, batch_size, label)
     found = distances.inception_score(logits, splits=splits)
@@ -175,6 +173,18 @@ def _features(
     digest = Digest()
     stream = digest.watch(read_clips(clips, index))
     return extract(network, stream, count=len(index), batch_size=batch_size, label=label), set_card(clips, digest)
+
+
+def check_network(network: FeatureNetwork, protocol: MetricProtocol, splits: int = 0) -> None:
+    """Raise `FeatureError` unless a protocol's clips are long enough for `network`, and many enough for `splits`."""
+    if protocol.frames < network.least_frames:
+        raise FeatureError(
+            f"{network.name} needs clips of at least {network.least_frames} frames, got {protocol.frames}"
+        )
+    if protocol.clips < 2 * splits:
+        raise FeatureError(
+            f"{splits} splits need at least {2 * splits} clips, got {protocol.clips}: change --clips or --splits"
+        )
 
 
 def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: bool) -> ClipSet:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pv_vae_jax.data.video_writing import write_video
+from pv_vae_jax.data.video_writing import NoEncoderError, write_video
 from pv_vae_jax.storage import write_text
 
 WIDTH, PLOT_HEIGHT = 420, 182  # of a chart, and of its plotting area, in CSS pixels
@@ -334,7 +334,7 @@ class Media:
         """`(t, h, w, 3)` uint8 as a clip that plays by itself; `label` is for screen readers."""
         try:
             return self._within_budget(mp4_uri(clip), clip.shape[2], label)
-        except ImportError as error:
+        except (ImportError, NoEncoderError) as error:
             return {"missing": str(error)}
 
     def picture(self, picture: np.ndarray, label: str) -> dict:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pv_vae_jax.hub import is_address
 from pv_vae_jax.messages import counted
 from pv_vae_jax.report.figures import PLAIN, Media, Series, borders, fit, frame, line_chart, strip
 from pv_vae_jax.storage import as_path, write_text
@@ -149,9 +150,10 @@ def short_names(paths: Sequence[str], what: str) -> dict[str, str]:
     Raises:
       ConfigError: a path is given twice.
     """
-    if len({as_path(path).resolve() for path in paths}) < len(paths):
+    found = [Path(path) if is_address(path) else as_path(path).resolve() for path in paths]
+    if len(set(found)) < len(paths):
         raise ConfigError(f"a {what} is named twice: {', '.join(paths)}")
-    short = [as_path(path).resolve().name for path in paths]
+    short = [path.name for path in found]
     return dict(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pv_vae_jax.train.configs import VAE_STAGES
 from pv_vae_jax.train.run import Run, reopen_run
 from pv_vae_jax.typing import ConfigError
 
-SAME = ("source", "frames", "size", "stride")  # of the data; runs that differ in them are not compared
+SAME = ("source", "fold", "frames", "size", "fit", "stride")  # of the data; runs that differ in them are not compared
 
 Scores = dict[tuple[str, str], float]  # (name of a score, what it was measured on) -> value
 SHOWN = 3  # clips that are decoded, and generated clips per class
@@ -165,7 +166,7 @@ def _read_json(path: Path) -> dict | list:
 def _damaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is damaged ({error}): evaluate the run again") from error
 
 

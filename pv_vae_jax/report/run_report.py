@@ -30,7 +30,7 @@ from pv_vae_jax.evaluation.protocol import name_of
 from pv_vae_jax.evaluation.reconstruction import Reconstruction, reconstruct, score_reconstruction
 from pv_vae_jax.messages import counted
 from pv_vae_jax.model import Model, load
-from pv_vae_jax.model_folder import shipped_models
+from pv_vae_jax.model_folder import SHIPPED, shipped_models
 from pv_vae_jax.params_io import weights_hash
 from pv_vae_jax.progress import progress_bar
 from pv_vae_jax.report import unavailable
@@ -38,7 +38,7 @@ from pv_vae_jax.report.ending import ending
 from pv_vae_jax.report.page import aligned, cell, percent
 from pv_vae_jax.report.run_page import FRAMES, EvaluatedRun, Pictures, frame_lines, prediction_lines, write_report
 from pv_vae_jax.sampling import sample_clips
-from pv_vae_jax.storage import atomic, write_json
+from pv_vae_jax.storage import atomic, make_writable, write_json
 from pv_vae_jax.train.config_files import to_dict
 from pv_vae_jax.train.configs import STAGES, VAE_STAGES
 from pv_vae_jax.train.run import Run
@@ -83,6 +83,7 @@ def evaluate_run(
     perceptual, network = lpips_distance(*lpips) if lpips else (None, None)
     scored = read_test_clips(run, clips)
     video = scored.video
+    folder = make_writable(_report_folder(run, len(video), clips, sampled), "make it so, or copy the run")
     if network:
         scored.facts["perceptual"] = name_of(network.name, network)
     metrics = _describe(run, scored.facts) | {"notes": scored.notes, "stages": {}, "held_out": scored.files}
@@ -92,8 +93,6 @@ def evaluate_run(
     metrics["baselines"] = _score_shipped(run, video)
     for stage in vae_stages:
         shown |= _score_stage(run, stage, scored, metrics, perceptual)
-    folder = _report_folder(run, len(video), clips, sampled)
-    folder.mkdir(exist_ok=True)
     sampled = run.experiment.sampling.clips if sampled is None else sampled
     if run.finished("diffusion") and sampled:
         try:
@@ -307,7 +306,7 @@ def _score_shipped(run: Run, video: np.ndarray) -> dict[str, dict]:
     """Numbers of every shipped model that takes these clips, which a run should beat; none on too few clips."""
     found = {}
     for name in shipped_models() if len(video) >= LEAST_CLIPS else ():
-        model = load(name)
+        model = load(SHIPPED / name)  # by its name, a folder here could be meant
         with contextlib.suppress(ShapeError):
             check_clip_shape(*video.shape[1:4], model.vae.config.time_factor, model.vae.config.space_factor)
             found[name], _ = _score_vae(run, model, video, name, None)

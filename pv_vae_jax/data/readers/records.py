@@ -53,9 +53,13 @@ def read_manifest(folder: Path) -> dict:
     """The manifest of the prepared split in `folder`.
 
     Raises:
-      NoVideosError: the split is unfinished, damaged, or of another version.
+      NoVideosError: the split is missing, unfinished, damaged, or of another version.
     """
     path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise NoVideosError(
+            f"{folder.parent} was prepared without the split {folder.name}: add it with --split={folder.name}"
+        )
     if not path.is_file():
         raise NoVideosError(f"{folder} is unfinished: run the same pv-vae prepare again, it continues where it stopped")
     try:
@@ -106,8 +110,6 @@ class RecordReader(Reader):
         self, folder: Path, split: str, index: Any = None, *, size: FrameSize, span: int = 1, log: SkipLog | None = None
     ):
         folder = folder / split
-        if not folder.is_dir():
-            raise NoVideosError(f"{folder.parent} was prepared without the split {split}: add it with --split={split}")
         manifest = read_manifest(folder)
         super().__init__(folder, manifest["class_names"], size, log)
         settings, least = manifest.get("settings", {}), min(size.height, size.width)
