@@ -205,18 +205,21 @@ def _end(running: list[subprocess.Popen], grace: float) -> None:
                 pass
 
 
-def gpus_for(args, parser, environment: dict[str, str]) -> list[str]:
+def gpus_for(args, parser, points: int, environment: dict[str, str]) -> list[str]:
     """The GPUs to give out, by the names that CUDA knows; CUDA_VISIBLE_DEVICES, of --env or of this shell, names them.
 
     It is set by many schedulers, and the others belong to somebody else.
     """
-    wanted = args.parallel * args.processes * args.gpus
+    wanted = min(args.parallel, points) * args.processes * args.gpus
     visible = environment.get(VISIBLE, os.environ.get(VISIBLE))
     if visible is None:
         return [str(number) for number in range(wanted)]
     found = [name for name in visible.split(",") if name]
     if len(found) < wanted:
-        parser.error(f"{wanted} GPUs are needed, and {VISIBLE}={visible} names {len(found)}: give fewer --gpus")
+        parser.error(
+            f"{wanted} GPUs are needed, and {VISIBLE}={visible} names {len(found)}: "
+            "give fewer --processes, --parallel or --gpus"
+        )
     return found
 
 
@@ -241,7 +244,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=0, help="port of process 0 (default: a free one)")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds a run has to save its state (default 60)")
     experiment, args = parse(parser, argv, processes=1, parallel=1, cpu_devices=0, gpus=0, port=0, grace=0)
-    gpus = gpus_for(args, parser, experiment.environment)
+    gpus = gpus_for(args, parser, len(experiment.sweep), experiment.environment)
     if args.port and args.parallel > 1:
         parser.error("--port needs --parallel 1: leave it out, and every run takes a free port")
 

@@ -327,6 +327,9 @@ def test_gpus_are_given_out_of_those_that_are_visible(monkeypatch):
     for flags, expected in (([], ["4", "GPU-5a"]), (["--env", "CUDA_VISIBLE_DEVICES=2,7"], ["2", "7"])):
         lines = dry("local", "--processes=2", "--gpus=1", *flags).splitlines()
         assert [re.search("CUDA_VISIBLE_DEVICES=([^ ]+)", line)[1] for line in lines] == expected
+    assert len(dry("local", *SWEEP[:2], "--parallel=8", "--gpus=1").splitlines()) == 2, (
+        "as many runs as there are points"
+    )
     done = launch("local", *BASE, "--processes=2", "--gpus=2", "--dry-run")
     assert done.returncode == 2 and "4 GPUs are needed, and CUDA_VISIBLE_DEVICES=4,GPU-5a,6 names 3" in done.stderr
 

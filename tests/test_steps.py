@@ -330,6 +330,9 @@ def test_the_term_that_is_not_finite_is_named_before_those_that_follow_from_it(s
     terms = {f"{name}{size}": math.nan for name in ("gradient_norm", "loss", "kl")} | {f"mse{size}": 0.1}
     with pytest.raises(NonFiniteError, match=f"step 2: kl{size} is nan"):
         check_finite("video", [(1, {f"mse{size}": 0.1}), (2, terms)])
+    del terms[f"kl{size}"]
+    with pytest.raises(NonFiniteError, match=f"step 2: loss{size} is nan"):
+        check_finite("video", [(2, terms)])
 
 
 def test_the_bar_says_that_the_first_step_compiles_and_does_not_count_it(tmp_path, monkeypatch, capsys, caplog):

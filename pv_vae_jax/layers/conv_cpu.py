@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pv_vae_jax.layers.platform import platform
 from pv_vae_jax.typing import Array
 
 # With as few output pixels, 2-D convolutions are matrix products on CPU: below nine XLA falls back to a plain loop.
@@ -20,11 +21,14 @@ UNFOLDED = 2**21  # bytes of a convolution's input that its gradient on CPU lays
 SMALL_PICTURE = 64
 
 
-@cache
 def has_onednn() -> bool:
-    """Whether XLA runs 3-D convolutions on the CPU by oneDNN (`cli.main.configure_cpu`): asked once, of a small one."""
-    if jax.default_backend() != "cpu":
-        return False
+    """Whether the program is for a CPU on which XLA runs 3-D convolutions by oneDNN (`cli.main.configure_cpu`)."""
+    return platform() == jax.default_backend() == "cpu" and _has_onednn()
+
+
+@cache
+def _has_onednn() -> bool:
+    """Asked once, of a small convolution."""
     x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 3, 16, 16, 16), (3, 3, 3, 16, 16)))
     run = jax.jit(partial(convolve3d, padding=((0, 0),) * 3))
     # Its whole name: the text names the functions that a program comes from as well.

@@ -83,7 +83,9 @@ def evaluate_run(
     perceptual, network = lpips_distance(*lpips) if lpips else (None, None)
     scored = read_test_clips(run, clips)
     video = scored.video
-    folder = make_writable(_report_folder(run, len(video), clips, sampled), "make it so, or copy the run")
+    folder = make_writable(
+        _report_folder(run, len(video), clips, sampled), "make it a folder to write to, or evaluate a copy of the run"
+    )
     if network:
         scored.facts["perceptual"] = name_of(network.name, network)
     metrics = _describe(run, scored.facts) | {"notes": scored.notes, "stages": {}, "held_out": scored.files}

@@ -164,7 +164,8 @@ class VAEStageConfig(Config):
       optimizer, discriminator_optimizer: optimisers of the VAE and of the discriminator.
       ema_decay: decay of the moving average of the VAE's weights, which later stages use.
       init_from: start from this instead of the stage before: a shipped model's name, a model folder, a work directory,
-        a training state (`.../checkpoints/<step>`) or a stage's folder (its newest state).
+        a model on the hub (`hf://OWNER/NAME`), a training state (`.../checkpoints/<step>`) or a stage's folder (its
+        newest state).
       init_parts: parts to load from there: any of `encoder`, `decoder`, `pad`; the others are initialised at random.
         Empty loads all.
       init_weights: weights to load from a training state: the moving average `ema`, or the raw `params`.

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from pv_vae_jax.sharding.rules import path_name
 from pv_vae_jax.typing import NonFiniteError, Params
 
+FOLLOWING = ("loss", "gradient_norm")  # what any other term makes non-finite as well
+
 
 def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> None:
     """Check the terms of steps, `(step, terms)`.
@@ -19,7 +21,7 @@ def check_finite(stage: str, rows: Iterable[tuple[int, dict[str, float]]]) -> No
     """
     for step, terms in rows:
         if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
-            name = min(bad, key=lambda n: ("gradient_norm", "loss").count(n.split("/")[0]))
+            name = min(bad, key=lambda n: FOLLOWING.index(n.split("/")[0]) if n.split("/")[0] in FOLLOWING else -1)
             raise NonFiniteError(
                 f"stage {stage}, step {step}: {name} is {terms[name]}. The newest checkpoint is from before this step; "
                 f"try a lower learning rate, a lower weight of this term, or a smaller clip_norm, with "
