@@ -201,7 +201,7 @@ def blocks(results: Path, picture: Path) -> dict[str, str]:
     if tree is not None:
         verdict.append(motion_table(tree))
     if pilot is not None:
-        verdict += [f"Pilot, two seeds that do not count: {pilot['verdict']}.", motion_table(pilot)]
+        verdict.append(f"[The pilot](results/motion/README.md#what-the-pilot-chose): {pilot['verdict']}.")
     return {"verdict": "\n\n".join(verdict), "ablations": ablation_table(ablations)}
 
 

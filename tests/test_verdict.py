@@ -105,7 +105,7 @@ def test_the_page_follows_the_study_the_pilot_and_the_ablations(tmp_path):
     (results / "motion" / "pilot" / "study.json").write_text(json.dumps(judged() | {"verdict": "this size can tell"}))
     VERDICT["write_page"](page, results)
     text, drawing = page.read_text(), (tmp_path / "images" / "verdict.svg").read_text()
-    assert "is open" not in text and "do not count: this size can tell." in text
+    assert "is open" not in text and "what-the-pilot-chose): this size can tell." in text
     assert "| Far row (far) | 8 | 10.0% [8.0%, 12.0%] | - | 10.0% | - | 27.00 | 50% | 60%, 20% |" in text
     shown = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
     assert {"Whole method", "as sampled", "at equal PSNR"} <= set(shown)

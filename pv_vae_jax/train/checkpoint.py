@@ -53,8 +53,8 @@ class Checkpoints:
     Orbax writes into a temporary folder and renames it after the last byte, so `latest` never finds the remains of a
     killed save; they are removed. With several processes, each writes its part of a state, and any number of processes
     and devices can read it. `checksums.json` is written into the temporary folder before it is renamed, by the writing
-    thread, so that a byte that flips later is noticed when the state is read. A bucket
-    checks bytes itself, and Orbax writes a mark last instead of renaming.
+    thread, so that a byte that flips later is noticed when the state is read. A bucket checks bytes itself, and Orbax
+    writes a mark last instead of renaming.
 
     Args:
       folder: folder of the states.
@@ -131,8 +131,7 @@ class Checkpoints:
             path = self._folder / str(step)
             # A bucket has it moved file by file: it is no state from now on.
             (path / BUCKET_MARK).unlink(missing_ok=True)
-            aside = path.with_name(f"{step}.damaged")
-            remove_tree(aside)  # of an earlier damage of this step, which was then trained anew
+            remove_tree(aside := path.with_name(f"{step}.damaged"))  # of an earlier time, after which it was made anew
             path.rename(aside)
             print(f"{path} cannot be read ({reason}): set aside as {step}.damaged", file=sys.stderr)
         if damaged:
