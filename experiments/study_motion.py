@@ -101,6 +101,12 @@ def get_study() -> Study:
         for times in (3, 9)
         for row in pair(f"{times} x as long", {"video.steps": times * VIDEO_STEPS}, seeds=3, group=4)
     ]
+    in_walk = {"name": "Whole method, walk, decoder tuned longer", "settings": walk[1].settings | TUNED}
+    tuned = [
+        Row("Whole method, decoder tuned longer", METHOD | TUNED, seeds=8, group=6),
+        Row("Baseline, decoder tuned longer", BASELINE | TUNED, group=7),
+        dataclasses.replace(walk[1], **in_walk, group=7),
+    ]
     return Study(
         experiment=base(),
         rows=(
@@ -115,7 +121,6 @@ def get_study() -> Study:
             Row("Prediction alone", PREDICTION, group=5),
             Row("Motion term alone", MOTION, group=5),  # with decoders tuned alike, both together are the whole method
             *longer,
-            Row("Whole method, decoder tuned longer", METHOD | TUNED, seeds=8, group=6),
-            Row("Baseline, decoder tuned longer", BASELINE | TUNED, seeds=8, group=7),
+            *tuned,
         ),
     )

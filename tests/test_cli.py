@@ -660,7 +660,7 @@ def test_sample_refuses_what_the_model_does_not_have(trained, tmp_path):
     call = ("sample", "--out", tmp_path / "out", "--model")
     assert "no class 'fal'; did you mean 'fall'?" in fails(*call, trained, "--class_name=fal")
     assert "expected one of bounce, orbit, fall, swing" in fails(*call, trained, "--class_name=xyz")
-    assert "no diffusion transformer: its stage diffusion has to be finished" in fails(
+    assert "no diffusion transformer: take a run whose stage diffusion is finished" in fails(
         *call, trained / "video" / "model"
     )
     assert "--guidance must be a finite number" in fails(*call, trained, "--guidance=nan")

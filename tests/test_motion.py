@@ -384,6 +384,9 @@ def test_rows_of_the_study_differ_by_their_settings_and_share_vaes():
     assert longer.experiment.video == cells[roles.method].experiment.video, "the latents are those of the whole method"
     seeds = {row.name: row.seeds for row in study.rows}
     assert min(seeds[name] for name in (roles.baseline, roles.method, roles.positive, roles.negative)) >= 8
+    tiny = load_study("study_motion", tiny=True)
+    shrunk = {(cell.experiment.video.steps, cell.experiment.decoder.steps, cell.seed) for cell in tiny.cells()}
+    assert shrunk == {(2, 2, 0)}, "whatever a row sets, and once each"
     pilot = list(dataclasses.replace(study, pilot=True).cells())
     assert not {cell.seed for cell in pilot} & {cell.seed for cell in study.cells()}, "pilot seeds do not count"
     assert study.experiment.vae.latent_frames(study.experiment.data.frames) >= 5

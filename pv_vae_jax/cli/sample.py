@@ -36,7 +36,10 @@ def run(values: flags.FlagValues) -> None:
     """Sample and write."""
     model = load(values.model)
     if model.diffusion is None:
-        raise ConfigError(f"{values.model} has no diffusion transformer: its stage diffusion has to be finished first")
+        raise ConfigError(
+            f"{values.model} has no diffusion transformer: take a run whose stage diffusion is finished, "
+            "or tiny-synthetic"
+        )
     conditional = model.diffusion.model.config.classes > 0
     if not conditional and (values.class_name or values.guidance not in (None, 1)):
         raise ConfigError(f"{values.model} was trained without classes: leave out --class_name and --guidance")

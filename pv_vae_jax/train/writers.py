@@ -229,7 +229,8 @@ def missing_board(names: Sequence[str]) -> str | None:
     """What the first line of a run says if TensorBoard is wanted and a package for it is not installed."""
     if "tensorboard" in names and not all(map(importlib.util.find_spec, ("tensorboardX", "PIL"))):
         return (
-            "no TensorBoard files, only metrics.jsonl: pip install tensorboardX pillow to have them (docs/watching.md)"
+            "no TensorBoard files, only metrics.jsonl: pip install tensorboardX pillow to have them (the extra "
+            "[tensorboard], see docs/watching.md)"
         )
     return None
 

@@ -24,14 +24,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("config", "study_motion", "study file with get_study()", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the runs; VAEs and latents stay there", flag_values=values)
     flags.DEFINE_string("results", "docs/results/motion", "folder of study.json and cells/", flag_values=values)
-    flags.DEFINE_list("rows", [], "run only these rows, by name or as in file names", flag_values=values)
+    flags.DEFINE_list("rows", [], "run only these rows, as in file names: baseline-walk", flag_values=values)
     flags.DEFINE_list("seeds", [], "run only these seeds", flag_values=values)
     flags.DEFINE_integer("cells", 0, "number of cells to run; 0 is all", lower_bound=0, flag_values=values)
     flags.DEFINE_float(
         "minutes", 0.0, "begin no cell later than this; 0 is no limit", lower_bound=0, flag_values=values
     )
     flags.DEFINE_bool("pilot", False, "baseline, method and controls, with seeds that do not count", flag_values=values)
-    flags.DEFINE_bool("tiny", False, "everything in seconds, to try the pipeline", flag_values=values)
+    flags.DEFINE_bool("tiny", False, "everything small, one seed a row, to try the pipeline", flag_values=values)
     flags.DEFINE_bool("predicted", False, "add what VAEs predict to stored cells, train nothing", flag_values=values)
     flags.DEFINE_bool("verdict", False, "judge the stored cells, train nothing", flag_values=values)
 

@@ -51,12 +51,14 @@ def run_cells(
         path = results / f"{cell.name}.json"
         if scored == most or (minutes is not None and time.time() - began > 60 * minutes):
             break
+        if path.exists():
+            continue
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(workdir / f".{cell.name}.lock"))
             except BlockingIOError:
                 continue  # another process has it
-            if path.exists():
+            if path.exists():  # another process was quicker
                 continue
             place = f"{cells.index(cell) + 1} of {len(cells)}"
             print(f"motion study: {cell.row.name}, seed {cell.seed} ({place})", file=sys.stderr)

@@ -137,7 +137,7 @@ class Study:
         cells = [cell for cell in self.cells() if not slugs or slug_of(cell.row.name) in slugs]
         cells = [cell for cell in cells if not seeds or str(cell.seed) in seeds]
         if unknown := slugs - {slug_of(cell.row.name) for cell in cells}:
-            known = ", ".join(dict.fromkeys(cell.row.name for cell in self.cells()))
+            known = ", ".join(dict.fromkeys(slug_of(cell.row.name) for cell in self.cells()))
             raise ConfigError(f"no cell of row {min(unknown)!r} with these seeds: the rows are {known}")
         return cells
 
@@ -185,7 +185,7 @@ def load_study(path: str | Path, overrides: dict[str, str] | None = None, tiny: 
     Args:
       path: the study's file.
       overrides: dotted settings of the experiment.
-      tiny: shrink everything, to try the whole pipeline in seconds.
+      tiny: shrink everything, whatever a row sets, and take one seed a row, to try the whole pipeline.
 
     Raises:
       ConfigError: the file or function is missing or fails, a setting is unknown, or the study is invalid.
@@ -193,5 +193,7 @@ def load_study(path: str | Path, overrides: dict[str, str] | None = None, tiny: 
     study = run_config(path, Study, "get_study")
     small = {key: repr(value) for key, value in TINY.items()} if tiny else {}
     if tiny:
-        study = dataclasses.replace(study, scores=2, clips=8, curve_clips=4, sampling_steps=2)
+        plain = [{key: value for key, value in row.settings.items() if key not in TINY} for row in study.rows]
+        rows = (dataclasses.replace(r, settings=own, seeds=1) for r, own in zip(study.rows, plain, strict=True))
+        study = dataclasses.replace(study, rows=tuple(rows), scores=2, clips=8, curve_clips=4, sampling_steps=2)
     return dataclasses.replace(study, experiment=override(study.experiment, small | (overrides or {}))).validate()
