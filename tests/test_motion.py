@@ -121,6 +121,9 @@ def test_walks_are_told_by_their_steps(clips):
     for video in (clips, shuffled(walks(32, seed=2))):
         other = score_clips(video, np.zeros(N, int), ("walk",), band)
         assert other["kept"] < 0.2 and other["steps"] > 3 * real["steps"]
+    nothing = walk_band(np.full((4, 17, 24, 24, 3), 128, np.uint8))  # as an untrained decoder draws
+    scores = score_clips(walks(8, seed=2), np.zeros(8, int), ("walk",), nothing)
+    assert scores["kept"] == 0 and scores["steps"] == 1, "like none of no clips"
 
 
 # Latents.

@@ -36,9 +36,11 @@ def walk_numbers(place: np.ndarray) -> np.ndarray:
 
 
 def walk_band(video: np.ndarray) -> WalkBand:
-    """The band of clips `(n, t, H, W, 3)` uint8 of `walk`."""
+    """The band of clips `(n, t, H, W, 3)` uint8 of `walk`. If none has one object throughout, no clip is like them."""
     tracks = track(video)
     place = tracks.place[tracks.whole]
+    if not len(place):
+        return WalkBand(np.full(3, np.inf), np.full(3, -np.inf), np.zeros(0))
     low, high = np.quantile(walk_numbers(place), [(1 - WALK_SHARE) / 2, (1 + WALK_SHARE) / 2], axis=0)
     return WalkBand(low, high, np.linalg.norm(np.diff(place, axis=1), axis=-1).ravel())
 
@@ -111,7 +113,7 @@ def _kept_frames(place: np.ndarray, law: str, first: np.ndarray, size: int) -> n
 
 def _score_walk(tracks: Tracks, band: WalkBand) -> dict:
     place = tracks.place[tracks.whole]
-    if not len(place):
+    if not (len(place) and len(band.lengths)):
         return {"kept": 0.0, "steps": 1.0}
     numbers = walk_numbers(place)
     kept = ((numbers >= band.low) & (numbers <= band.high)).all(1)
