@@ -349,7 +349,7 @@ def test_processes_of_a_run_meet_through_jax_distributed():
     run = description.Run(0, "", ("-c", code))
     own = description.Experiment("x", "", "")
     args = argparse.Namespace(cpu_devices=2, gpus=0, processes=2)
-    devices = lambda index: local.devices_of(args, 0, index) | {"XLA_FLAGS": CPU2}  # noqa: E731
+    devices = lambda index: local.devices_of(args, [], 0, index) | {"XLA_FLAGS": CPU2}  # noqa: E731
     made = local.processes_of(own, run, 2, local.free_port(), devices)
     assert [p.label for p in made] == ["0", "1"]
     env = {"XLA_FLAGS": ""}
