@@ -89,7 +89,7 @@ def _take(path: Path, owner: dict[str, str], wait: bool) -> str:
         ended = found and _holder_has_ended(path, found)
         if found and ended:
             replaced = found["generation"]
-        elif ended is False and not wait:
+        elif found and ended is False and not wait:
             raise BlockingIOError(f"{path} is held by {_holder(found)}")
 
 
@@ -108,7 +108,7 @@ def _write(path: Path, owner: dict[str, str], generation: str) -> str | None:
         headers = {"Content-Type": 'multipart/related; boundary="part"'}
         return filesystem().call("POST", address, bucket, headers=headers, **options)["generation"]
     except FileExistsError:  # or it is ours, by a request whose answer was lost
-        return found["generation"] if _is_of(found := _look(path), owner) else None
+        return found["generation"] if (found := _look(path)) and _is_of(found, owner) else None
     except Exception as error:
         raise bucket_error(f"cannot write {path}", error) from error
 

@@ -126,15 +126,16 @@ class Model:
           observed: number of frames to see, `1 + n p_t`.
           key: draws a sample of the posterior, and gaussian padding, which needs one; None takes the posterior's mean.
         """
-        video, observed = model_inputs.checked_video(self.vae, video), model_inputs.checked_count("observed", observed)
-        frames, p_t = video.shape[1], self.vae.config.time_factor
+        seen: Any = model_inputs.checked_video(self.vae, video)
+        observed = model_inputs.checked_count("observed", observed)
+        frames, p_t = seen.shape[1], self.vae.config.time_factor
         if (observed - 1) % p_t or not 1 <= observed <= frames:
             nearest = sorted(range(1, frames + 1, p_t), key=lambda n: abs(n - observed))[:2]
             raise ShapeError(
                 f"expected observed to be 1 + {p_t} n and at most the clip's {frames} frames, got {observed}: pass "
                 f"{' or '.join(map(str, sorted(nearest)))}"
             )
-        return _predict(self.vae, observed, self.vae_params, video, key)
+        return _predict(self.vae, observed, self.vae_params, seen, key)
 
     def sample(
         self, labels: Labels, key: PRNGKey, *, steps: int = 100, guidance: ArrayLike = 1.0, index: Labels | None = None
@@ -153,12 +154,13 @@ class Model:
         Returns:
           Video clamped to [-1, 1]; NaN where a pixel is not finite.
         """
-        labels = model_inputs.checked_labels(self.diffusion and self.diffusion.model, labels, guidance)
-        index, steps = model_inputs.checked_index(index, len(labels)), model_inputs.checked_count("steps", steps)
-        guidance = model_inputs.checked_guidance(guidance)
+        label = model_inputs.checked_labels(self.diffusion and self.diffusion.model, labels, guidance)
+        number, steps = model_inputs.checked_index(index, len(label)), model_inputs.checked_count("steps", steps)
+        scale: Any = model_inputs.checked_guidance(guidance)
         key = model_inputs.checked_key(key)
-        guided = isinstance(guidance, jax.core.Tracer) or guidance != 1.0  # two networks, another program
-        return _sample(self.vae, steps, guided, self.vae_params, self.diffusion, key, index, labels, guidance)
+        guided = isinstance(scale, jax.core.Tracer) or scale != 1.0  # two networks, another program
+        diffusion: Any = self.diffusion  # `checked_labels` refuses a model without
+        return _sample(self.vae, steps, guided, self.vae_params, diffusion, key, number, label, scale)
 
 
 def _chunk(chunk: int | None) -> int | None:
@@ -286,11 +288,12 @@ def _load(folder: Path, dtype: str | None, sharding: params_io.Placement | None)
             diffusion = Diffusion(latte, None, mean, std, shape, names)
             _check_diffusion(diffusion)
     # Outside, since the settings of a program may keep a network from being built or placed, which is no damage.
-    vae_params = params_io.read_params(folder / "vae.safetensors", _vae_shapes(vae), hashes=hashes, sharding=sharding)
+    shapes = _vae_shapes(vae)  # pyright: ignore[reportArgumentType]  # Linen's modules have a hash
+    vae_params = params_io.read_params(folder / "vae.safetensors", shapes, hashes=hashes, sharding=sharding)
     if diffusion is not None:
-        shapes = _latte_shapes(diffusion.model, diffusion.latent_shape)
+        shapes = _latte_shapes(diffusion.model, diffusion.latent_shape)  # pyright: ignore[reportArgumentType]
         params = params_io.read_params(folder / "latte.safetensors", shapes, hashes=hashes, sharding=sharding)
-        diffusion = diffusion.replace(params=cast_kernels(params, dtype))
+        diffusion = dataclasses.replace(diffusion, params=cast_kernels(params, dtype))
     return Model(vae, cast_kernels(vae_params, dtype), diffusion, meta)
 
 
@@ -336,7 +339,7 @@ def _load_state(state: Path, dtype: str | None, sharding: params_io.Placement | 
         config = read_model_config(workdir)
         vae, images = _vae(config["vae"], dtype), config[stage]["images"]
         meta = {"experiment": config["name"], "stage": stage, "images": images, "steps": int(state.name)}
-    shapes = _vae_shapes(vae)
+    shapes = _vae_shapes(vae)  # pyright: ignore[reportArgumentType]
     params = params_io.restore_params(state, "ema", shapes)
     params = jax.device_put(params, sharding(shapes) if callable(sharding) else sharding)
     return Model(vae, cast_kernels(params, dtype), meta=meta)

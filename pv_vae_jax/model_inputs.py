@@ -9,7 +9,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from pv_vae_jax.models.latte import Latte
 from pv_vae_jax.models.vae import VAE
@@ -39,7 +38,8 @@ def checked_video(vae: VAE, video: Any) -> Any:
         advice = "add a batch axis, video[None]" if one_clip else "move its axes into this order"
         raise ShapeError(f"expected video (b, t, H, W, 3), got {video.shape}: {advice}")
     _check_not_empty("video", video)
-    check_clip_shape(*video.shape[1:4], config.time_factor, config.space_factor)
+    frames, height, width = video.shape[1:4]
+    check_clip_shape(frames, height, width, config.time_factor, config.space_factor)
     if video.dtype == "uint8":
         return video
     if not jnp.issubdtype(video.dtype, jnp.floating):
@@ -81,7 +81,7 @@ def checked_latents(vae: VAE, latents: Any) -> Any:
     return latents
 
 
-def checked_labels(latte: Latte | None, labels: ArrayLike, guidance: Any = 1.0) -> Array | np.ndarray:
+def checked_labels(latte: Latte | None, labels: Any, guidance: Any = 1.0) -> Any:
     """`labels` as an array, after checking them and `guidance` against the transformer of a model.
 
     Raises:
@@ -137,7 +137,7 @@ def checked_guidance(guidance: Any) -> Any:
     return scale
 
 
-def checked_index(index: Any, count: int) -> Array | np.ndarray:
+def checked_index(index: Any, count: int) -> Any:
     """Numbers of `count` clips as an array; None stands for `0 .. count - 1`.
 
     Raises:

@@ -47,7 +47,7 @@ REMEDIES = {
 def remedy(error: Exception) -> str | None:
     """What to do about a file that cannot be read or written; None for what no change of disks or rights mends."""
     number = getattr(error, "errno", None) or next((n for n in REMEDIES if os.strerror(n) in str(error)), None)
-    return REMEDIES.get(number)
+    return None if number is None else REMEDIES.get(number)
 
 
 class BucketPath(PosixGPath):
@@ -110,7 +110,7 @@ def check_address(name: str, path: Any) -> None:
         )
 
 
-def mounted(path: Path) -> str:
+def mounted(path: Path | BucketPath) -> str:
     """How to read a folder of a bucket through the file system."""
     bucket, *rest = path.parts[2:]
     return (
@@ -188,7 +188,7 @@ def _reach(bucket: str, name: str, address: str) -> None:
 @functools.cache
 def filesystem() -> Any:
     """The file system by gcsfs, which repeats requests that fail."""
-    import fsspec
+    import fsspec.config
     import gcsfs  # noqa: F401  # fsspec's own error would not say what to install
 
     # Orbax and other processes write beside it, so no listing may be remembered.

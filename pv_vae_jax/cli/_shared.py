@@ -146,7 +146,7 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
             raise ShapeError(f"{path} has {found} frames{strided}, {why}: --frames={longest} takes as many as fit")
         own = next(iterate_video(path, count=1)).shape[:2]  # as it is shown: the header's may be rotated
         try:
-            size = wanted or nearest(*own, config.space_factor, values.fit)
+            size = wanted or nearest(own[0], own[1], config.space_factor, values.fit)
             check_clip_shape(frames, size.height, size.width, config.time_factor, config.space_factor)
         except ValueError as error:
             raise ShapeError(f"{path}: {error} (--frames sets the length, --size and --fit the size)") from error
@@ -162,8 +162,8 @@ def open_videos(paths: Sequence[str], values: flags.FlagValues, model: Model) ->
             print(f"{path}: its sound is left out of the result")
         pictures = iterate_video(path, resize=size if scaled != own else None, count=spanned(frames))
         pictures = (size.cut(picture[None])[0] for picture in itertools.islice(pictures, 0, None, stride))
-        shown = scaled if size.fit == "pad" else final
-        yield VideoFile(Path(path), frames, size, *shown, pictures, info.fps / stride, times)
+        height, width = scaled if size.fit == "pad" else final
+        yield VideoFile(Path(path), frames, size, height, width, pictures, info.fps / stride, times)
 
 
 def result_path(values: flags.FlagValues, path: Path, kind: str, inputs: Sequence[str]) -> Path:

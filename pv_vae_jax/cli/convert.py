@@ -13,7 +13,7 @@ are reported and nothing is written. Existing files are never overwritten.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def _given(source: Path, channels: int, published: wan.LatentStatistics | None) 
         return published
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path}: expected latents_mean and latents_std of {channels} channels: {error}") from error
-    return None if both == [[0] * channels, [1] * channels] else wan.LatentStatistics(*both)
+    return None if both == [[0] * channels, [1] * channels] else wan.LatentStatistics(*map(tuple, both))
 
 
 def _statistics(model: Model) -> tuple[list[float], list[float]]:
@@ -113,5 +113,5 @@ def _statistics(model: Model) -> tuple[list[float], list[float]]:
     return [0.0] * model.vae.config.latent_channels, [1.0] * model.vae.config.latent_channels
 
 
-def _count(tensors: dict[str, np.ndarray]) -> str:
+def _count(tensors: Mapping[str, np.ndarray]) -> str:
     return f"{sum(t.size for t in tensors.values()):,}"

@@ -20,6 +20,7 @@ protocol, see docs/evaluation.md.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -118,7 +119,7 @@ def _compare_sets(values: flags.FlagValues) -> None:
         make_writable(as_path(values.out, "--out").parent)
     protocol = PROTOCOLS[values.protocol].changed(frames=values.frames, clips=values.clips, paired=values.paired)
     seeded = {"seed": values.seed or 0}
-    batched = {"batch_size": values.batch_size or 8, **seeded}
+    batched: Any = {"batch_size": values.batch_size or 8, **seeded}
     if values.features == "own":
         network = own_network(values.weights)
     else:

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -57,7 +58,8 @@ def run(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if values.beam:  # its workers run in folders of their own
         source, out = source.absolute(), out.absolute()
     try:
-        settings = ClipSettings(**{field.name: values[field.name].value for field in dataclasses.fields(ClipSettings)})
+        given: Any = {field.name: values[field.name].value for field in dataclasses.fields(ClipSettings)}
+        settings = ClipSettings(**given)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

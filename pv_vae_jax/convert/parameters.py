@@ -1,6 +1,7 @@
 """What readers of published weights share: shapes of our parameters, the order of axes, one error for all faults."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,8 @@ def parameter_shapes(network: nn.Module, *inputs: Shape) -> dict[str, Shape]:
     """Path -> shape of the parameters of a network that takes float32 arrays of the shapes `inputs`."""
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
     params = jax.eval_shape(lambda *x: network.init(jax.random.key(0), *x), *arrays)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+    flat: Any = flatten_dict(params, sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def channels_first(shape: Shape) -> Shape:

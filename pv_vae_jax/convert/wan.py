@@ -112,7 +112,7 @@ def to_wan(params: Params, config: VAEConfig, layout: Layout) -> dict[str, np.nd
         `config` is not a Wan network.
     """
     names = _names(config, layout)
-    flat = flatten_dict(params, sep="/")
+    flat: Any = flatten_dict(params, sep="/")
     check_tensors(f"the parameters do not fit {config.name}", flat, _expected(config))
     kept = {path: np.asarray(value, np.float32) for path, value in flat.items() if names[path] != PAD}
     return {names[path]: _to_published(path, value) for path, value in kept.items()}

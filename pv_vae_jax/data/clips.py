@@ -100,7 +100,7 @@ class Reader:
 
     unit = "videos"
     allowed, remedy, listed = "max_damaged_files", "mend or remove them", 0
-    lengths: np.ndarray | None = None
+    lengths: Any = None
     images, cached = False, False
 
     def __init__(self, folder: Path, class_names: tuple[str, ...], size: FrameSize, log: SkipLog | None = None):

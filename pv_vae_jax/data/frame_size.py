@@ -124,5 +124,5 @@ def nearest(height: int, width: int, multiple: int, fit: Fit = "crop") -> FrameS
             f"cannot crop frames of {height} x {width} to multiples of {multiple}: use the fit 'pad' or 'resize'"
         )
     add = {"crop": 0, "pad": multiple - 1}.get(fit, multiple // 2)
-    sides = (max(1, (side + add) // multiple) * multiple for side in (height, width))
-    return FrameSize(*sides, fit)
+    height, width = (max(1, (side + add) // multiple) * multiple for side in (height, width))
+    return FrameSize(height, width, fit)

@@ -272,13 +272,12 @@ def list_frames(folder: str | Path) -> list[str]:
         names = sorted(e.name for e in found if _is_image(e))
     if not names:
         raise BrokenVideoError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    frames: dict[int, str] = {}
+    frames, first = dict[int, str](), _number(names[0])
     for name in names:
-        match, first = _number(name), next(iter(frames.values()), name)
-        if not match:
+        if not (match := _number(name)) or not first:
             raise BrokenVideoError(f"{folder}: {name} does not end in a number, as the names of frames do")
-        if (match[1], match[3].lower()) != (_number(first)[1], _number(first)[3].lower()):
-            raise BrokenVideoError(f"{folder}: {first} and {name} differ in more than their numbers")
+        if (match[1], match[3].lower()) != (first[1], first[3].lower()):
+            raise BrokenVideoError(f"{folder}: {names[0]} and {name} differ in more than their numbers")
         if (number := int(match[2])) in frames:
             raise BrokenVideoError(f"{folder}: {frames[number]} and {name} have the same number")
         frames[number] = name

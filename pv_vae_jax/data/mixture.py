@@ -69,7 +69,7 @@ def mixed_batches(
     Raises:
       ValueError: a weight is below 1, or a batch size is not a multiple of `host_count`.
     """
-    hosts = dict(host_index=host_index, host_count=host_count)
+    hosts: Any = dict(host_index=host_index, host_count=host_count)
     streams = [
         batched(examples(part.clips, part.transforms, seed=seed + SEED_STRIDE * i), part.batch_size, **hosts)
         for i, part in enumerate(parts)

@@ -59,11 +59,12 @@ def examples(clips: Elements, transforms: Iterable[Any] = (), *, seed: int, shuf
                 f"expected a grain.MapDataset or a sequence of clips, got {type(clips).__name__}: training needs a "
                 "source with __len__ and __getitem__, such as a list"
             )
-        clips = grain.MapDataset.source(clips)
+        clips = grain.MapDataset.source(clips)  # pyright: ignore[reportAssignmentType, reportArgumentType]
     if not 0 < len(clips) < LONGEST:
         found = "none" if not len(clips) else "a data set that repeats"
         raise ValueError(f"expected clips that end, got {found}: shuffling and repeating are done here")
-    dataset = clips.shuffle(seed=_stream_seed(seed, "shuffle")) if shuffle else clips
+    dataset: Any = clips
+    dataset = dataset.shuffle(seed=_stream_seed(seed, "shuffle")) if shuffle else dataset
     dataset, count = dataset.repeat(), collections.Counter()
     for transform in transforms:
         name = type(transform).__name__

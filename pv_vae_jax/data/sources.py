@@ -78,6 +78,7 @@ class Format:
     def list(self, folder: Path, split: str, fold: int) -> SplitIndex:
         """The files of a split. Raises NoVideosError if they are incomplete, or `fold` does not apply."""
         self.check_fold(folder, fold)
+        assert self.index is not None, "of a format that stores its clips"
         return self.index(folder, split, **({"fold": fold} if self.folds else {}))
 
     def check_fold(self, folder: Path, fold: int) -> None:
@@ -170,7 +171,7 @@ def list_clips(folder: str | Path) -> SplitIndex:
     form = _format_of(folder)
     if form.name in ("folder", "frames"):
         return all_clips_below(folder)
-    if not issubclass(form.reader, VideoFiles):  # folders of frames too
+    if not issubclass(form.reader, VideoFiles):  # pyright: ignore[reportArgumentType]  # folders of frames too
         raise NoVideosError(f"expected video files or folders of frames in {folder}, got the format {form.name}")
     train, test = (form.list(folder, split, 1) for split in ("train", "test"))
     check_uncut(folder, train)
@@ -252,8 +253,8 @@ def open_source(
     if families := families_of(str(source)):
         seed, sprites = 2 * seed + (split == "test"), sprites_of(str(source))
         # Of a clip for images one frame is taken.
-        kept = dict(cache_bytes=cache_bytes, lazy=images, textured=sprites > 1, features=features)
-        return SyntheticVideos(clips, frames, size, seed, sprites, families, **kept)
+        kept: Any = dict(cache_bytes=cache_bytes, lazy=images, textured=sprites > 1, features=features, clips=clips)
+        return SyntheticVideos(frames=frames, size=size, seed=seed, sprites=sprites, families=families, **kept)
     if features:
         raise ValueError(f"features are those of the synthetic world, got source {str(source)!r}: leave them out")
     folder = as_path(source, "data.source")

@@ -289,7 +289,7 @@ class SyntheticVideos:
 
     def _render(self, index: int, start: int = 0, count: int | None = None, stride: int = 1) -> np.ndarray:
         """Frames `start, start + stride, ...` of clip `index`, `count` of them or to the end, `(t, H, W, 3)` uint8."""
-        size = dataclasses.replace(self.size, fit="crop")
+        size = dataclasses.replace(FrameSize.of(self.size), fit="crop")
         stop = None if count is None else start + count * stride
         return size.cut(render(self.scene(index).part(slice(start, stop, stride)), max(size.height, size.width)))
 

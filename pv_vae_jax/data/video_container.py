@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,13 +73,13 @@ class EncodedVideo:
         return self.name
 
 
-def import_av():
+def import_av() -> Any:
     """PyAV. Raises ImportError, which names the extra, if it is missing."""
     try:
         import av
     except ImportError as error:
         raise ImportError("video files need PyAV: pip install av (the extra [video] holds it)") from error
-    av.logging.set_level(av.logging.PANIC)  # we report broken files, once
+    av.logging.set_level(av.logging.PANIC)  # pyright: ignore[reportPrivateImportUsage]  # we report broken files, once
     return av
 
 
@@ -152,7 +153,7 @@ class VideoStream:
             raise BrokenVideoError(f"{path}: not readable as video ({reason})") from error
         streams, best = self.container.streams.video, self.container.streams.best("video")
         shown = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]
-        self.stream = best if best in shown else next(iter(shown), None)
+        self.stream: Any = best if best in shown else next(iter(shown), None)
         if fault := self._open(av, only_covers=bool(streams)):
             self.container.close()
             raise BrokenVideoError(f"{path}: {fault}")

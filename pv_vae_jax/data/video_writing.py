@@ -115,7 +115,7 @@ def _encode(file, frames: Iterator[np.ndarray], fps: float, options: dict[str, s
         raise ValueError(nothing)
     # Times within a millisecond of an even rate are those of a container that rounds to it.
     even = times is None or np.abs(times - np.arange(len(times)) / fps).max(initial=0) < 1e-3
-    if not even:  # by at least a tick from one to the next
+    if times is not None and not even:  # by at least a tick from one to the next
         ticks = np.maximum.accumulate(np.rint(times * TICKS).astype(int) - np.arange(len(times)))
     # The index comes first, so that a file can be played while it is downloaded.
     layout = {"movflags": "+faststart"} if isinstance(file, str) else {}

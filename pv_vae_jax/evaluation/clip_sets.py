@@ -129,6 +129,7 @@ class ArrayClips(ClipSet):
         return clip if clip.dtype == np.uint8 else self._rounded(clip, index)
 
     def _rounded(self, clip: np.ndarray, index: int) -> np.ndarray:
+        assert self.value_range is not None, "of floats"
         low, high = self.value_range
         # Written so that NaN fails as well.
         if not (clip.min() >= low - SLACK and clip.max() <= high + SLACK):

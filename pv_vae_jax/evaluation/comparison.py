@@ -57,7 +57,7 @@ def compare_sets(
     scores, seeded = [], {"ddof": protocol.ddof, "seed": seed}
 
     def add(name: str, value: float, estimator: str, interval: distances.Interval | None = None, **more: int) -> None:
-        made = card(protocol, network, *cards, seed, estimator=estimator, **more)
+        made = card(protocol, network, cards[0], cards[1], seed, estimator=estimator, **more)
         scores.append(Score(name, value, interval, made))
 
     spans = [
@@ -116,7 +116,7 @@ def compare_pairs(
         name, rule, network = rules[key]
         values = frames[key].mean(axis=1)  # n
         interval = distances.mean_interval(values, seed=seed) if len(values) > 1 else None
-        made = card(protocol, network, *cards, seed, estimator=rule, by_frame=summary["by_frame"])
+        made = card(protocol, network, cards[0], cards[1], seed, estimator=rule, by_frame=summary["by_frame"])
         scores.append(Score(name, float(values.mean()), interval, made))
     return scores
 

@@ -32,7 +32,7 @@ def _has_onednn() -> bool:
     x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 3, 16, 16, 16), (3, 3, 3, 16, 16)))
     run = jax.jit(partial(convolve3d, padding=((0, 0),) * 3))
     # Its whole name: the text names the functions that a program comes from as well.
-    return 'custom_call_target="__onednn$convolution"' in run.lower(x, kernel).compile().as_text()
+    return 'custom_call_target="__onednn$convolution"' in str(run.lower(x, kernel).compile().as_text())
 
 
 def convolve3d(x: Array, kernel: Array, padding: Any) -> Array:

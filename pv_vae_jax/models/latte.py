@@ -69,22 +69,22 @@ class LatteConfig:
     @classmethod
     def s(cls, **changes: Any) -> Self:
         """Latte-S, 33 M parameters with the paper's latents and the 101 classes of UCF101."""
-        return cls(**dict(depth=12, width=384, heads=6) | changes)
+        return cls(**{"depth": 12, "width": 384, "heads": 6, **changes})
 
     @classmethod
     def b(cls, **changes: Any) -> Self:
         """Latte-B, 130 M parameters."""
-        return cls(**dict(depth=12, width=768, heads=12) | changes)
+        return cls(**{"depth": 12, "width": 768, "heads": 12, **changes})
 
     @classmethod
     def l(cls, **changes: Any) -> Self:  # noqa: E743
         """Latte-L, 457 M parameters."""
-        return cls(**dict(depth=24, width=1024, heads=16) | changes)
+        return cls(**{"depth": 24, "width": 1024, "heads": 16, **changes})
 
     @classmethod
     def xl(cls, **changes: Any) -> Self:
         """Latte-XL, 674 M parameters: the paper's."""
-        return cls(**dict(depth=28, width=1152, heads=16) | changes)
+        return cls(**{"depth": 28, "width": 1152, "heads": 16, **changes})
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

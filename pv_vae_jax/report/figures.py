@@ -146,7 +146,8 @@ def _figure(width: int, height: int, **options: Any) -> Iterator[Any]:
         raise ImportError("charts need matplotlib: pip install matplotlib (the extra [report] holds it)") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a notebook's own style does not reach the chart
-        matplotlib.rcParams.update(RC | {"axes.prop_cycle": matplotlib.cycler(color=[light for light, _ in COLOURS])})
+        lights = matplotlib.cycler(color=[light for light, _ in COLOURS])  # pyright: ignore[reportAttributeAccessIssue]
+        matplotlib.rcParams.update(RC | {"axes.prop_cycle": lights})  # pyright: ignore[reportCallIssue, reportArgumentType]
         yield Figure((width / 72, height / 72), dpi=72, facecolor=PAGE[0], **options)
 
 
@@ -202,7 +203,8 @@ def _draw(axes: Any, curves: Sequence[Series], log: bool) -> tuple[list, bool]:
 
 def _covered(curves: Sequence[Series], low: float, high: float, log: bool) -> list[int]:
     """For each curve the first that its line would hide all along, or itself: its dashes let that one show."""
-    heights = [(np.log(s.y / low) / math.log(high / low) if log else (s.y - low) / ((high - low) or 1)) for s in curves]
+    values = [np.asarray(s.y) for s in curves]
+    heights = [(np.log(y / low) / math.log(high / low) if log else (y - low) / ((high - low) or 1)) for y in values]
 
     def covers(i: int, j: int) -> bool:
         alike = curves[i].style == curves[j].style == "line" and np.array_equal(curves[i].x, curves[j].x)
@@ -243,7 +245,8 @@ def _thinned(series: Series) -> Series:
 
 
 def _last(series: Series) -> str:
-    return number(series.y[np.isfinite(series.y)][-1])
+    y = np.asarray(series.y)
+    return number(y[np.isfinite(y)][-1])
 
 
 def number(value: float) -> str:

@@ -78,7 +78,7 @@ def write_page(path: Path, template: str, **content: object) -> None:
     write_text(path, made.get_template(template).render(content))
 
 
-def chart(title: str, curves: Sequence[Series | tuple], start: int = 0, **options: object) -> dict:
+def chart(title: str, curves: Sequence[Series | tuple], start: int = 0, **options: Any) -> dict:
     """`figures.line_chart` for the macro `show`; a remark if no curve has a value.
 
     Curves are `Series`, or (name, values) at `start`, `start + 1` and so on, of which guesses are dashed.

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -157,7 +158,7 @@ def _read_samples(run: Run, expected: bool) -> tuple[np.ndarray, np.ndarray]:
         return arrays["video"], arrays["label"]
 
 
-def _read_json(path: Path) -> dict | list:
+def _read_json(path: Path) -> Any:
     with _damaged(path):
         return json.loads(path.read_text())
 

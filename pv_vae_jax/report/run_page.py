@@ -220,7 +220,7 @@ def curves_of(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, tuple[list[
     """Steps and values of the curve that a stage is compared by, of every run that has it."""
     term, curves = CONVERGENCE[stage], {run.name: run.pictures.curves.get(stage, ()) for run in runs}
     points = {name: [(r["step"], r[term]) for r in rows if r.get(term) is not None] for name, rows in curves.items()}
-    return {name: tuple(zip(*found, strict=True)) for name, found in points.items() if found}
+    return {name: ([s for s, _ in found], [value for _, value in found]) for name, found in points.items() if found}
 
 
 def arrivals(runs: Sequence[EvaluatedRun], stage: str) -> dict[str, StepsToTarget]:
@@ -259,7 +259,8 @@ def curve_charts(rows: Sequence[dict]) -> list[dict]:
     for title, names, log in groups:
         # A term that is 0 throughout, such as the motion of images, tells nothing.
         shown = [name for name in names if len(names) == 1 or any(value for _, value in columns[name])]
-        series = [Series(name.replace("_", " "), *zip(*columns[name], strict=True)) for name in shown]
+        points = {name: zip(*columns[name], strict=True) for name in shown}
+        series = [Series(name.replace("_", " "), x, y) for name, (x, y) in points.items()]
         if series:
             charts.append(chart(title, series, x_label="step", log=log, ends=True))
     return charts

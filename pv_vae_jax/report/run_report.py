@@ -196,7 +196,7 @@ def _titles(source: VideoSource, names: Sequence[str]) -> list[str]:
 def _files(source: VideoSource) -> dict:
     """How many files a source reads, and the names of the first `LISTED`; records and drawn clips have none."""
     total = len(source.reader) if isinstance(source, WindowSource) else 0
-    if not total or not isinstance(source.reader.name(0), Path):
+    if not isinstance(source, WindowSource) or not total or not isinstance(source.reader.name(0), Path):
         return {"count": 0, "names": []}
     return {"count": total, "names": [_file(source, i) for i in range(min(total, LISTED))]}
 
@@ -222,7 +222,7 @@ def by_class(
         return {names[0] if len(set(names)) == 1 else "all clips": (video[:most], real[:most])}
     pick = lambda clips, chosen: clips[np.flatnonzero(chosen)[:most]]  # noqa: E731
     shown = [k for k in np.unique(labels)[:SHOWN_CLASSES] if k < len(classes)]
-    return {classes[k]: (pick(video, labels == k), pick(real, np.array(names) == classes[k])) for k in shown}
+    return {str(classes[k]): (pick(video, labels == k), pick(real, np.array(names) == classes[k])) for k in shown}
 
 
 def read_every_clip(source: VideoSource, limit: int) -> tuple[np.ndarray, list[str]]:
@@ -310,7 +310,8 @@ def _score_shipped(run: Run, video: np.ndarray) -> dict[str, dict]:
     for name in shipped_models() if len(video) >= LEAST_CLIPS else ():
         model = load(SHIPPED / name)  # by its name, a folder here could be meant
         with contextlib.suppress(ShapeError):
-            check_clip_shape(*video.shape[1:4], model.vae.config.time_factor, model.vae.config.space_factor)
+            frames, height, width = video.shape[1:4]
+            check_clip_shape(frames, height, width, model.vae.config.time_factor, model.vae.config.space_factor)
             found[name], _ = _score_vae(run, model, video, name, None)
             found[name]["steps"] = None  # its last stage's, which would stand beside a stage of the run
             if model.vae.config.time_factor != run.experiment.vae.time_factor:
@@ -364,6 +365,7 @@ def _sample(
     """Generate clips, classes in turn, and save them; returns class -> some generated clips and some real ones."""
     model = load(run.folder("diffusion") / "model")
     sampling, diffusion = run.experiment.sampling, model.diffusion
+    assert diffusion is not None, "of stage diffusion"
     classes = diffusion.class_names if diffusion.model.config.classes else ()
     labels = np.arange(count) % max(len(classes), 1)
     guidance = sampling.guidance if classes else 1.0  # without classes there is nothing to guide by
@@ -407,7 +409,7 @@ def _summary(metrics: dict) -> list[str]:
     if frames := frame_lines(metrics):
         lines += aligned([("PSNR dB by frame", *FRAMES), *((name, *psnr) for name, psnr, _ in frames)])
     if errors := prediction_lines([EvaluatedRun("", metrics, Pictures())]):
-        rows = [("dropped", *map(str, range(1, len(errors[0][1]))), "average", "against copying")]
+        rows: list = [("dropped", *map(str, range(1, len(errors[0][1]))), "average", "against copying")]
         for name, values, average, against in errors:
             rows.append((name, *(cell(v, ".4f") for v in (*values[1:], average)), percent(against)))
         lines += ["squared error on dropped frames, range [-1, 1]", *aligned(rows)]

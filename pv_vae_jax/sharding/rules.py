@@ -156,7 +156,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     def place(value: np.ndarray) -> jax.Array:
         value = np.asarray(value)
         size = len(value) // len(parts) if value.ndim else 0  # rows of a part
-        shape = (size * count, *value.shape[1:]) if value.ndim else ()
+        shape: Any = (size * count, *value.shape[1:]) if value.ndim else ()
 
         def shard(index: Any) -> np.ndarray:
             if not index:

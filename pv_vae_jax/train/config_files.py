@@ -160,7 +160,7 @@ def override(config: T, overrides: dict[str, str]) -> T:
 
 def _setting(tree: ml_collections.ConfigDict, key: str) -> Any:
     """The present value of a dotted key."""
-    node, path = tree, "config"
+    node, path = typing.cast(Any, tree), "config"
     for part in key.split("."):
         group = isinstance(node, ml_collections.ConfigDict)
         if not group or part not in node:
@@ -176,7 +176,7 @@ def _setting(tree: ml_collections.ConfigDict, key: str) -> Any:
 def _right_key(name: str, known: Iterable[str]) -> str:
     """What to write in place of the unknown key `name`."""
     new = RENAMED_KEYS.get(name)
-    return f"it is called {new!r} now" if new in known else did_you_mean(name, known)
+    return f"it is called {new!r} now" if new and new in known else did_you_mean(name, known)
 
 
 def _parse(text: str, old: Any) -> Any:
@@ -234,7 +234,7 @@ def _value(kind: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path}.kind: {error}") from error
         return from_dict(cls, value, path)
     if (isinstance(kind, types.UnionType) and int not in typing.get_args(kind)) or dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, path)
+        return from_dict(kind, value, path)  # pyright: ignore[reportArgumentType]
     value = to_tuples(value)
     if isinstance(value, str) and (new := RENAMED_VALUES.get((path.split(".")[-1], value))):
         raise ConfigError(f"{path}={value} is called {new} now: set {path}={new}")

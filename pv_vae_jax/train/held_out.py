@@ -4,6 +4,7 @@ It reads the state and draws nothing from the training's randomness, so that a s
 without it.
 """
 
+import dataclasses
 import functools
 import sys
 import time
@@ -75,7 +76,8 @@ class Evaluator:
             self._score_vae(params, scores)
             return
         if _divides(self._config.every, step):
-            latents = sample_posterior(*self._moments, self._stage.step.mean, self._stage.step.std)
+            mean, logvar = self._moments
+            latents = sample_posterior(mean, logvar, self._stage.step.mean, self._stage.step.std)
             losses = velocity_loss(self._stage.step.model, params, latents, self._clips[1])
             scores["scalars"] |= {f"eval_loss/t{t:.2f}": float(loss) for t, loss in zip(TIMES, losses, strict=True)}
             scores["scalars"]["eval/velocity_loss"] = float(losses.mean())
@@ -90,7 +92,7 @@ class Evaluator:
         model, size, shown = self._stage.model, min(self._run.experiment.latents.batch_size, len(video)), video[:SHOWN]
         found = score_reconstruction(model, params, video, batch_size=size, label=None)
         scores["scalars"] |= {f"eval/{name}": part["mean"] for name, part in summarize_frames(found.frames).items()}
-        rows = [shown, reconstruct(model, params, shown, batch_size=size)]
+        rows: list[Any] = [shown, reconstruct(model, params, shown, batch_size=size)]
         if found.means.shape[1] > 1:
             errors = score_prediction(model, params, video, batch_size=size, label=None)
             scores["scalars"] |= {f"eval/{name}": errors.average(name) for name in ("predicted", "copying")}
@@ -102,8 +104,10 @@ class Evaluator:
         """As many clips as are held out, and their distances from those."""
         step, settings, (video, _) = stage.step, self._run.experiment.sampling, self._clips
         classes = step.model.config.classes
-        model = self._model().replace(diffusion=Diffusion(step.model, params, step.mean, step.std, stage.shape, ()))
-        chosen = dict(steps=settings.steps, guidance=settings.guidance if classes else 1.0, seed=stage.experiment.seed)
+        diffusion = Diffusion(step.model, params, step.mean, step.std, stage.shape, ())
+        model = dataclasses.replace(self._model(), diffusion=diffusion)
+        guidance = settings.guidance if classes else 1.0
+        chosen: Any = dict(steps=settings.steps, guidance=guidance, seed=stage.experiment.seed)
         try:
             drawn = sample_clips(
                 model, np.arange(len(video)) % max(classes, 1), batch_size=settings.batch_size, **chosen

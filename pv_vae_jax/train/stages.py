@@ -180,7 +180,7 @@ def check_stages(run: Run, stages: Sequence[str]) -> None:
         start = getattr(getattr(run.experiment, name), "init_from", "")
         place = local_or_bucket(start, f"{name}.init_from") if start else run.workdir
         if not place.resolve().is_relative_to(run.workdir.resolve()):  # not a stage still to come
-            find_checkpoint(place) or find_model(start)
+            _ = find_checkpoint(place) or find_model(start)
         try:
             with jax.set_mesh(run.mesh):
                 build_stage(run.experiment, name).check()

@@ -76,7 +76,7 @@ class VAEStep:
                 raise ValueError("this stage has a discriminator: give its parameters and its optimizer")
             networks = ParamsAndOpt(discriminator_params, self.discriminator_optimizer.init(discriminator_params))
         state = create_state(params, self.optimizer.init(trained), networks)
-        return state if head is None else state.replace(head=ParamsAndOpt(head, self.optimizer.init(head)))
+        return state if head is None else dataclasses.replace(state, head=ParamsAndOpt(head, self.optimizer.init(head)))
 
     def __call__(
         self, state: TrainState, batch: dict, *, dropped: int | None = 0, gan: bool = False

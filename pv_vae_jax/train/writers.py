@@ -114,7 +114,7 @@ class TensorBoardWriter(MetricWriter):
                 self._board.add_image(f"{name}/{i}", picture, step, dataformats="HWC")
 
     def write_videos(self, step: int, videos: Arrays) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         for name, clips in videos.items():
             for i, clip in enumerate(_each(clips, 4)):
@@ -128,7 +128,8 @@ class TensorBoardWriter(MetricWriter):
 
     def write_histograms(self, step: int, arrays: Arrays, num_buckets: Mapping[str, int] | None = None) -> None:
         for name, values in arrays.items():
-            self._board.add_histogram(name, np.ravel(values), step, bins=(num_buckets or {}).get(name, 30))
+            bins: Any = (num_buckets or {}).get(name, 30)
+            self._board.add_histogram(name, np.ravel(values), step, bins=bins)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         from tensorboardX.summary import hparams as summaries  # `add_hparams` would begin another run
@@ -162,7 +163,7 @@ class WandbWriter(MetricWriter):
 
     def __init__(self, folder: Path, start_step: int = 0, stage: Path | None = None):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("writers=wandb needs wandb: pip install wandb, or leave it out of writers") from error
         stage = (stage or folder).resolve()

@@ -24,8 +24,8 @@ def prepare_with_beam(
       BlockingIOError, NoVideosError: as `prepare_split`.
     """
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("--beam needs Apache Beam: pip install apache-beam (the extra [beam] holds it)") from error
     with lock_split(folder):  # the workers hold no lock: each writes under names of its own

@@ -46,7 +46,7 @@ def read_image(path: str | Path, *, short_side: int | None = None, resize: Frame
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.height} x {image.width} pixels, more than {MAX_PIXELS}")
                 if size:  # JPEG: decode at a fraction that is no smaller, whatever the rotation
-                    image.draft("RGB", (max(size.height, size.width),) * 2)
+                    image.draft("RGB", (side := max(size.height, size.width), side))
                 image = ImageOps.exif_transpose(image)
                 if image.mode[0] in "IF":  # grey of 16 bits, which Pillow would clip to 8
                     grey = np.clip(np.asarray(image, np.float32) / 257, 0, 255)
@@ -73,8 +73,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         from PIL import ExifTags, Image
 
         with Image.open(path, formats=FORMATS) as image:
-            size = image.height, image.width
-            return size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) > 4 else size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # any, as in `read_image`, which says what is wrong
         return read_image(path).shape[:2]
 

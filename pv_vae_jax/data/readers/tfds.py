@@ -98,7 +98,7 @@ def open_examples(folder: Path, split: str) -> tuple[Sequence[dict], str]:
       ImportError: tfds is missing; the message names the extra.
     """
     try:
-        import tensorflow_datasets as tfds
+        import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "prepared TensorFlow datasets need tfds: pip install tensorflow-datasets (the extra [tfds] holds it)"

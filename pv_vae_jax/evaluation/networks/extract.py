@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def own_network(folder: str | Path | None = None) -> FeatureNetwork:
     side = model.config.side
 
     def apply(params: Params, video: Array) -> Array:
-        return model.apply({"params": params}, resize(video, side, "antialias"))
+        return model.apply({"params": params}, resize(video, side, "antialias"))  # pyright: ignore[reportReturnType]
 
     pixels = f"stretched to {side} x {side}, antialiased bilinear"
     return FeatureNetwork("own", found, None, pixels, least_frames=feature_net.LEAST_FRAMES, apply=apply, params=params)
@@ -71,7 +72,8 @@ def i3d_network(
     model = i3d.I3D(epsilon)
 
     def apply(params: Params, video: Array) -> Array:
-        return model.apply({"params": params}, resize(video, i3d.SIDE, resize_rule, crop)).logits
+        found: Any = model.apply({"params": params}, resize(video, i3d.SIDE, resize_rule, crop))
+        return found.logits
 
     known = file.known if file.network == "i3d" and epsilon == 1e-3 else None
     way = "short side, then centre square" if crop else "stretched"
@@ -88,7 +90,8 @@ def c3d_network(path: str | Path, mean: str | Path) -> FeatureNetwork:
     params = {"net": read_c3d(path), "mean": read_c3d_mean(mean)}
 
     def apply(params: Params, video: Array) -> Array:
-        return c3d.C3D().apply({"params": params["net"]}, c3d.c3d_input(video, params["mean"]))
+        pixels = c3d.c3d_input(video, params["mean"])
+        return c3d.C3D().apply({"params": params["net"]}, pixels)  # pyright: ignore[reportReturnType]
 
     known = file.known if file.network == "c3d" else None
     pixels = f"first {c3d.FRAMES} frames, corner-aligned bilinear to {c3d.SIDE} x {c3d.SIDE}, BGR less the mean cube"
@@ -122,7 +125,8 @@ def resize(video: Array, side: int, rule: str, crop: bool = False) -> Array:
         x = jnp.einsum("bthwc,hH,wW->btHWc", video, _tf1(height, rows), _tf1(width, columns), precision="highest")
     else:
         shape = (*video.shape[:2], rows, columns, 3)
-        x = jax.image.resize(video, shape, "bilinear", antialias=rule == "antialias", precision="highest")
+        highest = jax.lax.Precision.HIGHEST
+        x = jax.image.resize(video, shape, "bilinear", antialias=rule == "antialias", precision=highest)
     top, left = (rows - side) // 2, (columns - side) // 2
     return x[:, :, top : top + side, left : left + side]
 
@@ -144,7 +148,7 @@ def extract(
     *,
     count: int | None = None,
     batch_size: int = 8,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
     label: str | None = None,
 ) -> np.ndarray:
     """Features `(n, d)` float32, batch by batch: memory holds one batch of clips and all features.
