@@ -43,7 +43,7 @@ TUNED = {"decoder.steps": 1_200}
 def base() -> Experiment:
     """A t4s8c8 VAE and a transformer of a few hundred thousand parameters each.
 
-    Decoders are tuned alike in all rows: `decoder` has one objective, and rows change `video` alone.
+    Decoders are tuned alike, for `decoder` has one objective and rows change `video` alone; but see `TUNED`.
     """
     fast = OptimizerConfig(name="muon", learning_rate=5e-3, warmup_steps=50, final_fraction=0.03)
     stage = VAEStageConfig(batch_size=8, flip=0.0, objective=Objective(kl=KL[1]), optimizer=fast, ema_decay=0.98)
