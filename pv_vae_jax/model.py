@@ -126,16 +126,16 @@ class Model:
           observed: number of frames to see, `1 + n p_t`.
           key: draws a sample of the posterior, and gaussian padding, which needs one; None takes the posterior's mean.
         """
-        seen: Any = model_inputs.checked_video(self.vae, video)
+        whole: Any = model_inputs.checked_video(self.vae, video)
         observed = model_inputs.checked_count("observed", observed)
-        frames, p_t = seen.shape[1], self.vae.config.time_factor
+        frames, p_t = whole.shape[1], self.vae.config.time_factor
         if (observed - 1) % p_t or not 1 <= observed <= frames:
             nearest = sorted(range(1, frames + 1, p_t), key=lambda n: abs(n - observed))[:2]
             raise ShapeError(
                 f"expected observed to be 1 + {p_t} n and at most the clip's {frames} frames, got {observed}: pass "
                 f"{' or '.join(map(str, sorted(nearest)))}"
             )
-        return _predict(self.vae, observed, self.vae_params, seen, key)
+        return _predict(self.vae, observed, self.vae_params, whole, key)
 
     def sample(
         self, labels: Labels, key: PRNGKey, *, steps: int = 100, guidance: ArrayLike = 1.0, index: Labels | None = None

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 PROGRAM = """
-import sys
+import dataclasses, sys
 from concurrent.futures import ThreadPoolExecutor
 import jax, jax.numpy as jnp, numpy as np
 from pv_vae_jax.layers.conv import LOWERINGS, causal_conv3d, conv2d
@@ -78,6 +78,10 @@ arrays = {f"{name} {i}": leaf for name, result in results.items() for i, leaf in
 texts = {name: program.as_text() for name, program in compiled.items()}
 used = ["__onednn$convolution" in texts["direct float32"], "__onednn$matmul" in texts["batch of one float32"]]
 used.append(has_onednn())
+here = jax.sharding.Mesh(jax.devices(), "x").abstract_mesh
+device = dataclasses.replace(here.abstract_device, platform="tpu")
+with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)):
+    assert not has_onednn(), "what this process has, in a program for a TPU"
 np.savez(sys.argv[1], used=used, **arrays)
 """
 

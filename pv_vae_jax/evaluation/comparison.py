@@ -175,16 +175,14 @@ def _features(
     return extract(network, stream, count=len(index), batch_size=batch_size, label=label), set_card(clips, digest)
 
 
-def check_network(network: FeatureNetwork, protocol: MetricProtocol, splits: int = 0) -> None:
+def check_network(network: FeatureNetwork, protocol: MetricProtocol, splits: int | None = None) -> None:
     """Raise `FeatureError` unless a protocol's clips are long enough for `network`, and many enough for `splits`."""
     if protocol.frames < network.least_frames:
         raise FeatureError(
             f"{network.name} needs clips of at least {network.least_frames} frames, got {protocol.frames}"
         )
-    if protocol.clips < 2 * splits:
-        raise FeatureError(
-            f"{splits} splits need at least {2 * splits} clips, got {protocol.clips}: change --clips or --splits"
-        )
+    if splits is not None:
+        distances.check_splits(splits, protocol.clips)
 
 
 def check_sets(real: ClipSet, fake: ClipSet, protocol: MetricProtocol, paired: bool) -> ClipSet:

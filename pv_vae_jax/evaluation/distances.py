@@ -98,6 +98,12 @@ class InceptionScore:
     clips: int
 
 
+def check_splits(splits: int, clips: int) -> None:
+    """Raise `FeatureError` unless every part of the inception score has two clips."""
+    if splits < 1 or clips < 2 * splits:
+        raise FeatureError(f"{splits} splits need at least {2 * max(splits, 1)} clips, got {clips}")
+
+
 def inception_score(logits: np.ndarray, *, splits: int = 10, shuffle_seed: int | None = 42) -> InceptionScore:
     """Inception score of predictions, part by part.
 
@@ -113,8 +119,7 @@ def inception_score(logits: np.ndarray, *, splits: int = 10, shuffle_seed: int |
       FeatureError: logits that are not finite, or fewer clips than twice the splits.
     """
     logits = check_features(logits)
-    if splits < 1 or len(logits) < 2 * splits:
-        raise FeatureError(f"{splits} splits need at least {2 * max(splits, 1)} clips, got {len(logits)}")
+    check_splits(splits, len(logits))
     if shuffle_seed is not None:
         logits = logits[np.random.RandomState(shuffle_seed).permutation(len(logits))]
     log_p = logits - logits.max(axis=1, keepdims=True)

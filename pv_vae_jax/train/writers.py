@@ -209,7 +209,7 @@ class WandbWriter(MetricWriter):
 def _wandb_id(stage: Path) -> str:
     """The id of a stage's W&B run: drawn once, so that a resumed stage goes on in its run, and a new one does not."""
     record = stage / "wandb.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or a damaged one
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or a damaged one
         return str(json.loads(record.read_text())["id"])
     stage.mkdir(parents=True, exist_ok=True)
     drawn = secrets.token_hex(8)

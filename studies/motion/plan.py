@@ -193,7 +193,7 @@ def load_study(path: str | Path, overrides: dict[str, str] | None = None, tiny: 
     study = run_config(path, Study, "get_study")
     small = {key: repr(value) for key, value in TINY.items()} if tiny else {}
     if tiny:
-        plain = [{key: value for key, value in row.settings.items() if key not in TINY} for row in study.rows]
-        rows = (dataclasses.replace(r, settings=own, seeds=1) for r, own in zip(study.rows, plain, strict=True))
-        study = dataclasses.replace(study, rows=tuple(rows), scores=2, clips=8, curve_clips=4, sampling_steps=2)
+        plain = lambda row: {key: value for key, value in row.settings.items() if key not in TINY}  # noqa: E731
+        rows = tuple(dataclasses.replace(row, settings=plain(row), seeds=1) for row in study.rows)
+        study = dataclasses.replace(study, rows=rows, scores=2, clips=8, curve_clips=4, sampling_steps=2)
     return dataclasses.replace(study, experiment=override(study.experiment, small | (overrides or {}))).validate()
